@@ -1,0 +1,36 @@
+# Each target does all the set-up that it needs, on a machine with Python 3.10 or newer and pip.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODEL := examples/small-llama
+OUT := out/small-llama-int8
+PROMPT := The function returns
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/installed  ## convert the example checkpoint, look inside, generate
+	rm -rf $(OUT)
+	$(BIN)/int8conv convert $(MODEL) $(OUT)
+	$(BIN)/int8conv inspect $(OUT)
+	$(BIN)/int8conv footprint $(OUT)
+	$(BIN)/int8conv generate $(OUT) --prompt "$(PROMPT)" --max-new-tokens 40
+
+test: $(VENV)/installed-dev check  ## style, types, whole test suite
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) out
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,64 @@
+"""The command line: each command parses, calls one function of the library, and prints.
+
+Commands import what they need when they run, so that ``int8conv --help`` stays fast. Errors of the library become one line
+on stderr and exit code 1, in one place: ``Commands.invoke``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..errors import Int8convError
+
+_COMMANDS = {
+    "convert": "Convert a checkpoint folder to int8.",
+    "inspect": "Show what is inside a converted folder.",
+    "footprint": "Predict the memory that a model needs.",
+    "generate": "Continue a prompt.",
+}
+
+
+class Commands(click.Group):
+    """Loads a command's module when it is called; shows its first line of help without loading it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f".{cmd_name}", __name__)
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        code = 1
+        try:
+            return super().invoke(ctx)
+        except Int8convError as error:
+            click.echo(f"int8conv: error: {error}", err=True)
+        except BrokenPipeError:  # the reader of our output went away: nobody to tell
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except KeyboardInterrupt:
+            click.echo("int8conv: interrupted; nothing was left behind", err=True)
+            code = 130
+        raise click.exceptions.Exit(code)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="int8conv")
+def main() -> None:
+    """Convert checkpoints to int8 once, offline, and run them.
+
+    SRC is a Hugging Face checkpoint folder, PATH a converted one (or, where noted, a source).
+    """

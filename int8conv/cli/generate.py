@@ -1,0 +1,58 @@
+"""``int8conv generate``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command("generate")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--prompt", "-p", required=True, help="Text to continue.")
+@click.option("--max-new-tokens", "-n", type=click.IntRange(min=0), help="Default: 128.")
+@click.option(
+    "--temperature", "-t", type=float, default=0.0, show_default=True, help="0: the most likely."
+)
+@click.option("--top-k", type=int, help="Draw from the k most likely tokens.")
+@click.option("--top-p", type=float, help="Draw from the fewest tokens of this probability.")
+@click.option("--seed", type=int, help="Makes drawing repeatable.")
+@click.option(
+    "--mode",
+    type=click.Choice(["w8a8", "w8a16"]),
+    help="8- or 16-bit activations; default: by the number of tokens.",
+)
+@click.option("--dtype", help="float32, float16 or bfloat16; default: float32, fastest on a CPU.")
+@click.option("--device", default="cpu", show_default=True)
+def command(
+    path: Path,
+    prompt: str,
+    max_new_tokens: int | None,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int | None,
+    mode: str | None,
+    dtype: str | None,
+    device: str,
+) -> None:
+    """Continue a prompt with PATH (a converted folder, or a source in its own precision); text comes as it is made."""
+    from ..runtime.loader import load
+
+    def show(text: str) -> None:
+        click.echo(text, nl=False)
+        sys.stdout.flush()
+
+    model = load(path, device=device, mode=mode, dtype=dtype)  # type: ignore[arg-type]
+    show(prompt)
+    model.generate(
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        on_text=show,
+    )
+    click.echo()

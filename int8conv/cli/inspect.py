@@ -1,0 +1,71 @@
+"""``int8conv inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .output import print_json, progress_bars, size, table
+
+
+@click.command("inspect")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every tensor.")
+@click.option("--tensors", is_flag=True, help="Also list every tensor.")
+@click.option("--verify", is_flag=True, help="Re-read every byte against its checksum.")
+def command(path: Path, as_json: bool, tensors: bool, verify: bool) -> None:
+    """Show what is inside the converted folder PATH: kinds, layers, outlier columns, bytes against 16 bits."""
+    from ..formats.converted import open_converted
+    from ..formats.summary import summarize
+
+    converted = open_converted(path)
+    summary = summarize(converted)
+    verified = None
+    if verify:
+        from ..formats.verify import verify as verify_bytes
+
+        total = sum(record.bytes for record in converted.manifest.files.values())
+        done = 0
+        with progress_bars("B") as progress:
+
+            def advance(nbytes: int) -> None:
+                nonlocal done
+                done += nbytes
+                progress("verify", done, total)
+
+            verified = verify_bytes(converted, advance)
+    if as_json:
+        print_json(summary.to_json() | ({"verified_bytes": verified} if verify else {}))
+        return
+    source = converted.manifest.source
+    click.echo(f"{path}: int8conv format 1, {converted.config.get('model_type')}, ", nl=False)
+    click.echo(f"from {source.get('id')}, by {converted.manifest.generator}\n")
+    table(
+        ["kind", "dtypes", "tensors", "bytes", "16-bit bytes"],
+        [
+            [row.label, row.dtypes, row.tensors, size(row.nbytes), size(row.nbytes_16bit)]
+            for row in [*summary.kinds, summary.total]
+        ],
+    )
+    click.echo()
+    table(
+        ["layer", "int8 linears", "outlier columns of inputs", "bytes", "16-bit bytes"],
+        [
+            [
+                row.label,
+                row.linears,
+                " ".join(f"{k}/{n}" for k, n in row.outliers) or "-",
+                size(row.nbytes),
+                size(row.nbytes_16bit),
+            ]
+            for row in summary.layers
+        ],
+    )
+    if tensors:
+        click.echo()
+        rows = [[t.name, t.dtype, str(list(t.shape)), size(t.nbytes)] for t in summary.tensors]
+        table(["tensor", "dtype", "shape", "bytes"], rows)
+    click.echo(f"\n{size(summary.total.nbytes)}, {summary.ratio:.2f}x of 16 bits")
+    if verified is not None:
+        click.echo(f"verified: {verified:,} bytes match their checksums")

@@ -1,0 +1,223 @@
+"""``convert``: from a checkpoint folder to a converted folder."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from .. import __version__
+from ..errors import ArgumentError, NotFoundError
+from ..formats.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, open_checkpoint
+from ..formats.checksum import checksum
+from ..formats.json_file import dump_json
+from ..formats.layout import ShardLayout, plan_layout
+from ..formats.manifest import FileRecord, Manifest
+from ..formats.names import MANIFEST_FILE, QUANT_METHOD, VERSION, is_padding
+from ..formats.source_checks import check_not_quantized
+from ..formats.writer import check_replaceable, staged_folder, write_file
+from ..runtime.architecture import Architecture, read_architecture
+from .options import DEFAULT_SHARD_BYTES, HALVES, ConvertOptions, Outliers
+from .outliers import OutlierChoice
+from .plan import Plan, QuantizeTask, make_plan
+from .stream import TaskResult, run_tasks
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, units done so far, and units in all."""
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What a conversion did; sizes in bytes."""
+
+    tensors: int
+    """Source tensors read."""
+    quantized: int
+    """Of them, linears that became int8."""
+    outlier_columns: int
+    """Columns kept in 16 bits, over all inputs."""
+    bytes_in: int
+    """Of the source's tensors."""
+    bytes_out: int
+    """Of the shards."""
+    seconds: float
+    rounded: int
+    """Values of an F32 source that rounding to 16 bits changed."""
+    notes: tuple[str, ...] = ()
+    """What the user should know."""
+
+    @property
+    def ratio(self) -> float:
+        return self.bytes_out / self.bytes_in
+
+
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    outliers: Outliers = "calibrated",
+    dtype: str = "float16",
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    force: bool = False,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> ConvertReport:
+    """Convert a checkpoint folder to int8 (see ``formats/SPEC.md``).
+
+    Args:
+        source: a Hugging Face checkpoint folder with safetensors files in F16, BF16 or F32.
+        out: the folder to make; it appears whole or not at all.
+        outliers: ``"calibrated"`` keeps the input columns with outlier activations in 16 bits, found by a short run of
+            the model; ``"none"`` keeps no columns and needs no run.
+        dtype: ``"float16"`` or ``"bfloat16"``, for what stays in 16 bits of an F32 source.
+        max_shard_bytes: payload of an output file, at most (a larger group of linears gets a file of its own).
+        force: replace ``out`` if it is a converted folder.
+        jobs: tensors to work on at once; None: one for each processor. Does not change the bytes.
+        progress: called as the work goes on.
+
+    Raises:
+        NotFoundError, CheckpointError, SafetensorsError: the source is absent or malformed.
+        UnsupportedModelError: a family, or a feature of it, that is not known.
+        CalibrationError: the model cannot be run on the calibration text.
+        OutputError: the output exists, cannot be written, or does not fit the disk.
+        ArgumentError: an option that cannot be.
+    """
+    start = time.perf_counter()
+    options = ConvertOptions(outliers, dtype, max_shard_bytes)
+    if jobs is not None and jobs < 1:
+        raise ArgumentError("jobs", expected="1 or more", found=jobs)
+    tell = progress or (lambda stage, done, total: None)
+    source, out = Path(source), Path(out)
+    check_replaceable(out, force=force)
+    checkpoint = open_checkpoint(source)
+    check_not_quantized(checkpoint)
+    architecture = read_architecture(checkpoint.config, checkpoint.tensors, source / CONFIG_FILE)
+    half = HALVES[options.dtype]
+    make_plan(checkpoint, architecture, {}, half)  # refuse a bad source before calibrating on it
+    choices, calibration, notes = _choose(checkpoint, architecture, options, tell)
+    plan = make_plan(checkpoint, architecture, choices, half)
+    layouts = plan_layout(plan.units, max_shard_bytes=options.max_shard_bytes)
+    with staged_folder(out, force=force) as staging:
+        results = run_tasks(
+            plan.tasks, layouts, staging, jobs=jobs or os.cpu_count() or 1,
+            progress=_counted(tell, "convert", plan.source_bytes),
+        )  # fmt: skip
+        manifest = _manifest(checkpoint, options, plan, results, calibration)
+        _write_small_files(staging, checkpoint, options, layouts, manifest, results)
+    return ConvertReport(
+        tensors=len(plan.tasks),
+        quantized=sum(isinstance(task, QuantizeTask) for task in plan.tasks),
+        outlier_columns=sum(group.outliers for group in plan.inputs),
+        bytes_in=plan.source_bytes,
+        bytes_out=sum(layout.nbytes for layout in layouts),
+        seconds=time.perf_counter() - start,
+        rounded=manifest.rounded,
+        notes=notes,
+    )
+
+
+def _choose(
+    checkpoint: Checkpoint, architecture: Architecture, options: ConvertOptions, tell: Progress
+) -> tuple[dict[str, OutlierChoice], dict[str, Any] | None, tuple[str, ...]]:
+    if options.outliers == "none":
+        return {}, None, ()
+    from .calibrate import calibrate  # needs torch
+    from .outliers import choose_outliers
+
+    calibration = calibrate(
+        checkpoint, architecture, lambda done, total: tell("calibrate", done, total)
+    )
+    choices = {path: choose_outliers(absmax) for path, absmax in calibration.absmax.items()}
+    return choices, calibration.record(), calibration.notes
+
+
+def _counted(tell: Progress, stage: str, total: int) -> Callable[[int], None]:
+    done = 0
+    lock = threading.Lock()  # workers report from their own threads
+
+    def add(count: int) -> None:
+        nonlocal done
+        with lock:
+            done += count
+            tell(stage, done, total)
+
+    return add
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    options: ConvertOptions,
+    plan: Plan,
+    results: list[TaskResult],
+    calibration: dict[str, Any] | None,
+) -> Manifest:
+    tensors = {
+        task.source.name: {
+            "dtype": task.source.dtype,
+            "shape": list(task.source.shape),
+            "xxh3_128": result.source_checksum,
+        }
+        for task, result in zip(plan.tasks, results, strict=True)
+    }
+    return Manifest(
+        generator=f"int8conv {__version__}",
+        source={"id": checkpoint.folder.resolve().name, "revision": None, "tensors": tensors},
+        options=asdict(options),
+        calibration=calibration,
+        inputs=plan.inputs,
+        rounded=sum(result.rounded for result in results),
+        skipped=plan.skipped,
+    )
+
+
+def _write_small_files(
+    staging: Path,
+    checkpoint: Checkpoint,
+    options: ConvertOptions,
+    layouts: list[ShardLayout],
+    manifest: Manifest,
+    results: list[TaskResult],
+) -> None:
+    """Everything but the shards; the manifest last."""
+    section = {"quant_method": QUANT_METHOD, "version": VERSION, "outliers": options.outliers}
+    section["dtype"] = options.dtype
+    files = {CONFIG_FILE: dump_json(checkpoint.config | {"quantization_config": section})}
+    files |= dict(_copied_files(checkpoint.folder))
+    weight_map = {
+        t.name: layout.name for layout in layouts for t in layout.tensors if not is_padding(t.name)
+    }
+    total = sum(layout.nbytes - len(layout.header) for layout in layouts)
+    files[INDEX_FILE] = dump_json({"metadata": {"total_size": total}, "weight_map": weight_map})
+    records = {name: FileRecord(len(data), checksum(data)) for name, data in files.items()}
+    sums = {name: value for result in results for name, value in result.checksums.items()}
+    for layout in layouts:
+        tensors = {t.name: sums[t.name] for t in layout.tensors if not is_padding(t.name)}
+        records[layout.name] = FileRecord(
+            layout.nbytes, checksum(layout.header), len(layout.header), tensors
+        )
+    files[MANIFEST_FILE] = dump_json(replace(manifest, files=records).to_json())
+    for name, data in files.items():
+        write_file(staging / name, data)
+
+
+_COPIED_SUFFIXES: Final = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
+_COPIED_PREFIXES: Final = ("LICENSE", "NOTICE", "USE_POLICY")
+
+
+def _copied_files(folder: Path) -> list[tuple[str, bytes]]:
+    """Tokenizer, generation and licence files, as they are."""
+    copied = []
+    for path in sorted(folder.iterdir()):
+        name = path.name
+        wanted = path.suffix in _COPIED_SUFFIXES or name.startswith(_COPIED_PREFIXES)
+        own = name in (CONFIG_FILE, MANIFEST_FILE) or name.endswith(".index.json")
+        if wanted and not own and path.is_file():
+            try:
+                copied.append((name, path.read_bytes()))
+            except OSError as error:
+                raise NotFoundError(f"cannot be read: {error.strerror}", file=path) from error
+    return copied

@@ -1,0 +1,29 @@
+"""What decides a conversion's bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from ..errors import ArgumentError
+
+Outliers = Literal["calibrated", "none"]
+HALVES: Final = {"float16": "F16", "bfloat16": "BF16"}
+DEFAULT_SHARD_BYTES: Final = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What decides the output's bytes; recorded in the manifest."""
+
+    outliers: Outliers = "calibrated"
+    dtype: str = "float16"
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES
+
+    def __post_init__(self) -> None:
+        if self.outliers not in ("calibrated", "none"):
+            raise ArgumentError("outliers", expected="calibrated or none", found=self.outliers)
+        if self.dtype not in HALVES:
+            raise ArgumentError("dtype", expected=" or ".join(HALVES), found=self.dtype)
+        if self.max_shard_bytes < 1:
+            raise ArgumentError("max_shard_bytes", expected="1 or more", found=self.max_shard_bytes)

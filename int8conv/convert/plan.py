@@ -1,0 +1,183 @@
+"""The conversion plan: what becomes of each tensor, and in which order, from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ShapeError, UnsupportedDtypeError, UnsupportedFeatureError
+from ..formats.checkpoint import CONFIG_FILE, Checkpoint, StoredTensor
+from ..formats.dtypes import FLOAT_DTYPES
+from ..formats.layout import Run, TensorSpec, Unit
+from ..formats.manifest import InputGroup
+from ..formats.names import BIAS, KINDS, OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
+from ..runtime.architecture import Architecture, Module
+from .outliers import NO_OUTLIERS, OutlierChoice
+
+
+@dataclass(frozen=True)
+class QuantizeTask:
+    """A linear's weight to quantise; ``half`` is the dtype of its outlier columns."""
+
+    path: str
+    source: StoredTensor
+    columns: npt.NDArray[np.int32]
+    half: str
+
+
+@dataclass(frozen=True)
+class KeepTask:
+    """A tensor that stays in 16 bits, rounded to ``dtype`` if the source has 32."""
+
+    source: StoredTensor
+    dtype: str
+
+
+Task = QuantizeTask | KeepTask
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tasks in the order of the output."""
+
+    tasks: tuple[Task, ...]
+    units: tuple[Unit, ...]
+    """What stands together, for the layout."""
+    inputs: tuple[InputGroup, ...]
+    skipped: dict[str, str]
+    """Source tensors that are left out, and why."""
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(task.source.nbytes for task in self.tasks)
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    outliers: Mapping[str, OutlierChoice],
+    half: str,
+) -> Plan:
+    """Plan the conversion of a checkpoint.
+
+    Args:
+        checkpoint: the source.
+        architecture: its decoder.
+        outliers: the choice for each input, by the path of the group's first linear; none where absent.
+        half: F16 or BF16, for tensors that the source has in F32.
+
+    Raises:
+        MissingTensorError, ShapeError, UnsupportedDtypeError: the source is not what its config implies.
+    """
+    tasks: list[Task] = []
+    units: list[Unit] = []
+    inputs: list[InputGroup] = []
+    by_path = {m.path: m for m in architecture.modules}
+    for module in architecture.modules:
+        if not module.group:
+            kept = [_keep(checkpoint, module, kind, half) for kind in _kinds(module)]
+            tasks += kept
+            units += [((_spec(task),),) for task in kept]
+        elif module.path == module.group[0]:
+            choice = outliers.get(module.path, NO_OUTLIERS)
+            members = [by_path[path] for path in module.group]
+            group = [_quantize(checkpoint, m, choice, half) for m in members]
+            biases = [_keep(checkpoint, m, BIAS, half) for m in members if m.bias]
+            tasks += [*group, *biases]
+            units.append(_group_unit(group, biases))
+            inputs.append(
+                InputGroup(module.group, module.shape[1], len(choice.columns), choice.threshold)
+            )
+    extras, skipped = _extras(checkpoint, architecture, half)
+    tasks += extras
+    units += [((_spec(task),),) for task in extras]
+    return Plan(tuple(tasks), tuple(units), tuple(inputs), skipped)
+
+
+def _kinds(module: Module) -> Iterator[str]:
+    yield WEIGHT
+    if module.bias:
+        yield BIAS
+
+
+def _source(checkpoint: Checkpoint, module: Module, kind: str) -> StoredTensor:
+    tensor = checkpoint.tensor(f"{module.path}.{kind}")
+    expected = module.shape if kind == WEIGHT else module.shape[:1]
+    if tensor.shape != expected:
+        raise ShapeError(
+            f"shape is not what {CONFIG_FILE} implies", file=tensor.file, tensor=tensor.name,
+            expected=list(expected), found=list(tensor.shape),
+        )  # fmt: skip
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise UnsupportedDtypeError(
+            "unsupported dtype of a weight", file=tensor.file, tensor=tensor.name,
+            expected=" or ".join(FLOAT_DTYPES), found=tensor.dtype,
+        )  # fmt: skip
+    return tensor
+
+
+def _half(tensor: StoredTensor, half: str) -> str:
+    return half if tensor.dtype == "F32" else tensor.dtype
+
+
+def _keep(checkpoint: Checkpoint, module: Module, kind: str, half: str) -> KeepTask:
+    source = _source(checkpoint, module, kind)
+    return KeepTask(source, _half(source, half))
+
+
+def _quantize(
+    checkpoint: Checkpoint, module: Module, choice: OutlierChoice, half: str
+) -> QuantizeTask:
+    source = _source(checkpoint, module, WEIGHT)
+    return QuantizeTask(module.path, source, choice.columns, _half(source, half))
+
+
+def _spec(task: KeepTask) -> TensorSpec:
+    return TensorSpec(task.source.name, task.dtype, task.source.shape)
+
+
+def _group_unit(group: list[QuantizeTask], biases: list[KeepTask]) -> Unit:
+    """Kind by kind, so that each kind of a group is one matrix."""
+    runs: dict[str, list[TensorSpec]] = {kind: [] for kind in KINDS}
+    for task in group:
+        out, k = task.source.shape[0], len(task.columns)
+        runs[WEIGHT].append(TensorSpec(f"{task.path}.{WEIGHT}", "I8", (*task.source.shape, 1)))
+        runs[SCALE].append(TensorSpec(f"{task.path}.{SCALE}", "F32", (out,)))
+        if k:
+            runs[OUTLIER_INDEX].append(TensorSpec(f"{task.path}.{OUTLIER_INDEX}", "I32", (k,)))
+            runs[OUTLIER_WEIGHT].append(
+                TensorSpec(f"{task.path}.{OUTLIER_WEIGHT}", task.half, (out, k))
+            )
+    runs[BIAS] = [_spec(task) for task in biases]
+    unit: list[Run] = [tuple(run) for run in runs.values() if run]
+    return tuple(unit)
+
+
+def _extras(
+    checkpoint: Checkpoint, architecture: Architecture, half: str
+) -> tuple[list[KeepTask], dict[str, str]]:
+    """Tensors that no module of the decoder has: kept as they are, but for those that are redundant."""
+    modules = {m.path: m for m in architecture.modules}
+    planned = {f"{m.path}.{kind}" for m in architecture.modules for kind in _kinds(m)}
+    head = architecture.family.names["head"] + ".weight"
+    extras, skipped = [], {}
+    for name, tensor in checkpoint.tensors.items():
+        if name in planned:
+            continue
+        if name.rpartition(".")[0] in modules:
+            raise UnsupportedFeatureError(
+                f"{CONFIG_FILE} says nothing of this tensor, which belongs to a module that the model uses",
+                file=tensor.file, tensor=name,
+            )  # fmt: skip
+        if name == head and architecture.config.tied:
+            skipped[name] = "tied to the token embedding"
+        elif name.endswith(architecture.family.skipped):
+            skipped[name] = "computed, not learned"
+        elif tensor.dtype not in FLOAT_DTYPES:
+            skipped[name] = f"not a weight of the model, and {tensor.dtype}"
+        else:
+            extras.append(KeepTask(tensor, _half(tensor, half)))
+    return extras, skipped

@@ -1,0 +1,4 @@
+"""What is on disk: safetensors headers, checkpoints, and the converted format of ``SPEC.md``.
+
+Knows bytes, names and offsets; knows neither models nor torch.
+"""

@@ -1,0 +1,149 @@
+"""A Hugging Face checkpoint folder: which tensor lies where, from headers alone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import (
+    JsonFileError,
+    MissingShardError,
+    MissingTensorError,
+    NotFoundError,
+    UnsafePathError,
+)
+from .header import Header, read_header
+from .json_file import read_json
+
+CONFIG_FILE = "config.json"
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor's bytes are."""
+
+    name: str
+    dtype: str
+    """Safetensors name: F16, BF16, F32, I8, ..."""
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    """Of the first byte, from the start of the file."""
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened folder; tensors stand in the order of shards and offsets."""
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+    headers: dict[str, Header]
+    """By shard file name."""
+    weight_map: dict[str, str] | None
+    """Tensor name to shard file name as the index has it; None for a single file without index."""
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.nbytes for t in self.tensors.values())
+
+    def tensor(self, name: str) -> StoredTensor:
+        """The tensor of that name.
+
+        Raises:
+            MissingTensorError: there is none.
+        """
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise MissingTensorError(
+                "absent from the checkpoint, but the config asks for it",
+                file=self.folder, tensor=name,
+            ) from None  # fmt: skip
+
+
+def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
+    """Open a folder with ``config.json`` and safetensors files (one, or several with an index).
+
+    Raises:
+        NotFoundError: no such folder, or no checkpoint in it.
+        CheckpointError: index and shards do not hold together.
+        SafetensorsError: a shard is malformed.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise NotFoundError(
+            "not a folder" if folder.exists() else "no such folder", file=folder,
+            hint="expected a Hugging Face checkpoint folder",
+        )  # fmt: skip
+    weight_map = _read_weight_map(folder)
+    if weight_map is None and not (folder / SINGLE_FILE).is_file():
+        raise NotFoundError(
+            "no checkpoint in this folder", file=folder,
+            expected=f"{SINGLE_FILE} or {INDEX_FILE}", found=_weights_like(folder),
+        )  # fmt: skip
+    config = read_json(folder / CONFIG_FILE)
+    shards = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_FILE]
+    headers = {}
+    for shard in shards:
+        if not (folder / shard).is_file():
+            raise MissingShardError(
+                "shard is missing", file=folder / shard,
+                expected=f"the file that {INDEX_FILE} names", hint="download the rest",
+            )  # fmt: skip
+        headers[shard] = read_header(folder / shard)
+    tensors = _locate(folder, headers, weight_map)
+    return Checkpoint(folder, config, tensors, headers, weight_map)
+
+
+def _weights_like(folder: Path) -> str:
+    kinds = {".safetensors", ".bin", ".pth", ".pt", ".gguf"}
+    names = sorted(p.name for p in folder.iterdir() if p.suffix in kinds)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "no weights"
+
+
+def _read_weight_map(folder: Path) -> dict[str, str] | None:
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        return None
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise JsonFileError("no usable weight_map", file=path, expected="tensor name -> file name",
+                            found=type(weight_map).__name__)  # fmt: skip
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str):
+            raise JsonFileError("weight_map entry is not a file name", file=path, tensor=name,
+                                found=shard)  # fmt: skip
+        if shard in {"", ".", ".."} or "/" in shard or "\\" in shard or "\0" in shard:
+            raise UnsafePathError("weight_map names a file outside the folder", file=path,
+                                  tensor=name, expected="a plain file name", found=repr(shard))  # fmt: skip
+    return weight_map
+
+
+def _locate(
+    folder: Path, headers: dict[str, Header], weight_map: dict[str, str] | None
+) -> dict[str, StoredTensor]:
+    listed = weight_map
+    if listed is None:
+        listed = {name: shard for shard, header in headers.items() for name in header.tensors}
+    tensors = {}
+    for shard, header in headers.items():
+        for info in header.tensors.values():
+            if listed.get(info.name) == shard:
+                offset = header.payload_offset + info.begin
+                tensors[info.name] = StoredTensor(
+                    info.name, info.dtype, info.shape, folder / shard, offset, info.nbytes
+                )
+    for name, shard in listed.items():
+        if name not in tensors:
+            raise MissingTensorError(
+                f"listed in {INDEX_FILE}, but not in its shard", file=folder / shard, tensor=name
+            )
+    return tensors

@@ -1,0 +1,40 @@
+"""XXH3-128 checksums as the format records them: 32 hexadecimal digits, canonical order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import xxhash
+
+_BLOCK_BYTES = 1 << 20
+
+
+def checksum(data: bytes | memoryview) -> str:
+    """Of bytes in memory."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def running_checksum() -> xxhash.xxh3_128:
+    """One to feed with ``update`` and read with ``hexdigest``."""
+    return xxhash.xxh3_128()
+
+
+def read_blocks(path: Path, offset: int = 0, nbytes: int | None = None) -> Iterator[memoryview]:
+    """Blocks of a file's range through one buffer (each valid until the next); all that follows if no length."""
+    with path.open("rb", buffering=0) as file:
+        left = os.fstat(file.fileno()).st_size - offset if nbytes is None else nbytes
+        file.seek(offset)
+        buffer = memoryview(bytearray(min(_BLOCK_BYTES, max(left, 1))))
+        while left > 0 and (count := file.readinto(buffer[: min(left, len(buffer))])):
+            left -= count
+            yield buffer[:count]
+
+
+def checksum_range(path: Path, offset: int = 0, nbytes: int | None = None) -> str:
+    """Of a range of a file, read block by block."""
+    running = running_checksum()
+    for block in read_blocks(path, offset, nbytes):
+        running.update(block)
+    return running.hexdigest()

@@ -1,0 +1,60 @@
+"""Safetensors dtype names, their sizes, and how numpy holds their bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+ITEM_BYTES: Final[dict[str, int]] = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E5M2": 1,
+    "F8_E4M3": 1,
+    "F8_E8M0": 1,
+    "I16": 2,
+    "U16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "I32": 4,
+    "U32": 4,
+    "F32": 4,
+    "I64": 8,
+    "U64": 8,
+    "F64": 8,
+    "C64": 8,
+}
+"""Bytes an element, for every dtype whose elements are whole bytes."""
+
+FLOAT_DTYPES: Final = ("F16", "BF16", "F32")
+"""The dtypes that a source weight may have."""
+
+_NUMPY: Final[dict[str, type[np.generic]]] = {
+    "BOOL": np.bool_,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "I16": np.int16,
+    "U16": np.uint16,
+    "F16": np.float16,
+    "BF16": np.uint16,  # numpy has no bfloat16: its bits
+    "I32": np.int32,
+    "U32": np.uint32,
+    "F32": np.float32,
+    "I64": np.int64,
+    "U64": np.uint64,
+    "F64": np.float64,
+}
+
+
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    """The little-endian numpy dtype for a safetensors dtype; BF16 comes as uint16 bits."""
+    native: np.dtype[Any] = np.dtype(_NUMPY[dtype])
+    return native.newbyteorder("<")
+
+
+def byte_count(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a tensor of that dtype and shape."""
+    return math.prod(shape) * ITEM_BYTES[dtype]

@@ -1,0 +1,31 @@
+"""Tensor names of a quantised linear (SPEC.md section 1)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+VERSION: Final = 1
+QUANT_METHOD: Final = "int8conv"
+MANIFEST_FILE: Final = "int8conv.json"
+PADDING_PREFIX: Final = "int8conv.padding."
+METADATA: Final = {"format": QUANT_METHOD, "version": str(VERSION)}
+
+OUTLIER_MULTIPLE: Final = 16
+"""k is a multiple of this: kernels read so many outlier columns at a time."""
+
+WEIGHT: Final = "weight"
+SCALE: Final = "weight_scale"
+OUTLIER_INDEX: Final = "outlier_index"
+OUTLIER_WEIGHT: Final = "outlier_weight"
+BIAS: Final = "bias"
+KINDS: Final = (WEIGHT, SCALE, OUTLIER_INDEX, OUTLIER_WEIGHT, BIAS)
+"""In the order in which the runs of a group stand in a shard."""
+
+
+def shard_name(number: int, count: int) -> str:
+    """File name of shard ``number`` (from 1) of ``count``."""
+    return f"model-{number:05}-of-{count:05}.safetensors"
+
+
+def is_padding(name: str) -> bool:
+    return name.startswith(PADDING_PREFIX)

@@ -1,0 +1,37 @@
+"""What a source checkpoint must not be: quantised already."""
+
+from __future__ import annotations
+
+from ..errors import AlreadyQuantizedError
+from .checkpoint import CONFIG_FILE, Checkpoint
+
+_MARKS = {
+    "SCB": "bitsandbytes",
+    "weight_format": "bitsandbytes",
+    "absmax": "bitsandbytes",
+    "qweight": "GPTQ or AWQ",
+    "qzeros": "GPTQ or AWQ",
+    "weight_packed": "compressed-tensors",
+    "weight_scale": "a weight scale",
+    "weight_scale_inv": "an FP8 scale",
+    "weight_zero_point": "compressed-tensors",
+    "outlier_index": "int8conv",
+}
+
+
+def check_not_quantized(checkpoint: Checkpoint) -> None:
+    """Raise AlreadyQuantizedError, with the method's name, if the config or a tensor's name says so."""
+    hint = "give the 16- or 32-bit checkpoint it was made from"
+    for key in ("quantization_config", "compression_config"):
+        section = checkpoint.config.get(key)
+        if section:
+            method = section.get("quant_method") if isinstance(section, dict) else None
+            raise AlreadyQuantizedError(
+                "the source is quantised already", file=checkpoint.folder / CONFIG_FILE,
+                expected=f"no {key}", found=f"quant_method {method!r}", hint=hint,
+            )  # fmt: skip
+    for name, tensor in checkpoint.tensors.items():
+        method = _MARKS.get(name.rpartition(".")[2])
+        if method is not None:
+            raise AlreadyQuantizedError("the source is quantised already", file=tensor.file,
+                                        tensor=name, found=method, hint=hint)  # fmt: skip

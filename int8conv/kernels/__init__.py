@@ -1,0 +1,10 @@
+"""Mixed-precision linears: one interface, several implementations.
+
+``mixed_linear`` multiplies with an int8 weight that has row scales and 16-bit outlier columns; ``dense_linear`` with a
+plain 16- or 32-bit one. ``reference`` is the formula; ``cpu`` is the fast path on a CPU. Knows tensors, no files.
+"""
+
+from .dense import dense_linear
+from .mixed import IMPLEMENTATIONS, MODES, MixedWeight, Mode, mixed_linear
+
+__all__ = ["IMPLEMENTATIONS", "MODES", "MixedWeight", "Mode", "dense_linear", "mixed_linear"]

@@ -1,0 +1,130 @@
+"""The mixed linear: its weight, its two modes, and the choice of an implementation.
+
+    y = (x outside O) @ (codes * scale)^T + x[:, O] @ outlier_weight^T + bias
+
+with ``O`` the outlier columns (LLM.int8(), arXiv:2208.07339, section 3.2; here chosen offline, so that the outlier columns
+of the weight keep their 16 bits). The modes differ in what happens to the other activations:
+
+- ``w8a8``: each token's are quantised to int8 by its largest magnitude; products accumulate in int32. Activations at or
+  above ``threshold`` are left out of that and multiplied in 16 bits with the dequantised weight (the safety net).
+- ``w8a16``: they stay as they are, and the weight is dequantised on the way.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+
+Mode = Literal["w8a8", "w8a16"]
+MODES: Final[tuple[Mode, ...]] = ("w8a8", "w8a16")
+IMPLEMENTATIONS: Final = ("reference", "cpu")
+
+
+@dataclass(frozen=True)
+class MixedWeight:
+    """An int8 weight ``[out, in]`` with k outlier columns, as the file holds it."""
+
+    codes: Tensor
+    """int8 ``[out, in]``, contiguous; zero in outlier columns."""
+    scale: Tensor
+    """float32 ``[out]``: weight = code * scale."""
+    outlier_index: Tensor | None = None
+    """int32 ``[k]``, ascending."""
+    outlier_weight: Tensor | None = None
+    """float16 or bfloat16 ``[out, k]``."""
+    threshold: float | None = None
+    """Magnitude from which the safety net of ``w8a8`` takes an activation; None: no net."""
+
+    @property
+    def out_features(self) -> int:
+        return self.codes.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.codes.shape[1]
+
+
+class _Implementation(Protocol):
+    def w8a8(self, x: Tensor, weight: MixedWeight) -> Tensor: ...
+
+    def w8a16(self, x: Tensor, weight: MixedWeight) -> Tensor: ...
+
+
+def mixed_linear(
+    x: Tensor,
+    weight: MixedWeight,
+    bias: Tensor | None = None,
+    *,
+    mode: Mode | None = None,
+    implementation: str | None = None,
+) -> Tensor:
+    """``x @ weight^T + bias`` with an int8 weight and 16-bit outlier columns.
+
+    Args:
+        x: float ``[..., in]``.
+        weight: int8 ``[out, in]`` with its scales and outlier columns.
+        bias: ``[out]`` or None.
+        mode: how activations are treated; None takes ``w8a16`` for few tokens and ``w8a8`` for many.
+        implementation: one of ``IMPLEMENTATIONS``, to force it; None takes the best for the device.
+
+    Returns:
+        ``[..., out]`` in the dtype of ``x``; accumulated in int32 or float32, rounded once.
+
+    Raises:
+        ArgumentError: a shape, mode or implementation that does not fit.
+    """
+    if x.shape[-1] != weight.in_features:
+        raise ArgumentError("last axis of x", expected=weight.in_features, found=x.shape[-1])
+    if mode is not None and mode not in MODES:
+        raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
+    rows = x.reshape(-1, weight.in_features)
+    if mode is None:
+        mode = "w8a16" if rows.shape[0] <= _FEW_TOKENS else "w8a8"
+    chosen = _implementation(implementation)
+    y = (chosen.w8a8 if mode == "w8a8" else chosen.w8a16)(rows.float(), weight)
+    if weight.outlier_index is not None and weight.outlier_weight is not None:
+        outliers = rows.index_select(1, weight.outlier_index).float()
+        y = y.addmm_(outliers, weight.outlier_weight.float().t())
+    if bias is not None:
+        y += bias.float()
+    return y.to(x.dtype).reshape(*x.shape[:-1], weight.out_features)
+
+
+_FEW_TOKENS = 16
+"""Up to here reading the weight takes longer than multiplying in either mode, and w8a16 is the more exact one."""
+
+
+def _implementation(name: str | None) -> _Implementation:
+    name = name or "cpu"
+    if name not in IMPLEMENTATIONS:
+        raise ArgumentError("implementation", expected=" or ".join(IMPLEMENTATIONS), found=name)
+    return cast("_Implementation", importlib.import_module(f".{name}", __package__))
+
+
+def without_outliers(x: Tensor, weight: MixedWeight) -> Tensor:
+    """A copy of ``x`` ``[tokens, in]`` with zeros in the outlier columns (their codes are zero, but they would set the scale)."""
+    if weight.outlier_index is None:
+        return x.clone()
+    return x.index_fill(1, weight.outlier_index.long(), 0.0)
+
+
+def split_by_threshold(x: Tensor, threshold: float | None) -> tuple[Tensor, Tensor | None]:
+    """``x`` without the values that the safety net takes, and those values alone (None if there are none)."""
+    if threshold is None:
+        return x, None
+    caught = x.abs() >= threshold
+    if not bool(caught.any()):
+        return x, None
+    return x.masked_fill(caught, 0.0), x.masked_fill(~caught, 0.0)
+
+
+def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 codes and scale of each token: float32 ``[tokens, in]`` -> int8 the same, float32 ``[tokens, 1]``."""
+    scale = x.abs().amax(dim=1, keepdim=True) / 127.0
+    return (x / scale.masked_fill(scale == 0, 1.0)).round_().to(torch.int8), scale

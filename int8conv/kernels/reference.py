@@ -1,0 +1,27 @@
+"""The formula of ``mixed``, written for reading: what every other implementation and its tests are compared with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .mixed import MixedWeight, quantize_tokens, split_by_threshold, without_outliers
+
+
+def w8a8(x: Tensor, weight: MixedWeight) -> Tensor:
+    """int8 activations: float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, without outlier columns and bias."""
+    small, caught = split_by_threshold(without_outliers(x, weight), weight.threshold)
+    codes, scale = quantize_tokens(small)
+    products = codes.double() @ weight.codes.double().t()  # integers below 2^53: exact
+    y = products.float() * scale * weight.scale
+    return y if caught is None else y + w8a16(caught, weight)
+
+
+def w8a16(x: Tensor, weight: MixedWeight) -> Tensor:
+    """float activations: float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, without outlier columns and bias."""
+    return without_outliers(x, weight) @ dequantize(weight).t()
+
+
+def dequantize(weight: MixedWeight) -> Tensor:
+    """The int8 part of a weight in float32 ``[out, in]``; zero in outlier columns."""
+    return weight.codes.to(torch.float32) * weight.scale[:, None]

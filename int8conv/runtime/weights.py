@@ -1,0 +1,135 @@
+"""Where the decoder's weights come from: a converted folder, mapped as it is, or a source checkpoint, cast.
+
+Both give a ``Projection`` for linears that share an input: a call takes the input once and gives every output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import ShapeError
+from ..formats.checkpoint import Checkpoint, StoredTensor
+from ..formats.converted import ConvertedFolder, QuantizedLinear
+from ..kernels import MixedWeight, Mode, dense_linear, mixed_linear
+from .architecture import Module
+from .mapping import MappedFiles, read_tensor, torch_dtype
+
+Projection = Callable[[Tensor], Sequence[Tensor]]
+"""``[batch, tokens, in]`` -> for each linear ``[batch, tokens, out]``."""
+
+
+class Weights(Protocol):
+    """What the decoder asks for when it is built."""
+
+    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
+        """A small tensor in the activations' dtype."""
+
+    def stored(self, module: Module) -> Tensor:
+        """A large weight that may stay in the dtype of the file (embeddings, head)."""
+
+    def projection(self, modules: Sequence[Module]) -> Projection:
+        """The linears of one input."""
+
+
+class CheckpointWeights:
+    """A source checkpoint. Tensors of another dtype than ``dtype`` are read and cast when asked for; others are mapped."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        self.checkpoint = checkpoint
+        self.dtype = dtype
+        self._files = MappedFiles()
+
+    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
+        stored = find_tensor(self.checkpoint, module, kind)
+        if torch_dtype(stored) == self.dtype:
+            return self._files.tensor(stored)
+        return read_tensor(stored).to(self.dtype)
+
+    def stored(self, module: Module) -> Tensor:
+        return self.tensor(module)
+
+    def projection(self, modules: Sequence[Module]) -> Projection:
+        pairs = [
+            (self.tensor(m), self.tensor(m, "bias") if m.bias else None) for m in modules
+        ]  # fmt: skip
+        return lambda x: [dense_linear(x, weight, bias) for weight, bias in pairs]
+
+
+class ConvertedWeights:
+    """A converted folder: every large tensor is a view of the mapped file, a group's codes are one matrix."""
+
+    def __init__(
+        self, converted: ConvertedFolder, dtype: torch.dtype, mode: Mode | None = None
+    ) -> None:
+        self.converted = converted
+        self.dtype = dtype
+        self.mode: Mode | None = mode
+        self._files = MappedFiles()
+        self._thresholds = {g.linears: g.threshold for g in converted.manifest.inputs}
+
+    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
+        return self._files.tensor(find_tensor(self.converted.checkpoint, module, kind)).to(
+            self.dtype
+        )
+
+    def stored(self, module: Module) -> Tensor:
+        return self._files.tensor(find_tensor(self.converted.checkpoint, module))
+
+    def projection(self, modules: Sequence[Module]) -> Projection:
+        linears = [self.converted.linears.get(m.path) for m in modules]
+        quantized = [linear for linear in linears if linear is not None]
+        if len(quantized) < len(linears):  # kept in 16 bits by choice of the converter
+            pairs = [(self.stored(m), self._bias([m])) for m in modules]
+            return lambda x: [dense_linear(x, weight, bias) for weight, bias in pairs]
+        for linear, module in zip(quantized, modules, strict=True):
+            found = (linear.out_features, linear.in_features)
+            if found != module.shape:
+                raise _shape_error(linear.weight, module.shape, found)
+        weight, bias = self._fused(quantized), self._bias(modules)
+        sizes = [m.shape[0] for m in modules]
+        return lambda x: torch.split(mixed_linear(x, weight, bias, mode=self.mode), sizes, dim=-1)
+
+    def _fused(self, linears: Sequence[QuantizedLinear]) -> MixedWeight:
+        first = linears[0]
+        index = first.outlier_index
+        slices = [t for t in (linear.outlier_weight for linear in linears) if t is not None]
+        return MixedWeight(
+            codes=self._files.fused([linear.weight for linear in linears]).squeeze(-1),
+            scale=self._files.fused([linear.scale for linear in linears]),
+            outlier_index=self._files.tensor(index) if index is not None else None,
+            outlier_weight=self._files.fused(slices) if slices else None,
+            threshold=self._thresholds.get(tuple(linear.path for linear in linears)),
+        )
+
+    def _bias(self, modules: Sequence[Module]) -> Tensor | None:
+        if not modules[0].bias:
+            return None
+        stored = [find_tensor(self.converted.checkpoint, m, "bias") for m in modules]
+        return self._files.fused(stored)
+
+
+def find_tensor(checkpoint: Checkpoint, module: Module, kind: str = "weight") -> StoredTensor:
+    """The tensor of a module, with the shape that the config implies.
+
+    Raises:
+        MissingTensorError: it is absent.
+        ShapeError: it has another shape.
+    """
+    stored = checkpoint.tensor(f"{module.path}.{kind}")
+    expected = module.shape if kind == "weight" else module.shape[:1]
+    if stored.shape != expected:
+        raise _shape_error(stored, expected, stored.shape)
+    return stored
+
+
+def _shape_error(
+    stored: StoredTensor, expected: tuple[int, ...], found: tuple[int, ...]
+) -> ShapeError:
+    return ShapeError(
+        "shape is not what config.json implies", file=stored.file, tensor=stored.name,
+        expected=list(expected), found=list(found),
+    )  # fmt: skip
