@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ..convert.options import Outliers
 from .output import progress_bars, size
 
 

@@ -51,8 +51,8 @@ _NUMPY: Final[dict[str, type[np.generic]]] = {
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
     """The little-endian numpy dtype for a safetensors dtype; BF16 comes as uint16 bits."""
-    native: np.dtype[Any] = np.dtype(_NUMPY[dtype])
-    return native.newbyteorder("<")
+    little: np.dtype[Any] = np.dtype(_NUMPY[dtype]).newbyteorder("<")
+    return little
 
 
 def byte_count(dtype: str, shape: Sequence[int]) -> int:
