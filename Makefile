@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MODEL := examples/small-llama
 OUT := out/small-llama-int8
-PROMPT := The function returns
+PROMPT := A vector is
 
 .PHONY: demo test check clean
 

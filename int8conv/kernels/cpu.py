@@ -23,8 +23,9 @@ from .dense import linear_by_blocks
 from .mixed import MixedWeight, quantize_tokens, split_by_threshold, without_outliers
 
 _DIGIT = 256
-_LARGEST = 127 * (_DIGIT**2 + _DIGIT + 1)
-"""The largest integer with three digits in -127..127; below 2^23, so exact in float32."""
+_LARGEST = 127 * _DIGIT**2
+"""What a token's largest magnitude becomes: exact in float32, and far enough below 127.5 * 65536 that rounding the step
+cannot carry the upper digit to 128."""
 
 
 def w8a8(x: Tensor, weight: MixedWeight) -> Tensor:

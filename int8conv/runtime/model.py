@@ -118,7 +118,8 @@ class Model:
         if not ids:
             raise GenerationError("the prompt has no tokens")
         left = self.config.max_positions - len(ids)
-        count = min(DEFAULT_NEW_TOKENS, left) if max_new_tokens is None else max_new_tokens
+        default = max(0, min(DEFAULT_NEW_TOKENS, left))
+        count = default if max_new_tokens is None else max_new_tokens
         if count < 0:
             raise ArgumentError("max_new_tokens", expected="0 or more", found=count)
         tokens = torch.tensor([ids])

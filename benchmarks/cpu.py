@@ -1,0 +1,154 @@
+"""Running on a CPU: load time, prefill and decode, converted against the same weights in source precision.
+
+    python benchmarks/cpu.py [--layers 22] [--prompt 128] [--new 16] [--runs 3] [--folder FOLDER]
+
+Makes a checkpoint of random fp16 weights, converts it, and runs each in a process of its own, in turn. "source" is this
+runtime in float32, the fastest dtype of PyTorch on most CPUs; "transformers" is that library in float32, where it is
+installed. Prints medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import random_checkpoint
+from tabulate import tabulate
+
+FIGURES = ("load s", "prefill tok/s", "decode tok/s", "peak MiB")
+
+
+def measure(kind: str, folder: Path, prompt: int, new: int) -> list[float]:
+    """Load, one pass over the prompt after a short warm-up, then token by token."""
+    start = time.perf_counter()
+    step = (
+        _transformers(folder)
+        if kind == "transformers fp32"
+        else _int8conv(kind, folder, prompt, new)
+    )
+    loaded = time.perf_counter()
+    step(list(range(16)), True)
+    before = time.perf_counter()
+    step(list(range(prompt)), True)
+    prefilled = time.perf_counter()
+    for token in range(new):
+        step([token], False)
+    done = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return [loaded - start, prompt / (prefilled - before), new / (done - prefilled), peak]
+
+
+Step = Callable[[list[int], bool], object]
+"""Tokens to add; whether they start a new sequence."""
+
+
+def _int8conv(kind: str, folder: Path, prompt: int, new: int) -> Step:
+    import torch
+
+    import int8conv
+    from int8conv.runtime.cache import KVCache
+
+    mode = kind.removeprefix("int8conv ") if kind != "source" else "auto"
+    model = int8conv.load(folder, mode=None if mode == "auto" else mode)  # type: ignore[arg-type]
+    cache = None
+
+    def step(tokens: list[int], fresh: bool) -> object:
+        nonlocal cache
+        if fresh or cache is None:
+            cache = KVCache(model.config, batch=1, capacity=prompt + new, dtype=torch.float32)
+        return model.decoder.forward(torch.tensor([tokens]), cache, last_only=True)
+
+    return step
+
+
+def _transformers(folder: Path) -> Step:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    cache = None
+
+    @torch.inference_mode()
+    def step(tokens: list[int], fresh: bool) -> object:
+        nonlocal cache
+        past = None if fresh else cache
+        out = model(torch.tensor([tokens]), past_key_values=past, use_cache=True, logits_to_keep=1)
+        cache = out.past_key_values
+        return out.logits
+
+    return step
+
+
+def compare(folder: Path, arguments: argparse.Namespace) -> None:
+    source, out = folder / "source", folder / "int8"
+    if not source.exists():
+        random_checkpoint.write(source, arguments.layers)
+    convert = [
+        sys.executable,
+        "-m",
+        "int8conv",
+        "convert",
+        str(source),
+        str(out),
+        "--outliers",
+        "none",
+    ]
+    if not out.exists():
+        subprocess.run(convert, check=True, stdout=subprocess.DEVNULL)
+    kinds = {
+        "int8conv auto": out,
+        "int8conv w8a16": out,
+        "source": source,
+        "transformers fp32": source,
+    }
+    figures: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
+    for _ in range(arguments.runs):
+        for kind, path in kinds.items():
+            options = ["--prompt", str(arguments.prompt), "--new", str(arguments.new)]
+            command = [sys.executable, __file__, "--measure", kind, "--folder", str(path), *options]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode == 0:
+                figures[kind].append(json.loads(done.stdout.splitlines()[-1]))
+            else:
+                print(f"{kind}: {done.stderr.splitlines()[-1]}", file=sys.stderr)
+    rows = [
+        [kind, *(f"{median(column):.1f}" for column in zip(*measured, strict=True))]
+        for kind, measured in figures.items()
+        if measured
+    ]
+    print(
+        f"{arguments.layers} layers, prompt {arguments.prompt}, {arguments.new} new tokens, ",
+        end="",
+    )
+    print(f"{os.cpu_count()} cores, {platform.machine()}, {arguments.runs} runs")
+    print(tabulate(rows, ["", *FIGURES], disable_numparse=True))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=random_checkpoint.CONFIG["num_hidden_layers"])
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--new", type=int, default=16)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="Kept; default: a temporary folder.")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(
+            json.dumps(
+                measure(arguments.measure, arguments.folder, arguments.prompt, arguments.new)
+            )
+        )
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            compare(arguments.folder or Path(temporary), arguments)

@@ -1,0 +1,158 @@
+"""The decoder against transformers: the same logits on the same weights, in source precision and converted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig
+
+import int8conv
+from int8conv.formats.converted import open_converted, read_array
+from int8conv.runtime.cache import KVCache
+from int8conv.runtime.model import Model
+
+TOLERANCE = 1e-4
+"""Largest difference of two float32 logits that counts as equal."""
+
+_LLAMA: dict[str, Any] = {
+    "vocab_size": 101, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 96,
+}  # fmt: skip
+_OPT: dict[str, Any] = {
+    "vocab_size": 101, "hidden_size": 64, "ffn_dim": 176, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "max_position_embeddings": 96, "word_embed_proj_dim": 64,
+    "dropout": 0.0, "attention_dropout": 0.0,
+}  # fmt: skip
+
+CONFIGS: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**_LLAMA),
+    "llama, grouped queries, tied": LlamaConfig(
+        **_LLAMA | {"num_key_value_heads": 2, "tie_word_embeddings": True}
+    ),
+    "llama, one key head, wide heads, biases": LlamaConfig(
+        **_LLAMA | {"num_key_value_heads": 1, "head_dim": 24},
+        attention_bias=True, mlp_bias=True, rms_norm_eps=1e-5,
+    ),
+    "llama, other rotary base, gelu": LlamaConfig(
+        **_LLAMA, rope_parameters={"rope_type": "default", "rope_theta": 500000.0}, hidden_act="gelu"
+    ),
+    "opt": OPTConfig(**_OPT),
+    "opt, untied, no biases, gelu": OPTConfig(
+        **_OPT, tie_word_embeddings=False, enable_bias=False, activation_function="gelu"
+    ),
+    "opt, norms after the sums, narrow embedding": OPTConfig(
+        **_OPT | {"word_embed_proj_dim": 32}, do_layer_norm_before=False
+    ),
+}  # fmt: skip
+
+_params = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+def _reference(config: PretrainedConfig, folder: Path, dtype: torch.dtype) -> Any:
+    """A random transformers model, saved to ``folder`` in ``dtype`` and held in float32."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    for (
+        name,
+        parameter,
+    ) in model.named_parameters():  # its own initialisation leaves biases and norms trivial
+        if parameter.ndim == 1:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        elif "embed" not in name:
+            parameter.data *= 4
+    model.to(dtype).save_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _logits(reference: Any, token_ids: Tensor) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = reference(token_ids).logits
+    return logits
+
+
+def _token_by_token(model: Model, token_ids: Tensor, prompt: int) -> Tensor:
+    """Logits of a prompt in one pass, a few tokens in a second, and the rest one at a time, through the cache."""
+    batch, tokens = token_ids.shape
+    cache = KVCache(model.config, batch=batch, capacity=tokens, dtype=torch.float32)
+    steps = [token_ids[:, :prompt], token_ids[:, prompt : prompt + 3]]
+    steps += token_ids[:, prompt + 3 :].split(1, dim=1)
+    return torch.cat([model.decoder.forward(step, cache) for step in steps], dim=1)
+
+
+@_params
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_source_precision(config: PretrainedConfig, dtype: torch.dtype, tmp_path: Path) -> None:
+    reference = _reference(config, tmp_path, dtype)
+    model = int8conv.load(tmp_path)
+    token_ids = torch.randint(101, (2, 40), generator=torch.Generator().manual_seed(1))
+    expected = _logits(reference, token_ids)
+    assert expected.std() > 0.03  # not a model that answers the same to everything
+    assert (model.logits(token_ids) - expected).abs().max() <= TOLERANCE
+    assert (_token_by_token(model, token_ids, 17) - expected).abs().max() <= TOLERANCE
+
+
+@_params
+def test_converted(config: PretrainedConfig, tmp_path: Path) -> None:
+    """W8A16 is the source with its weights replaced by dequantised weights and outlier columns."""
+    reference = _reference(config, tmp_path / "source", torch.float16)
+    int8conv.convert(tmp_path / "source", tmp_path / "int8")
+    put_dequantised_weights(reference, tmp_path / "int8")
+    model = int8conv.load(tmp_path / "int8", mode="w8a16")
+    token_ids = torch.randint(101, (2, 40), generator=torch.Generator().manual_seed(1))
+    expected = _logits(reference, token_ids)
+    assert (model.logits(token_ids) - expected).abs().max() <= TOLERANCE
+    assert (_token_by_token(model, token_ids, 17) - expected).abs().max() <= TOLERANCE
+
+
+def put_dequantised_weights(reference: Any, folder: Path) -> None:
+    """Replace each quantised linear's weight in a transformers model."""
+    parameters = dict(reference.named_parameters())
+    for path, linear in open_converted(folder).linears.items():
+        weight = torch.from_numpy(read_array(linear.weight).astype("float32")).squeeze(-1)
+        weight *= torch.from_numpy(read_array(linear.scale).copy())[:, None]
+        if linear.outlier_index is not None and linear.outlier_weight is not None:
+            columns = torch.from_numpy(read_array(linear.outlier_index).astype("int64"))
+            weight[:, columns] = torch.from_numpy(
+                read_array(linear.outlier_weight).astype("float32")
+            )
+        parameters[f"{path}.weight"].data = weight
+
+
+def test_trained_checkpoint(example: Path, example_int8: Path) -> None:
+    """The example: equal in source precision, close when converted, in either mode and with outlier columns."""
+    reference = AutoModelForCausalLM.from_pretrained(example, dtype=torch.float32).eval()
+    model = int8conv.load(example)
+    token_ids = torch.tensor([model.tokenizer.encode("The function returns a list of " * 12)])
+    expected = _logits(reference, token_ids)
+    assert (model.logits(token_ids) - expected).abs().max() <= TOLERANCE
+    put_dequantised_weights(reference, example_int8)
+    dequantised = _logits(reference, token_ids)
+    assert (
+        int8conv.load(example_int8, mode="w8a16").logits(token_ids) - dequantised
+    ).abs().max() <= TOLERANCE
+    for mode in ("w8a16", "w8a8"):
+        logits = int8conv.load(example_int8, mode=mode).logits(token_ids)
+        divergence = torch.nn.functional.kl_div(
+            logits.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="none"
+        ).sum(-1)
+        assert divergence.mean() < 2e-3, mode
+
+
+def test_greedy_text(example: Path) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(example, dtype=torch.float32).eval()
+    model = int8conv.load(example)
+    prompt = model.tokenizer.encode("A vector is")
+    expected = reference.generate(torch.tensor([prompt]), max_new_tokens=64, do_sample=False)
+    assert (
+        model.generate(prompt, max_new_tokens=64).token_ids == expected[0, len(prompt) :].tolist()
+    )
+
+
+def test_transformers_stops_at_a_converted_folder(example_int8: Path) -> None:
+    """It only warns at an unknown quant_method; the codes' third axis is what keeps them from being taken for weights."""
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForCausalLM.from_pretrained(example_int8)

@@ -1,0 +1,141 @@
+"""``load`` and the model: generation, limits, and what cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import int8conv
+from int8conv.errors import (
+    AlreadyQuantizedError,
+    ArgumentError,
+    GenerationError,
+    NotFoundError,
+    UnknownFamilyError,
+)
+from int8conv.runtime.model import Model
+
+
+@pytest.fixture(scope="module")
+def model(example_int8: Path) -> Model:
+    return int8conv.load(example_int8)
+
+
+def test_greedy_repeats(model: Model) -> None:
+    first = model.generate("The function", max_new_tokens=20)
+    assert first == model.generate("The function", max_new_tokens=20)
+    assert len(first.token_ids) == 20
+    assert first.finish_reason == "length"
+    assert first.text == model.tokenizer.decode(first.token_ids)
+
+
+def test_a_seed_repeats(model: Model) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 20, "temperature": 1.0, "top_p": 0.95}
+    texts = [model.generate("The function", seed=seed, **options).text for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_text_comes_in_pieces(model: Model) -> None:
+    pieces: list[str] = []
+    generation = model.generate("The function", max_new_tokens=20, on_text=pieces.append)
+    assert "".join(pieces) == generation.text
+    assert len(pieces) > 5
+
+
+def test_generation_stops_at_an_end_token(example_int8: Path) -> None:
+    model = int8conv.load(example_int8)
+    free = model.generate("The function", max_new_tokens=20)
+    model.end_tokens = frozenset({free.token_ids[7]})
+    stopped = model.generate("The function", max_new_tokens=20)
+    position = free.token_ids.index(free.token_ids[7])
+    assert stopped.token_ids == free.token_ids[: position + 1]
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == model.tokenizer.decode(free.token_ids[:position])
+
+
+def test_default_length_ends_with_the_context(model: Model) -> None:
+    generation = model.generate([5] * 1020, temperature=1.0, seed=0)
+    assert len(generation.token_ids) <= 4
+
+
+def test_no_new_tokens(model: Model) -> None:
+    assert model.generate("A", max_new_tokens=0).token_ids == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count", "message"),
+    [
+        ("", 1, "no tokens"),
+        ([1] * 1000, 25, "expected 1 to 1024 positions, found 1025"),
+        ([1] * 1025, None, "1024 positions"),
+        ([8192], 1, r"expected 0\.\.8191, found 8192"),
+        ([-1], 1, r"expected 0\.\.8191, found -1"),
+    ],
+)
+def test_impossible_prompts_are_refused(
+    model: Model, prompt: str | list[int], count: int | None, message: str
+) -> None:
+    with pytest.raises((GenerationError, ArgumentError), match=message):
+        model.generate(prompt, max_new_tokens=count)
+
+
+def test_logits_want_two_axes_of_integers(model: Model) -> None:
+    for wrong in (torch.zeros(3, dtype=torch.int64), torch.zeros(1, 3)):
+        with pytest.raises(ArgumentError, match=r"int64 \[batch, tokens\]"):
+            model.logits(wrong)
+
+
+def test_logits_are_float32_of_every_position(model: Model) -> None:
+    logits = model.logits(torch.tensor([[1, 2, 3], [4, 5, 6]]))
+    assert logits.dtype == torch.float32
+    assert logits.shape == (2, 3, 8192)
+
+
+def test_half_activations(example_int8: Path) -> None:
+    ids = torch.tensor([[10, 20, 30, 40]])
+    wide = int8conv.load(example_int8, mode="w8a16").logits(ids)
+    half = int8conv.load(example_int8, mode="w8a16", dtype="bfloat16").logits(ids)
+    assert 0 < (half - wide).abs().max() < 0.5
+
+
+def test_footprint_is_in_the_models_dtype(model: Model) -> None:
+    footprint = model.footprint(context=128, batch=2)
+    assert footprint.dtype == "float32"
+    assert footprint.kv_cache == 6 * 2 * 2 * 64 * 128 * 2 * 4
+
+
+def test_end_tokens_come_from_the_generation_config(converted: Path) -> None:
+    (converted / "generation_config.json").write_text('{"eos_token_id": [3, 4]}')
+    assert int8conv.load(converted).end_tokens == {3, 4}
+    (converted / "generation_config.json").unlink()
+    assert int8conv.load(converted).end_tokens == {0}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "tpu"}, "device"), ({"mode": "w4a16"}, "mode"), ({"dtype": "int8"}, "dtype"),
+    ],
+)  # fmt: skip
+def test_unknown_options_are_refused(example_int8: Path, options: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        int8conv.load(example_int8, **options)
+
+
+def test_what_cannot_be_loaded(example: Path, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        int8conv.load(tmp_path / "nothing")
+    with pytest.raises(ArgumentError, match="mode is for converted folders"):
+        int8conv.load(example, mode="w8a8")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+    with pytest.raises(UnknownFamilyError, match="mamba"):
+        int8conv.load(source)
+    config["quantization_config"] = {"quant_method": "gptq"}
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AlreadyQuantizedError, match="gptq"):
+        int8conv.load(source)

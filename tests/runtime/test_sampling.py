@@ -1,0 +1,77 @@
+"""Drawing the next token: the distribution that each option leaves, and repeatability."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from int8conv.errors import ArgumentError
+from int8conv.runtime.sampling import Sampling, next_token, probabilities
+
+LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0, 2.5])
+
+
+def test_temperature_zero_takes_the_most_likely() -> None:
+    assert next_token(LOGITS, Sampling(), torch.Generator()) == 1
+
+
+def test_temperature_divides_the_logits() -> None:
+    expected = torch.exp(LOGITS / 0.7) / torch.exp(LOGITS / 0.7).sum()
+    torch.testing.assert_close(probabilities(LOGITS, Sampling(0.7)), expected)
+
+
+@pytest.mark.parametrize(
+    ("top_k", "kept"), [(1, {1}), (3, {1, 4, 2}), (5, set(range(5))), (99, set(range(5)))]
+)
+def test_top_k_keeps_the_most_likely(top_k: int, kept: set[int]) -> None:
+    p = probabilities(LOGITS, Sampling(1.0, top_k=top_k))
+    assert set(p.nonzero().flatten().tolist()) == kept
+    assert p.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("top_p", [0.01, 0.3, 0.5, 0.7, 0.9, 0.97, 1.0])
+def test_top_p_keeps_the_fewest_that_reach_it(top_p: float) -> None:
+    full = LOGITS.softmax(-1)
+    kept = probabilities(LOGITS, Sampling(1.0, top_p=top_p)) > 0
+    assert full[kept].sum() >= top_p - 1e-6
+    smallest = full[kept].min()
+    assert full[kept].sum() - smallest < top_p
+    assert (full[~kept] <= smallest).all()
+
+
+def test_draws_follow_the_distribution() -> None:
+    sampling = Sampling(1.0, top_k=4, seed=1)
+    expected = probabilities(LOGITS, sampling)
+    generator = sampling.generator()
+    draws = torch.tensor([next_token(LOGITS, sampling, generator) for _ in range(4000)])
+    counts = torch.bincount(draws, minlength=5)
+    used = expected > 0
+    chi2 = ((counts - 4000 * expected)[used] ** 2 / (4000 * expected[used])).sum()
+    assert counts[~used].sum() == 0
+    assert chi2 < 16.3  # 3 degrees of freedom: 0.1 %
+
+
+def test_a_seed_repeats_and_another_differs() -> None:
+    def draw(seed: int) -> list[int]:
+        sampling = Sampling(1.0, seed=seed)
+        generator = sampling.generator()
+        return [next_token(LOGITS, sampling, generator) for _ in range(50)]
+
+    assert draw(7) == draw(7) != draw(8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match=next(iter(options))):
+        Sampling(**options)
