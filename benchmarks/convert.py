@@ -1,9 +1,9 @@
-"""Conversion: wall time and peak memory of the whole process, beside ``cp -r`` of the same files.
+"""Conversion: wall time and peak memory of the whole process, beside ``cp -r`` and every peer that is installed.
 
     python benchmarks/convert.py [--runs 5] [--layers 22] [--folder FOLDER]
 
 Makes a checkpoint of random fp16 weights (22 layers of hidden 2048: 2.2 GB) in FOLDER, or in a temporary one, and takes turns:
-copy, convert, copy, convert, ... so that a machine whose speed drifts does not favour either. Files are in the page cache
+copy, convert, peers, copy, convert, ... so that a machine whose speed drifts does not favour either. Files are in the page cache
 after the first, uncounted turn. Prints medians and the ratio pair by pair.
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import convert_peers
 import random_checkpoint
 from tabulate import tabulate
 
@@ -57,6 +58,9 @@ def compare(folder: Path, runs: int, layers: int) -> None:
             sys.executable, "-m", "int8conv", "convert", str(source), str(out), "--outliers", "none",
         ],
     }  # fmt: skip
+    script = str(Path(__file__).parent / "convert_peers.py")
+    for peer in convert_peers.installed():
+        commands[peer] = [sys.executable, script, peer, str(source), str(out)]
     usages: dict[str, list[Usage]] = {name: [] for name in commands}
     for turn in range(runs + 1):
         for name, command in commands.items():

@@ -6,6 +6,7 @@ on stderr and exit code 1, in one place: ``Commands.invoke``.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -48,11 +49,21 @@ class Commands(click.Group):
         except Int8convError as error:
             click.echo(f"int8conv: error: {error}", err=True)
         except BrokenPipeError:  # the reader of our output went away: nobody to tell
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
+        except OSError as error:  # a path too long for the system, a full disk behind stdout
+            _drop_output()
+            where = "" if error.filename is None else f"{error.filename}: "
+            click.echo(f"int8conv: error: {where}{error.strerror}", err=True)
         except KeyboardInterrupt:
             click.echo("int8conv: interrupted; nothing was left behind", err=True)
             code = 130
         raise click.exceptions.Exit(code)
+
+
+def _drop_output() -> None:
+    """What is still buffered for stdout goes nowhere; else Python would try again when it exits."""
+    with contextlib.suppress(OSError, AttributeError):  # no number: stdout is no file, or closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -31,7 +31,7 @@ def command(path: Path, context: int | None, batch: int, dtype: str, as_json: bo
     if as_json:
         print_json(footprint.to_json())
         return
-    rows = [[f"  {kind}", size(nbytes), ""] for kind, nbytes in footprint.weights.items()]
+    rows = [[f"- {kind}", size(nbytes), ""] for kind, nbytes in footprint.weights.items()]
     weights = sum(footprint.weights.values())
     cache, activations = size(footprint.kv_cache), size(footprint.activations)
     table(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -38,11 +37,16 @@ def command(
     device: str,
 ) -> None:
     """Continue a prompt with PATH (a converted folder, or a source in its own precision); text comes as it is made."""
+    from ..errors import GenerationError
     from ..runtime.loader import load
 
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise GenerationError("the prompt is not UTF-8 text") from error
+
     def show(text: str) -> None:
-        click.echo(text, nl=False)
-        sys.stdout.flush()
+        click.echo(text, nl=False)  # which flushes
 
     model = load(path, device=device, mode=mode, dtype=dtype)  # type: ignore[arg-type]
     show(prompt)

@@ -25,7 +25,7 @@ def command(path: Path, as_json: bool, tensors: bool, verify: bool) -> None:
     if verify:
         from ..formats.verify import verify as verify_bytes
 
-        total = sum(record.bytes for record in converted.manifest.files.values())
+        total = converted.checkpoint.nbytes
         done = 0
         with progress_bars("B") as progress:
 

@@ -22,7 +22,8 @@ from ..formats.checksum import checksum
 from ..runtime.architecture import Architecture, Module
 from ..runtime.decoder import Block, Embedding
 from ..runtime.tokenizer import Tokenizer
-from ..runtime.weights import CheckpointWeights
+from ..runtime.weights import CheckpointWeights, find_tensor
+from .stream import non_finite_weight
 
 Progress = Callable[[int, int], None]
 """Called with blocks done and blocks in all."""
@@ -48,7 +49,7 @@ class Calibration:
         """What the user should know."""
         if self.text is not None:
             return ()
-        return ("the source has no tokenizer: calibrated on random tokens",)
+        return ("the source has no usable tokenizer: calibrated on random tokens",)
 
     def record(self) -> dict[str, Any]:
         """For the manifest."""
@@ -64,14 +65,15 @@ class Calibration:
 def calibrate(
     checkpoint: Checkpoint, architecture: Architecture, progress: Progress
 ) -> Calibration:
-    """Measure a source checkpoint on the built-in text (random tokens if it has no tokenizer).
+    """Measure a source checkpoint on the built-in text (random tokens if it has no usable tokenizer).
 
     Raises:
         CalibrationError: an activation is NaN or infinite; names module and channel.
+        NonFiniteWeightError: a weight is; names tensor and row.
         CheckpointError: a tensor is absent or has another shape than the config implies.
     """
     windows, text = _token_windows(checkpoint, architecture)
-    weights = CheckpointWeights(checkpoint, torch.float32)
+    weights = _FiniteWeights(checkpoint, torch.float32)
     absmax: dict[str, npt.NDArray[np.float32]] = {}
 
     def observe(module: Module, x: Tensor) -> None:
@@ -92,6 +94,18 @@ def calibrate(
         x = Block(architecture, layer, weights, observe)(x, tables)
     progress(layers, layers)
     return Calibration(absmax, text, *windows.shape)
+
+
+class _FiniteWeights(CheckpointWeights):
+    """Refuses a NaN or an infinity where it stands, rather than in the activation that it leads to."""
+
+    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
+        tensor = super().tensor(module, kind)
+        finite = tensor.isfinite()
+        if not bool(finite.all()):
+            row = int((~finite).nonzero()[0, 0])
+            raise non_finite_weight(find_tensor(self.checkpoint, module, kind), row)
+        return tensor
 
 
 def _token_windows(checkpoint: Checkpoint, architecture: Architecture) -> tuple[Tensor, str | None]:

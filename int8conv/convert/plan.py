@@ -70,7 +70,8 @@ def make_plan(
         half: F16 or BF16, for tensors that the source has in F32.
 
     Raises:
-        MissingTensorError, ShapeError, UnsupportedDtypeError: the source is not what its config implies.
+        MissingTensorError, ShapeError: the source is not what its config implies.
+        UnsupportedDtypeError: a weight is no float, or linears that share an input differ.
     """
     tasks: list[Task] = []
     units: list[Unit] = []
@@ -86,6 +87,8 @@ def make_plan(
             members = [by_path[path] for path in module.group]
             group = [_quantize(checkpoint, m, choice, half) for m in members]
             biases = [_keep(checkpoint, m, BIAS, half) for m in members if m.bias]
+            _check_same_dtype([(task.source, task.half) for task in group])
+            _check_same_dtype([(task.source, task.dtype) for task in biases])
             tasks += [*group, *biases]
             units.append(_group_unit(group, biases))
             inputs.append(
@@ -133,6 +136,16 @@ def _quantize(
 ) -> QuantizeTask:
     source = _source(checkpoint, module, WEIGHT)
     return QuantizeTask(module.path, source, choice.columns, _half(source, half))
+
+
+def _check_same_dtype(run: list[tuple[StoredTensor, str]]) -> None:
+    """A run of a group is one matrix, so it has one dtype."""
+    for tensor, dtype in run:
+        if dtype != run[0][1]:
+            raise UnsupportedDtypeError(
+                f"would be kept in another dtype than '{run[0][0].name}', which shares its input",
+                file=tensor.file, tensor=tensor.name, expected=run[0][1], found=dtype,
+            )  # fmt: skip
 
 
 def _spec(task: KeepTask) -> TensorSpec:

@@ -96,7 +96,7 @@ def _quantize(
         try:
             block = quantizer.quantize(bits)
         except NonFiniteRowError as error:
-            raise _non_finite(task.source, first + error.row) from None
+            raise non_finite_weight(task.source, first + error.row) from None
         scale[rows] = block.scale
         outliers[rows], changed = _to_half(task.source, block.outliers, task.half, first)
         rounded += changed
@@ -124,7 +124,7 @@ def _keep(task: KeepTask, writers: Mapping[str, ShardWriter], progress: Progress
         try:
             check_finite(bits, source.dtype, scratch[: len(bits)])
         except NonFiniteRowError as error:
-            raise _non_finite(source, first + error.row) from None
+            raise non_finite_weight(source, first + error.row) from None
         half, changed = _to_half(source, bits, task.dtype, first)
         rounded += changed
         data = half.reshape(-1).view(np.uint8).data
@@ -150,7 +150,8 @@ def _to_half(source: StoredTensor, bits: Bits, half: str, first_row: int) -> tup
     return rounded, changed
 
 
-def _non_finite(source: StoredTensor, row: int) -> NonFiniteWeightError:
+def non_finite_weight(source: StoredTensor, row: int) -> NonFiniteWeightError:
+    """The error for a NaN or an infinity in a source tensor."""
     return NonFiniteWeightError(
         f"NaN or infinity in row {row}", file=source.file, tensor=source.name,
         expected="finite weights", hint="the source is damaged, or was trained to this: repair it",

@@ -17,6 +17,7 @@ from ..errors import (
 )
 from .header import Header, read_header
 from .json_file import read_json
+from .names import is_plain_file_name
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -113,7 +114,7 @@ def _read_weight_map(folder: Path) -> dict[str, str] | None:
     path = folder / INDEX_FILE
     if not path.is_file():
         return None
-    weight_map = read_json(path).get("weight_map")
+    weight_map = read_json(path, strict=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise JsonFileError("no usable weight_map", file=path, expected="tensor name -> file name",
                             found=type(weight_map).__name__)  # fmt: skip
@@ -121,7 +122,7 @@ def _read_weight_map(folder: Path) -> dict[str, str] | None:
         if not isinstance(shard, str):
             raise JsonFileError("weight_map entry is not a file name", file=path, tensor=name,
                                 found=shard)  # fmt: skip
-        if shard in {"", ".", ".."} or "/" in shard or "\\" in shard or "\0" in shard:
+        if not is_plain_file_name(shard):
             raise UnsafePathError("weight_map names a file outside the folder", file=path,
                                   tensor=name, expected="a plain file name", found=repr(shard))  # fmt: skip
     return weight_map

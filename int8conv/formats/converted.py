@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..errors import (
     CheckpointError,
     CompanionError,
-    ConvertedFormatError,
+    JsonFileError,
     MissingShardError,
     MissingTensorError,
     NotConvertedError,
@@ -24,6 +24,7 @@ from ..errors import (
 )
 from .checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, StoredTensor, open_checkpoint
 from .dtypes import numpy_dtype
+from .header import Header
 from .json_file import read_json
 from .layout_check import check_layout
 from .manifest import InputGroup, Manifest, check_version, read_manifest
@@ -131,6 +132,8 @@ def open_converted(folder: str | os.PathLike[str]) -> ConvertedFolder:
         )  # fmt: skip
     check_version(config["quantization_config"].get("version"), folder / CONFIG_FILE)
     manifest = read_manifest(folder)
+    if not (folder / INDEX_FILE).is_file():
+        raise NotFoundError("no index", file=folder / INDEX_FILE, hint="copy the folder again")
     checkpoint = open_checkpoint(folder)
     _check_shards(checkpoint, manifest)
     linears = _collect_linears(checkpoint)
@@ -156,28 +159,40 @@ def _check_shards(checkpoint: Checkpoint, manifest: Manifest) -> None:
     for shard, header in checkpoint.headers.items():
         path = checkpoint.folder / shard
         if header.metadata != METADATA:
-            if header.metadata.get("format") == QUANT_METHOD:
-                version = header.metadata.get("version", "")
-                check_version(int(version) if version.isdecimal() else version, path)
+            version = header.metadata.get("version")
+            if header.metadata.get("format") == QUANT_METHOD and version != METADATA["version"]:
+                check_version(version, path)
             raise NotConvertedError(
                 "shard was not written by int8conv", file=path,
                 expected=f"__metadata__ {METADATA}", found=header.metadata,
             )  # fmt: skip
         record = manifest.files.get(shard)
         if record is None or record.tensors is None:
-            raise ConvertedFormatError(f"shard is not in {MANIFEST_FILE}", file=path)
+            raise JsonFileError(f"has no record of {shard}", file=checkpoint.folder / MANIFEST_FILE)
         if record.bytes != (size := path.stat().st_size):
             raise TruncatedFileError(
                 f"size differs from {MANIFEST_FILE}", file=path,
                 expected=f"{record.bytes} bytes", found=f"{size}", hint="copy it again",
             )  # fmt: skip
-        for name in header.tensors:
-            if not is_padding(name) and name not in checkpoint.tensors:
-                raise MissingTensorError(f"not listed in {INDEX_FILE}", file=path, tensor=name)
+        _check_listed(checkpoint, shard, header)
     for shard, record in manifest.files.items():
         if record.tensors is not None and shard not in checkpoint.headers:
             raise MissingShardError(f"shard of {MANIFEST_FILE} is not in {INDEX_FILE}",
                                     file=checkpoint.folder / shard)  # fmt: skip
+
+
+def _check_listed(checkpoint: Checkpoint, shard: str, header: Header) -> None:
+    listed = checkpoint.weight_map or {}
+    for name in header.tensors:
+        if is_padding(name):
+            if name in listed:
+                raise JsonFileError("lists padding", file=checkpoint.folder / INDEX_FILE,
+                                    tensor=name)  # fmt: skip
+        elif listed.get(name) != shard:
+            raise MissingTensorError(
+                f"{INDEX_FILE} does not list it for this shard",
+                file=checkpoint.folder / shard, tensor=name,
+            )  # fmt: skip
 
 
 def _collect_linears(checkpoint: Checkpoint) -> dict[str, QuantizedLinear]:
@@ -190,6 +205,8 @@ def _collect_linears(checkpoint: Checkpoint) -> dict[str, QuantizedLinear]:
             linears[path] = _linear(tensors, path)
         elif kind == SCALE:
             _need(tensors, f"{path}.{WEIGHT}", tensor, "a row scale")
+            if (weight := tensors[f"{path}.{WEIGHT}"]).dtype != "I8":
+                _reject(weight, "I8", "[out, in, 1]")
         elif kind in (OUTLIER_INDEX, OUTLIER_WEIGHT):
             other = OUTLIER_WEIGHT if kind == OUTLIER_INDEX else OUTLIER_INDEX
             _need(tensors, f"{path}.{other}", tensor, kind)
@@ -222,7 +239,8 @@ def _check_linear(path: str, linear: QuantizedLinear) -> None:
     shape = linear.weight.shape
     if len(shape) != 3 or shape[2] != 1:
         _reject(linear.weight, "I8", "[out, in, 1]")
-    out, k = shape[0], linear.outliers
+    index = linear.outlier_index
+    out, k = shape[0], index.shape[0] if index and index.shape else 0
     wanted: list[tuple[StoredTensor | None, tuple[str, ...], tuple[int, ...]]] = [
         (linear.scale, ("F32",), (out,)),
         (linear.outlier_index, ("I32",), (k,)),
@@ -232,7 +250,7 @@ def _check_linear(path: str, linear: QuantizedLinear) -> None:
     for tensor, dtypes, expected in wanted:
         if tensor is not None and (tensor.dtype not in dtypes or tensor.shape != expected):
             _reject(tensor, " or ".join(dtypes), str(list(expected)))
-    if linear.outlier_index is not None and (k == 0 or k % OUTLIER_MULTIPLE):
+    if index is not None and (k == 0 or k % OUTLIER_MULTIPLE):
         raise CompanionError(
             "number of outlier columns", file=linear.weight.file, tensor=f"{path}.{OUTLIER_INDEX}",
             expected=f"a multiple of {OUTLIER_MULTIPLE}", found=k,

@@ -23,7 +23,8 @@ from ..errors import (
     TruncatedFileError,
     UnsupportedDtypeError,
 )
-from .dtypes import ITEM_BYTES, byte_count
+from .dtypes import ITEM_BYTES
+from .json_file import unique_fields
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
@@ -129,21 +130,14 @@ def build_header(
 
 
 def _parse_json(text: bytes, file: object) -> dict[str, Any]:
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        unique = dict(pairs)
-        if len(unique) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise HeaderSyntaxError(f"header names '{twice}' twice", file=file)
-        return unique
-
     if not text.startswith(b"{"):
         raise HeaderSyntaxError(
             "not a safetensors file", file=file, expected="a header that starts with '{'",
             found=repr(text[:1])[1:],
         )  # fmt: skip
     try:
-        entries = json.loads(text.decode("utf-8"), object_pairs_hook=no_duplicates)
+        entries = json.loads(text.decode("utf-8"), object_pairs_hook=unique_fields)
+        "".join(entries).encode()  # JSON can spell half a surrogate pair, which is no text
     except (ValueError, RecursionError) as error:
         raise HeaderSyntaxError(f"header is not JSON: {error}", file=file) from error
     assert isinstance(entries, dict)  # it starts with '{'
@@ -187,13 +181,28 @@ def _parse_entry(name: str, entry: object, file: object) -> TensorInfo:
         raise OffsetError(
             "data_offsets run backwards", file=file, tensor=name, found=f"[{begin}, {end}]"
         )
-    needed = byte_count(dtype, shape)
-    if needed != end - begin or needed > _MAX_PAYLOAD_BYTES:
+    needed = _bytes_within_limit(dtype, shape)
+    if needed is None:
+        raise ByteCountError(f"{dtype} of {len(shape)} axes passes 2^63 - 1 bytes", file=file,
+                             tensor=name, found=f"{list(shape[:8])}{'...' * (len(shape) > 8)}")  # fmt: skip
+    if needed != end - begin:
         raise ByteCountError(
             f"{dtype} {list(shape)} does not fit its offsets", file=file, tensor=name,
             expected=f"{needed} bytes", found=f"{end - begin}",
         )  # fmt: skip
     return TensorInfo(name, dtype, tuple(shape), begin, end)
+
+
+def _bytes_within_limit(dtype: str, shape: Sequence[int]) -> int | None:
+    """As ``byte_count``; None past the limit, without multiplying on from there."""
+    if 0 in shape:
+        return 0
+    needed = ITEM_BYTES[dtype]
+    for size in shape:
+        needed *= size
+        if needed > _MAX_PAYLOAD_BYTES:
+            return None
+    return needed
 
 
 def _check_coverage(tensors: Sequence[TensorInfo], payload_bytes: int, file: object) -> None:

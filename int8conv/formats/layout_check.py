@@ -13,7 +13,7 @@ from .names import KINDS
 
 
 def check_layout(checkpoint: Checkpoint, groups: Sequence[InputGroup]) -> None:
-    """Raise LayoutError where a payload or a run is not aligned, or a group's tensors are not adjacent."""
+    """Raise LayoutError where a payload or a run is not aligned, or a group's tensors do not stand together."""
     for shard, header in checkpoint.headers.items():
         if header.payload_offset % PAYLOAD_ALIGNMENT:
             raise LayoutError(
@@ -22,6 +22,7 @@ def check_layout(checkpoint: Checkpoint, groups: Sequence[InputGroup]) -> None:
             )  # fmt: skip
     followers = set()
     for group in groups:
+        _check_one_shard(checkpoint, group)
         for kind in KINDS:
             names = (f"{path}.{kind}" for path in group.linears)
             run = [checkpoint.tensors[name] for name in names if name in checkpoint.tensors]
@@ -36,12 +37,27 @@ def check_layout(checkpoint: Checkpoint, groups: Sequence[InputGroup]) -> None:
             )  # fmt: skip
 
 
+def _check_one_shard(checkpoint: Checkpoint, group: InputGroup) -> None:
+    names = (f"{path}.{kind}" for kind in KINDS for path in group.linears)
+    first, *others = (checkpoint.tensors[name] for name in names if name in checkpoint.tensors)
+    for tensor in others:
+        if tensor.file != first.file:
+            raise LayoutError(
+                f"stands in another shard than '{first.name}', which shares its input",
+                file=tensor.file, tensor=tensor.name, expected=first.file.name,
+            )  # fmt: skip
+
+
 def _check_adjacent(before: StoredTensor, tensor: StoredTensor) -> None:
     end = before.offset + before.nbytes
-    if tensor.file != before.file or tensor.offset != end:
+    if tensor.offset != end:
         raise LayoutError(
             f"does not follow '{before.name}', which shares its input",
             file=tensor.file, tensor=tensor.name,
-            expected=f"offset {end} in {before.file.name}",
-            found=f"{tensor.offset} in {tensor.file.name}",
+            expected=f"offset {end}", found=tensor.offset,
+        )  # fmt: skip
+    if tensor.dtype != before.dtype:
+        raise LayoutError(
+            f"is not one matrix with '{before.name}', which shares its input",
+            file=tensor.file, tensor=tensor.name, expected=before.dtype, found=tensor.dtype,
         )  # fmt: skip

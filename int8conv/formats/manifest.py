@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import JsonFileError, UnknownVersionError
+from ..errors import JsonFileError, UnknownVersionError, UnsafePathError
 from .json_file import read_json
-from .names import MANIFEST_FILE, QUANT_METHOD, VERSION
+from .names import MANIFEST_FILE, QUANT_METHOD, VERSION, is_plain_file_name
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,10 @@ def read_manifest(folder: Path) -> Manifest:
         NotFoundError: there is none.
         UnknownVersionError: its version is not one that this release reads.
         JsonFileError: a field is absent or of the wrong kind.
+        UnsafePathError: it names a file outside the folder.
     """
     path = folder / MANIFEST_FILE
-    value = read_json(path)
+    value = read_json(path, strict=True)
     if value.get("format") != QUANT_METHOD:
         raise JsonFileError("not an int8conv manifest", file=path, expected=f"format {QUANT_METHOD}",
                             found=value.get("format"))  # fmt: skip
@@ -72,13 +74,13 @@ def read_manifest(folder: Path) -> Manifest:
         generator=_field(value, "generator", str, path),
         source=_field(value, "source", dict, path),
         options=_field(value, "options", dict, path),
-        calibration=None if value.get("calibration") is None
-        else _field(value, "calibration", dict, path),
+        calibration=_nullable(value, "calibration", dict, path),
         inputs=tuple(_group(entry, path) for entry in _field(value, "inputs", list, path)),
         rounded=_field(value, "rounded", int, path),
         skipped=_field(value, "skipped", dict, path),
         files={
-            name: _file(entry, path) for name, entry in _field(value, "files", dict, path).items()
+            name: _file(name, entry, path)
+            for name, entry in _field(value, "files", dict, path).items()
         },
     )  # fmt: skip
 
@@ -94,31 +96,43 @@ def check_version(version: object, file: object) -> None:
 
 def _field(value: object, name: str, kind: type | tuple[type, ...], path: Path) -> Any:
     found = value.get(name) if isinstance(value, dict) else None
-    if not isinstance(found, kind) or isinstance(found, bool):
+    # every number of the manifest counts or measures something
+    negative = isinstance(found, (int, float)) and found < 0
+    if not isinstance(found, kind) or isinstance(found, bool) or negative:
         kinds = kind if isinstance(kind, tuple) else (kind,)
         raise JsonFileError(
             f"field '{name}' is absent or malformed", file=path,
-            expected=" or ".join(k.__name__ for k in kinds), found=type(found).__name__,
+            expected=" or ".join(k.__name__ for k in kinds),
+            found=found if negative else type(found).__name__,
         )  # fmt: skip
     return found
+
+
+def _nullable(value: object, name: str, kind: type | tuple[type, ...], path: Path) -> Any:
+    if isinstance(value, dict) and name in value and value[name] is None:
+        return None
+    return _field(value, name, kind, path)
 
 
 def _group(entry: object, path: Path) -> InputGroup:
     linears = _field(entry, "linears", list, path)
     if not linears or not all(isinstance(name, str) for name in linears):
         raise JsonFileError("field 'linears' is not a list of module paths", file=path)
-    threshold = entry.get("threshold") if isinstance(entry, dict) else None
-    if threshold is not None:
-        threshold = float(_field(entry, "threshold", (int, float), path))
+    threshold = _nullable(entry, "threshold", (int, float), path)
+    if threshold is not None and not threshold <= sys.float_info.max:
+        raise JsonFileError("field 'threshold' is not finite", file=path)
     return InputGroup(
         tuple(linears),
         _field(entry, "in_features", int, path),
         _field(entry, "outliers", int, path),
-        threshold,
+        None if threshold is None else float(threshold),
     )
 
 
-def _file(entry: object, path: Path) -> FileRecord:
+def _file(name: str, entry: object, path: Path) -> FileRecord:
+    if not is_plain_file_name(name):
+        raise UnsafePathError("names a file outside the folder", file=path,
+                              expected="a plain file name", found=repr(name))  # fmt: skip
     shard = isinstance(entry, dict) and "tensors" in entry
     return FileRecord(
         _field(entry, "bytes", int, path),

@@ -27,5 +27,12 @@ def shard_name(number: int, count: int) -> str:
     return f"model-{number:05}-of-{count:05}.safetensors"
 
 
+def is_plain_file_name(name: str) -> bool:
+    """Whether the name of a file stays within its folder, and can be one."""
+    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+        return False
+    return len(name.encode(errors="replace")) <= 255
+
+
 def is_padding(name: str) -> bool:
     return name.startswith(PADDING_PREFIX)

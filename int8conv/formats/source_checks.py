@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..errors import AlreadyQuantizedError
 from .checkpoint import CONFIG_FILE, Checkpoint
+from .names import QUANT_METHOD, is_padding
 
 _MARKS = {
     "SCB": "bitsandbytes",
@@ -15,7 +16,8 @@ _MARKS = {
     "weight_scale": "a weight scale",
     "weight_scale_inv": "an FP8 scale",
     "weight_zero_point": "compressed-tensors",
-    "outlier_index": "int8conv",
+    "outlier_index": QUANT_METHOD,
+    "outlier_weight": QUANT_METHOD,
 }
 
 
@@ -31,7 +33,7 @@ def check_not_quantized(checkpoint: Checkpoint) -> None:
                 expected=f"no {key}", found=f"quant_method {method!r}", hint=hint,
             )  # fmt: skip
     for name, tensor in checkpoint.tensors.items():
-        method = _MARKS.get(name.rpartition(".")[2])
+        method = QUANT_METHOD if is_padding(name) else _MARKS.get(name.rpartition(".")[2])
         if method is not None:
             raise AlreadyQuantizedError("the source is quantised already", file=tensor.file,
                                         tensor=name, found=method, hint=hint)  # fmt: skip

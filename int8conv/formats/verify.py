@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ChecksumError, ConvertedFormatError, NotFoundError
-from .checkpoint import Checkpoint, StoredTensor
+from .checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, StoredTensor
 from .checksum import checksum_range, read_blocks, running_checksum
 from .converted import ConvertedFolder, QuantizedLinear, read_array
 from .manifest import FileRecord
@@ -27,6 +27,9 @@ def verify(converted: ConvertedFolder, progress: Progress = lambda nbytes: None)
         NotFoundError: a file that the manifest lists is absent.
     """
     total = 0
+    for name in (CONFIG_FILE, INDEX_FILE):
+        if name not in converted.manifest.files:
+            raise ChecksumError("no checksum in the manifest", file=converted.folder / name)
     for name, record in converted.manifest.files.items():
         path = converted.folder / name
         if not path.is_file():
@@ -49,6 +52,9 @@ def _verify_shard(
 ) -> None:
     header = checkpoint.headers[path.name]
     assert record.tensors is not None
+    if record.header_bytes != header.payload_offset:
+        raise ChecksumError("checksum is not of the header", file=path,
+                            expected=f"{header.payload_offset} bytes", found=record.header_bytes)  # fmt: skip
     for info in header.tensors.values():
         offset = header.payload_offset + info.begin
         if is_padding(info.name):

@@ -35,6 +35,7 @@ def staged_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
         with named_output_errors(out):
             yield staging
             _flush(staging)
+            check_replaceable(out, force=force)  # it may have come to be since the check above
             _put_in_place(staging, out)
             _flush(out.parent)
     finally:
@@ -75,8 +76,12 @@ class ShardWriter:
         self.layout = layout
         self._offsets = {t.name: len(layout.header) + t.begin for t in layout.tensors}
         self._fd = os.open(folder / layout.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        os.ftruncate(self._fd, layout.nbytes)  # padding reads as zeros
-        self._write(layout.header, 0)
+        try:
+            os.ftruncate(self._fd, layout.nbytes)  # padding reads as zeros
+            self._write(layout.header, 0)
+        except OSError:
+            os.close(self._fd)
+            raise
 
     def write(self, tensor: str, data: memoryview, position: int = 0) -> None:
         """Put ``data`` at byte ``position`` of a tensor."""
@@ -123,11 +128,15 @@ def _put_in_place(staging: Path, out: Path) -> None:
         staging.rename(out)
         return
     replaced = _new_folder_beside(out, "replaced") / out.name
-    out.rename(replaced)
     try:
-        staging.rename(out)
+        out.rename(replaced)
+        try:
+            staging.rename(out)
+        except OSError:
+            replaced.rename(out)
+            raise
     except OSError:
-        replaced.rename(out)
-        replaced.parent.rmdir()
+        with contextlib.suppress(OSError):
+            replaced.parent.rmdir()  # empty, unless the old folder could not be put back
         raise
     shutil.rmtree(replaced.parent, ignore_errors=True)

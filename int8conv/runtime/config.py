@@ -141,19 +141,25 @@ class RawConfig:
     def choice(self, key: str, choices: Mapping[str, T], default: str | None = None) -> T:
         """A feature that has to be one of those known here."""
         value = self._get(key, default)
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise self.unsupported(key, value, f"one of {', '.join(choices)}")
         return choices[value]
 
     def rope_theta(self) -> float:
         """Base of a plain rotary embedding, as old (``rope_theta``) and new (``rope_parameters``) configs give it."""
-        rope = dict(self.values.get("rope_parameters") or self.values.get("rope_scaling") or {})
-        kind = rope.pop("rope_type", rope.pop("type", "default"))
-        theta = rope.pop("rope_theta", self.values.get("rope_theta", 10000.0))
-        if kind != "default":
-            raise self.unsupported("rope_type", kind, "default")
-        for key, value in rope.items():
-            raise self.unsupported(f"rope_parameters.{key}", value, "no such key")
+        theta = self.values.get("rope_theta", 10000.0)
+        for section in ("rope_scaling", "rope_parameters"):
+            rope = self.values.get(section)
+            if rope is not None and not isinstance(rope, dict):
+                raise JsonFileError(f"config key '{section}'", file=self.file, expected="an object",
+                                    found=repr(rope))  # fmt: skip
+            rest = dict(rope or {})
+            theta = rest.pop("rope_theta", theta)
+            for key in ("rope_type", "type"):
+                if (kind := rest.pop(key, "default")) != "default":
+                    raise self.unsupported(f"{section}.{key}", kind, "default")
+            for key, value in rest.items():
+                raise self.unsupported(f"{section}.{key}", value, "no such key")
         if isinstance(theta, bool) or not isinstance(theta, int | float) or not theta > 0:
             raise JsonFileError("config key 'rope_theta'", file=self.file, expected="a number > 0",
                                 found=repr(theta))  # fmt: skip

@@ -30,6 +30,8 @@ class Sampling:
             raise ArgumentError("top_k", expected="1 or more", found=self.top_k)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ArgumentError("top_p", expected="above 0, at most 1", found=self.top_p)
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise ArgumentError("seed", expected="a 64-bit integer", found=self.seed)
 
     def generator(self) -> torch.Generator:
         """A generator seeded as asked."""
@@ -43,7 +45,7 @@ class Sampling:
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distribution that is drawn from: float32 ``[vocab]`` -> float32 ``[vocab]``; needs a temperature above 0."""
-    logits = logits / sampling.temperature
+    logits = (logits - logits.max()) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.numel():
         smallest = logits.topk(sampling.top_k).values[-1]
         logits = logits.masked_fill(logits < smallest, -torch.inf)

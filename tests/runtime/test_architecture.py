@@ -51,11 +51,12 @@ def test_unknown_families_are_named(model_type: object) -> None:
 @pytest.mark.parametrize(
     ("family", "key", "value"),
     [
-        (LLAMA, "rope_scaling", {"rope_type": "llama3", "factor": 8.0}),
+        (LLAMA, "rope_scaling", {"factor": 8.0, "rope_type": "llama3"}),
         (LLAMA, "rope_scaling", {"type": "linear", "factor": 2.0}),
         (LLAMA, "rope_parameters", {"rope_type": "yarn", "factor": 4.0}),
         (LLAMA, "rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
         (LLAMA, "hidden_act", "swiglu_oai"),
+        (LLAMA, "hidden_act", ["silu"]),
         (LLAMA, "sliding_window", 4096),
         (LLAMA, "num_local_experts", 8),
         (LLAMA, "num_key_value_heads", 3),
@@ -69,7 +70,7 @@ def test_unknown_families_are_named(model_type: object) -> None:
 def test_unknown_features_are_refused_by_name(
     family: dict[str, Any], key: str, value: object
 ) -> None:
-    name = "rope_type" if "rope" in key and "partial" not in str(value) else key
+    name = rf"{key}\.(type|rope_type|partial_rotary_factor)" if "rope" in key else key
     with pytest.raises(UnsupportedFeatureError, match=f"some/config.json: .*{name}"):
         read_architecture(family | {key: value}, (), "some/config.json")
 
@@ -92,9 +93,27 @@ def test_keys_that_change_nothing_are_passed_over(key: str, value: object) -> No
     [
         ("hidden_size", None), ("hidden_size", "64"), ("num_hidden_layers", 0), ("vocab_size", -1),
         ("rms_norm_eps", "small"), ("tie_word_embeddings", 1), ("num_attention_heads", True),
-        ("rope_theta", "big"),
+        ("rope_theta", "big"), ("rope_scaling", "linear"), ("rope_parameters", [1]),
     ],
 )  # fmt: skip
 def test_malformed_keys_are_named(key: str, value: object) -> None:
     with pytest.raises(JsonFileError, match=f"some/config.json: config key '{key}'"):
         read_architecture(LLAMA | {key: value}, (), "some/config.json")
+
+
+def test_new_rope_parameters_do_not_hide_an_old_scaling() -> None:
+    rope = {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "llama3"}}
+    with pytest.raises(UnsupportedFeatureError, match=r"rope_scaling\.rope_type"):
+        read_architecture(LLAMA | rope, ())
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rope_theta": 5e5},
+        {"rope_parameters": {"rope_theta": 5e5}},
+        {"rope_scaling": {"rope_theta": 5e5, "type": "default"}},
+    ],
+)
+def test_rope_theta_in_old_and_new_configs(keys: dict[str, Any]) -> None:
+    assert read_architecture(LLAMA | keys, ()).config.rope_theta == 5e5

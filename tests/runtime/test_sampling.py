@@ -70,8 +70,13 @@ def test_a_seed_repeats_and_another_differs() -> None:
         {"top_k": 0},
         {"top_p": 0.0},
         {"top_p": 1.5},
+        {"seed": 2**70},
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match=next(iter(options))):
         Sampling(**options)
+
+
+def test_a_tiny_temperature_is_greedy() -> None:
+    assert next_token(LOGITS, Sampling(1e-40, seed=0), torch.Generator()) == 1

@@ -1,0 +1,111 @@
+"""``int8conv convert``: what it prints, options, progress."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+import torch
+
+from int8conv.formats.converted import open_converted
+from int8conv.formats.verify import verify
+
+from ..checkpoints import LLAMA, random_tensors, write_checkpoint
+from .helpers import ROOT, run, run_apart, snapshot, succeed
+
+LAST_LINE = re.compile(
+    r"(?P<out>.*): (?P<tensors>\d+) tensors, (?P<quantized>\d+) of them to int8 with "
+    r"(?P<columns>\d+) outlier columns; (?P<bytes_in>[\d.]+ [kMG]?B) -> (?P<bytes_out>[\d.]+ [kMG]?B) "
+    r"\((?P<ratio>\d\.\d\d)x\) in \d+\.\d s"
+)
+
+
+def test_the_last_line(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    lines = succeed("convert", source, out, "--outliers", "none").stdout.splitlines()
+    match = LAST_LINE.fullmatch(lines[-1])
+    assert match is not None, lines[-1]
+    tensors = random_tensors(LLAMA)
+    bytes_in = sum(t.nbytes for t in tensors.values())
+    bytes_out = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    assert match.groupdict() == {
+        "out": str(out), "tensors": str(len(tensors)), "quantized": "14", "columns": "0",
+        "bytes_in": f"{bytes_in / 1000:.1f} kB", "bytes_out": f"{bytes_out / 1000:.1f} kB",
+        "ratio": f"{bytes_out / bytes_in:.2f}",
+    }  # fmt: skip
+
+
+def test_the_default_is_calibrated(source: Path, tmp_path: Path) -> None:
+    result = succeed("convert", source, tmp_path / "out")
+    assert result.stderr == (
+        "int8conv: note: the source has no usable tokenizer: calibrated on random tokens\n"
+    )
+    assert open_converted(tmp_path / "out").manifest.options["outliers"] == "calibrated"
+    assert all(group.threshold for group in open_converted(tmp_path / "out").manifest.inputs)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rounding_is_noted(tmp_path: Path, dtype: str) -> None:
+    source = write_checkpoint(tmp_path / "source", dtype=torch.float32)
+    result = succeed("convert", source, tmp_path / "out", "--dtype", dtype, "--outliers", "none")
+    rounded = open_converted(tmp_path / "out").manifest.rounded
+    assert result.stderr == f"int8conv: note: {rounded:,} values rounded to {dtype}\n"
+    assert rounded > 1000
+
+
+def test_jobs_and_force(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    plain = ("convert", source, out, "--outliers", "none")
+    succeed(*plain, "--jobs", 1)
+    before = snapshot(out)
+    assert run(*plain, "--jobs", 3).exit_code == 1
+    succeed(*plain, "--jobs", 3, "--force")
+    assert snapshot(out) == before
+    verify(open_converted(out))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+def test_relative_paths(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(source)
+    shown = succeed("convert", ".", "../out/", "--outliers", "none").stdout
+    assert shown.startswith("../out: ")
+    manifest = open_converted(tmp_path / "out").manifest
+    assert manifest.source["id"] == "source"
+
+
+def test_no_bar_where_stderr_is_no_terminal(source: Path, tmp_path: Path) -> None:
+    done = run_apart("convert", source, tmp_path / "out", "--outliers", "none")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert LAST_LINE.fullmatch(done.stdout.strip())
+
+
+def test_bars_on_a_terminal(source: Path, tmp_path: Path) -> None:
+    master, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "int8conv", "convert", str(source), str(tmp_path / "out")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=terminal, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            data = os.read(master, 1 << 16)
+        except OSError:  # the terminal's other side was closed
+            break
+        if not data:
+            break
+        shown += data
+    os.close(master)
+    stdout, _ = process.communicate()
+    assert process.returncode == 0
+    assert LAST_LINE.fullmatch(stdout.strip())
+    for part in (b"calibrate: 100%", b"2/2 ", b"block", b"convert: 100%", b"B/s"):
+        assert part in shown, shown

@@ -1,0 +1,91 @@
+"""``int8conv generate``: repeatable text, from a converted folder and from a source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import int8conv
+
+from .helpers import check_refused, run, succeed
+
+PROMPT = "Once upon a time"
+
+
+def generate(path: Path, *flags: object) -> str:
+    result = succeed("generate", path, "--prompt", PROMPT, "-n", 12, *flags)
+    assert result.stderr == ""
+    assert result.stdout.startswith(PROMPT)
+    assert result.stdout.endswith("\n")
+    return result.stdout
+
+
+def test_the_most_likely_text_is_the_librarys(example_int8: Path) -> None:
+    expected = int8conv.load(example_int8).generate(PROMPT, max_new_tokens=12).text
+    assert generate(example_int8) == f"{PROMPT}{expected}\n"
+    assert generate(example_int8, "--seed", 7) == f"{PROMPT}{expected}\n"
+
+
+def test_an_unconverted_folder(example: Path) -> None:
+    expected = int8conv.load(example).generate(PROMPT, max_new_tokens=12).text
+    assert generate(example) == f"{PROMPT}{expected}\n"
+
+
+@pytest.mark.parametrize("flags", [(), ("--top-k", 50), ("--top-p", 0.9)], ids=str)
+def test_a_seed_makes_it_repeatable(example_int8: Path, flags: tuple[object, ...]) -> None:
+    drawn = [generate(example_int8, "-t", 1.0, "--seed", seed, *flags) for seed in (1, 1, 2, 3)]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 3
+
+
+def test_one_candidate_is_the_most_likely(example_int8: Path) -> None:
+    greedy = generate(example_int8)
+    assert generate(example_int8, "-t", 1.0, "--top-k", 1) == greedy
+    assert generate(example_int8, "-t", 1.0, "--top-p", 1e-9) == greedy
+
+
+@pytest.mark.parametrize("mode", ["w8a8", "w8a16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_modes_and_dtypes(example_int8: Path, mode: str, dtype: str) -> None:
+    assert len(generate(example_int8, "--mode", mode, "--dtype", dtype)) > len(PROMPT) + 10
+
+
+def test_no_new_tokens(example_int8: Path) -> None:
+    assert succeed("generate", example_int8, "-p", PROMPT, "-n", 0).stdout == f"{PROMPT}\n"
+
+
+def test_a_prompt_of_any_characters(example_int8: Path) -> None:
+    prompt = "naïve 文字 🙂\nline"
+    assert succeed("generate", example_int8, "-p", prompt, "-n", 2).stdout.startswith(prompt)
+
+
+def test_a_prompt_that_is_not_text(example_int8: Path) -> None:
+    """Bytes that are not UTF-8 come from the shell as lone surrogates."""
+    check_refused(run("generate", example_int8, "-p", "a\udcff"), "not UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["-p", ""], "the prompt has no tokens"),
+        (["-p", "Once", "-n", 5000], "do not fit the context: expected 1 to 1024 positions"),
+        (["-p", "Once " * 2000], "do not fit the context"),
+        (["-p", "Once", "--top-p", 1.5], "top_p: expected above 0, at most 1, found 1.5"),
+        (["-p", "Once", "--top-p", 0], "top_p"),
+        (["-p", "Once", "--top-p", "nan"], "top_p"),
+        (["-p", "Once", "--top-k", 0], "top_k: expected 1 or more, found 0"),
+        (["-p", "Once", "-t", -0.5], "temperature: expected 0 or more, found -0.5"),
+        (["-p", "Once", "-t", "nan"], "temperature"),
+        (["-p", "Once", "--dtype", "float8"], "dtype: expected float32 or float16 or bfloat16, found float8"),
+        (["-p", "Once", "--device", "abacus"], "device"),
+    ],
+    ids=lambda value: " ".join(map(str, value))[:40] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_options_that_cannot_be(example_int8: Path, flags: list[object], words: str) -> None:
+    check_refused(run("generate", example_int8, *flags), words)
+
+
+def test_a_mode_is_for_converted_folders(example: Path) -> None:
+    result = run("generate", example, "-p", "Once", "--mode", "w8a8")
+    check_refused(result, example, "mode is for converted folders")

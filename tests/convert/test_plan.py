@@ -1,0 +1,166 @@
+"""The plan: what becomes of each tensor, from headers alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from int8conv.convert.outliers import OutlierChoice
+from int8conv.convert.plan import KeepTask, Plan, QuantizeTask, make_plan
+from int8conv.errors import (
+    MissingTensorError,
+    ShapeError,
+    UnsupportedDtypeError,
+    UnsupportedFeatureError,
+)
+from int8conv.formats.checkpoint import open_checkpoint
+from int8conv.runtime.architecture import read_architecture
+
+from ..checkpoints import LLAMA, OPT, random_tensors, write_checkpoint
+
+Q = "model.layers.0.self_attn.q_proj"
+DOWN = "model.layers.1.mlp.down_proj"
+
+
+def plan_of(
+    folder: Path, outliers: dict[str, OutlierChoice] | None = None, half: str = "F16"
+) -> Plan:
+    checkpoint = open_checkpoint(folder)
+    architecture = read_architecture(checkpoint.config, checkpoint.tensors)
+    return make_plan(checkpoint, architecture, outliers or {}, half)
+
+
+def plan_with(
+    folder: Path, changed: dict[str, Tensor | None], config: dict[str, Any] = LLAMA
+) -> Plan:
+    """The plan of a checkpoint with some tensors changed, added, or (None) left out."""
+    tensors = random_tensors(config)
+    for name, tensor in changed.items():
+        if tensor is None:
+            del tensors[name]
+        else:
+            tensors[name] = tensor
+    return plan_of(write_checkpoint(folder, config, tensors))
+
+
+def test_linears_of_attention_and_ffn_are_quantised_and_no_others(source: Path) -> None:
+    tasks = plan_of(source).tasks
+    quantized = [task.path for task in tasks if isinstance(task, QuantizeTask)]
+    kept = [task.source.name for task in tasks if isinstance(task, KeepTask)]
+    assert len(quantized) == 2 * 7
+    assert all(".self_attn." in path or ".mlp." in path for path in quantized)
+    assert len(kept) == 2 * 2 + 3
+    assert {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"} <= set(kept)
+
+
+def test_inputs_are_the_groups_in_the_order_of_the_model(source: Path) -> None:
+    first, *_ = inputs = plan_of(source).inputs
+    assert len(inputs) == 2 * 4
+    assert first.linears == tuple(f"model.layers.0.self_attn.{r}_proj" for r in "qkv")
+    assert (first.in_features, first.outliers, first.threshold) == (64, 0, None)
+    assert inputs[-1].linears == (DOWN,)
+    assert inputs[-1].in_features == 160
+
+
+def test_a_choice_holds_for_every_linear_of_its_group(source: Path) -> None:
+    columns = np.arange(0, 32, 2, dtype=np.int32)
+    plan = plan_of(source, {Q: OutlierChoice(columns, 5.25)})
+    assert (plan.inputs[0].outliers, plan.inputs[0].threshold) == (16, 5.25)
+    for task in plan.tasks:
+        if isinstance(task, QuantizeTask):
+            expected = columns.tolist() if task.path in plan.inputs[0].linears else []
+            assert task.columns.tolist() == expected
+    unit = next(unit for unit in plan.units if unit[0][0].name == f"{Q}.weight")
+    kinds = [[spec.name.rpartition(".")[2] for spec in run] for run in unit]
+    assert kinds == [
+        [kind] * 3 for kind in ("weight", "weight_scale", "outlier_index", "outlier_weight")
+    ]
+    assert [spec.shape for run in unit for spec in run][::3] == [
+        (64, 64, 1),
+        (64,),
+        (16,),
+        (64, 16),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "half", "expected"),
+    [
+        (torch.float16, "BF16", "F16"),
+        (torch.bfloat16, "F16", "BF16"),
+        (torch.float32, "F16", "F16"),
+        (torch.float32, "BF16", "BF16"),
+    ],
+)
+def test_only_float32_is_rounded(
+    tmp_path: Path, dtype: torch.dtype, half: str, expected: str
+) -> None:
+    plan = plan_of(write_checkpoint(tmp_path / "source", OPT, dtype=dtype), half=half)
+    for task in plan.tasks:
+        assert (task.half if isinstance(task, QuantizeTask) else task.dtype) == expected
+
+
+def test_source_bytes_are_those_of_the_tensors_read(source: Path) -> None:
+    assert plan_of(source).source_bytes == open_checkpoint(source).nbytes
+
+
+def test_extra_tensors(tmp_path: Path) -> None:
+    """A float tensor of no module is kept, another is left out; each by name."""
+    tied = LLAMA | {"tie_word_embeddings": True}
+    plan = plan_with(
+        tmp_path / "source",
+        {
+            "lm_head.weight": torch.zeros(96, 64, dtype=torch.float16),
+            "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
+            "model.router.gate": torch.ones(3, 2),
+            "model.position_ids": torch.arange(4),
+        },
+        tied,
+    )
+    assert plan.skipped == {
+        "lm_head.weight": "tied to the token embedding",
+        "model.layers.0.self_attn.rotary_emb.inv_freq": "computed, not learned",
+        "model.position_ids": "not a weight of the model, and I64",
+    }
+    kept = plan.tasks[-1]
+    assert isinstance(kept, KeepTask)
+    assert (kept.source.name, kept.dtype) == ("model.router.gate", "F16")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "error", "words"),
+    [
+        (f"{Q}.weight", None, MissingTensorError, "absent"),
+        ("model.norm.weight", None, MissingTensorError, "absent"),
+        (f"{Q}.weight", torch.ones(64, 32).half(), ShapeError, r"expected \[64, 64\], found \[64, 32\]"),
+        (f"{Q}.weight", torch.ones(64, 64).long(), UnsupportedDtypeError, "F32, found I64"),
+        ("model.norm.weight", torch.ones(64).double(), UnsupportedDtypeError, "F32, found F64"),
+        (f"{Q}.bias", torch.ones(64).half(), UnsupportedFeatureError, "says nothing"),
+    ],
+)  # fmt: skip
+def test_a_source_that_is_not_what_its_config_implies(
+    tmp_path: Path, name: str, tensor: Tensor | None, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words) as caught:
+        plan_with(tmp_path / "source", {name: tensor})
+    assert f"tensor '{name}'" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["weight", "bias"])
+def test_linears_that_share_an_input_must_share_a_dtype(tmp_path: Path, kind: str) -> None:
+    """Their outlier columns and biases are one matrix."""
+    name = f"model.decoder.layers.1.self_attn.k_proj.{kind}"
+    tensor = random_tensors(OPT)[name].bfloat16()
+    with pytest.raises(UnsupportedDtypeError, match="expected F16, found BF16") as caught:
+        plan_with(tmp_path / "source", {name: tensor}, OPT)
+    assert caught.value.tensor == name
+
+
+def test_float32_beside_float16_is_fine(tmp_path: Path) -> None:
+    name = "model.decoder.layers.1.self_attn.k_proj.weight"
+    plan_with(tmp_path / "source", {name: random_tensors(OPT)[name].float()}, OPT)
