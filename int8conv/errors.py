@@ -5,6 +5,7 @@
     |- ArgumentError                 an option or argument has a value that cannot be used
     |- OutputError                   the output cannot be written
     |  |- OutputExistsError          it is there already (never touched without force)
+    |  |- OutputBusyError           another process is writing it
     |  |- NotWritableError           its folder cannot be written to
     |  `- NoSpaceError               the disk is full
     |- SafetensorsError              one file breaks the safetensors format
@@ -28,6 +29,7 @@
     |  |- NotConvertedError          it is not a converted folder at all
     |  |- CompanionError             a tensor stands without its companions, or with the wrong kind
     |  |- OutlierIndexError          outlier columns out of range, not ascending, or not shared by a group
+    |  |- NumberError                a code, row scale or padding byte is not one that the format allows
     |  |- LayoutError                payload or tensors are not aligned or adjacent as the spec asks
     |  `- ChecksumError              bytes differ from their checksum
     |- UnsupportedModelError         the runtime does not know this model
@@ -78,13 +80,19 @@ class Int8convError(Exception):
         line += f"tensor '{self.tensor}': " if self.tensor is not None else ""
         line += self.problem
         comparison = [
-            f"{word} {value}"
+            f"{word} {_shortened(value)}"
             for word, value in (("expected", self.expected), ("found", self.found))
             if value is not None
         ]
         line += f": {', '.join(comparison)}" if comparison else ""
         line += f" ({self.hint})" if self.hint else ""
         return " ".join(line.split())
+
+
+def _shortened(value: object) -> str:
+    """A value as a message shows it: a malformed file may hold very long ones."""
+    text = str(value)
+    return text if len(text) <= 400 else f"{text[:400]}..."
 
 
 class NotFoundError(Int8convError):
@@ -101,6 +109,10 @@ class OutputError(Int8convError):
 
 class OutputExistsError(OutputError):
     """The output is there already; it is never touched without ``force``."""
+
+
+class OutputBusyError(OutputError):
+    """Another process is writing the output."""
 
 
 class NotWritableError(OutputError):
@@ -193,6 +205,10 @@ class CompanionError(ConvertedFormatError):
 
 class OutlierIndexError(ConvertedFormatError):
     """Outlier columns out of range, not ascending, or not shared within a group."""
+
+
+class NumberError(ConvertedFormatError):
+    """A code, row scale or padding byte is not one that the format allows."""
 
 
 class LayoutError(ConvertedFormatError):

@@ -55,7 +55,7 @@ class Commands(click.Group):
             where = "" if error.filename is None else f"{error.filename}: "
             click.echo(f"int8conv: error: {where}{error.strerror}", err=True)
         except KeyboardInterrupt:
-            click.echo("int8conv: interrupted; nothing was left behind", err=True)
+            click.echo("int8conv: interrupted", err=True)
             code = 130
         raise click.exceptions.Exit(code)
 

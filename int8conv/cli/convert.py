@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from ..convert.options import Outliers
 from .output import progress_bars, size
+
+
+@contextmanager
+def hint_at_interrupt() -> Iterator[None]:
+    """Say that the work is not lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("int8conv: note: the same command goes on from here", err=True)
+        raise
 
 
 @click.command("convert")
@@ -39,7 +51,7 @@ def command(
     """
     from ..convert.converter import convert
 
-    with progress_bars("B") as progress:
+    with progress_bars("B") as progress, hint_at_interrupt():
         report = convert(
             src,
             out,
@@ -49,6 +61,8 @@ def command(
             jobs=jobs,
             progress=progress,
         )
+    if report.resumed:
+        click.echo(f"int8conv: note: {report.resumed} tensors were done before", err=True)
     for note in report.notes:
         click.echo(f"int8conv: note: {note}", err=True)
     if report.rounded:

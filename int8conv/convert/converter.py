@@ -19,10 +19,12 @@ from ..formats.layout import ShardLayout, plan_layout
 from ..formats.manifest import FileRecord, Manifest
 from ..formats.names import MANIFEST_FILE, QUANT_METHOD, VERSION, is_padding
 from ..formats.source_checks import check_not_quantized
-from ..formats.writer import check_replaceable, staged_folder, write_file
+from ..formats.workspace import check_replaceable, open_workspace
+from ..formats.writer import write_file
 from ..runtime.architecture import Architecture, read_architecture
+from .journal import Journal
 from .options import DEFAULT_SHARD_BYTES, HALVES, ConvertOptions, Outliers
-from .outliers import OutlierChoice
+from .outliers import OutlierChoice, choose_outliers
 from .plan import Plan, QuantizeTask, make_plan
 from .stream import TaskResult, run_tasks
 
@@ -47,6 +49,8 @@ class ConvertReport:
     seconds: float
     rounded: int
     """Values of an F32 source that rounding to 16 bits changed."""
+    resumed: int = 0
+    """Tensors that an earlier, unfinished attempt had done."""
     notes: tuple[str, ...] = ()
     """What the user should know."""
 
@@ -92,22 +96,29 @@ def convert(
         raise ArgumentError("jobs", expected="1 or more", found=jobs)
     tell = progress or (lambda stage, done, total: None)
     source, out = Path(source), Path(out)
-    check_replaceable(out, force=force)
+    check_replaceable(out, force=force)  # before any work
     checkpoint = open_checkpoint(source)
     check_not_quantized(checkpoint)
     architecture = read_architecture(checkpoint.config, checkpoint.tensors, source / CONFIG_FILE)
     half = HALVES[options.dtype]
     make_plan(checkpoint, architecture, {}, half)  # refuse a bad source before calibrating on it
-    choices, calibration, notes = _choose(checkpoint, architecture, options, tell)
-    plan = make_plan(checkpoint, architecture, choices, half)
-    layouts = plan_layout(plan.units, max_shard_bytes=options.max_shard_bytes)
-    with staged_folder(out, force=force) as staging:
+    with open_workspace(out, force=force) as workspace:
+        journal = Journal(workspace.path, _fingerprint(checkpoint, options))
+        if not journal.resumed:
+            workspace.clear()
+        choices, calibration, notes = _choose(checkpoint, architecture, options, journal, tell)
+        if journal.outdated:
+            notes += ("an unfinished attempt had another source or options: started again",)
+        plan = make_plan(checkpoint, architecture, choices, half)
+        layouts = plan_layout(plan.units, max_shard_bytes=options.max_shard_bytes)
         results = run_tasks(
-            plan.tasks, layouts, staging, jobs=jobs or os.cpu_count() or 1,
+            plan.tasks, layouts, workspace.folder, journal=journal,
+            jobs=jobs or os.cpu_count() or 1,
             progress=_counted(tell, "convert", plan.source_bytes),
         )  # fmt: skip
         manifest = _manifest(checkpoint, options, plan, results, calibration)
-        _write_small_files(staging, checkpoint, options, layouts, manifest, results)
+        _write_small_files(workspace.folder, checkpoint, options, layouts, manifest, results)
+        workspace.commit()
     return ConvertReport(
         tensors=len(plan.tasks),
         quantized=sum(isinstance(task, QuantizeTask) for task in plan.tasks),
@@ -116,23 +127,51 @@ def convert(
         bytes_out=sum(layout.nbytes for layout in layouts),
         seconds=time.perf_counter() - start,
         rounded=manifest.rounded,
+        resumed=sum(result.resumed for result in results),
         notes=notes,
     )
 
 
+def _fingerprint(checkpoint: Checkpoint, options: ConvertOptions) -> str:
+    """Changes with the options, the release, and the source's config, headers, file sizes and times of change."""
+    files = {shard: (checkpoint.folder / shard).stat() for shard in checkpoint.headers}
+    identity = {
+        "generator": __version__,
+        "options": asdict(options),
+        "source": str(checkpoint.folder.resolve()),
+        "config": checkpoint.config,
+        "files": {shard: [stat.st_size, stat.st_mtime_ns] for shard, stat in files.items()},
+        "tensors": [[t.name, t.dtype, t.shape, t.offset] for t in checkpoint.tensors.values()],
+    }
+    return checksum(dump_json(identity))
+
+
 def _choose(
-    checkpoint: Checkpoint, architecture: Architecture, options: ConvertOptions, tell: Progress
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    options: ConvertOptions,
+    journal: Journal,
+    tell: Progress,
 ) -> tuple[dict[str, OutlierChoice], dict[str, Any] | None, tuple[str, ...]]:
+    """The outlier columns of each input, how they were found, and notes for the user; from the journal if it has them."""
     if options.outliers == "none":
         return {}, None, ()
-    from .calibrate import calibrate  # needs torch
-    from .outliers import choose_outliers
+    if "outliers" not in journal.entries:
+        from .calibrate import calibrate  # needs torch
 
-    calibration = calibrate(
-        checkpoint, architecture, lambda done, total: tell("calibrate", done, total)
-    )
-    choices = {path: choose_outliers(absmax) for path, absmax in calibration.absmax.items()}
-    return choices, calibration.record(), calibration.notes
+        calibration = calibrate(
+            checkpoint, architecture, lambda done, total: tell("calibrate", done, total)
+        )
+        found = {path: choose_outliers(absmax) for path, absmax in calibration.absmax.items()}
+        entry = {
+            "choices": {path: choice.to_json() for path, choice in found.items()},
+            "calibration": calibration.record(),
+            "notes": calibration.notes,
+        }
+        journal.record("outliers", entry)
+    recorded = journal.entries["outliers"]
+    choices = {path: OutlierChoice.from_json(v) for path, v in recorded["choices"].items()}
+    return choices, recorded["calibration"], tuple(recorded["notes"])
 
 
 def _counted(tell: Progress, stage: str, total: int) -> Callable[[int], None]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Final
+from decimal import ROUND_FLOOR, Context
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,13 @@ class OutlierChoice:
     """Ascending; empty for none."""
     threshold: float | None
     """Just above the largest magnitude that calibration saw outside the columns. None: not known."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"columns": self.columns.tolist(), "threshold": self.threshold}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> OutlierChoice:
+        return cls(np.array(value["columns"], np.int32), value["threshold"])
 
 
 NO_OUTLIERS: Final = OutlierChoice(np.empty(0, np.int32), None)
@@ -52,5 +59,8 @@ def choose_outliers(absmax: npt.NDArray[np.float32]) -> OutlierChoice:
 
 def _just_above(value: float) -> float:
     """The next number of three significant digits: sums in another order must not change the file."""
-    step = 10.0 ** (math.floor(math.log10(value)) - 2)
-    return float(f"{(math.floor(value / step) + 1) * step:.3g}")
+    digits = Context(prec=3, rounding=ROUND_FLOOR)
+    above = digits.create_decimal_from_float(value)
+    while float(above) <= value:
+        above = above.next_plus(digits)
+    return float(above)

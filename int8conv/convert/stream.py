@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,7 @@ from ..formats.layout import ShardLayout
 from ..formats.names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
 from ..formats.writer import ShardWriter
 from .halves import INFINITY, Bits, round_to_half
+from .journal import Journal
 from .plan import KeepTask, QuantizeTask, Task
 from .quantize import NonFiniteRowError, RowQuantizer, check_finite
 
@@ -42,6 +43,8 @@ class TaskResult:
     """Of the tensors written, by name."""
     rounded: int = 0
     """Values of an F32 source that rounding to 16 bits changed."""
+    resumed: bool = False
+    """Done by an earlier attempt."""
 
 
 def run_tasks(
@@ -51,8 +54,11 @@ def run_tasks(
     *,
     jobs: int,
     progress: Progress,
+    journal: Journal | None = None,
 ) -> list[TaskResult]:
     """Write every shard of ``layouts`` into ``folder``; results come in the order of ``tasks``.
+
+    Tasks that the journal has, and whose bytes are there, are not done again; the others are recorded when they are done.
 
     Raises:
         NonFiniteWeightError: a NaN or an infinity; names tensor and row.
@@ -63,7 +69,9 @@ def run_tasks(
     writers = {t.name: shard for shard in shards for t in shard.layout.tensors}
     try:
         with ThreadPoolExecutor(jobs) as executor:
-            futures = [executor.submit(_run, task, writers, progress) for task in tasks]
+            futures = [
+                executor.submit(_run_once, task, writers, progress, journal) for task in tasks
+            ]
             try:
                 return [future.result() for future in futures]
             except BaseException:
@@ -72,6 +80,22 @@ def run_tasks(
     finally:
         for shard in shards:
             shard.close()
+
+
+def _run_once(
+    task: Task, writers: Mapping[str, ShardWriter], progress: Progress, journal: Journal | None
+) -> TaskResult:
+    if journal is None:
+        return _run(task, writers, progress)
+    key = f"tensor {task.source.name}"
+    if (entry := journal.entries.get(key)) is not None:
+        recorded = TaskResult(**entry, resumed=True)
+        if all(writers[name].checksum(name) == s for name, s in recorded.checksums.items()):
+            progress(task.source.nbytes)
+            return recorded
+    result = _run(task, writers, progress)
+    journal.record(key, {k: v for k, v in asdict(result).items() if k != "resumed"})
+    return result
 
 
 def _run(task: Task, writers: Mapping[str, ShardWriter], progress: Progress) -> TaskResult:

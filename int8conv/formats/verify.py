@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import ChecksumError, ConvertedFormatError, NotFoundError
+from ..errors import ChecksumError, NotFoundError, NumberError
 from .checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, StoredTensor
 from .checksum import checksum_range, read_blocks, running_checksum
 from .converted import ConvertedFolder, QuantizedLinear, read_array
@@ -23,7 +23,7 @@ def verify(converted: ConvertedFolder, progress: Progress = lambda nbytes: None)
 
     Raises:
         ChecksumError: a file, a header or a tensor differs from its checksum, or has none.
-        ConvertedFormatError: a code of -128, a code in an outlier column, a bad scale, padding that is not zero.
+        NumberError: a code of -128, a code in an outlier column, a bad scale, padding that is not zero.
         NotFoundError: a file that the manifest lists is absent.
     """
     total = 0
@@ -61,7 +61,7 @@ def _verify_shard(
             if any(
                 block.tobytes().strip(b"\0") for block in read_blocks(path, offset, info.nbytes)
             ):
-                raise ConvertedFormatError("padding is not zero", file=path, tensor=info.name)
+                raise NumberError("padding is not zero", file=path, tensor=info.name)
         else:
             running = running_checksum()
             for block in read_blocks(path, offset, info.nbytes):
@@ -83,17 +83,17 @@ def _compare(found: str, expected: str | None, path: Path, tensor: str | None = 
 def _verify_linear(linear: QuantizedLinear) -> None:
     scale = read_array(linear.scale)
     if not (np.isfinite(scale) & (scale >= 0)).all():
-        raise ConvertedFormatError("row scale is negative or not finite", file=linear.scale.file,
+        raise NumberError("row scale is negative or not finite", file=linear.scale.file,
                                    tensor=linear.scale.name)  # fmt: skip
     columns = read_array(linear.outlier_index) if linear.outlier_index else None
     rows = max(1, (1 << 20) // max(linear.in_features, 1))
     for first in range(0, linear.out_features, rows):
         codes = _rows(linear.weight, first, min(first + rows, linear.out_features))
         if (codes == -128).any():
-            raise ConvertedFormatError("a code is -128", file=linear.weight.file,
+            raise NumberError("a code is -128", file=linear.weight.file,
                                        tensor=linear.weight.name, expected="-127..127")  # fmt: skip
         if columns is not None and codes[:, columns].any():
-            raise ConvertedFormatError("a code in an outlier column is not 0",
+            raise NumberError("a code in an outlier column is not 0",
                                        file=linear.weight.file, tensor=linear.weight.name)  # fmt: skip
 
 

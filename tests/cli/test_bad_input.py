@@ -28,6 +28,7 @@ from .helpers import (
     run,
     run_apart,
     snapshot,
+    without_workspace,
     write_raw_header,
 )
 
@@ -43,12 +44,14 @@ EMBED = "model.embed_tokens.weight"
 
 
 def refuse_convert(
-    tmp_path: Path, source: Path, *words: object, flags: tuple[str, ...] = ()
+    tmp_path: Path, source: Path, *words: object, flags: tuple[str, ...] = (), kept: bool = False
 ) -> None:
-    """``convert`` says so, and changes nothing below ``tmp_path``."""
+    """``convert`` says so, and changes nothing below ``tmp_path``; where it may go on later, ``kept`` its workspace is."""
     before = snapshot(tmp_path)
     check_refused(run("convert", source, tmp_path / "out", *flags), *words)
-    assert snapshot(tmp_path) == before
+    after = snapshot(tmp_path)
+    assert without_workspace(after) == before
+    assert (after != before) == kept
 
 
 def after_header(change: Callable[[dict[str, Any]], object]) -> Damage:
@@ -380,7 +383,7 @@ def test_no_space_left(
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(os, call, refuse)
-    refuse_convert(tmp_path, source, "/out: no space left", flags=("--outliers", "none"))
+    refuse_convert(tmp_path, source, "/out: no space left", flags=("--outliers", "none"), kept=True)
 
 
 def test_space_that_ends_on_the_way(
@@ -399,7 +402,9 @@ def test_space_that_ends_on_the_way(
         return count
 
     monkeypatch.setattr(os, "pwrite", fill)
-    refuse_convert(tmp_path, source, "no space left", flags=("--outliers", "none", "--force"))
+    refuse_convert(
+        tmp_path, source, "no space left", flags=("--outliers", "none", "--force"), kept=True
+    )
     assert written > 50_000
 
 
@@ -415,7 +420,7 @@ main(["convert", *sys.argv[1:], "--outliers", "none"], prog_name="int8conv")
     done = run_apart(source, tmp_path / "out", code=code)
     assert (done.returncode, done.stdout) == (1, "")
     check_error_line(done.stderr, tmp_path / "out", "no space left")
-    assert snapshot(tmp_path) == before
+    assert without_workspace(snapshot(tmp_path)) == before
 
 
 # Converted folders

@@ -401,12 +401,21 @@ def interrupt(stage: str, done_at_least: float) -> Callable[[str, int, int], Non
     ("stage", "part"), [("calibrate", 0), ("calibrate", 0.5), ("convert", 0), ("convert", 0.5), ("convert", 1)]
 )  # fmt: skip
 @pytest.mark.parametrize("jobs", [1, 4])
-def test_an_interrupt_leaves_nothing(
+def test_an_interrupt_leaves_no_output_and_the_next_run_goes_on(
     tmp_path: Path, source: Path, stage: str, part: float, jobs: int
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         convert(source, tmp_path / "out", jobs=jobs, progress=interrupt(stage, part))
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "source"]
+    report = convert(source, tmp_path / "out", jobs=jobs)
+    assert report.resumed > 0 or (stage, part) in {
+        ("calibrate", 0),
+        ("calibrate", 0.5),
+        ("convert", 0),
+    }
+    convert(source, tmp_path / "undisturbed")
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "undisturbed"]
 
 
 @pytest.mark.parametrize(("stage", "part"), [("calibrate", 0.5), ("convert", 0.5), ("convert", 1)])
@@ -418,7 +427,7 @@ def test_an_interrupt_keeps_the_old_output(
     with pytest.raises(KeyboardInterrupt):
         convert(source, tmp_path / "out", force=True, progress=interrupt(stage, part))
     assert contents(tmp_path / "out") == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "out", "source"]
 
 
 def test_an_error_leaves_nothing_and_keeps_the_old_output(tmp_path: Path, source: Path) -> None:

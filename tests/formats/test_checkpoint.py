@@ -120,7 +120,8 @@ def test_a_weight_map_stays_within_the_folder(sharded: Path, name: str) -> None:
     "text",
     [
         "", "{", "[]", "null", '"x"', "{}", '{"weight_map": null}', '{"weight_map": {}}',
-        '{"weight_map": []}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": null}}',
+        '{"weight_map": ["a"]}',
+        '{"weight_map": "a"}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": null}}',
         '{"weight_map": {"a": ["model.safetensors"]}}',
         '{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}',
         '{"metadata": {"total_size": NaN}, "weight_map": {"a": "x.safetensors"}}',

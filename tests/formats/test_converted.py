@@ -91,6 +91,9 @@ def test_what_is_written_opens_in_the_library_with_the_same_values(small: Path) 
 
 def test_is_converted_tells_folders_apart(converted: Path, source: Path, tmp_path: Path) -> None:
     assert is_converted(converted)
+    (converted / "config.json").rename(converted / "kept.json")
+    assert is_converted(converted)  # and malformed
+    (converted / "kept.json").rename(converted / "config.json")
     assert not is_converted(source)
     assert not is_converted(tmp_path / "nothing")
     (converted / MANIFEST).unlink()
@@ -161,7 +164,7 @@ def test_an_unknown_version_in_a_json_file(converted: Path, file: str, version: 
 def test_an_unknown_version_in_a_shard(converted: Path, version: str) -> None:
     edit_header(converted / SHARD, lambda header: header["__metadata__"].update(version=version))
     refresh(converted)
-    with rejected(UnknownVersionError, str(converted / SHARD), repr(version)):
+    with rejected(UnknownVersionError, str(converted / SHARD), repr(version)[:300]):
         open_converted(converted)
 
 
@@ -444,7 +447,9 @@ def test_a_number_of_outlier_columns_that_is_not_a_multiple_of_16(converted: Pat
 
 
 def columns_of(folder: Path, path: str) -> npt.NDArray[np.int32]:
-    return np.frombuffer(tensor_bytes(folder, f"{path}.outlier_index"), np.int32).copy()
+    data = tensor_bytes(folder, f"{path}.outlier_index")
+    columns: npt.NDArray[np.int32] = np.frombuffer(data, np.int32).copy()
+    return columns
 
 
 @pytest.mark.rule("C5")

@@ -258,7 +258,14 @@ def test_a_shape_of_another_number_of_bytes(good: Path, shape: list[int]) -> Non
 )
 def test_a_shape_past_2_63(good: Path, shape: list[int]) -> None:
     edit_header(good, edit(shape=shape), alignment=1)
-    with rejected(ByteCountError, str(good), "'b'"):
+    with rejected(ByteCountError, str(good), "'b'", "2^63 - 1"):
+        read_header(good)
+
+
+@pytest.mark.rule("H7")
+def test_one_axis_of_0_makes_any_shape_0_bytes(good: Path) -> None:
+    edit_header(good, edit(shape=[2**62, 2**62, 0]), alignment=1)
+    with rejected(ByteCountError, str(good), "'b'", "expected 0 bytes"):
         read_header(good)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from int8conv.errors import ChecksumError, ConvertedFormatError, NotFoundError
+from int8conv.errors import ChecksumError, ConvertedFormatError, NotFoundError, NumberError
 from int8conv.formats.converted import open_converted
 from int8conv.formats.verify import verify
 
@@ -168,7 +168,7 @@ def test_padding_that_is_not_zero(small: Path) -> None:
     for position in (begin, end - 1):
         good = path.read_bytes()
         overwrite(path, payload_offset(path) + position, b"\1")
-        with rejected(ConvertedFormatError, str(path), "'int8conv.padding.0'"):
+        with rejected(NumberError, str(path), "'int8conv.padding.0'"):
             verify(open_converted(small))
         path.write_bytes(good)
 
@@ -179,7 +179,7 @@ def test_a_code_of_minus_128(small: Path, position: int) -> None:
     name = f"{LINEAR}.weight"
     size = len(tensor_bytes(small, name))
     write_tensor(small, name, b"\x80", position % size)
-    with rejected(ConvertedFormatError, str(shard_of(small, name)), f"'{name}'", "-128"):
+    with rejected(NumberError, str(shard_of(small, name)), f"'{name}'", "-128"):
         verify(open_converted(small))
 
 
@@ -188,7 +188,7 @@ def test_a_code_of_minus_128(small: Path, position: int) -> None:
 def test_a_scale_that_is_negative_or_not_finite(small: Path, scale: float) -> None:
     name = f"{LINEAR}.weight_scale"
     write_tensor(small, name, struct.pack("<f", scale), 4 * 63)
-    with rejected(ConvertedFormatError, str(shard_of(small, name)), f"'{name}'"):
+    with rejected(NumberError, str(shard_of(small, name)), f"'{name}'"):
         verify(open_converted(small))
 
 
@@ -198,5 +198,5 @@ def test_a_code_in_an_outlier_column(small: Path, code: int) -> None:
     name = f"{LINEAR}.weight"
     (column,) = struct.unpack("<i", tensor_bytes(small, f"{LINEAR}.outlier_index")[-4:])
     write_tensor(small, name, struct.pack("<b", code), 63 * 160 + column)
-    with rejected(ConvertedFormatError, str(shard_of(small, name)), f"'{name}'", "outlier"):
+    with rejected(NumberError, str(shard_of(small, name)), f"'{name}'", "outlier"):
         verify(open_converted(small))
