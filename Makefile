@@ -1,4 +1,4 @@
-# Each target does all the set-up that it needs, on a machine with Python 3.10 or newer and pip.
+# Each target does all the set-up that it needs, on a machine with Python 3.11 or newer and pip.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

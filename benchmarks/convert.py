@@ -34,8 +34,8 @@ class Usage(NamedTuple):
     peak_mib: float
 
 
-def measure(command: list[str]) -> Usage:
-    """Run a command to its end and read the operating system's account of it."""
+def measure(command: list[str]) -> Usage | None:
+    """Run a command to its end and read the operating system's account of it; None if it failed."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -43,7 +43,8 @@ def measure(command: list[str]) -> Usage:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        sys.exit(f"{' '.join(command)} failed: {message}")
+        print(f"{' '.join(command)} failed: {message.splitlines()[-1]}", file=sys.stderr)
+        return None
     wall = time.perf_counter() - start
     return Usage(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
@@ -67,16 +68,17 @@ def compare(folder: Path, runs: int, layers: int) -> None:
             usage = measure(command)
             shutil.rmtree(copied, ignore_errors=True)
             shutil.rmtree(out, ignore_errors=True)
-            if turn:
+            if turn and usage is not None:
                 usages[name].append(usage)
     floor = [usage.wall for usage in usages["cp -r"]]
     rows = [
         [
             name,
             *(f"{median(values):.2f}" for values in zip(*measured, strict=True)),
-            f"{median(u.wall / f for u, f in zip(measured, floor, strict=True)):.2f}x",
+            f"{median(u.wall / f for u, f in zip(measured, floor, strict=False)):.2f}x",
         ]
         for name, measured in usages.items()
+        if measured
     ]
     size = sum(path.stat().st_size for path in source.iterdir())
     print(f"{size / 1e9:.2f} GB, {runs} runs, {os.cpu_count()} cores, {platform.machine()}")

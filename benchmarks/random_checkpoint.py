@@ -13,6 +13,8 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from int8conv.formats.header import TensorInfo, build_header
 from int8conv.formats.layout import TensorSpec
@@ -52,6 +54,17 @@ def write(folder: Path, layers: int) -> None:
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(config, indent=2))
+    _write_tokenizer(folder, config["vocab_size"])
+
+
+def _write_tokenizer(folder: Path, size: int) -> None:
+    """A word for each token: some peers convert nothing without a tokenizer."""
+    words = ["<unk>", "<s>", "</s>", *(f"w{number}" for number in range(3, size))]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    Tokenizer(WordLevel(vocabulary, unk_token="<unk>")).save(str(folder / "tokenizer.json"))
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | special
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def _write_shard(path: Path, tensors: list[TensorSpec], seed: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ from ..formats.workspace import check_replaceable, open_workspace
 from ..formats.writer import write_file
 from ..runtime.architecture import Architecture, read_architecture
 from .journal import Journal
-from .options import DEFAULT_SHARD_BYTES, HALVES, ConvertOptions, Outliers
+from .options import DEFAULT_SHARD_BYTES, ConvertOptions, Outliers
 from .outliers import OutlierChoice, choose_outliers
 from .plan import Plan, QuantizeTask, make_plan
 from .stream import TaskResult, run_tasks
@@ -66,6 +66,7 @@ def convert(
     outliers: Outliers = "calibrated",
     dtype: str = "float16",
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    keep: Sequence[str] = (),
     force: bool = False,
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -79,6 +80,7 @@ def convert(
             the model; ``"none"`` keeps no columns and needs no run.
         dtype: ``"float16"`` or ``"bfloat16"``, for what stays in 16 bits of an F32 source.
         max_shard_bytes: payload of an output file, at most (a larger group of linears gets a file of its own).
+        keep: regular expressions; linears whose path one of them matches somewhere stay in 16 bits.
         force: replace ``out`` if it is a converted folder.
         jobs: tensors to work on at once; None: one for each processor. Does not change the bytes.
         progress: called as the work goes on.
@@ -91,7 +93,7 @@ def convert(
         ArgumentError: an option that cannot be.
     """
     start = time.perf_counter()
-    options = ConvertOptions(outliers, dtype, max_shard_bytes)
+    options = ConvertOptions(outliers, dtype, max_shard_bytes, tuple(keep))
     if jobs is not None and jobs < 1:
         raise ArgumentError("jobs", expected="1 or more", found=jobs)
     tell = progress or (lambda stage, done, total: None)
@@ -100,8 +102,7 @@ def convert(
     checkpoint = open_checkpoint(source)
     check_not_quantized(checkpoint)
     architecture = read_architecture(checkpoint.config, checkpoint.tensors, source / CONFIG_FILE)
-    half = HALVES[options.dtype]
-    make_plan(checkpoint, architecture, {}, half)  # refuse a bad source before calibrating on it
+    make_plan(checkpoint, architecture, {}, options)  # refuse a bad source before calibrating on it
     with open_workspace(out, force=force) as workspace:
         journal = Journal(workspace.path, _fingerprint(checkpoint, options))
         if not journal.resumed:
@@ -109,7 +110,7 @@ def convert(
         choices, calibration, notes = _choose(checkpoint, architecture, options, journal, tell)
         if journal.outdated:
             notes += ("an unfinished attempt had another source or options: started again",)
-        plan = make_plan(checkpoint, architecture, choices, half)
+        plan = make_plan(checkpoint, architecture, choices, options)
         layouts = plan_layout(plan.units, max_shard_bytes=options.max_shard_bytes)
         results = run_tasks(
             plan.tasks, layouts, workspace.folder, journal=journal,

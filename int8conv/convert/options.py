@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -19,6 +20,8 @@ class ConvertOptions:
     outliers: Outliers = "calibrated"
     dtype: str = "float16"
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
+    keep: tuple[str, ...] = ()
+    """Regular expressions: linears whose path one of them matches somewhere stay in 16 bits."""
 
     def __post_init__(self) -> None:
         if self.outliers not in ("calibrated", "none"):
@@ -27,3 +30,14 @@ class ConvertOptions:
             raise ArgumentError("dtype", expected=" or ".join(HALVES), found=self.dtype)
         if self.max_shard_bytes < 1:
             raise ArgumentError("max_shard_bytes", expected="1 or more", found=self.max_shard_bytes)
+        for pattern in self.keep:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ArgumentError("keep", expected="a regular expression",
+                                    found=f"{pattern!r}: {error}") from None  # fmt: skip
+
+    @property
+    def half(self) -> str:
+        """``dtype`` as safetensors has it."""
+        return HALVES[self.dtype]

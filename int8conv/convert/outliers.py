@@ -48,13 +48,17 @@ def choose_outliers(absmax: npt.NDArray[np.float32]) -> OutlierChoice:
     """
     in_features = len(absmax)
     wanted = int(np.count_nonzero(absmax >= FACTOR * np.median(absmax))) if absmax.any() else 0
-    cap = max(CAP_COLUMNS, int(CAP_SHARE * in_features))
-    cap = min(cap, in_features) // OUTLIER_MULTIPLE * OUTLIER_MULTIPLE
-    count = min(-(-wanted // OUTLIER_MULTIPLE) * OUTLIER_MULTIPLE, cap)
+    count = min(-(-wanted // OUTLIER_MULTIPLE) * OUTLIER_MULTIPLE, most_outliers(in_features))
     order = np.argsort(-absmax, kind="stable")
     rest = absmax[order[count:]]
     columns = np.sort(order[:count]).astype(np.int32)
     return OutlierChoice(columns, _just_above(float(rest.max())) if rest.any() else None)
+
+
+def most_outliers(in_features: int) -> int:
+    """The cap for an input of so many columns."""
+    cap = max(CAP_COLUMNS, int(CAP_SHARE * in_features))
+    return min(cap, in_features) // OUTLIER_MULTIPLE * OUTLIER_MULTIPLE
 
 
 def _just_above(value: float) -> float:

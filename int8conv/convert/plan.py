@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ShapeError, UnsupportedDtypeError, UnsupportedFeatureError
+from ..errors import ArgumentError, ShapeError, UnsupportedDtypeError, UnsupportedFeatureError
 from ..formats.checkpoint import CONFIG_FILE, Checkpoint, StoredTensor
 from ..formats.dtypes import FLOAT_DTYPES
 from ..formats.layout import Run, TensorSpec, Unit
 from ..formats.manifest import InputGroup
 from ..formats.names import BIAS, KINDS, OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
 from ..runtime.architecture import Architecture, Module
+from .options import ConvertOptions
 from .outliers import NO_OUTLIERS, OutlierChoice
 
 
@@ -59,7 +61,7 @@ def make_plan(
     checkpoint: Checkpoint,
     architecture: Architecture,
     outliers: Mapping[str, OutlierChoice],
-    half: str,
+    options: ConvertOptions,
 ) -> Plan:
     """Plan the conversion of a checkpoint.
 
@@ -67,37 +69,50 @@ def make_plan(
         checkpoint: the source.
         architecture: its decoder.
         outliers: the choice for each input, by the path of the group's first linear; none where absent.
-        half: F16 or BF16, for tensors that the source has in F32.
+        options: which linears to keep, and the 16-bit type for tensors that the source has in F32.
 
     Raises:
+        ArgumentError: a pattern of linears to keep matches none.
         MissingTensorError, ShapeError: the source is not what its config implies.
         UnsupportedDtypeError: a weight is no float, or linears that share an input differ.
     """
     tasks: list[Task] = []
     units: list[Unit] = []
     inputs: list[InputGroup] = []
+    half = options.half
     by_path = {m.path: m for m in architecture.modules}
+    kept_paths = _matching(options.keep, [m.path for m in architecture.modules if m.group])
     for module in architecture.modules:
-        if not module.group:
+        if not module.group or module.path in kept_paths:
             kept = [_keep(checkpoint, module, kind, half) for kind in _kinds(module)]
             tasks += kept
             units += [((_spec(task),),) for task in kept]
-        elif module.path == module.group[0]:
-            choice = outliers.get(module.path, NO_OUTLIERS)
-            members = [by_path[path] for path in module.group]
+        paths = tuple(path for path in module.group if path not in kept_paths)
+        if module.path in paths[:1]:
+            choice = outliers.get(module.group[0], NO_OUTLIERS)
+            members = [by_path[path] for path in paths]
             group = [_quantize(checkpoint, m, choice, half) for m in members]
             biases = [_keep(checkpoint, m, BIAS, half) for m in members if m.bias]
             _check_same_dtype([(task.source, task.half) for task in group])
             _check_same_dtype([(task.source, task.dtype) for task in biases])
             tasks += [*group, *biases]
             units.append(_group_unit(group, biases))
-            inputs.append(
-                InputGroup(module.group, module.shape[1], len(choice.columns), choice.threshold)
-            )
+            inputs.append(InputGroup(paths, module.shape[1], len(choice.columns), choice.threshold))
     extras, skipped = _extras(checkpoint, architecture, half)
     tasks += extras
     units += [((_spec(task),),) for task in extras]
     return Plan(tuple(tasks), tuple(units), tuple(inputs), skipped)
+
+
+def _matching(patterns: Sequence[str], paths: Sequence[str]) -> set[str]:
+    matched = set()
+    for pattern in patterns:
+        found = {path for path in paths if re.search(pattern, path)}
+        if not found:
+            raise ArgumentError("keep matches no linear of attention or FFN", expected=f"such as {paths[0]}",
+                                found=repr(pattern))  # fmt: skip
+        matched |= found
+    return matched
 
 
 def _kinds(module: Module) -> Iterator[str]:

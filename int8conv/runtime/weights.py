@@ -69,7 +69,9 @@ class ConvertedWeights:
         self.dtype = dtype
         self.mode: Mode | None = mode
         self._files = MappedFiles()
-        self._thresholds = {g.linears: g.threshold for g in converted.manifest.inputs}
+        inputs = converted.manifest.inputs
+        self._groups = {path: group.linears for group in inputs for path in group.linears}
+        self._thresholds = {path: group.threshold for group in inputs for path in group.linears}
 
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
         return self._files.tensor(find_tensor(self.converted.checkpoint, module, kind)).to(
@@ -80,18 +82,44 @@ class ConvertedWeights:
         return self._files.tensor(find_tensor(self.converted.checkpoint, module))
 
     def projection(self, modules: Sequence[Module]) -> Projection:
-        linears = [self.converted.linears.get(m.path) for m in modules]
-        quantized = [linear for linear in linears if linear is not None]
-        if len(quantized) < len(linears):  # kept in 16 bits by choice of the converter
-            pairs = [(self.stored(m), self._bias([m])) for m in modules]
-            return lambda x: [dense_linear(x, weight, bias) for weight, bias in pairs]
-        for linear, module in zip(quantized, modules, strict=True):
-            found = (linear.out_features, linear.in_features)
-            if found != module.shape:
-                raise _shape_error(linear.weight, module.shape, found)
-        weight, bias = self._fused(quantized), self._bias(modules)
-        sizes = [m.shape[0] for m in modules]
-        return lambda x: torch.split(mixed_linear(x, weight, bias, mode=self.mode), sizes, dim=-1)
+        parts = [(members, self._multiply(members)) for members in self._fusable(modules)]
+        if len(parts) == 1:
+            return parts[0][1]
+        order = [m.path for members, _ in parts for m in members]
+
+        def project(x: Tensor) -> Sequence[Tensor]:
+            outputs = dict(
+                zip(order, (y for _, multiply in parts for y in multiply(x)), strict=True)
+            )
+            return [outputs[m.path] for m in modules]
+
+        return project
+
+    def _fusable(self, modules: Sequence[Module]) -> list[list[Module]]:
+        """The modules by what lies next to each other: a group of the manifest, or a module of its own."""
+        by_path = {m.path: m for m in modules}
+        parts = []
+        for module in modules:
+            group = self._groups.get(module.path, (module.path,))
+            if not set(group) <= set(by_path):
+                parts.append([module])
+            elif module.path == group[0]:
+                parts.append([by_path[path] for path in group])
+        return parts
+
+    def _multiply(self, modules: Sequence[Module]) -> Projection:
+        found = [self.converted.linears.get(m.path) for m in modules]
+        linears = [linear for linear in found if linear is not None]
+        bias = self._bias(modules)
+        if not linears:  # one that the converter kept in 16 bits
+            weight = self.stored(modules[0])
+            return lambda x: [dense_linear(x, weight, bias)]
+        for linear, module in zip(linears, modules, strict=True):
+            shape = (linear.out_features, linear.in_features)
+            if shape != module.shape:
+                raise _shape_error(linear.weight, module.shape, shape)
+        mixed, sizes = self._fused(linears), [m.shape[0] for m in modules]
+        return lambda x: torch.split(mixed_linear(x, mixed, bias, mode=self.mode), sizes, dim=-1)
 
     def _fused(self, linears: Sequence[QuantizedLinear]) -> MixedWeight:
         first = linears[0]
@@ -102,7 +130,7 @@ class ConvertedWeights:
             scale=self._files.fused([linear.scale for linear in linears]),
             outlier_index=self._files.tensor(index) if index is not None else None,
             outlier_weight=self._files.fused(slices) if slices else None,
-            threshold=self._thresholds.get(tuple(linear.path for linear in linears)),
+            threshold=self._thresholds[first.path],
         )
 
     def _bias(self, modules: Sequence[Module]) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import struct
@@ -14,11 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from int8conv.cli.convert import parse_size
 from int8conv.formats.converted import open_converted
 from int8conv.formats.verify import verify
 
 from ..checkpoints import LLAMA, random_tensors, write_checkpoint
-from .helpers import ROOT, run, run_apart, snapshot, succeed
+from .helpers import ROOT, check_refused, run, run_apart, snapshot, succeed
 
 LAST_LINE = re.compile(
     r"(?P<out>.*): (?P<tensors>\d+) tensors, (?P<quantized>\d+) of them to int8 with "
@@ -109,3 +111,48 @@ def test_bars_on_a_terminal(source: Path, tmp_path: Path) -> None:
     assert LAST_LINE.fullmatch(stdout.strip())
     for part in (b"calibrate: 100%", b"2/2 ", b"block", b"convert: 100%", b"B/s"):
         assert part in shown, shown
+
+
+def test_a_dry_run_writes_nothing(source: Path, tmp_path: Path) -> None:
+    lines = succeed("convert", source, tmp_path / "out", "--dry-run").stdout.splitlines()
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    assert sum(" int8 " in line for line in lines) == 14
+    assert re.fullmatch(
+        r"[\d.]+ kB -> at most [\d.]+ kB \(\d\.\d\dx\) in 1 files; .* free", lines[-1]
+    )
+    plan = json.loads(succeed("convert", source, tmp_path / "out", "--dry-run", "--json").stdout)
+    assert set(plan["tensors"]) == set(random_tensors(LLAMA))
+
+
+def test_the_report_as_json(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = succeed("convert", source, out, "--outliers", "none", "--json")
+    report = json.loads(result.stdout)
+    assert (report["tensors"], report["quantized"], report["resumed"]) == (21, 14, 0)
+    assert report["bytes_out"] == sum(path.stat().st_size for path in out.glob("*.safetensors"))
+
+
+def test_keep_and_shard_size(source: Path, tmp_path: Path) -> None:
+    options = ("--keep", "down_proj", "--keep", r"layers\.0.*v_proj", "--max-shard-size", "20kB")
+    succeed("convert", source, tmp_path / "out", "--outliers", "none", *options)
+    converted = open_converted(tmp_path / "out")
+    assert len(converted.linears) == 14 - 3
+    assert len(converted.checkpoint.headers) > 3
+    check_refused(
+        run("convert", source, tmp_path / "other", "--keep", "nothing"), "keep matches", "'nothing'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("5GB", 5 * 10**9), ("500 MB", 5 * 10**8), ("1.5k", 1500), ("7", 7), ("2t", 2 * 10**12)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-5GB", "5 boxes", "5GiB"])
+def test_what_is_no_size_is_a_usage_error(text: str, source: Path, tmp_path: Path) -> None:
+    result = run("convert", source, tmp_path / "out", "--max-shard-size", text)
+    assert result.exit_code == 2
+    assert "is not a size" in result.stderr

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from int8conv.convert.options import ConvertOptions
 from int8conv.convert.outliers import OutlierChoice
 from int8conv.convert.plan import KeepTask, Plan, QuantizeTask, make_plan
 from int8conv.errors import (
+    ArgumentError,
     MissingTensorError,
     ShapeError,
     UnsupportedDtypeError,
@@ -27,12 +29,10 @@ Q = "model.layers.0.self_attn.q_proj"
 DOWN = "model.layers.1.mlp.down_proj"
 
 
-def plan_of(
-    folder: Path, outliers: dict[str, OutlierChoice] | None = None, half: str = "F16"
-) -> Plan:
+def plan_of(folder: Path, outliers: dict[str, OutlierChoice] | None = None, **options: Any) -> Plan:
     checkpoint = open_checkpoint(folder)
     architecture = read_architecture(checkpoint.config, checkpoint.tensors)
-    return make_plan(checkpoint, architecture, outliers or {}, half)
+    return make_plan(checkpoint, architecture, outliers or {}, ConvertOptions(**options))
 
 
 def plan_with(
@@ -91,16 +91,16 @@ def test_a_choice_holds_for_every_linear_of_its_group(source: Path) -> None:
 @pytest.mark.parametrize(
     ("dtype", "half", "expected"),
     [
-        (torch.float16, "BF16", "F16"),
-        (torch.bfloat16, "F16", "BF16"),
-        (torch.float32, "F16", "F16"),
-        (torch.float32, "BF16", "BF16"),
+        (torch.float16, "bfloat16", "F16"),
+        (torch.bfloat16, "float16", "BF16"),
+        (torch.float32, "float16", "F16"),
+        (torch.float32, "bfloat16", "BF16"),
     ],
 )
 def test_only_float32_is_rounded(
     tmp_path: Path, dtype: torch.dtype, half: str, expected: str
 ) -> None:
-    plan = plan_of(write_checkpoint(tmp_path / "source", OPT, dtype=dtype), half=half)
+    plan = plan_of(write_checkpoint(tmp_path / "source", OPT, dtype=dtype), dtype=half)
     for task in plan.tasks:
         assert (task.half if isinstance(task, QuantizeTask) else task.dtype) == expected
 
@@ -164,3 +164,34 @@ def test_linears_that_share_an_input_must_share_a_dtype(tmp_path: Path, kind: st
 def test_float32_beside_float16_is_fine(tmp_path: Path) -> None:
     name = "model.decoder.layers.1.self_attn.k_proj.weight"
     plan_with(tmp_path / "source", {name: random_tensors(OPT)[name].float()}, OPT)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "kept"),
+    [
+        (["down_proj"], {"layers.0.mlp.down_proj", "layers.1.mlp.down_proj"}),
+        ([r"layers\.1\..*[qkv]_proj"], {f"layers.1.self_attn.{r}_proj" for r in "qkv"}),
+        (["0.*q_proj", "0.*v_proj"], {"layers.0.self_attn.q_proj", "layers.0.self_attn.v_proj"}),
+        (["."], None),
+    ],
+)
+def test_linears_that_a_pattern_matches_are_kept(
+    source: Path, patterns: list[str], kept: set[str] | None
+) -> None:
+    everything = [t.path for t in plan_of(source).tasks if isinstance(t, QuantizeTask)]
+    plan = plan_of(source, keep=tuple(patterns))
+    quantized = [t.path for t in plan.tasks if isinstance(t, QuantizeTask)]
+    left = everything if kept is None else [f"model.{path}" for path in kept]
+    assert set(everything) - set(quantized) == set(left)
+    assert [path for group in plan.inputs for path in group.linears] == quantized
+    assert len(plan.tasks) == len(plan_of(source).tasks)
+
+
+def test_a_pattern_that_matches_nothing_is_refused(source: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"keep matches no linear.*found 'gate_up'"):
+        plan_of(source, keep=("down", "gate_up"))
+
+
+def test_a_pattern_that_is_none_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="expected a regular expression"):
+        ConvertOptions(keep=("(",))

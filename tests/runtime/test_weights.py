@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 from pathlib import Path
 
 import pytest
 import torch
 
+import int8conv
 from int8conv.errors import ShapeError
 from int8conv.formats.checkpoint import open_checkpoint
 from int8conv.formats.converted import open_converted, read_array
@@ -49,6 +51,35 @@ def test_qkv_is_one_view(example_int8: Path) -> None:
     assert fused.scale.data_ptr() == weights._files.tensor(linears[0].scale).data_ptr()
     parts = [torch.from_numpy(read_array(linear.weight).copy()).squeeze(-1) for linear in linears]
     assert torch.equal(fused.codes, torch.cat(parts))
+
+
+@pytest.mark.parametrize("keep", [["v_proj"], ["q_proj"], ["k_proj", "gate"], ["self_attn"], ["."]])
+def test_linears_that_were_kept_run_beside_quantised_ones(
+    source: Path, tmp_path: Path, keep: list[str]
+) -> None:
+    int8conv.convert(source, tmp_path / "kept", keep=keep)
+    int8conv.convert(source, tmp_path / "all")
+    ids = torch.arange(40)[None]
+    truth, kept, quantized = (
+        int8conv.load(tmp_path / name).logits(ids) for name in ("source", "kept", "all")
+    )
+    assert (kept - truth).norm() < 1.1 * (quantized - truth).norm()
+    if keep == ["."]:
+        assert (kept - truth).abs().max() < 1e-4
+
+
+def test_groups_of_the_manifest_decide_what_is_fused(converted: Path) -> None:
+    """A writer may put every linear into an input of its own: what does not lie together is not read together."""
+    ids = torch.arange(30)[None]
+    before = int8conv.load(converted, mode="w8a16").logits(ids)
+    path = converted / "int8conv.json"
+    manifest = json.loads(path.read_text())
+    manifest["inputs"] = [
+        group | {"linears": [linear]} for group in manifest["inputs"] for linear in group["linears"]
+    ]
+    path.write_text(json.dumps(manifest))
+    after = int8conv.load(converted, mode="w8a16").logits(ids)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
 
 
 def test_head_and_embedding_stay_in_16_bits(example_int8: Path) -> None:
