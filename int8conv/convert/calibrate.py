@@ -19,10 +19,10 @@ from torch import Tensor
 from ..errors import CalibrationError, TokenizerError
 from ..formats.checkpoint import Checkpoint
 from ..formats.checksum import checksum
-from ..runtime.architecture import Architecture, Module
+from ..runtime.architecture import Architecture, Module, find_tensor
 from ..runtime.decoder import Block, Embedding
 from ..runtime.tokenizer import Tokenizer
-from ..runtime.weights import CheckpointWeights, find_tensor
+from ..runtime.weights import CheckpointWeights
 from .stream import non_finite_weight
 
 Progress = Callable[[int, int], None]

@@ -12,20 +12,20 @@ from typing import Any, Final
 
 from .. import __version__
 from ..errors import ArgumentError, NotFoundError
-from ..formats.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, open_checkpoint
+from ..formats.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
 from ..formats.checksum import checksum
 from ..formats.json_file import dump_json
 from ..formats.layout import ShardLayout, plan_layout
 from ..formats.manifest import FileRecord, Manifest
 from ..formats.names import MANIFEST_FILE, QUANT_METHOD, VERSION, is_padding
-from ..formats.source_checks import check_not_quantized
 from ..formats.workspace import check_replaceable, open_workspace
 from ..formats.writer import write_file
-from ..runtime.architecture import Architecture, read_architecture
+from ..runtime.architecture import Architecture
 from .journal import Journal
 from .options import DEFAULT_SHARD_BYTES, ConvertOptions, Outliers
 from .outliers import OutlierChoice, choose_outliers
 from .plan import Plan, QuantizeTask, make_plan
+from .source import open_source
 from .stream import TaskResult, run_tasks
 
 Progress = Callable[[str, int, int], None]
@@ -99,9 +99,7 @@ def convert(
     tell = progress or (lambda stage, done, total: None)
     source, out = Path(source), Path(out)
     check_replaceable(out, force=force)  # before any work
-    checkpoint = open_checkpoint(source)
-    check_not_quantized(checkpoint)
-    architecture = read_architecture(checkpoint.config, checkpoint.tensors, source / CONFIG_FILE)
+    checkpoint, architecture = open_source(source)
     make_plan(checkpoint, architecture, {}, options)  # refuse a bad source before calibrating on it
     with open_workspace(out, force=force) as workspace:
         journal = Journal(workspace.path, _fingerprint(checkpoint, options))

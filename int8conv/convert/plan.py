@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError, ShapeError, UnsupportedDtypeError, UnsupportedFeatureError
+from ..errors import ArgumentError, UnsupportedDtypeError, UnsupportedFeatureError
 from ..formats.checkpoint import CONFIG_FILE, Checkpoint, StoredTensor
 from ..formats.dtypes import FLOAT_DTYPES
 from ..formats.layout import Run, TensorSpec, Unit
 from ..formats.manifest import InputGroup
 from ..formats.names import BIAS, KINDS, OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
-from ..runtime.architecture import Architecture, Module
+from ..runtime.architecture import Architecture, Module, find_tensor
 from .options import ConvertOptions
 from .outliers import NO_OUTLIERS, OutlierChoice
 
@@ -122,13 +122,7 @@ def _kinds(module: Module) -> Iterator[str]:
 
 
 def _source(checkpoint: Checkpoint, module: Module, kind: str) -> StoredTensor:
-    tensor = checkpoint.tensor(f"{module.path}.{kind}")
-    expected = module.shape if kind == WEIGHT else module.shape[:1]
-    if tensor.shape != expected:
-        raise ShapeError(
-            f"shape is not what {CONFIG_FILE} implies", file=tensor.file, tensor=tensor.name,
-            expected=list(expected), found=list(tensor.shape),
-        )  # fmt: skip
+    tensor = find_tensor(checkpoint, module, kind)
     if tensor.dtype not in FLOAT_DTYPES:
         raise UnsupportedDtypeError(
             "unsupported dtype of a weight", file=tensor.file, tensor=tensor.name,

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ..formats.checkpoint import CONFIG_FILE, open_checkpoint
 from ..formats.layout import plan_layout
-from ..formats.source_checks import check_not_quantized
-from ..runtime.architecture import Architecture, read_architecture
+from ..runtime.architecture import Architecture
 from .options import ConvertOptions
 from .outliers import OutlierChoice, most_outliers
 from .plan import QuantizeTask, Task, make_plan
+from .source import open_source
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,7 @@ def preview(
     Raises:
         The errors of ``convert`` that concern the source's headers and the options.
     """
-    folder = Path(source)
-    checkpoint = open_checkpoint(folder)
-    check_not_quantized(checkpoint)
-    architecture = read_architecture(checkpoint.config, checkpoint.tensors, folder / CONFIG_FILE)
+    checkpoint, architecture = open_source(Path(source))
     most = _most_outliers(architecture) if options.outliers == "calibrated" else {}
     plan = make_plan(checkpoint, architecture, most, options)
     layouts = plan_layout(plan.units, max_shard_bytes=options.max_shard_bytes)

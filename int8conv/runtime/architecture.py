@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from ..errors import ShapeError
+from ..formats.checkpoint import Checkpoint, StoredTensor
 from .config import DecoderConfig, RawConfig
 from .families import Family, find_family
 
@@ -77,6 +79,30 @@ def read_architecture(
         names = {r: n.removeprefix(family.base_prefix) for r, n in family.names.items()}
         family = replace(family, names=names)
     return Architecture(family, decoder, tuple(_modules(decoder, family.names)))
+
+
+def find_tensor(checkpoint: Checkpoint, module: Module, kind: str = "weight") -> StoredTensor:
+    """The tensor of a module, with the shape that the config implies.
+
+    Raises:
+        MissingTensorError: it is absent.
+        ShapeError: it has another shape.
+    """
+    stored = checkpoint.tensor(f"{module.path}.{kind}")
+    expected = module.shape if kind == "weight" else module.shape[:1]
+    if stored.shape != expected:
+        raise shape_error(stored, expected, stored.shape)
+    return stored
+
+
+def shape_error(
+    stored: StoredTensor, expected: tuple[int, ...], found: tuple[int, ...]
+) -> ShapeError:
+    """The error for a tensor that does not have its module's shape."""
+    return ShapeError(
+        "shape is not what config.json implies", file=stored.file, tensor=stored.name,
+        expected=list(expected), found=list(found),
+    )  # fmt: skip
 
 
 def _check_heads(config: DecoderConfig, raw: RawConfig) -> None:

@@ -11,11 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import ShapeError
-from ..formats.checkpoint import Checkpoint, StoredTensor
+from ..formats.checkpoint import Checkpoint
 from ..formats.converted import ConvertedFolder, QuantizedLinear
 from ..kernels import MixedWeight, Mode, dense_linear, mixed_linear
-from .architecture import Module
+from .architecture import Module, find_tensor, shape_error
 from .mapping import MappedFiles, read_tensor, torch_dtype
 
 Projection = Callable[[Tensor], Sequence[Tensor]]
@@ -117,7 +116,7 @@ class ConvertedWeights:
         for linear, module in zip(linears, modules, strict=True):
             shape = (linear.out_features, linear.in_features)
             if shape != module.shape:
-                raise _shape_error(linear.weight, module.shape, shape)
+                raise shape_error(linear.weight, module.shape, shape)
         mixed, sizes = self._fused(linears), [m.shape[0] for m in modules]
         return lambda x: torch.split(mixed_linear(x, mixed, bias, mode=self.mode), sizes, dim=-1)
 
@@ -138,26 +137,3 @@ class ConvertedWeights:
             return None
         stored = [find_tensor(self.converted.checkpoint, m, "bias") for m in modules]
         return self._files.fused(stored)
-
-
-def find_tensor(checkpoint: Checkpoint, module: Module, kind: str = "weight") -> StoredTensor:
-    """The tensor of a module, with the shape that the config implies.
-
-    Raises:
-        MissingTensorError: it is absent.
-        ShapeError: it has another shape.
-    """
-    stored = checkpoint.tensor(f"{module.path}.{kind}")
-    expected = module.shape if kind == "weight" else module.shape[:1]
-    if stored.shape != expected:
-        raise _shape_error(stored, expected, stored.shape)
-    return stored
-
-
-def _shape_error(
-    stored: StoredTensor, expected: tuple[int, ...], found: tuple[int, ...]
-) -> ShapeError:
-    return ShapeError(
-        "shape is not what config.json implies", file=stored.file, tensor=stored.name,
-        expected=list(expected), found=list(found),
-    )  # fmt: skip
