@@ -3,6 +3,10 @@
     Int8convError
     |- NotFoundError                 a path, or the checkpoint in it, does not exist
     |- ArgumentError                 an option or argument has a value that cannot be used
+    |- HubError                      a checkpoint cannot be had from the hub
+    |  |- HubNotFoundError           no such repository, revision or file
+    |  |- HubAccessError             it is not open to this user
+    |  `- HubUnavailableError        the hub cannot be reached, fails, or refuses so many requests
     |- OutputError                   the output cannot be written
     |  |- OutputExistsError          it is there already (never touched without force)
     |  |- OutputBusyError           another process is writing it
@@ -16,6 +20,7 @@
     |  |- ByteCountError             shape times item size is not the number of bytes
     |  `- OffsetError                tensors overlap, leave holes, or pass the payload's end
     |- CheckpointError               a checkpoint folder does not hold together
+    |  |- PickleFileError           a PyTorch pickle cannot be read safely
     |  |- JsonFileError              config, index or manifest is not the JSON that is expected
     |  |- UnsafePathError            the index names a file outside the folder
     |  |- MissingShardError          a file that the index names is absent
@@ -103,6 +108,22 @@ class ArgumentError(Int8convError):
     """An option or argument has a value that cannot be used."""
 
 
+class HubError(Int8convError):
+    """A checkpoint cannot be had from the hub."""
+
+
+class HubNotFoundError(HubError):
+    """No such repository, revision or file on the hub."""
+
+
+class HubAccessError(HubError):
+    """The repository is private, gated or disabled, and not open to this user."""
+
+
+class HubUnavailableError(HubError):
+    """The hub cannot be reached, fails, or refuses so many requests."""
+
+
 class OutputError(Int8convError):
     """The output cannot be written."""
 
@@ -153,6 +174,10 @@ class OffsetError(SafetensorsError):
 
 class CheckpointError(Int8convError):
     """A checkpoint folder does not hold together."""
+
+
+class PickleFileError(CheckpointError):
+    """A PyTorch pickle cannot be read safely, or holds something else than tensors by name."""
 
 
 class JsonFileError(CheckpointError):

@@ -74,7 +74,7 @@ def convert(
     """Convert a checkpoint folder to int8 (see ``formats/SPEC.md``).
 
     Args:
-        source: a Hugging Face checkpoint folder with safetensors files in F16, BF16 or F32.
+        source: a Hugging Face checkpoint folder with safetensors files, or PyTorch pickles, in F16, BF16 or F32.
         out: the folder to make; it appears whole or not at all.
         outliers: ``"calibrated"`` keeps the input columns with outlier activations in 16 bits, found by a short run of
             the model; ``"none"`` keeps no columns and needs no run.

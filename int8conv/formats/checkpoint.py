@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..errors import (
 from .header import Header, read_header
 from .json_file import read_json
 from .names import is_plain_file_name
+from .pickled import read_pickle
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -71,11 +73,11 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
-    """Open a folder with ``config.json`` and safetensors files (one, or several with an index).
+    """Open a folder with ``config.json`` and safetensors files (one, or several with an index), or else PyTorch pickles.
 
     Raises:
         NotFoundError: no such folder, or no checkpoint in it.
-        CheckpointError: index and shards do not hold together.
+        CheckpointError: index and shards do not hold together, or a pickle cannot be read safely.
         SafetensorsError: a shard is malformed.
     """
     folder = Path(folder)
@@ -84,24 +86,46 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
             "not a folder" if folder.exists() else "no such folder", file=folder,
             hint="expected a Hugging Face checkpoint folder",
         )  # fmt: skip
-    weight_map = _read_weight_map(folder)
-    if weight_map is None and not (folder / SINGLE_FILE).is_file():
-        raise NotFoundError(
-            "no checkpoint in this folder", file=folder,
-            expected=f"{SINGLE_FILE} or {INDEX_FILE}", found=_weights_like(folder),
-        )  # fmt: skip
+    kind = _find_kind(folder)
+    weight_map = _read_weight_map(folder / kind.index)
     config = read_json(folder / CONFIG_FILE)
-    shards = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_FILE]
+    shards = sorted(set(weight_map.values())) if weight_map is not None else [kind.single]
     headers = {}
     for shard in shards:
         if not (folder / shard).is_file():
             raise MissingShardError(
                 "shard is missing", file=folder / shard,
-                expected=f"the file that {INDEX_FILE} names", hint="download the rest",
+                expected=f"the file that {kind.index} names", hint="download the rest",
             )  # fmt: skip
-        headers[shard] = read_header(folder / shard)
-    tensors = _locate(folder, headers, weight_map)
+        headers[shard] = kind.read(folder / shard)
+    tensors = _locate(folder, headers, weight_map, kind.index)
     return Checkpoint(folder, config, tensors, headers, weight_map)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of weights file."""
+
+    index: str
+    single: str
+    read: Callable[[Path], Header]
+
+
+_KINDS = (
+    _Kind(INDEX_FILE, SINGLE_FILE, read_header),
+    _Kind("pytorch_model.bin.index.json", "pytorch_model.bin", read_pickle),
+)
+"""The first that a folder has is taken."""
+
+
+def _find_kind(folder: Path) -> _Kind:
+    for kind in _KINDS:
+        if (folder / kind.index).is_file() or (folder / kind.single).is_file():
+            return kind
+    raise NotFoundError(
+        "no checkpoint in this folder", file=folder,
+        expected=f"{SINGLE_FILE}, {INDEX_FILE} or {_KINDS[-1].single}", found=_weights_like(folder),
+    )  # fmt: skip
 
 
 def _weights_like(folder: Path) -> str:
@@ -110,8 +134,7 @@ def _weights_like(folder: Path) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "no weights"
 
 
-def _read_weight_map(folder: Path) -> dict[str, str] | None:
-    path = folder / INDEX_FILE
+def _read_weight_map(path: Path) -> dict[str, str] | None:
     if not path.is_file():
         return None
     weight_map = read_json(path, strict=True).get("weight_map")
@@ -129,7 +152,7 @@ def _read_weight_map(folder: Path) -> dict[str, str] | None:
 
 
 def _locate(
-    folder: Path, headers: dict[str, Header], weight_map: dict[str, str] | None
+    folder: Path, headers: dict[str, Header], weight_map: dict[str, str] | None, index: str
 ) -> dict[str, StoredTensor]:
     listed = weight_map
     if listed is None:
@@ -145,6 +168,6 @@ def _locate(
     for name, shard in listed.items():
         if name not in tensors:
             raise MissingTensorError(
-                f"listed in {INDEX_FILE}, but not in its shard", file=folder / shard, tensor=name
+                f"listed in {index}, but not in its shard", file=folder / shard, tensor=name
             )
     return tensors

@@ -129,7 +129,7 @@ def folder_instead_of_shard(folder: Path) -> None:
 
 def without_weights(folder: Path) -> None:
     (folder / FILE).unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"x")
+    (folder / "consolidated.00.pth").write_bytes(b"x")
 
 
 SOURCES: dict[str, tuple[Damage, list[str]]] = {
@@ -140,7 +140,7 @@ SOURCES: dict[str, tuple[Damage, list[str]]] = {
         empty_folder,
         ["/source: no checkpoint", FILE, INDEX, "found no weights"],
     ),
-    "weights of another kind": (without_weights, ["/source: no checkpoint", "found pytorch_model.bin"]),
+    "weights of another kind": (without_weights, ["/source: no checkpoint", "found consolidated.00.pth"]),
     "no config": (remove("config.json"), ["/source/config.json: cannot be read"]),
     # The config
     "config is not JSON": (replace_file("config.json", b"{'a': 1}"), ["/config.json: not JSON"]),
