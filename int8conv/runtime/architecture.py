@@ -110,7 +110,7 @@ def _check_heads(config: DecoderConfig, raw: RawConfig) -> None:
         raise raw.unsupported(
             "num_key_value_heads", config.num_kv_heads, f"a divisor of {config.num_heads}"
         )
-    if config.rope_theta is not None and config.head_dim % 2:
+    if config.rope is not None and config.head_dim % 2:
         raise raw.unsupported("head_dim", config.head_dim, "an even number")
 
 
@@ -120,7 +120,7 @@ def _modules(config: DecoderConfig, names: Any) -> Iterator[Module]:
     yield Module(
         "embed", names["embed"], "embedding", None, (c.vocab_size, c.embedding_size), False
     )
-    if c.rope_theta is None:
+    if c.rope is None:
         table = (c.max_positions + c.position_offset, hidden)
         yield Module("positions", names["positions"], "embedding", None, table, False)
     if c.embedding_size != hidden:

@@ -74,6 +74,22 @@ ACTIVATIONS: Mapping[str, Activation] = {
 
 
 @dataclass(frozen=True)
+class Rope:
+    """A rotary embedding: base, and how its frequencies are scaled."""
+
+    theta: float
+    kind: Literal["default", "linear", "llama3"] = "default"
+    factor: float = 1.0
+    """Low frequencies are divided by this: all of them if the kind is linear."""
+    low_freq_factor: float = 1.0
+    """llama3: a wave that fits ``original_positions`` at most so many times has a low frequency."""
+    high_freq_factor: float = 1.0
+    """llama3: one that fits at least so many times stays as it is; between the two, in proportion."""
+    original_positions: float = 1.0
+    """llama3: context before scaling."""
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """What the decoder needs to know; sizes in elements."""
 
@@ -91,8 +107,8 @@ class DecoderConfig:
     activation: Activation
     gated: bool
     """``down(act(gate(x)) * up(x))`` instead of ``down(act(up(x)))``."""
-    rope_theta: float | None
-    """Base of the rotary embedding; None: learned positions."""
+    rope: Rope | None
+    """The rotary embedding; None: learned positions."""
     embedding_size: int
     """Width of the token embedding; projected to ``hidden_size`` and back where they differ."""
     tied: bool
@@ -144,26 +160,6 @@ class RawConfig:
         if not isinstance(value, str) or value not in choices:
             raise self.unsupported(key, value, f"one of {', '.join(choices)}")
         return choices[value]
-
-    def rope_theta(self) -> float:
-        """Base of a plain rotary embedding, as old (``rope_theta``) and new (``rope_parameters``) configs give it."""
-        theta = self.values.get("rope_theta", 10000.0)
-        for section in ("rope_scaling", "rope_parameters"):
-            rope = self.values.get(section)
-            if rope is not None and not isinstance(rope, dict):
-                raise JsonFileError(f"config key '{section}'", file=self.file, expected="an object",
-                                    found=repr(rope))  # fmt: skip
-            rest = dict(rope or {})
-            theta = rest.pop("rope_theta", theta)
-            for key in ("rope_type", "type"):
-                if (kind := rest.pop(key, "default")) != "default":
-                    raise self.unsupported(f"{section}.{key}", kind, "default")
-            for key, value in rest.items():
-                raise self.unsupported(f"{section}.{key}", value, "no such key")
-        if isinstance(theta, bool) or not isinstance(theta, int | float) or not theta > 0:
-            raise JsonFileError("config key 'rope_theta'", file=self.file, expected="a number > 0",
-                                found=repr(theta))  # fmt: skip
-        return float(theta)
 
     def finish(self) -> None:
         """Refuse, by name, a key that nobody read and that says more than 'off'."""

@@ -5,6 +5,7 @@ Shapes: ``b`` batch, ``t`` tokens of this call, ``s`` positions in the cache, ``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from ..kernels import dense_linear
 from .architecture import Architecture, Module
 from .cache import KVCache
-from .config import DecoderConfig
+from .config import DecoderConfig, Rope
 from .weights import Projection, Weights
 
 Observer = Callable[[Module, Tensor], None]
@@ -49,9 +50,9 @@ class Norm:
 class Rotary:
     """Rotary positions (arXiv:2104.09864), the two halves of a head as the pairs' members."""
 
-    def __init__(self, config: DecoderConfig, theta: float) -> None:
+    def __init__(self, config: DecoderConfig, rope: Rope) -> None:
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-        self.frequencies = 1.0 / (theta**exponents)
+        self.frequencies = _scaled(1.0 / (rope.theta**exponents), rope)
 
     def tables(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin ``[t, d]`` for positions ``[t]``."""
@@ -65,6 +66,18 @@ class Rotary:
         cos, sin = tables
         first, second = x.chunk(2, dim=-1)
         return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def _scaled(frequencies: Tensor, rope: Rope) -> Tensor:
+    """Radians a position, stretched to a longer context."""
+    if rope.kind == "default":
+        return frequencies
+    slow = frequencies / rope.factor
+    if rope.kind == "linear":
+        return slow
+    turns = rope.original_positions * frequencies / (2 * math.pi)
+    kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    return torch.lerp(slow, frequencies, kept.clamp(0, 1))
 
 
 class Attention:
@@ -165,7 +178,7 @@ class Embedding:
         self.positions = weights.stored(modules["positions"]) if "positions" in modules else None
         self.offset = config.position_offset
         self.project = weights.tensor(modules["project_in"]) if "project_in" in modules else None
-        self.rotary = Rotary(config, config.rope_theta) if config.rope_theta is not None else None
+        self.rotary = Rotary(config, config.rope) if config.rope is not None else None
 
     def __call__(self, token_ids: Tensor, past: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """``[b, t]`` -> ``[b, t, hidden]`` and the rotary tables of these positions."""

@@ -163,11 +163,11 @@ SOURCES: dict[str, tuple[Damage, list[str]]] = {
     "unknown model_type": (after_config(model_type="mamba"), ["/config.json", "'mamba'", "expected one of llama, opt"]),
     "no model_type": (after_config(model_type=None), ["/config.json", "model_type None"]),
     "rope_scaling": (
-        after_config(rope_scaling={"rope_type": "llama3", "factor": 8.0}),
-        ["/config.json", "'rope_scaling.rope_type'", "expected default, found 'llama3'"],
+        after_config(rope_scaling={"rope_type": "yarn", "factor": 8.0}),
+        ["/config.json", "'rope_scaling.rope_type'", "expected one of default, linear, llama3, found 'yarn'"],
     ),
     "rope_scaling of old": (
-        after_config(rope_scaling={"type": "linear", "factor": 2.0}), ["'rope_scaling.type'", "found 'linear'"],
+        after_config(rope_scaling={"type": "dynamic", "factor": 2.0}), ["'rope_scaling.type'", "found 'dynamic'"],
     ),
     "rope_parameters": (
         after_config(rope_parameters={"rope_theta": 1e4, "factor": 8.0}), ["'rope_parameters.factor'", "found 8.0"],

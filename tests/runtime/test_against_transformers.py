@@ -40,6 +40,16 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "llama, other rotary base, gelu": LlamaConfig(
         **_LLAMA, rope_parameters={"rope_type": "default", "rope_theta": 500000.0}, hidden_act="gelu"
     ),
+    "llama, positions scaled as in 3.1": LlamaConfig(
+        **_LLAMA,
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+        },
+    ),
+    "llama, positions scaled linearly": LlamaConfig(
+        **_LLAMA, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+    ),
     "opt": OPTConfig(**_OPT),
     "opt, untied, no biases, gelu": OPTConfig(
         **_OPT, tie_word_embeddings=False, enable_bias=False, activation_function="gelu"

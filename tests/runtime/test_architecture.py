@@ -8,6 +8,7 @@ import pytest
 
 from int8conv.errors import JsonFileError, UnknownFamilyError, UnsupportedFeatureError
 from int8conv.runtime.architecture import read_architecture
+from int8conv.runtime.config import Rope
 
 from ..checkpoints import LLAMA, OPT
 
@@ -51,8 +52,8 @@ def test_unknown_families_are_named(model_type: object) -> None:
 @pytest.mark.parametrize(
     ("family", "key", "value"),
     [
-        (LLAMA, "rope_scaling", {"factor": 8.0, "rope_type": "llama3"}),
-        (LLAMA, "rope_scaling", {"type": "linear", "factor": 2.0}),
+        (LLAMA, "rope_scaling", {"factor": 8.0, "rope_type": "longrope"}),
+        (LLAMA, "rope_scaling", {"type": "dynamic", "factor": 2.0}),
         (LLAMA, "rope_parameters", {"rope_type": "yarn", "factor": 4.0}),
         (LLAMA, "rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
         (LLAMA, "hidden_act", "swiglu_oai"),
@@ -94,15 +95,16 @@ def test_keys_that_change_nothing_are_passed_over(key: str, value: object) -> No
         ("hidden_size", None), ("hidden_size", "64"), ("num_hidden_layers", 0), ("vocab_size", -1),
         ("rms_norm_eps", "small"), ("tie_word_embeddings", 1), ("num_attention_heads", True),
         ("rope_theta", "big"), ("rope_scaling", "linear"), ("rope_parameters", [1]),
+        ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}), ("rope_scaling", {"type": "linear"}),
     ],
 )  # fmt: skip
 def test_malformed_keys_are_named(key: str, value: object) -> None:
-    with pytest.raises(JsonFileError, match=f"some/config.json: config key '{key}'"):
+    with pytest.raises(JsonFileError, match=f"some/config.json: config key '{key}"):
         read_architecture(LLAMA | {key: value}, (), "some/config.json")
 
 
 def test_new_rope_parameters_do_not_hide_an_old_scaling() -> None:
-    rope = {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "llama3"}}
+    rope = {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "yarn"}}
     with pytest.raises(UnsupportedFeatureError, match=r"rope_scaling\.rope_type"):
         read_architecture(LLAMA | rope, ())
 
@@ -116,4 +118,15 @@ def test_new_rope_parameters_do_not_hide_an_old_scaling() -> None:
     ],
 )
 def test_rope_theta_in_old_and_new_configs(keys: dict[str, Any]) -> None:
-    assert read_architecture(LLAMA | keys, ()).config.rope_theta == 5e5
+    assert read_architecture(LLAMA | keys, ()).config.rope == Rope(5e5)
+
+
+def test_scalings_of_old_and_new_configs() -> None:
+    scaling = {
+        "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192, "rope_type": "llama3",
+    }  # fmt: skip
+    expected = Rope(5e5, "llama3", 32.0, 1.0, 4.0, 8192.0)
+    old = read_architecture(LLAMA | {"rope_theta": 5e5, "rope_scaling": scaling}, ())
+    new = read_architecture(LLAMA | {"rope_parameters": scaling | {"rope_theta": 5e5}}, ())
+    assert old.config.rope == new.config.rope == expected

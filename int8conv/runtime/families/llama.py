@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..config import ACTIVATIONS, DecoderConfig, RawConfig
+from ..rope import read_rope
 from .family import Family
 
 
@@ -23,7 +24,7 @@ def read_config(raw: RawConfig) -> DecoderConfig:
         norm_eps=raw.number("rms_norm_eps", 1e-6),
         activation=raw.choice("hidden_act", ACTIVATIONS, "silu"),
         gated=True,
-        rope_theta=raw.rope_theta(),
+        rope=read_rope(raw),
         embedding_size=hidden,
         tied=raw.flag("tie_word_embeddings", False),
         qkv_bias=attention_bias,

@@ -28,7 +28,7 @@ def read_config(raw: RawConfig) -> DecoderConfig:
         norm_eps=1e-5,
         activation=raw.choice("activation_function", ACTIVATIONS, "relu"),
         gated=False,
-        rope_theta=None,
+        rope=None,
         embedding_size=raw.integer("word_embed_proj_dim", hidden),
         tied=raw.flag("tie_word_embeddings", True),
         qkv_bias=bias,
