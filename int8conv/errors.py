@@ -36,6 +36,7 @@
     |  |- OutlierIndexError          outlier columns out of range, not ascending, or not shared by a group
     |  |- NumberError                a code, row scale or padding byte is not one that the format allows
     |  |- LayoutError                payload or tensors are not aligned or adjacent as the spec asks
+    |  |- SourceMismatchError        a folder was not converted from this source
     |  `- ChecksumError              bytes differ from their checksum
     |- UnsupportedModelError         the runtime does not know this model
     |  |- UnknownFamilyError         its model_type
@@ -238,6 +239,10 @@ class NumberError(ConvertedFormatError):
 
 class LayoutError(ConvertedFormatError):
     """Payload or tensors are not aligned or adjacent as the spec asks."""
+
+
+class SourceMismatchError(ConvertedFormatError):
+    """A converted folder was not converted from this source, or holds other values than it should."""
 
 
 class ChecksumError(ConvertedFormatError):

@@ -71,5 +71,6 @@ def _drop_output() -> None:
 def main() -> None:
     """Convert checkpoints to int8 once, offline, and run them.
 
-    SRC is a Hugging Face checkpoint folder, PATH a converted one (or, where noted, a source).
+    SRC is a Hugging Face checkpoint folder, PATH a converted one (or, where noted, a source). Where noted, either may also be
+    the id of one on the hub, org/name or org/name@revision, which is downloaded.
     """

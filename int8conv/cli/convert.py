@@ -32,11 +32,12 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " "))
 
 
-def show_preview(src: Path, out: Path, options: ConvertOptions, as_json: bool) -> None:
+def show_preview(src: str, out: Path, options: ConvertOptions, as_json: bool) -> None:
     """The dry run's result."""
     from ..convert.preview import preview
+    from ..formats.hub import resolve
 
-    plan = preview(src, out, options)
+    plan = preview(resolve(src).folder, out, options)
     if as_json:
         print_json(plan.to_json())
         return
@@ -51,7 +52,7 @@ def show_preview(src: Path, out: Path, options: ConvertOptions, as_json: bool) -
 
 
 @click.command("convert")
-@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("src", type=click.Path())  # as it was typed: ./org/name is no hub id
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--outliers",
@@ -86,7 +87,7 @@ def show_preview(src: Path, out: Path, options: ConvertOptions, as_json: bool) -
 @click.option("--dry-run", is_flag=True, help="Show what would be done, from headers alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the report, or the dry run.")
 def command(
-    src: Path,
+    src: str,
     out: Path,
     outliers: Outliers,
     dtype: str,
@@ -98,6 +99,8 @@ def command(
     as_json: bool,
 ) -> None:
     """Convert the checkpoint folder SRC to int8 in the new folder OUT.
+
+    SRC may be the id of one on the hub, org/name or org/name@revision: what it needs is downloaded to the hub library's cache.
 
     Linears of attention and FFN become int8 with a scale for each row; embeddings, head, norms and biases stay in 16 bits.
     OUT appears whole or not at all; a conversion that was stopped goes on when the same command is run again.

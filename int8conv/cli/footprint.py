@@ -10,7 +10,7 @@ from .output import print_json, size, table
 
 
 @click.command("footprint")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path())
 @click.option("--context", type=click.IntRange(min=1), help="Positions; default: all of the model.")
 @click.option(
     "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences."
@@ -23,8 +23,11 @@ from .output import print_json, size, table
     help="Of activations and KV cache.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(path: Path, context: int | None, batch: int, dtype: str, as_json: bool) -> None:
-    """Predict the memory that PATH (a converted folder, or a source) needs, against 16 bits; reads headers only."""
+def command(path: str, context: int | None, batch: int, dtype: str, as_json: bool) -> None:
+    """Predict the memory that PATH (a converted folder, or a source) needs, against 16 bits; reads headers only.
+
+    PATH may be the id of one on the hub, org/name or org/name@revision, which is downloaded.
+    """
     from ..runtime.footprint import predict_footprint
 
     footprint = predict_footprint(path, context=context, batch=batch, dtype=dtype)
@@ -35,7 +38,7 @@ def command(path: Path, context: int | None, batch: int, dtype: str, as_json: bo
     weights = sum(footprint.weights.values())
     cache, activations = size(footprint.kv_cache), size(footprint.activations)
     table(
-        ["", path.name, "fp16"],
+        ["", Path(path).name, "fp16"],
         [
             ["weights", size(weights), size(footprint.weights_16bit)],
             *rows,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 
 @click.command("generate")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path())
 @click.option("--prompt", "-p", required=True, help="Text to continue.")
 @click.option("--max-new-tokens", "-n", type=click.IntRange(min=0), help="Default: 128.")
 @click.option(
@@ -25,7 +23,7 @@ import click
 @click.option("--dtype", help="float32, float16 or bfloat16; default: float32, fastest on a CPU.")
 @click.option("--device", default="cpu", show_default=True)
 def command(
-    path: Path,
+    path: str,
     prompt: str,
     max_new_tokens: int | None,
     temperature: float,
@@ -36,7 +34,10 @@ def command(
     dtype: str | None,
     device: str,
 ) -> None:
-    """Continue a prompt with PATH (a converted folder, or a source in its own precision); text comes as it is made."""
+    """Continue a prompt with PATH (a converted folder, or a source in its own precision); text comes as it is made.
+
+    PATH may be the id of one on the hub, org/name or org/name@revision, which is downloaded.
+    """
     from ..errors import GenerationError
     from ..runtime.loader import load
 

@@ -14,6 +14,7 @@ from .. import __version__
 from ..errors import ArgumentError, NotFoundError
 from ..formats.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
 from ..formats.checksum import checksum
+from ..formats.hub import Source, resolve
 from ..formats.json_file import dump_json
 from ..formats.layout import ShardLayout, plan_layout
 from ..formats.manifest import FileRecord, Manifest
@@ -74,7 +75,8 @@ def convert(
     """Convert a checkpoint folder to int8 (see ``formats/SPEC.md``).
 
     Args:
-        source: a Hugging Face checkpoint folder with safetensors files, or PyTorch pickles, in F16, BF16 or F32.
+        source: a Hugging Face checkpoint folder with safetensors files, or PyTorch pickles, in F16, BF16 or F32; or the id
+            of one with safetensors files on the hub, ``org/name`` or ``org/name@revision``.
         out: the folder to make; it appears whole or not at all.
         outliers: ``"calibrated"`` keeps the input columns with outlier activations in 16 bits, found by a short run of
             the model; ``"none"`` keeps no columns and needs no run.
@@ -87,6 +89,7 @@ def convert(
 
     Raises:
         NotFoundError, CheckpointError, SafetensorsError: the source is absent or malformed.
+        HubError: it cannot be downloaded.
         UnsupportedModelError: a family, or a feature of it, that is not known.
         CalibrationError: the model cannot be run on the calibration text.
         OutputError: the output exists, cannot be written, or does not fit the disk.
@@ -97,9 +100,10 @@ def convert(
     if jobs is not None and jobs < 1:
         raise ArgumentError("jobs", expected="1 or more", found=jobs)
     tell = progress or (lambda stage, done, total: None)
-    source, out = Path(source), Path(out)
+    out = Path(out)
     check_replaceable(out, force=force)  # before any work
-    checkpoint, architecture = open_source(source)
+    resolved = resolve(source)
+    checkpoint, architecture = open_source(resolved.folder)
     make_plan(checkpoint, architecture, {}, options)  # refuse a bad source before calibrating on it
     with open_workspace(out, force=force) as workspace:
         journal = Journal(workspace.path, _fingerprint(checkpoint, options))
@@ -115,7 +119,7 @@ def convert(
             jobs=jobs or os.cpu_count() or 1,
             progress=_counted(tell, "convert", plan.source_bytes),
         )  # fmt: skip
-        manifest = _manifest(checkpoint, options, plan, results, calibration)
+        manifest = _manifest(resolved, options, plan, results, calibration)
         _write_small_files(workspace.folder, checkpoint, options, layouts, manifest, results)
         workspace.commit()
     return ConvertReport(
@@ -187,7 +191,7 @@ def _counted(tell: Progress, stage: str, total: int) -> Callable[[int], None]:
 
 
 def _manifest(
-    checkpoint: Checkpoint,
+    source: Source,
     options: ConvertOptions,
     plan: Plan,
     results: list[TaskResult],
@@ -203,7 +207,7 @@ def _manifest(
     }
     return Manifest(
         generator=f"int8conv {__version__}",
-        source={"id": checkpoint.folder.resolve().name, "revision": None, "tensors": tensors},
+        source={"id": source.id, "revision": source.revision, "tensors": tensors},
         options=asdict(options),
         calibration=calibration,
         inputs=plan.inputs,

@@ -113,7 +113,7 @@ def _quantize(
     scale = np.empty(out, np.float32)
     outliers = np.empty((out, k), np.uint16)
     codes_sum, rounded = running_checksum(), 0
-    reader = _BlockReader(task.source)
+    reader = BlockReader(task.source)
     quantizer = RowQuantizer(task.source.dtype, in_features, task.columns, reader.rows_per_block)
     for first, bits in reader.blocks():
         rows = slice(first, first + len(bits))
@@ -141,7 +141,7 @@ def _quantize(
 
 def _keep(task: KeepTask, writers: Mapping[str, ShardWriter], progress: Progress) -> TaskResult:
     source = task.source
-    reader = _BlockReader(source)
+    reader = BlockReader(source)
     scratch = np.empty((reader.rows_per_block, reader.columns), reader.dtype)
     total, position, rounded = running_checksum(), 0, 0
     for first, bits in reader.blocks():
@@ -182,7 +182,7 @@ def non_finite_weight(source: StoredTensor, row: int) -> NonFiniteWeightError:
     )  # fmt: skip
 
 
-class _BlockReader:
+class BlockReader:
     """Reads a tensor as blocks of whole rows (its first axis) into one buffer, and sums what it read."""
 
     def __init__(self, source: StoredTensor) -> None:

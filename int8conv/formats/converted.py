@@ -150,6 +150,15 @@ def read_array(tensor: StoredTensor) -> npt.NDArray[Any]:
     return np.frombuffer(data, numpy_dtype(tensor.dtype)).reshape(tensor.shape)
 
 
+def read_rows(tensor: StoredTensor, first: int, last: int) -> npt.NDArray[Any]:
+    """Like ``read_array``, but only of the rows ``first`` to before ``last`` of the first axis."""
+    row_bytes = tensor.nbytes // max(tensor.shape[0], 1)
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.offset + first * row_bytes)
+        data = file.read((last - first) * row_bytes)
+    return np.frombuffer(data, numpy_dtype(tensor.dtype)).reshape(last - first, *tensor.shape[1:])
+
+
 def _quant_method(config: dict[str, Any]) -> object:
     section = config.get("quantization_config")
     return section.get("quant_method") if isinstance(section, dict) else None

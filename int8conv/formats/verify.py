@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ChecksumError, NotFoundError, NumberError
-from .checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, StoredTensor
+from .checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
 from .checksum import checksum_range, read_blocks, running_checksum
-from .converted import ConvertedFolder, QuantizedLinear, read_array
+from .converted import ConvertedFolder, QuantizedLinear, read_array, read_rows
 from .manifest import FileRecord
 from .names import MANIFEST_FILE, is_padding
 
@@ -88,23 +88,11 @@ def _verify_linear(linear: QuantizedLinear) -> None:
     columns = read_array(linear.outlier_index) if linear.outlier_index else None
     rows = max(1, (1 << 20) // max(linear.in_features, 1))
     for first in range(0, linear.out_features, rows):
-        codes = _rows(linear.weight, first, min(first + rows, linear.out_features))
+        last = min(first + rows, linear.out_features)
+        codes = read_rows(linear.weight, first, last).squeeze(-1)
         if (codes == -128).any():
             raise NumberError("a code is -128", file=linear.weight.file,
                                        tensor=linear.weight.name, expected="-127..127")  # fmt: skip
         if columns is not None and codes[:, columns].any():
             raise NumberError("a code in an outlier column is not 0",
                                        file=linear.weight.file, tensor=linear.weight.name)  # fmt: skip
-
-
-def _rows(
-    weight: StoredTensor, first: int, last: int
-) -> np.ndarray[tuple[int, int], np.dtype[np.int8]]:
-    columns = weight.shape[1]
-    data = b"".join(
-        bytes(block)
-        for block in read_blocks(
-            weight.file, weight.offset + first * columns, (last - first) * columns
-        )
-    )
-    return np.frombuffer(data, np.int8).reshape(last - first, columns)

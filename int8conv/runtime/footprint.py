@@ -6,12 +6,12 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any, Final
 
 from ..errors import ArgumentError, GenerationError
 from ..formats.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
 from ..formats.converted import ConvertedFolder, is_converted, open_converted
+from ..formats.hub import resolve
 from .architecture import Architecture, Kind, read_architecture
 from .config import DecoderConfig
 
@@ -62,18 +62,20 @@ def predict_footprint(
     """Predict the memory of a converted folder or a source checkpoint; reads no weights.
 
     Args:
-        path: the folder.
+        path: the folder, or its id on the hub: ``org/name`` or ``org/name@revision``.
         context: positions in the KV cache, a sequence; None: as many as the model has.
         batch: sequences.
         dtype: of activations and cache.
 
     Raises:
+        NotFoundError: no such folder.
+        HubError: it cannot be downloaded.
         ArgumentError: a batch or dtype that cannot be.
         GenerationError: a context longer than the model's.
     """
-    folder = Path(path)
     if dtype not in DTYPE_BYTES:
         raise ArgumentError("dtype", expected=" or ".join(DTYPE_BYTES), found=dtype)
+    folder = resolve(path).folder
     converted = open_converted(folder) if is_converted(folder) else None
     checkpoint = converted.checkpoint if converted else open_checkpoint(folder)
     architecture = read_architecture(checkpoint.config, checkpoint.tensors, folder / CONFIG_FILE)

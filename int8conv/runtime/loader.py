@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from ..errors import ArgumentError, NotFoundError
 from ..formats.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
 from ..formats.converted import is_converted, open_converted
+from ..formats.hub import resolve
 from ..formats.json_file import read_json
 from ..formats.source_checks import check_not_quantized
 from ..kernels import MODES, Mode
@@ -36,23 +36,25 @@ def load(
     """Load a converted folder, or an unconverted checkpoint in its own precision.
 
     Args:
-        path: a folder written by ``convert``, or a Hugging Face checkpoint folder of a known family.
+        path: a folder written by ``convert``, or a Hugging Face checkpoint folder of a known family, or the id of either
+            on the hub: ``org/name`` or ``org/name@revision``.
         device: ``"cpu"``.
         mode: how activations meet int8 weights: ``"w8a16"``, ``"w8a8"``, or None to choose by the number of tokens.
         dtype: of activations and cache; None is float32, the fastest on a CPU. A source's 16-bit weights are exact in it.
 
     Raises:
         NotFoundError: no such folder, or nothing to load in it.
+        HubError: it cannot be downloaded.
         ArgumentError: an unknown device, mode or dtype; a mode for an unconverted checkpoint.
         UnsupportedModelError: a family, or a feature of its config, that the runtime does not know.
         CheckpointError, SafetensorsError, ConvertedFormatError: a malformed folder.
     """
-    folder = Path(path)
     chosen = _dtype(dtype)
     if device != "cpu":
         raise ArgumentError("device", expected="cpu", found=device)
     if mode is not None and mode not in MODES:
         raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
+    folder = resolve(path).folder
     weights: Weights
     if is_converted(folder):
         converted = open_converted(folder)

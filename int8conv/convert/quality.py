@@ -1,0 +1,152 @@
+"""Hold a converted folder against its source: how exact each linear is, and that all else is bit for bit the same.
+
+For a weight ``w`` and what the folder stands for ``v``: SQNR = 10 log10(sum w^2 / sum (w - v)^2) in dB, over the whole
+matrix. Both folders are read a block of rows at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import SourceMismatchError
+from ..formats.checkpoint import Checkpoint, StoredTensor
+from ..formats.converted import ConvertedFolder, QuantizedLinear, read_array, read_rows
+from ..formats.names import WEIGHT
+from .halves import Bits, round_to_half, widen
+from .stream import BlockReader
+
+Progress = Callable[[int], None]
+"""Called with the number of source bytes done since the last call."""
+
+_LARGEST_STEP: Final = 0.5 + 2.0**-17
+"""Of a row scale: how far a dequantised weight may be from its source (SPEC.md section 1.1)."""
+
+
+@dataclass(frozen=True)
+class TensorQuality:
+    """How well a converted linear stands for its source."""
+
+    name: str
+    sqnr_db: float | None
+    """None where nothing was lost."""
+    max_error: float
+    """Largest ``|w - v|``."""
+    outlier_share: float
+    """Of the linear's bytes, those of its outlier columns."""
+
+
+def compare(
+    converted: ConvertedFolder, source: Checkpoint, progress: Progress = lambda nbytes: None
+) -> list[TensorQuality]:
+    """The quality of every quantised linear, in the order of the file.
+
+    Raises:
+        SourceMismatchError: the source is not the one that was converted; or a kept tensor or an outlier column is not
+            the source's, or a weight is more than half a scale from it.
+        MissingTensorError: the source lacks a tensor.
+    """
+    qualities = []
+    recorded = converted.manifest.source.get("tensors")
+    sums: Mapping[str, Any] = recorded if isinstance(recorded, dict) else {}
+    for linear in converted.linears.values():
+        stored = source.tensor(f"{linear.path}.{WEIGHT}")
+        qualities.append(_compare_linear(linear, stored, sums, progress))
+        if linear.bias is not None:
+            _compare_kept(linear.bias, source.tensor(linear.bias.name), sums, progress)
+    for tensor in converted.others():
+        _compare_kept(tensor, source.tensor(tensor.name), sums, progress)
+    return qualities
+
+
+def _compare_linear(
+    linear: QuantizedLinear, source: StoredTensor, sums: Mapping[str, Any], progress: Progress
+) -> TensorQuality:
+    _check_shape(source, (linear.out_features, linear.in_features))
+    scale = read_array(linear.scale).astype(np.float64)
+    columns = read_array(linear.outlier_index) if linear.outlier_index else np.empty(0, np.int32)
+    reader = BlockReader(source)
+    signal = noise = largest = 0.0
+    for first, bits in reader.blocks():
+        rows = slice(first, first + len(bits))
+        wanted = widen(bits, source.dtype, np.empty(bits.shape, np.float32)).astype(np.float64)
+        error = (
+            wanted - read_rows(linear.weight, rows.start, rows.stop)[:, :, 0] * scale[rows, None]
+        )
+        if linear.outlier_weight is not None:
+            kept = read_rows(linear.outlier_weight, rows.start, rows.stop)
+            _check_bits(source, bits[:, columns], linear.outlier_weight, kept, first)
+            error[:, columns] = wanted[:, columns] - _values(kept, linear.outlier_weight.dtype)
+        within = np.abs(error) <= scale[rows, None] * _LARGEST_STEP
+        within[:, columns] = True
+        if not within.all():
+            row = first + int((~within).any(axis=1).argmax())
+            raise _mismatch(linear.weight, row, "a weight within half a scale of the source")
+        signal += float(np.square(wanted).sum())
+        noise += float(np.square(error).sum())
+        largest = max(largest, float(np.abs(error).max(initial=0.0)))
+        progress(bits.nbytes)
+    _check_source(source, reader.checksum(), sums)
+    slices = linear.outlier_weight.nbytes if linear.outlier_weight else 0
+    total = linear.weight.nbytes + linear.scale.nbytes + slices
+    sqnr = 10 * math.log10(signal / noise) if noise else None
+    return TensorQuality(source.name, sqnr, largest, slices / max(total, 1))
+
+
+def _compare_kept(
+    tensor: StoredTensor, source: StoredTensor, sums: Mapping[str, Any], progress: Progress
+) -> None:
+    _check_shape(source, tensor.shape)
+    reader = BlockReader(source)
+    for first, bits in reader.blocks():
+        found = read_rows(tensor, first, first + len(bits)) if tensor.shape else read_array(tensor)
+        _check_bits(source, bits, tensor, found.reshape(bits.shape), first)
+        progress(bits.nbytes)
+    _check_source(source, reader.checksum(), sums)
+
+
+def _check_bits(
+    source: StoredTensor, bits: Bits, tensor: StoredTensor, found: npt.NDArray[Any], first: int
+) -> None:
+    """A block in 16 bits is the source's, bit for bit, or its rounding."""
+    if source.dtype != tensor.dtype:
+        bits, _ = round_to_half(np.ascontiguousarray(bits).view(np.float32), tensor.dtype)
+    same = bits == found.view(bits.dtype)
+    if not same.all():
+        row = first + int((~same).any(axis=1).argmax())
+        raise _mismatch(tensor, row, "the source's values bit for bit")
+
+
+def _values(found: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
+    bits = np.ascontiguousarray(found).view(np.uint16)
+    return widen(bits, dtype, np.empty(bits.shape, np.float32))
+
+
+def _check_shape(source: StoredTensor, shape: tuple[int, ...]) -> None:
+    if source.shape != shape:
+        raise SourceMismatchError(
+            "not the source that was converted: another shape", file=source.file,
+            tensor=source.name, expected=list(shape), found=list(source.shape),
+        )  # fmt: skip
+
+
+def _check_source(source: StoredTensor, checksum: str, sums: Mapping[str, Any]) -> None:
+    entry = sums.get(source.name)
+    expected = entry.get("xxh3_128") if isinstance(entry, dict) else None
+    if expected != checksum:
+        raise SourceMismatchError(
+            "not the source that was converted: another checksum", file=source.file,
+            tensor=source.name, expected=expected, found=checksum,
+        )  # fmt: skip
+
+
+def _mismatch(tensor: StoredTensor, row: int, expected: str) -> SourceMismatchError:
+    return SourceMismatchError(
+        f"row {row} is not the source's", file=tensor.file, tensor=tensor.name, expected=expected,
+        hint="the folder is damaged, or was converted from another source",
+    )  # fmt: skip
