@@ -70,7 +70,10 @@ class HubServer:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         for port in self._ports:
             port.shutdown()
@@ -116,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub = hub
         super().__init__(*args)
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *args: Any) -> None:
         pass
 
     def do_HEAD(self) -> None:

@@ -137,13 +137,13 @@ def convert(
 
 def _fingerprint(checkpoint: Checkpoint, options: ConvertOptions) -> str:
     """Changes with the options, the release, and the source's config, headers, file sizes and times of change."""
-    files = {shard: (checkpoint.folder / shard).stat() for shard in checkpoint.headers}
+    files = {str(t.file): t.file for t in checkpoint.tensors.values()}
     identity = {
         "generator": __version__,
         "options": asdict(options),
         "source": str(checkpoint.folder.resolve()),
         "config": checkpoint.config,
-        "files": {shard: [stat.st_size, stat.st_mtime_ns] for shard, stat in files.items()},
+        "files": {name: file.stamp() for name, file in files.items()},
         "tensors": [[t.name, t.dtype, t.shape, t.offset] for t in checkpoint.tensors.values()],
     }
     return checksum(dump_json(identity))

@@ -5,7 +5,6 @@ A worker holds one block. Offsets are planned, so the bytes do not depend on the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import HalfOverflowError, NonFiniteWeightError, NotFoundError, TruncatedFileError
+from ..errors import HalfOverflowError, NonFiniteWeightError
 from ..formats.checkpoint import StoredTensor
 from ..formats.checksum import checksum, running_checksum
 from ..formats.layout import ShardLayout
@@ -196,36 +195,14 @@ class BlockReader:
     def blocks(self) -> Iterator[tuple[int, Bits]]:
         """First row and bits ``[rows, columns]`` of each block, which the caller may overwrite."""
         buffer = np.empty((self.rows_per_block, self.columns), self.dtype)
-        try:
-            fd = os.open(self._source.file, os.O_RDONLY)
-        except OSError as error:
-            raise NotFoundError(
-                f"cannot be read: {error.strerror}", file=self._source.file
-            ) from error
-        try:
+        with self._source.file.open() as reader:
             for first in range(0, self.rows, self.rows_per_block):
                 bits = buffer[: min(self.rows_per_block, self.rows - first)]
                 data = bits.reshape(-1).view(np.uint8).data
-                self._fill(fd, data, self._source.offset + first * self.columns * bits.itemsize)
+                reader.read_into(data, self._source.offset + first * self.columns * bits.itemsize)
                 self._sum.update(data)
                 yield first, bits
-        finally:
-            os.close(fd)
 
     def checksum(self) -> str:
         """Of all the bytes read."""
         return self._sum.hexdigest()
-
-    def _fill(self, fd: int, data: memoryview, offset: int) -> None:
-        while data:
-            try:
-                count = os.preadv(fd, [data], offset)
-            except OSError as error:
-                raise NotFoundError(
-                    f"cannot be read: {error.strerror}", file=self._source.file,
-                    tensor=self._source.name,
-                ) from error  # fmt: skip
-            if count == 0:
-                raise TruncatedFileError("the file became shorter while it was read",
-                                         file=self._source.file, tensor=self._source.name)  # fmt: skip
-            data, offset = data[count:], offset + count

@@ -20,6 +20,7 @@ from .header import Header, read_header
 from .json_file import read_json
 from .names import is_plain_file_name
 from .pickled import read_pickle
+from .storage import LocalFile, WeightsFile
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -34,7 +35,7 @@ class StoredTensor:
     dtype: str
     """Safetensors name: F16, BF16, F32, I8, ..."""
     shape: tuple[int, ...]
-    file: Path
+    file: WeightsFile
     offset: int
     """Of the first byte, from the start of the file."""
     nbytes: int
@@ -163,7 +164,12 @@ def _locate(
             if listed.get(info.name) == shard:
                 offset = header.payload_offset + info.begin
                 tensors[info.name] = StoredTensor(
-                    info.name, info.dtype, info.shape, folder / shard, offset, info.nbytes
+                    info.name,
+                    info.dtype,
+                    info.shape,
+                    LocalFile(folder / shard),
+                    offset,
+                    info.nbytes,
                 )
     for name, shard in listed.items():
         if name not in tensors:

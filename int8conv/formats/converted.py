@@ -144,19 +144,20 @@ def open_converted(folder: str | os.PathLike[str]) -> ConvertedFolder:
 
 def read_array(tensor: StoredTensor) -> npt.NDArray[Any]:
     """A tensor's elements, read into memory; BF16 comes as its bits (uint16)."""
-    with tensor.file.open("rb") as file:
-        file.seek(tensor.offset)
-        data = file.read(tensor.nbytes)
-    return np.frombuffer(data, numpy_dtype(tensor.dtype)).reshape(tensor.shape)
+    return _read(tensor, 0, tensor.shape)
 
 
 def read_rows(tensor: StoredTensor, first: int, last: int) -> npt.NDArray[Any]:
     """Like ``read_array``, but only of the rows ``first`` to before ``last`` of the first axis."""
     row_bytes = tensor.nbytes // max(tensor.shape[0], 1)
-    with tensor.file.open("rb") as file:
-        file.seek(tensor.offset + first * row_bytes)
-        data = file.read((last - first) * row_bytes)
-    return np.frombuffer(data, numpy_dtype(tensor.dtype)).reshape(last - first, *tensor.shape[1:])
+    return _read(tensor, first * row_bytes, (last - first, *tensor.shape[1:]))
+
+
+def _read(tensor: StoredTensor, begin: int, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    array = np.empty(shape, numpy_dtype(tensor.dtype))
+    with tensor.file.open() as reader:
+        reader.read_into(array.reshape(-1).view(np.uint8).data, tensor.offset + begin)
+    return array
 
 
 def _quant_method(config: dict[str, Any]) -> object:

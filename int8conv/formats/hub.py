@@ -103,9 +103,9 @@ def parse_id(text: str) -> tuple[str, str | None] | None:
 def _download(source: str, repository: str, revision: str | None) -> Path:
     """Small files first, then those weights that the index names; the snapshot's folder, which is called as the commit."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils import tqdm
+    from tqdm.auto import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm[Any]):
         """A bar where stderr is a terminal; the library's count of files would be drawn anywhere."""
 
         def __init__(self, *args: Any, **options: Any) -> None:

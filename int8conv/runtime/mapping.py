@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedDtypeError
 from ..formats.checkpoint import StoredTensor
+from ..formats.storage import LocalFile, WeightsFile
 
 TORCH_DTYPES: Final = {
     "F16": torch.float16,
@@ -26,7 +26,7 @@ class MappedFiles:
     """Maps each file once; pages are read when they are first touched, and shared with other processes."""
 
     def __init__(self) -> None:
-        self._maps: dict[Path, mmap.mmap] = {}
+        self._maps: dict[LocalFile, mmap.mmap] = {}
 
     def tensor(self, stored: StoredTensor) -> Tensor:
         """A view of the stored tensor, in its own dtype and shape."""
@@ -48,22 +48,20 @@ class MappedFiles:
         flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=first.offset)
         return flat.reshape(shape)
 
-    def _map(self, path: Path) -> mmap.mmap:
-        if path not in self._maps:
-            with path.open("rb") as file:
+    def _map(self, file: WeightsFile) -> mmap.mmap:
+        assert isinstance(file, LocalFile)  # nothing else is mapped
+        if file not in self._maps:
+            with file.path.open("rb") as opened:
                 # copy-on-write: torch wants a writable buffer, and the file must never change
-                self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return self._maps[path]
+                self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+        return self._maps[file]
 
 
 def read_tensor(stored: StoredTensor) -> Tensor:
     """A copy of a stored tensor through plain reads: nothing of the file stays mapped."""
     data = bytearray(stored.nbytes)
-    with stored.file.open("rb", buffering=0) as file:
-        file.seek(stored.offset)
-        view = memoryview(data)
-        while view and (count := file.readinto(view)):
-            view = view[count:]
+    with stored.file.open() as reader:
+        reader.read_into(memoryview(data), stored.offset)
     dtype = torch_dtype(stored)
     if not data:
         return torch.empty(stored.shape, dtype=dtype)

@@ -435,7 +435,7 @@ def first_index(folder: Path) -> StoredTensor:
 def write_columns(folder: Path, columns: dict[int, int]) -> str:
     """Overwrite some outlier columns; the tensor's name."""
     index = first_index(folder)
-    with index.file.open("r+b") as file:
+    with index.file.path.open("r+b") as file:
         for position, column in columns.items():
             file.seek(index.offset + 4 * position)
             file.write(struct.pack("<i", column))

@@ -56,8 +56,8 @@ def test_one_flipped_bit_of_a_tensor(small: Path, tensor: str, where: int) -> No
     opened = open_converted(small)
     stored = opened.checkpoint.tensors[tensor]
     position = stored.offset + where % stored.nbytes
-    byte = stored.file.read_bytes()[position]
-    overwrite(stored.file, position, bytes([byte ^ 1]))
+    byte = stored.file.path.read_bytes()[position]
+    overwrite(stored.file.path, position, bytes([byte ^ 1]))
     with rejected(ChecksumError, str(stored.file), f"'{tensor}'"):
         verify(opened)
 
