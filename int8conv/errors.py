@@ -81,6 +81,13 @@ class Int8convError(Exception):
         self.hint = hint
         super().__init__(self._line())
 
+    def about(self, tensor: str) -> Int8convError:
+        """The same error, of a tensor that whoever raised it did not know."""
+        return type(self)(
+            self.problem, file=self.file, tensor=self.tensor or tensor, expected=self.expected,
+            found=self.found, hint=self.hint,
+        )  # fmt: skip
+
     def _line(self) -> str:
         line = f"{self.file}: " if self.file is not None else ""
         line += f"tensor '{self.tensor}': " if self.tensor is not None else ""

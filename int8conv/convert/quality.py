@@ -15,15 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import SourceMismatchError
-from ..formats.checkpoint import Checkpoint, StoredTensor
+from ..formats.checkpoint import StoredTensor
 from ..formats.converted import ConvertedFolder, QuantizedLinear, read_array, read_rows
-from ..formats.names import WEIGHT
+from ..formats.matrix import Matrix, MatrixReader, as_rows
+from ..formats.names import BIAS, WEIGHT
 from .halves import Bits, round_to_half, widen
-from .stream import BlockReader
+from .selection import Kept, Selection
 
 Progress = Callable[[int], None]
 """Called with the number of source bytes done since the last call."""
 
+_BLOCK_ELEMENTS: Final = 1 << 18
 _LARGEST_STEP: Final = 0.5 + 2.0**-17
 """Of a row scale: how far a dequantised weight may be from its source (SPEC.md section 1.1)."""
 
@@ -42,35 +44,47 @@ class TensorQuality:
 
 
 def compare(
-    converted: ConvertedFolder, source: Checkpoint, progress: Progress = lambda nbytes: None
+    converted: ConvertedFolder, selection: Selection, progress: Progress = lambda nbytes: None
 ) -> list[TensorQuality]:
-    """The quality of every quantised linear, in the order of the file.
+    """The quality of every quantised linear, in the order of the source's selection.
+
+    Args:
+        converted: the folder.
+        selection: of the source, with the options that the folder's manifest has.
+        progress: called as the work goes on.
 
     Raises:
         SourceMismatchError: the source is not the one that was converted; or a kept tensor or an outlier column is not
             the source's, or a weight is more than half a scale from it.
-        MissingTensorError: the source lacks a tensor.
+        MissingTensorError: the folder lacks a tensor.
     """
     qualities = []
     recorded = converted.manifest.source.get("tensors")
     sums: Mapping[str, Any] = recorded if isinstance(recorded, dict) else {}
-    for linear in converted.linears.values():
-        stored = source.tensor(f"{linear.path}.{WEIGHT}")
-        qualities.append(_compare_linear(linear, stored, sums, progress))
-        if linear.bias is not None:
-            _compare_kept(linear.bias, source.tensor(linear.bias.name), sums, progress)
-    for tensor in converted.others():
-        _compare_kept(tensor, source.tensor(tensor.name), sums, progress)
+    for item in selection.items:
+        if isinstance(item, Kept):
+            tensor = converted.checkpoint.tensor(item.name)
+            _compare_kept(tensor, item.source, sums, progress)
+            continue
+        for x in item.linears:
+            linear = converted.linears.get(x.path)
+            if linear is None:
+                raise SourceMismatchError("not quantised in the folder", file=converted.folder,
+                                          tensor=f"{x.path}.{WEIGHT}")  # fmt: skip
+            qualities.append(_compare_linear(linear, x.weight, sums, progress))
+            if x.bias is not None:
+                tensor = converted.checkpoint.tensor(f"{x.path}.{BIAS}")
+                _compare_kept(tensor, x.bias, sums, progress)
     return qualities
 
 
 def _compare_linear(
-    linear: QuantizedLinear, source: StoredTensor, sums: Mapping[str, Any], progress: Progress
+    linear: QuantizedLinear, source: Matrix, sums: Mapping[str, Any], progress: Progress
 ) -> TensorQuality:
     _check_shape(source, (linear.out_features, linear.in_features))
     scale = read_array(linear.scale).astype(np.float64)
     columns = read_array(linear.outlier_index) if linear.outlier_index else np.empty(0, np.int32)
-    reader = BlockReader(source)
+    reader = MatrixReader(source, _BLOCK_ELEMENTS)
     signal = noise = largest = 0.0
     for first, bits in reader.blocks():
         rows = slice(first, first + len(bits))
@@ -95,23 +109,28 @@ def _compare_linear(
     slices = linear.outlier_weight.nbytes if linear.outlier_weight else 0
     total = linear.weight.nbytes + linear.scale.nbytes + slices
     sqnr = 10 * math.log10(signal / noise) if noise else None
-    return TensorQuality(source.name, sqnr, largest, slices / max(total, 1))
+    return TensorQuality(linear.path, sqnr, largest, slices / max(total, 1))
 
 
 def _compare_kept(
-    tensor: StoredTensor, source: StoredTensor, sums: Mapping[str, Any], progress: Progress
+    tensor: StoredTensor,
+    source: StoredTensor | Matrix,
+    sums: Mapping[str, Any],
+    progress: Progress,
 ) -> None:
     _check_shape(source, tensor.shape)
-    reader = BlockReader(source)
+    whole = source if isinstance(source, Matrix) else as_rows(source, _BLOCK_ELEMENTS)
+    mine = as_rows(tensor, _BLOCK_ELEMENTS)
+    reader = MatrixReader(whole, _BLOCK_ELEMENTS)
     for first, bits in reader.blocks():
-        found = read_rows(tensor, first, first + len(bits)) if tensor.shape else read_array(tensor)
-        _check_bits(source, bits, tensor, found.reshape(bits.shape), first)
+        found = read_rows(mine.stored, first, first + len(bits))
+        _check_bits(whole, bits, tensor, found, first)
         progress(bits.nbytes)
     _check_source(source, reader.checksum(), sums)
 
 
 def _check_bits(
-    source: StoredTensor, bits: Bits, tensor: StoredTensor, found: npt.NDArray[Any], first: int
+    source: Matrix, bits: Bits, tensor: StoredTensor, found: npt.NDArray[Any], first: int
 ) -> None:
     """A block in 16 bits is the source's, bit for bit, or its rounding."""
     if source.dtype != tensor.dtype:
@@ -127,7 +146,7 @@ def _values(found: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
     return widen(bits, dtype, np.empty(bits.shape, np.float32))
 
 
-def _check_shape(source: StoredTensor, shape: tuple[int, ...]) -> None:
+def _check_shape(source: StoredTensor | Matrix, shape: tuple[int, ...]) -> None:
     if source.shape != shape:
         raise SourceMismatchError(
             "not the source that was converted: another shape", file=source.file,
@@ -135,7 +154,7 @@ def _check_shape(source: StoredTensor, shape: tuple[int, ...]) -> None:
         )  # fmt: skip
 
 
-def _check_source(source: StoredTensor, checksum: str, sums: Mapping[str, Any]) -> None:
+def _check_source(source: StoredTensor | Matrix, checksum: str, sums: Mapping[str, Any]) -> None:
     entry = sums.get(source.name)
     expected = entry.get("xxh3_128") if isinstance(entry, dict) else None
     if expected != checksum:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from .checksum import checksum_range
 from .layout import ShardLayout
@@ -12,7 +15,8 @@ from .layout import ShardLayout
 class ShardWriter:
     """One planned shard: the header goes first, tensors at their offsets in any order, from any thread.
 
-    What the file holds already stays: of an earlier attempt with the same layout.
+    Its room on the disk is taken first: a disk that is too small is known before any work is done, and writing into room
+    that is there costs half of the time. What the file holds already stays: of an earlier attempt with the same layout.
     """
 
     def __init__(self, folder: Path, layout: ShardLayout) -> None:
@@ -22,7 +26,8 @@ class ShardWriter:
         self._sizes = {t.name: t.nbytes for t in layout.tensors}
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
         try:
-            os.ftruncate(self._fd, layout.nbytes)  # padding reads as zeros
+            os.posix_fallocate(self._fd, 0, layout.nbytes)  # padding reads as zeros
+            os.ftruncate(self._fd, layout.nbytes)
             self._write(layout.header, 0)
         except OSError:
             os.close(self._fd)
@@ -36,6 +41,10 @@ class ShardWriter:
         """Of a tensor's bytes as they stand in the file."""
         return checksum_range(self.path, self._offsets[tensor], self._sizes[tensor])
 
+    def flush(self) -> None:
+        """Flush to disk what was written so far."""
+        os.fdatasync(self._fd)
+
     def close(self) -> None:
         """Flush to disk and close."""
         try:
@@ -48,6 +57,40 @@ class ShardWriter:
         while view:
             written = os.pwrite(self._fd, view, offset)
             view, offset = view[written:], offset + written
+
+
+class Flusher:
+    """Flushes shards to disk in a thread of its own while others are being computed, for use in a ``with`` statement.
+
+    Raises:
+        OSError: at the end: what a flush could not write, which the system tells only once.
+    """
+
+    _PAUSE: Final = 0.1
+    """Seconds."""
+
+    def __init__(self, shards: Sequence[ShardWriter]) -> None:
+        self._shards = shards
+        self._stop = threading.Event()
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._error is not None and error is None:
+            raise self._error
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._PAUSE):
+            for shard in self._shards:
+                try:
+                    shard.flush()
+                except OSError as error:
+                    self._error = self._error or error
 
 
 def write_file(path: Path, data: bytes) -> None:

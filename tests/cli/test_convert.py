@@ -118,7 +118,8 @@ def test_a_dry_run_writes_nothing(source: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     assert sum(" int8 " in line for line in lines) == 14
     assert re.fullmatch(
-        r"[\d.]+ kB -> at most [\d.]+ kB \(\d\.\d\dx\) in 1 files; .* free", lines[-1]
+        r"[\d.]+ kB -> at most [\d.]+ kB \(\d\.\d\dx\) in 1 files; .* free; \d tensors at once; calibration holds .*",
+        lines[-1],
     )
     plan = json.loads(succeed("convert", source, tmp_path / "out", "--dry-run", "--json").stdout)
     assert set(plan["tensors"]) == set(random_tensors(LLAMA))
