@@ -39,6 +39,8 @@ _CONV1D_FAMILIES: Final = {"gpt2", "openai-gpt", "imagegpt", "decision_transform
 _CONV1D_NAMES: Final = {"c_attn", "c_proj", "c_fc", "q_attn"}
 """GPT-2's ``Conv1D`` stores ``[in, out]``."""
 _STACK: Final = re.compile(r"(^|\.)(experts|block_sparse_moe|moe)(\.|$)")
+_TRANSPOSED_STACKS: Final = {"gpt_oss", "llama4", "llama4_text"}
+"""Families that store ``[experts, in, out]``, for square matrices; others show it by their shape."""
 _TO_HIDDEN: Final = re.compile(r"down|output|w2|fc2|c_proj|wo$")
 """Names of the matrices whose output is the hidden state; of all others it is the input."""
 
@@ -123,8 +125,10 @@ def _stack_is_transposed(config: dict[str, Any], tensor: StoredTensor, path: str
     section = config.get("text_config")
     hidden = (section if isinstance(section, dict) else config).get("hidden_size")
     rows, columns = tensor.shape[1:]
-    if rows == columns or hidden not in (rows, columns):
+    if hidden not in (rows, columns):
         return None
+    if rows == columns:
+        return True if config.get("model_type") in _TRANSPOSED_STACKS else None
     hidden_first = bool(rows == hidden)
     return hidden_first != bool(_TO_HIDDEN.search(path.rpartition(".")[2]))
 
