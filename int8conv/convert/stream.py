@@ -91,9 +91,8 @@ def run_tasks(
         TruncatedFileError, NotFoundError: the source changed while it was read.
     """
     watch = watch or Stopwatch()
-    shards: list[ShardWriter] = []
+    shards = _open_shards(folder, layouts)
     try:
-        shards += (ShardWriter(folder, layout) for layout in layouts)
         writers = {t.name: shard for shard in shards for t in shard.layout.tensors}
         with Flusher(shards):
             pool = [
@@ -109,6 +108,19 @@ def run_tasks(
         for shard in shards:
             shard.close()
         watch.lap("flush")
+
+
+def _open_shards(folder: Path, layouts: Sequence[ShardLayout]) -> list[ShardWriter]:
+    """All of them, or none: a disk that is too small for one is not filled up with the others."""
+    shards: list[ShardWriter] = []
+    try:
+        for layout in layouts:
+            shards.append(ShardWriter(folder, layout))  # noqa: PERF401 - those opened are closed
+    except OSError:
+        for shard in shards:
+            shard.abandon()
+        raise
+    return shards
 
 
 def _in_threads(

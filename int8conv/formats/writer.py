@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Sequence
@@ -25,13 +26,21 @@ class ShardWriter:
         self._offsets = {t.name: len(layout.header) + t.begin for t in layout.tensors}
         self._sizes = {t.name: t.nbytes for t in layout.tensors}
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
+        self._before = os.fstat(self._fd).st_size
         try:
-            os.posix_fallocate(self._fd, 0, layout.nbytes)  # padding reads as zeros
-            os.ftruncate(self._fd, layout.nbytes)
+            _reserve(self._fd, layout.nbytes)
+            os.ftruncate(self._fd, layout.nbytes)  # padding reads as zeros
             self._write(layout.header, 0)
         except OSError:
-            os.close(self._fd)
+            self.abandon()
             raise
+
+    def abandon(self) -> None:
+        """Give back the room that was taken, and close."""
+        try:
+            os.ftruncate(self._fd, self._before)
+        finally:
+            os.close(self._fd)
 
     def write(self, tensor: str, data: memoryview, position: int = 0) -> None:
         """Put ``data`` at byte ``position`` of a tensor."""
@@ -57,6 +66,15 @@ class ShardWriter:
         while view:
             written = os.pwrite(self._fd, view, offset)
             view, offset = view[written:], offset + written
+
+
+def _reserve(fd: int, nbytes: int) -> None:
+    """Take room for a file, where the file system knows how."""
+    try:
+        os.posix_fallocate(fd, 0, nbytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
 
 
 class Flusher:
