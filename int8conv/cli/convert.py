@@ -35,9 +35,8 @@ def parse_size(text: str) -> int:
 def show_preview(src: str, out: Path, options: ConvertOptions, as_json: bool) -> None:
     """The dry run's result."""
     from ..convert.preview import preview
-    from ..formats.hub import resolve
 
-    plan = preview(resolve(src).folder, out, options)
+    plan = preview(src, out, options)
     if as_json:
         print_json(plan.to_json())
         return
@@ -84,6 +83,7 @@ def show_preview(src: str, out: Path, options: ConvertOptions, as_json: bool) ->
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it is a converted folder.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Tensors at once; default: processors.")
+@click.option("--stream", is_flag=True, help="Read a hub's weights from there and store none.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, from headers alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the report, or the dry run.")
 def command(
@@ -95,6 +95,7 @@ def command(
     max_shard_size: int,
     force: bool,
     jobs: int | None,
+    stream: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -120,6 +121,7 @@ def command(
             keep=keep,
             force=force,
             jobs=jobs,
+            stream=stream,
             progress=progress,
         )
     if as_json:

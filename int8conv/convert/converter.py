@@ -70,13 +70,14 @@ def convert(
     keep: Sequence[str] = (),
     force: bool = False,
     jobs: int | None = None,
+    stream: bool = False,
     progress: Progress | None = None,
 ) -> ConvertReport:
     """Convert a checkpoint folder to int8 (see ``formats/SPEC.md``).
 
     Args:
         source: a Hugging Face checkpoint folder with safetensors files, or PyTorch pickles, in F16, BF16 or F32; or the id
-            of one with safetensors files on the hub, ``org/name`` or ``org/name@revision``.
+            of one on the hub, ``org/name`` or ``org/name@revision``.
         out: the folder to make; it appears whole or not at all.
         outliers: ``"calibrated"`` keeps the input columns with outlier activations in 16 bits, found by a short run of
             the model; ``"none"`` keeps no columns and needs no run.
@@ -85,11 +86,13 @@ def convert(
         keep: regular expressions; linears whose path one of them matches somewhere stay in 16 bits.
         force: replace ``out`` if it is a converted folder.
         jobs: tensors to work on at once; None: one for each processor. Does not change the bytes.
+        stream: read the weights of a source on the hub over the network, and store none of them (but of safetensors files
+            only, and twice with calibrated outliers: once to run the model).
         progress: called as the work goes on.
 
     Raises:
         NotFoundError, CheckpointError, SafetensorsError: the source is absent or malformed.
-        HubError: it cannot be downloaded.
+        HubError: it cannot be had from the hub.
         UnsupportedModelError: a family, or a feature of it, that is not known.
         CalibrationError: the model cannot be run on the calibration text.
         OutputError: the output exists, cannot be written, or does not fit the disk.
@@ -102,8 +105,11 @@ def convert(
     tell = progress or (lambda stage, done, total: None)
     out = Path(out)
     check_replaceable(out, force=force)  # before any work
-    resolved = resolve(source)
-    checkpoint, architecture = open_source(resolved.folder)
+    resolved = resolve(source, stream=stream)
+    if stream and resolved.revision is None:
+        raise ArgumentError("stream is for sources on the hub", file=source, expected="org/name",
+                            found="a local folder")  # fmt: skip
+    checkpoint, architecture = open_source(resolved.folder, resolved.remote)
     make_plan(checkpoint, architecture, {}, options)  # refuse a bad source before calibrating on it
     with open_workspace(out, force=force) as workspace:
         journal = Journal(workspace.path, _fingerprint(checkpoint, options))

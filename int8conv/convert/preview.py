@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..formats.hub import resolve_headers
 from ..formats.layout import plan_layout
 from ..runtime.architecture import Architecture
 from .options import ConvertOptions
@@ -60,12 +61,13 @@ class Preview:
 def preview(
     source: str | os.PathLike[str], out: str | os.PathLike[str], options: ConvertOptions
 ) -> Preview:
-    """Plan the conversion of a checkpoint folder and stop there.
+    """Plan the conversion of a checkpoint folder, or of one on the hub, and stop there.
 
     Raises:
         The errors of ``convert`` that concern the source's headers and the options.
     """
-    checkpoint, architecture = open_source(Path(source))
+    resolved = resolve_headers(source)
+    checkpoint, architecture = open_source(resolved.folder, resolved.remote)
     most = _most_outliers(architecture) if options.outliers == "calibrated" else {}
     plan = make_plan(checkpoint, architecture, most, options)
     layouts = plan_layout(plan.units, max_shard_bytes=options.max_shard_bytes)

@@ -195,7 +195,8 @@ class BlockReader:
     def blocks(self) -> Iterator[tuple[int, Bits]]:
         """First row and bits ``[rows, columns]`` of each block, which the caller may overwrite."""
         buffer = np.empty((self.rows_per_block, self.columns), self.dtype)
-        with self._source.file.open() as reader:
+        until = self._source.offset + self._source.nbytes
+        with self._source.file.open(until) as reader:
             for first in range(0, self.rows, self.rows_per_block):
                 bits = buffer[: min(self.rows_per_block, self.rows - first)]
                 data = bits.reshape(-1).view(np.uint8).data

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..formats.checkpoint import Checkpoint
 from ..formats.converted import ConvertedFolder, QuantizedLinear
+from ..formats.storage import LocalFile
 from ..kernels import MixedWeight, Mode, dense_linear, mixed_linear
 from .architecture import Module, find_tensor, shape_error
 from .mapping import MappedFiles, read_tensor, torch_dtype
@@ -35,7 +36,7 @@ class Weights(Protocol):
 
 
 class CheckpointWeights:
-    """A source checkpoint. Tensors of another dtype than ``dtype`` are read and cast when asked for; others are mapped."""
+    """A source checkpoint. Tensors of another dtype than ``dtype``, or from afar, are read and cast when asked for; others are mapped."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self.checkpoint = checkpoint
@@ -44,7 +45,7 @@ class CheckpointWeights:
 
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
         stored = find_tensor(self.checkpoint, module, kind)
-        if torch_dtype(stored) == self.dtype:
+        if torch_dtype(stored) == self.dtype and isinstance(stored.file, LocalFile):
             return self._files.tensor(stored)
         return read_tensor(stored).to(self.dtype)
 
