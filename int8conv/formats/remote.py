@@ -19,7 +19,8 @@ from .. import __version__
 from ..errors import HubChangedError, HubUnavailableError, TruncatedFileError
 from .hub_errors import Patience, hub_errors
 
-_CHUNK_BYTES: Final = 1 << 20
+_PROGRESS_BYTES: Final = 1 << 20
+"""After so many, the next failure counts as a first one."""
 _EXPIRED: Final = (401, 403, 404, 410)
 """What a storage answers to an address that was valid for a while."""
 
@@ -91,11 +92,12 @@ class _RemoteReader:
                     count = self._take(data)
                 except Exception as error:
                     self.close()
+                    self._file.known.location = None  # the hub may know a better one
                     patience.after(error)
                     progress = 0
                 else:
                     data, offset, progress = data[count:], offset + count, progress + count
-                    if progress >= _CHUNK_BYTES:
+                    if progress >= _PROGRESS_BYTES:
                         patience.renew()
 
     def close(self) -> None:
@@ -124,8 +126,8 @@ class _RemoteReader:
         if response is None or response.status_code in _EXPIRED:
             self._body.close()
             response = self._send(None, begin, end)
+            known.location = str(response.url) if response.history else None
         _check_answer(self._file, response, begin)
-        known.location = str(response.url) if response.history else None
         self._position = begin
 
     def _send(self, location: str | None, begin: int, end: int) -> Any:
@@ -147,12 +149,12 @@ class _RemoteReader:
             response = self._body.enter_context(
                 session.stream("GET", location or url, headers=headers, timeout=seconds)
             )
-            self._chunks = response.iter_raw(_CHUNK_BYTES)
+            self._chunks = response.iter_raw()  # as it comes
         else:
             response = self._body.enter_context(
                 session.get(location or url, headers=headers, timeout=seconds, stream=True)
             )
-            self._chunks = response.iter_content(_CHUNK_BYTES)
+            self._chunks = response.iter_content(1 << 16)
         return response
 
 
