@@ -84,14 +84,15 @@ def patiently(request: Callable[[], _Result]) -> _Result:
 @contextmanager
 def quiet_library() -> Iterator[None]:
     """The library's warnings, of retries say, stay unsaid: an error is one line. Not for several threads at once."""
-    logger = logging.getLogger("huggingface_hub")
-    before = logger.level
+    from huggingface_hub.utils import logging as library
+
+    before = library.get_verbosity()
     if not os.environ.get("HF_HUB_VERBOSITY"):
-        logger.setLevel(logging.CRITICAL)
+        library.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        library.set_verbosity(before)
 
 
 @contextmanager
