@@ -134,8 +134,7 @@ def _translated(error: BaseException, source: str) -> Int8convError:
     found = f"HTTP {status}"
     if isinstance(error, hub.OfflineModeIsEnabled | hub.LocalEntryNotFoundError):
         return HubUnavailableError(
-            "no such folder, nor is it complete in the hub's cache, and HF_HUB_OFFLINE is set",
-            file=source,
+            "not complete in the hub's cache, and HF_HUB_OFFLINE is set", file=source
         )
     if isinstance(error, hub.HFValidationError):
         return NotFoundError("no such folder, and not a hub id either", file=source)
@@ -168,7 +167,7 @@ def _translated(error: BaseException, source: str) -> Int8convError:
         kind = NoSpaceError if error.errno == errno.ENOSPC else NotWritableError
         return kind(f"cannot download to the hub's cache: {error.strerror}", file=error.filename)
     return HubUnavailableError(
-        "no such folder, and reading from the hub failed", file=source,
+        "cannot be read from the hub", file=source,
         found=str(error).strip().partition("\n")[0] or type(error).__name__,
-        hint="check the network, and HF_ENDPOINT if it is set",
+        hint="check the path, the network, and HF_ENDPOINT if it is set",
     )  # fmt: skip

@@ -159,7 +159,7 @@ def fault(*args: Any, **options: Any) -> Callable[[HubServer, pytest.MonkeyPatch
         (fault(404, "/api/", headers={"X-Error-Code": "RepoNotFound"}), "no such repository"),
         (fault(429, CDN, headers={"Retry-After": "1"}), "HTTP 429"),
         (fault(503, CDN), "HTTP 503"),
-        (fault("drop", CDN), "from the hub failed"),
+        (fault("drop", CDN), "cannot be read from the hub"),
         (fault("shorter", CDN), ""),
     ],
     ids=["token", "offline", "gated", "absent", "429", "503", "drop", "shorter"],
