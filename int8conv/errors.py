@@ -6,7 +6,8 @@
     |- HubError                      a checkpoint cannot be had from the hub
     |  |- HubNotFoundError           no such repository, revision or file
     |  |- HubAccessError             it is not open to this user
-    |  `- HubUnavailableError        the hub cannot be reached, fails, or refuses so many requests
+    |  |- HubUnavailableError        the hub cannot be reached, fails, or refuses so many requests
+    |  `- HubChangedError            a file on the hub changed while it was read
     |- OutputError                   the output cannot be written
     |  |- OutputExistsError          it is there already (never touched without force)
     |  |- OutputBusyError           another process is writing it
@@ -130,6 +131,10 @@ class HubAccessError(HubError):
 
 class HubUnavailableError(HubError):
     """The hub cannot be reached, fails, or refuses so many requests."""
+
+
+class HubChangedError(HubError):
+    """A file on the hub changed while it was read."""
 
 
 class OutputError(Int8convError):

@@ -154,6 +154,7 @@ _SHOWN: Final = 10
     metavar="SIZE",
     help="Of the process while it streams; calibration comes on top.",
 )
+@click.option("--stream", is_flag=True, help="Read a hub's weights from there and store none.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, from headers alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the report, or the dry run.")
 @click.option("-v", "--verbose", is_flag=True, help="Show where time and precision went.")
@@ -163,6 +164,7 @@ def command(
     force: bool,
     jobs: int | None,
     max_memory: int,
+    stream: bool,
     dry_run: bool,
     as_json: bool,
     verbose: bool,
@@ -179,13 +181,11 @@ def command(
     from ..convert.converter import convert
     from ..convert.options import ConvertOptions
     from ..convert.preview import preview
-    from ..formats.hub import resolve
 
     choices["max_shard_bytes"] = max_shard_size
     if dry_run:
-        folder = resolve(src).folder
         options = ConvertOptions(**choices)
-        plan = preview(folder, out, options, jobs=jobs, max_memory=max_memory)
+        plan = preview(src, out, options, jobs=jobs, max_memory=max_memory)
         if as_json:
             print_json(plan.to_json())
         else:
@@ -193,7 +193,14 @@ def command(
         return
     with progress_bars("B") as progress, hint_at_interrupt():
         report = convert(
-            src, out, force=force, jobs=jobs, max_memory=max_memory, progress=progress, **choices
+            src,
+            out,
+            force=force,
+            jobs=jobs,
+            max_memory=max_memory,
+            stream=stream,
+            progress=progress,
+            **choices,
         )
     if as_json:
         print_json(asdict(report))

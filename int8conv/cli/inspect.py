@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from .output import print_json, progress_bars, size, table
 
 
 @click.command("inspect")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every tensor.")
 @click.option("--tensors", is_flag=True, help="Also list every tensor.")
 @click.option("--verify", is_flag=True, help="Re-read every byte against its checksum.")
-def command(path: Path, as_json: bool, tensors: bool, verify: bool) -> None:
-    """Show what is inside the converted folder PATH: kinds, layers, outlier columns, bytes against 16 bits."""
+def command(path: str, as_json: bool, tensors: bool, verify: bool) -> None:
+    """Show what is inside the converted folder PATH: kinds, layers, outlier columns, bytes against 16 bits.
+
+    PATH may be the id of one on the hub, org/name or org/name@revision, which is downloaded.
+    """
     from ..formats.converted import open_converted
+    from ..formats.hub import resolve
     from ..formats.summary import summarize
 
-    converted = open_converted(path)
+    converted = open_converted(resolve(path).folder)
     summary = summarize(converted)
     verified = None
     if verify:

@@ -47,13 +47,14 @@ def convert(
     force: bool = False,
     jobs: int | None = None,
     max_memory: int = DEFAULT_MAX_MEMORY,
+    stream: bool = False,
     progress: Progress | None = None,
 ) -> ConvertReport:
     """Convert a checkpoint folder to int8 (see ``formats/SPEC.md``).
 
     Args:
         source: a Hugging Face checkpoint folder with safetensors files, or PyTorch pickles, in F16, BF16 or F32; or the id
-            of one with safetensors files on the hub, ``org/name`` or ``org/name@revision``.
+            of one on the hub, ``org/name`` or ``org/name@revision``.
         out: the folder to make; it appears whole or not at all.
         outliers: ``"calibrated"`` keeps the input columns with outlier activations in 16 bits, found by a short run of
             the model; ``"none"`` keeps no columns and needs no run.
@@ -66,11 +67,13 @@ def convert(
         jobs: tensors to work on at once; None: one for each processor. Does not change the bytes.
         max_memory: bytes of the process while it streams; fewer workers and smaller blocks if need be. Calibration comes on
             top, with PyTorch and a block of the model in float32.
+        stream: read the weights of a source on the hub over the network, and store none of them (but of safetensors files
+            only, and twice with calibrated outliers: once to run the model).
         progress: called as the work goes on.
 
     Raises:
         NotFoundError, CheckpointError, SafetensorsError: the source is absent or malformed.
-        HubError: it cannot be downloaded.
+        HubError: it cannot be had from the hub.
         UnsupportedModelError: nothing in it looks like a linear.
         CalibrationError: the model cannot be run on the calibration text.
         OutputError: the output exists, cannot be written, or does not fit the disk.
@@ -91,8 +94,11 @@ def convert(
     tell = progress or (lambda stage, done, total: None)
     out = Path(out)
     check_replaceable(out, force=force)  # before any work
-    resolved = resolve(source)
-    opened = open_source(resolved.folder, options)
+    resolved = resolve(source, stream=stream)
+    if stream and resolved.revision is None:
+        raise ArgumentError("stream is for sources on the hub", file=source, expected="org/name",
+                            found="a local folder")  # fmt: skip
+    opened = open_source(resolved, options)
     plan = make_plan(opened.selection, {}, options)  # refuse a bad source before calibrating on it
     workers = plan_workers(plan, jobs or os.cpu_count() or 1, max_memory)
     watch.lap("open")

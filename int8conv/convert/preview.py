@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..formats.hub import resolve_headers
 from ..formats.layout import plan_layout
 from .memory import DEFAULT_MAX_MEMORY, plan_workers
 from .options import ConvertOptions
@@ -69,12 +70,12 @@ def preview(
     jobs: int | None = None,
     max_memory: int = DEFAULT_MAX_MEMORY,
 ) -> Preview:
-    """Plan the conversion of a checkpoint folder and stop there.
+    """Plan the conversion of a checkpoint folder, or of one on the hub, and stop there.
 
     Raises:
         The errors of ``convert`` that concern the source's headers and the options.
     """
-    opened = open_source(Path(source), options)
+    opened = open_source(resolve_headers(source), options)
     calibrated = options.outliers == "calibrated" and opened.architecture is not None
     plan = make_plan(opened.selection, _most_outliers(opened) if calibrated else {}, options)
     workers = plan_workers(plan, jobs or os.cpu_count() or 1, max_memory)

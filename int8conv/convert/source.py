@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ..errors import ArgumentError, MissingTensorError, UnsupportedModelError
 from ..formats.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
+from ..formats.hub import Source
 from ..formats.source_checks import check_not_quantized
 from ..runtime.architecture import Architecture, read_architecture
 from .generic import select_by_names
@@ -26,21 +26,21 @@ class OpenedSource:
     """What the user should know."""
 
 
-def open_source(folder: Path, options: ConvertOptions) -> OpenedSource:
-    """Open a checkpoint folder and select what becomes int8.
+def open_source(source: Source, options: ConvertOptions) -> OpenedSource:
+    """Open a checkpoint and select what becomes int8.
 
     Raises:
         NotFoundError, CheckpointError, SafetensorsError: it is absent, malformed, or quantised already.
         UnsupportedModelError: neither known to the runtime nor with anything that looks like a linear.
         ArgumentError: a pattern of the options matches nothing.
     """
-    whole = open_checkpoint(folder)
+    whole = open_checkpoint(source.folder, source.remote)
     check_not_quantized(whole)
     checkpoint, excluded = _included(whole, options)
     architecture, notes = None, []
     try:
         architecture = read_architecture(
-            checkpoint.config, checkpoint.tensors, folder / CONFIG_FILE
+            checkpoint.config, checkpoint.tensors, source.folder / CONFIG_FILE
         )
     except UnsupportedModelError as error:
         notes.append(

@@ -123,7 +123,8 @@ class MatrixReader:
 
     def blocks(self) -> Iterator[tuple[int, Bits]]:
         """First row and bits ``[rows, in]`` of each block, which the caller may overwrite."""
-        with self._matrix.file.open() as reader:
+        end = self._matrix.offset + self._matrix.nbytes
+        with self._matrix.file.open(until=end) as reader:
             if self._matrix.scales is not None:
                 yield from self._decoded(reader, self._matrix.scales)
             elif self._matrix.transposed:

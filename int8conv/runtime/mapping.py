@@ -68,7 +68,7 @@ class MappedFiles:
 def read_tensor(stored: StoredTensor) -> Tensor:
     """A copy of a stored tensor through plain reads: nothing of the file stays mapped."""
     data = bytearray(stored.nbytes)
-    with stored.file.open() as reader:
+    with stored.file.open(stored.offset + stored.nbytes) as reader:
         reader.read_into(memoryview(data), stored.offset)
     dtype = torch_dtype(stored)
     if not data:

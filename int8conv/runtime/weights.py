@@ -16,6 +16,7 @@ from ..formats.checkpoint import Checkpoint
 from ..formats.converted import ConvertedFolder, QuantizedLinear
 from ..formats.fp8 import FP8_DTYPES
 from ..formats.matrix import find_matrix
+from ..formats.storage import LocalFile
 from ..kernels import MixedWeight, Mode, dense_linear, dequantized_rows, mixed_linear
 from .architecture import Module, find_tensor, shape_error
 from .mapping import MappedFiles, read_matrix, read_tensor, torch_dtype
@@ -40,7 +41,7 @@ class Weights(Protocol):
 
 
 class CheckpointWeights:
-    """A source checkpoint. Tensors of another dtype than ``dtype`` are read and cast when asked for; others are mapped."""
+    """A source checkpoint. Tensors of another dtype than ``dtype``, or from afar, are read and cast when asked for; others are mapped."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self.checkpoint = checkpoint
@@ -52,7 +53,7 @@ class CheckpointWeights:
         stored = find_tensor(self.checkpoint, module, kind)
         if stored.dtype in FP8_DTYPES:
             return read_matrix(find_matrix(self.checkpoint, stored)).to(self.dtype)
-        if torch_dtype(stored) == self.dtype:
+        if torch_dtype(stored) == self.dtype and isinstance(stored.file, LocalFile):
             return self._files.tensor(stored)
         return read_tensor(stored).to(self.dtype)
 

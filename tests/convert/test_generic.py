@@ -19,6 +19,7 @@ from int8conv.convert.selection import Group, Kept
 from int8conv.convert.source import open_source
 from int8conv.errors import ArgumentError, UnsupportedModelError
 from int8conv.formats.converted import open_converted, read_array
+from int8conv.formats.hub import resolve
 
 from ..checkpoints import LLAMA, edit_config, put_fp8, random_tensors, write_checkpoint
 
@@ -112,7 +113,7 @@ def test_what_transformers_writes(tmp_path: Path, case: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_linears_that_share_an_input_are_groups(tmp_path: Path) -> None:
     transformers_checkpoint(tmp_path, "gpt_oss", _SIZES | _EXPERTS)
-    groups = [x for x in open_source(tmp_path, ConvertOptions()).selection.items if isinstance(x, Group)]  # fmt: skip
+    groups = [x for x in open_source(resolve(tmp_path), ConvertOptions()).selection.items if isinstance(x, Group)]  # fmt: skip
     names = [[linear.path.rpartition("layers.0.")[2] for linear in g.linears] for g in groups[:4]]
     assert names == [
         [f"mlp.experts.down_proj.{i}" for i in range(4)],
@@ -125,7 +126,7 @@ def test_linears_that_share_an_input_are_groups(tmp_path: Path) -> None:
 def unknown(folder: Path, tensors: dict[str, Tensor], **options: Any) -> tuple[set[str], set[str]]:
     """Paths of the linears and names of the kept tensors of an unknown family's checkpoint."""
     write_checkpoint(folder, {"model_type": "new", "hidden_size": 64}, tensors)
-    items = open_source(folder, ConvertOptions(**options)).selection.items
+    items = open_source(resolve(folder), ConvertOptions(**options)).selection.items
     linears = {x.path for item in items if isinstance(item, Group) for x in item.linears}
     return linears, {item.name for item in items if isinstance(item, Kept)}
 

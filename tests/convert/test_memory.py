@@ -13,6 +13,7 @@ from int8conv.convert.options import ConvertOptions
 from int8conv.convert.plan import Plan, make_plan
 from int8conv.convert.source import open_source
 from int8conv.errors import ArgumentError
+from int8conv.formats.hub import resolve
 
 from ..checkpoints import write_checkpoint
 
@@ -20,7 +21,7 @@ from ..checkpoints import write_checkpoint
 @pytest.fixture
 def plan(source: Path) -> Plan:
     options = ConvertOptions()
-    return make_plan(open_source(source, options).selection, {}, options)
+    return make_plan(open_source(resolve(source), options).selection, {}, options)
 
 
 def test_the_default_has_room_for_several_workers(plan: Plan) -> None:
