@@ -38,6 +38,7 @@
     |  |- LayoutError                payload or tensors are not aligned or adjacent as the spec asks
     |  |- SourceMismatchError        a folder was not converted from this source
     |  `- ChecksumError              bytes differ from their checksum
+    |- QualityError                  a converted linear is less exact than was asked for
     |- UnsupportedModelError         the runtime does not know this model
     |  |- UnknownFamilyError         its model_type
     |  `- UnsupportedFeatureError    a feature that its config asks for
@@ -247,6 +248,10 @@ class SourceMismatchError(ConvertedFormatError):
 
 class ChecksumError(ConvertedFormatError):
     """Bytes differ from their checksum."""
+
+
+class QualityError(Int8convError):
+    """A converted linear is less exact than was asked for."""
 
 
 class UnsupportedModelError(Int8convError):
