@@ -84,8 +84,8 @@ class Int8convError(Exception):
 
     def _line(self) -> str:
         line = f"{self.file}: " if self.file is not None else ""
-        line += f"tensor '{self.tensor}': " if self.tensor is not None else ""
-        line += self.problem
+        line += f"tensor '{_shortened(self.tensor)}': " if self.tensor is not None else ""
+        line += _shortened(self.problem)
         comparison = [
             f"{word} {_shortened(value)}"
             for word, value in (("expected", self.expected), ("found", self.found))
