@@ -39,6 +39,7 @@
     |  |- LayoutError                payload or tensors are not aligned or adjacent as the spec asks
     |  |- SourceMismatchError        a folder was not converted from this source
     |  `- ChecksumError              bytes differ from their checksum
+    |- QualityError                  a converted linear is less exact than was asked for
     |- UnsupportedModelError         the runtime does not know this model
     |  |- UnknownFamilyError         its model_type
     |  `- UnsupportedFeatureError    a feature that its config asks for
@@ -91,8 +92,8 @@ class Int8convError(Exception):
 
     def _line(self) -> str:
         line = f"{self.file}: " if self.file is not None else ""
-        line += f"tensor '{self.tensor}': " if self.tensor is not None else ""
-        line += self.problem
+        line += f"tensor '{_shortened(self.tensor)}': " if self.tensor is not None else ""
+        line += _shortened(self.problem)
         comparison = [
             f"{word} {_shortened(value)}"
             for word, value in (("expected", self.expected), ("found", self.found))
@@ -259,6 +260,10 @@ class SourceMismatchError(ConvertedFormatError):
 
 class ChecksumError(ConvertedFormatError):
     """Bytes differ from their checksum."""
+
+
+class QualityError(Int8convError):
+    """A converted linear is less exact than was asked for."""
 
 
 class UnsupportedModelError(Int8convError):

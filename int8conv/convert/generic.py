@@ -117,7 +117,10 @@ def _is_linear(tensor: StoredTensor) -> bool:
 
 
 def _is_conv1d(config: dict[str, Any], path: str) -> bool:
-    return config.get("model_type") in _CONV1D_FAMILIES and path.rpartition(".")[2] in _CONV1D_NAMES
+    return (
+        str(config.get("model_type")) in _CONV1D_FAMILIES
+        and path.rpartition(".")[2] in _CONV1D_NAMES
+    )
 
 
 def _stack_is_transposed(config: dict[str, Any], tensor: StoredTensor, path: str) -> bool | None:
@@ -128,7 +131,7 @@ def _stack_is_transposed(config: dict[str, Any], tensor: StoredTensor, path: str
     if hidden not in (rows, columns):
         return None
     if rows == columns:
-        return True if config.get("model_type") in _TRANSPOSED_STACKS else None
+        return True if str(config.get("model_type")) in _TRANSPOSED_STACKS else None
     hidden_first = bool(rows == hidden)
     return hidden_first != bool(_TO_HIDDEN.search(path.rpartition(".")[2]))
 
