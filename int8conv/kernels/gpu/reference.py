@@ -1,0 +1,129 @@
+# ruff: noqa: ARG001  (the kernels' signatures)
+"""The formulas of the GPU kernels in PyTorch, with the kernels' signatures: what tests and benchmarks compare them with.
+
+Written for reading. Sums are float64 and round once to float32, so a kernel may differ by the rounding of its own sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..mixed import MixedWeight
+from ..mixed import quantize_tokens as _quantize_tokens
+from .quantize import NET_BLOCK, WORD_CHANNELS, Before, QuantizedTokens
+
+ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
+    "none": lambda x: x,
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+def apply(x: Tensor, before: Before) -> Tensor:
+    """The norm or activation function alone, rounding to 16 bits where the decoder does."""
+    if before.residual is not None and before.sum_out is not None:
+        x = before.sum_out.copy_(x + before.residual)
+    if before.norm == "rms":
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + before.eps)
+        x = wide.to(x.dtype)
+        x = x if before.weight is None else x * before.weight
+    elif before.norm == "layer":
+        gain, shift = (None if t is None else t.float() for t in (before.weight, before.bias))
+        x = F.layer_norm(x.float(), x.shape[-1:], gain, shift, before.eps).to(x.dtype)
+    x = ACTIVATIONS[before.activation](x.float()).to(x.dtype)
+    return x if before.times is None else x * before.times
+
+
+def quantize(
+    x: Tensor,
+    before: Before = Before(),  # noqa: B008  (frozen)
+    *,
+    index: Tensor | None = None,
+    is_outlier: Tensor | None = None,
+    threshold: float | None = None,
+) -> QuantizedTokens:
+    """Tokens to int8, each by its largest magnitude outside the outlier channels and below the threshold."""
+    x = apply(x, before)
+    rest = x.float() if index is None else x.float().index_fill(1, index.long(), 0.0)
+    caught = None
+    if threshold is not None:
+        over = rest.abs() >= threshold
+        rest = rest.masked_fill(over, 0.0)
+        caught = _words(over)
+    codes, scale = _quantize_tokens(rest)
+    return QuantizedTokens(
+        codes, scale.squeeze(1), None if index is None else x.index_select(1, index.long()),
+        caught, x if threshold is not None else None, threshold or 0.0,
+    )  # fmt: skip
+
+
+def _words(over: Tensor) -> Tensor:
+    """bool ``[tokens, channels]`` -> int32 ``[tokens, ceil(channels / 4096)]``, a bit for each block of 128."""
+    padded = F.pad(over, (0, -over.shape[1] % WORD_CHANNELS))
+    blocks = padded.view(over.shape[0], -1, 32, NET_BLOCK).any(-1).long()
+    words = (blocks << torch.arange(32)).sum(-1)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+def _bits(words: Tensor, channels: int) -> Tensor:
+    """The reverse: bool ``[tokens, channels]``, the blocks that are marked."""
+    bits = (words.long()[:, :, None] >> torch.arange(32, device=words.device)) & 1
+    return bits.flatten(1).repeat_interleave(NET_BLOCK, 1)[:, :channels].bool()
+
+
+def gemm(
+    x: QuantizedTokens,
+    weight: MixedWeight,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    config: object = None,
+) -> Tensor:
+    """Quantised tokens times an int8 weight with outlier columns."""
+    codes = weight.codes.double()
+    y = (x.codes.double() @ codes.t()) * x.scale.double()[:, None]
+    if x.caught is not None and x.exact is not None:
+        marked = _bits(x.caught, weight.in_features) & (x.exact.float().abs() >= x.threshold)
+        y += x.exact.double().masked_fill(~marked, 0.0) @ codes.t()
+    y *= weight.scale.double()
+    if x.outliers is not None and weight.outlier_weight is not None:
+        y += x.outliers.double() @ weight.outlier_weight.double().t()
+    of = next((t.dtype for t in (x.exact, x.outliers, residual) if t is not None), torch.float16)
+    return _finished(y, bias, residual, dtype or of)
+
+
+def w8a16(
+    x: Tensor,
+    weight: MixedWeight,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    activation: str = "none",
+    config: object = None,
+) -> Tensor:
+    """16-bit tokens times an int8 weight with outlier columns; gated by an activation if the weight is ``[gate; up]``."""
+    dense = weight.codes.double() * weight.scale.double()[:, None]
+    if weight.outlier_index is not None and weight.outlier_weight is not None:
+        dense[:, weight.outlier_index.long()] = weight.outlier_weight.double()
+    y = x.double() @ dense.t()
+    if bias is not None:
+        y += bias.double()
+    if activation != "none":
+        gate, up = y.chunk(2, dim=-1)
+        y = ACTIVATIONS[activation](gate) * up
+    return _finished(y, None, residual, x.dtype)
+
+
+def _finished(y: Tensor, bias: Tensor | None, residual: Tensor | None, dtype: torch.dtype) -> Tensor:  # fmt: skip
+    y = y if bias is None else y + bias.double()
+    y = y if residual is None else y + residual.double()
+    return y.float().to(dtype)
