@@ -127,3 +127,64 @@ def _finished(y: Tensor, bias: Tensor | None, residual: Tensor | None, dtype: to
     y = y if bias is None else y + bias.double()
     y = y if residual is None else y + residual.double()
     return y.float().to(dtype)
+
+
+def attend(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float,
+    slopes: Tensor | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    config: object = None,
+) -> Tensor:
+    """Attention of the newest token of each sequence over its cache."""
+    y = torch.zeros_like(q)
+    group = q.shape[1] // keys.shape[1]
+    for i, length in enumerate(lengths.tolist()):
+        first = 0 if window is None else max(length - window, 0)
+        k, v = (t[i, :, first:length].double().repeat_interleave(group, 0) for t in (keys, values))
+        scores = (k @ q[i].double()[:, :, None]).squeeze(2) * scale
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        if slopes is not None:
+            scores += slopes.double()[:, None] * torch.arange(first - length + 1, 1)
+        if length:
+            y[i] = (scores.softmax(-1)[:, None] @ v).squeeze(1).to(q.dtype)
+    return y
+
+
+def rotate_and_store(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: tuple[Tensor, Tensor] | None,
+    positions: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    interleaved: bool = False,
+) -> Tensor:
+    """Rotary positions for queries and keys; keys and values into the cache."""
+    batch, _, _, size = keys.shape
+    queries, new_keys, new_values = (t.reshape(q.shape[0], -1, size) for t in (q, k, v))
+    if tables is not None:
+        cos, sin = (table[positions.long()].double()[:, None] for table in tables)
+        queries, new_keys = (_rotate(t, cos, sin, interleaved) for t in (queries, new_keys))
+    sequences = torch.arange(q.shape[0]) // (q.shape[0] // batch)
+    for i, (sequence, position) in enumerate(zip(sequences.tolist(), positions.tolist(), strict=True)):  # fmt: skip
+        keys[sequence, :, position] = new_keys[i]
+        values[sequence, :, position] = new_values[i]
+    return queries
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    half = cos.shape[-1]
+    y = x.double()
+    first, second = (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(half), slice(half, 2 * half))  # fmt: skip
+    a, b = y[..., first].clone(), y[..., second].clone()
+    y[..., first], y[..., second] = a * cos - b * sin, b * cos + a * sin
+    return y.to(x.dtype)
