@@ -16,6 +16,7 @@ from torch import Tensor
 from ..mixed import MixedWeight
 from ..mixed import quantize_tokens as _quantize_tokens
 from .quantize import NET_BLOCK, WORD_CHANNELS, Before, QuantizedTokens
+from .sampling import Draws
 
 ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "none": lambda x: x,
@@ -188,3 +189,32 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     a, b = y[..., first].clone(), y[..., second].clone()
     y[..., first], y[..., second] = a * cos - b * sin, b * cos + a * sin
     return y.to(x.dtype)
+
+
+def kept(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
+    """float64 probabilities ``[vocab]`` that a token is drawn from; for a temperature above 0."""
+    order = logits.double().unique().flip(0)
+    weights = ((logits.double() - order[0]) / temperature).exp()
+    if 0 < top_k < logits.numel():
+        border = logits.double().topk(top_k).values[-1]
+        weights = weights.where(logits.double() >= border, 0.0)
+    if top_p < 1:
+        shares = torch.stack([weights[logits == value].sum() for value in order]).cumsum(0)
+        border = order[int((shares < top_p * shares[-1]).sum())]
+        weights = weights.where(logits.double() >= border, 0.0)
+    weights = weights.where(weights >= min_p, 0.0)
+    return weights / weights.sum()
+
+
+def sample(logits: Tensor, draws: Draws, positions: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """The next token of each sequence; draws from a generator of its own."""
+    tokens = torch.empty(logits.shape[0], dtype=torch.int64) if out is None else out
+    for i, row in enumerate(logits):
+        temperature, top_k, top_p, min_p, seed = (t[i].item() for t in vars(draws).values())
+        if temperature == 0:
+            tokens[i] = row.argmax()
+            continue
+        generator = torch.Generator().manual_seed(int(seed) * 2**20 + int(positions[i]))
+        share = kept(row, temperature, int(top_k), top_p, min_p)
+        tokens[i] = torch.multinomial(share, 1, generator=generator)[0]
+    return tokens
