@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .convert.converter import ConvertReport, convert
+    from .convert.converter import convert
+    from .convert.report import ConvertReport
     from .errors import Int8convError
     from .runtime.footprint import Footprint
     from .runtime.loader import load
     from .runtime.model import Generation, Model
 
 _HOMES = {
-    "ConvertReport": ".convert.converter",
+    "ConvertReport": ".convert.report",
     "Footprint": ".runtime.footprint",
     "Generation": ".runtime.model",
     "Int8convError": ".errors",

@@ -6,7 +6,8 @@
     |- HubError                      a checkpoint cannot be had from the hub
     |  |- HubNotFoundError           no such repository, revision or file
     |  |- HubAccessError             it is not open to this user
-    |  `- HubUnavailableError        the hub cannot be reached, fails, or refuses so many requests
+    |  |- HubUnavailableError        the hub cannot be reached, fails, or refuses so many requests
+    |  `- HubChangedError            a file on the hub changed while it was read
     |- OutputError                   the output cannot be written
     |  |- OutputExistsError          it is there already (never touched without force)
     |  |- OutputBusyError           another process is writing it
@@ -38,6 +39,7 @@
     |  |- LayoutError                payload or tensors are not aligned or adjacent as the spec asks
     |  |- SourceMismatchError        a folder was not converted from this source
     |  `- ChecksumError              bytes differ from their checksum
+    |- QualityError                  a converted linear is less exact than was asked for
     |- UnsupportedModelError         the runtime does not know this model
     |  |- UnknownFamilyError         its model_type
     |  `- UnsupportedFeatureError    a feature that its config asks for
@@ -81,10 +83,17 @@ class Int8convError(Exception):
         self.hint = hint
         super().__init__(self._line())
 
+    def about(self, tensor: str) -> Int8convError:
+        """The same error, of a tensor that whoever raised it did not know."""
+        return type(self)(
+            self.problem, file=self.file, tensor=self.tensor or tensor, expected=self.expected,
+            found=self.found, hint=self.hint,
+        )  # fmt: skip
+
     def _line(self) -> str:
         line = f"{self.file}: " if self.file is not None else ""
-        line += f"tensor '{self.tensor}': " if self.tensor is not None else ""
-        line += self.problem
+        line += f"tensor '{_shortened(self.tensor)}': " if self.tensor is not None else ""
+        line += _shortened(self.problem)
         comparison = [
             f"{word} {_shortened(value)}"
             for word, value in (("expected", self.expected), ("found", self.found))
@@ -123,6 +132,10 @@ class HubAccessError(HubError):
 
 class HubUnavailableError(HubError):
     """The hub cannot be reached, fails, or refuses so many requests."""
+
+
+class HubChangedError(HubError):
+    """A file on the hub changed while it was read."""
 
 
 class OutputError(Int8convError):
@@ -247,6 +260,10 @@ class SourceMismatchError(ConvertedFormatError):
 
 class ChecksumError(ConvertedFormatError):
     """Bytes differ from their checksum."""
+
+
+class QualityError(Int8convError):
+    """A converted linear is less exact than was asked for."""
 
 
 class UnsupportedModelError(Int8convError):

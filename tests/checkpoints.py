@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from int8conv.runtime.architecture import read_architecture
@@ -68,3 +68,47 @@ def write_checkpoint(
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def put_fp8(
+    folder: Path,
+    scales: str,
+    *,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    block: tuple[int, int] = (32, 48),
+    pattern: str = "_proj.weight",
+) -> dict[str, Tensor]:
+    """Make the linears of a one-file checkpoint FP8, with scales for the ``tensor``, each ``row`` or each ``block``.
+
+    Scales are called and shaped as the checkpoints on the hub have them. Returns the weights decoded by torch, float32.
+    """
+    tensors, decoded = load_file(folder / "model.safetensors"), {}
+    for name in [n for n in tensors if pattern in n]:
+        weight = tensors[name].float()
+        out, in_features = weight.shape
+        rows, columns = {"tensor": (out, in_features), "row": (1, in_features)}.get(scales, block)
+        across = (torch.arange(out) // rows, torch.arange(in_features) // columns)
+        absmax = torch.zeros(-(-out // rows), -(-in_features // columns))
+        spots = (across[0][:, None].expand(weight.shape), across[1].expand(weight.shape))
+        absmax.index_put_(spots, weight.abs())  # some value of each block: no maximum is needed
+        scale = absmax.clamp_min(1e-4) / 8
+        wide = scale[across[0]][:, across[1]]
+        tensors[name] = (weight / wide).clamp(-448, 448).to(dtype)
+        decoded[name] = tensors[name].float() * wide
+        if scales == "block":
+            tensors[f"{name}_scale_inv"] = scale
+        else:
+            tensors[f"{name}_scale"] = scale.reshape(()) if scales == "tensor" else scale
+            tensors[name.replace("weight", "input_scale")] = torch.ones(())
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    section: dict[str, Any] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    config["quantization_config"] = section | {"weight_block_size": list(block)}
+    (folder / "config.json").write_text(json.dumps(config))
+    return decoded
+
+
+def edit_config(folder: Path, **values: Any) -> None:
+    """Set keys of a checkpoint's config."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))

@@ -9,16 +9,19 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 ID = "some-org/small.model-1"
+_PIECE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,23 @@ class Request:
     agent: str
 
 
+Failure = int | Literal["drop", "whole", "shorter", "other headers"]
+
+
 @dataclass
 class Fault:
-    """What becomes of the next requests whose method and path match."""
+    """What becomes of the next requests whose method and path match.
 
-    status: int | None
-    """None: the connection ends in the middle of the body."""
+    A status; or ``"drop"``: the connection ends in the middle of the body; ``"whole"``: ranges are ignored;
+    ``"shorter"``: the file lacks its last byte; ``"other headers"``: nothing but those.
+    """
+
+    what: Failure
     on: str
     """A regular expression for ``"GET /path"``."""
     times: int = 1_000_000
     headers: dict[str, str] = field(default_factory=dict)
+    """Added to the answer's, or in their place."""
 
 
 class HubServer:
@@ -57,29 +67,29 @@ class HubServer:
         self.token = token
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
+        self.sent = 0
+        """Bytes of bodies."""
         self._lock = threading.Lock()
         self._ports = [
             ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self)) for _ in range(2)
         ]
         self.url, self.cdn_url = (f"http://127.0.0.1:{p.server_port}" for p in self._ports)
 
-    def __enter__(self) -> HubServer:
+    @contextmanager
+    def running(self) -> Iterator[HubServer]:
+        """Answers within the block."""
         for port in self._ports:
+            port.daemon_threads = True
             serve = partial(port.serve_forever, poll_interval=0.01)
             threading.Thread(target=serve, daemon=True).start()
-        return self
+        try:
+            yield self
+        finally:
+            for port in self._ports:
+                port.shutdown()
+                port.server_close()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        for port in self._ports:
-            port.shutdown()
-            port.server_close()
-
-    def commit(self, revision: str) -> str:
+    def commit(self, revision: str = "main") -> str:
         """The full name of a branch's or tag's commit."""
         return hashlib.sha1(revision.encode()).hexdigest()
 
@@ -90,11 +100,21 @@ class HubServer:
                 return folder
         return None
 
-    def got(self, method: str = "GET") -> list[str]:
-        """Names of the files that requests of that method were about, each as often as it was asked for."""
+    def fail(self, what: Failure, on: str, **options: Any) -> None:
+        """Add a fault."""
+        self.faults.append(Fault(what, on, **options))
+
+    def got(self, method: str = "GET") -> set[str]:
+        """Names of the files that requests of that method were about."""
         pattern = re.compile(r"/cdn/[0-9a-f]+/(.+)|/.*/resolve/[^/]+/(.+)")
         matches = [pattern.fullmatch(r.path) for r in self.requests if r.method == method]
-        return sorted(match[1] or match[2] for match in matches if match)
+        return {match[1] or match[2] for match in matches if match}
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """First and last byte of each range that the port of large files was asked for."""
+        found = [r.range for r in self.requests if r.path.startswith("/cdn/") and r.range]
+        pairs = [text.removeprefix("bytes=").split("-") for text in found]
+        return [(int(first), int(last)) for first, last in pairs]
 
     def note(self, request: Request) -> Fault | None:
         """Log a request; the fault that it shall meet."""
@@ -107,6 +127,21 @@ class HubServer:
         return None
 
 
+def use_hub(patch: pytest.MonkeyPatch, url: str, home: Path) -> None:
+    """Point the hub's library, in this process, at a server and a cache of its own, without a token."""
+    from huggingface_hub import constants
+
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        patch.delenv(variable, raising=False)
+    patch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
 def is_large(path: Path) -> bool:
     """Whether the file's bytes are served from the second port."""
     return path.suffix in (".safetensors", ".bin")
@@ -117,10 +152,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def __init__(self, hub: HubServer, *args: Any) -> None:
         self.hub = hub
+        self.fault: Fault | None = None
         super().__init__(*args)
 
     def log_message(self, *args: Any) -> None:
         pass
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except (ConnectionError, TimeoutError):  # the client has left in the middle of a body
+            self.close_connection = True
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -131,11 +173,10 @@ class _Handler(BaseHTTPRequestHandler):
         token = bearer.removeprefix("Bearer ") if bearer else None
         agent = self.headers.get("User-Agent", "")
         fault = self.hub.note(Request(self.command, path, token, self.headers.get("Range"), agent))
-        if fault is not None and fault.status is not None:
-            self._answer(fault.status, fault.headers)
-            return
-        self.drops = fault is not None
-        if match := re.fullmatch(r"/cdn/([0-9a-f]{40})/(.+)", path):
+        self.fault = fault
+        if fault is not None and isinstance(fault.what, int):
+            self._answer(fault.what, {})
+        elif match := re.fullmatch(r"/cdn/([0-9a-f]{40})/(.+)", path):
             self._send_file(self.hub.folder(match[1]), match[2], {})
         elif self.hub.token not in (None, token):
             message = "Invalid username or password."
@@ -161,52 +202,61 @@ class _Handler(BaseHTTPRequestHandler):
     def _resolve(self, commit: str, folder: Path, name: str) -> None:
         headers = {"X-Repo-Commit": commit}
         file = folder / name
-        if file.is_file() and is_large(file):
-            data = file.read_bytes()
-            self._answer(
-                302,
-                headers
-                | {
-                    "Location": f"{self.hub.cdn_url}/cdn/{commit}/{name}",
-                    "X-Linked-Size": str(len(data)),
-                    "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"',
-                },
-            )
+        if not (file.is_file() and is_large(file)):
+            self._send_file(folder, name, headers)
             return
-        self._send_file(folder, name, headers)
+        data, _, sha256 = _contents(file)
+        location = f"{self.hub.cdn_url}/cdn/{commit}/{name}"
+        linked = {"X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{sha256}"'}
+        self._answer(302, headers | linked | {"Location": location})
 
     def _send_file(self, folder: Path | None, name: str, headers: dict[str, str]) -> None:
         if folder is None or not (folder / name).is_file():
             self._answer(404, headers | {"X-Error-Code": "EntryNotFound"})
             return
-        data = (folder / name).read_bytes()
-        headers = headers | {"ETag": f'"{_git_id(data)}"', "Accept-Ranges": "bytes"}
-        start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if start is None:
+        data, git_id, _ = _contents(folder / name)
+        what = self.fault.what if self.fault else None
+        if what == "shorter":
+            data = data[:-1]
+        headers = headers | {"ETag": f'"{git_id}"', "Accept-Ranges": "bytes"}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked is None or what == "whole":
             self._answer(200, headers, data)
             return
-        first = int(start[1])
-        headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
-        self._answer(206, headers, data[first:])
+        first, last = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+        self._answer(206, headers, data[first : last + 1])
 
     def _send_json(self, value: object) -> None:
         self._answer(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
+        added = self.fault.headers if self.fault else {}
         self.send_response(status)
-        for name, value in ({"Content-Length": str(len(body))} | headers).items():
+        for name, value in ({"Content-Length": str(len(body))} | headers | added).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
             return
-        if getattr(self, "drops", False):
+        if self.fault and self.fault.what == "drop":
             body = body[: len(body) // 2]
             self.close_connection = True
-        self.wfile.write(body)
+        for begin in range(0, len(body), _PIECE_BYTES):
+            piece = body[begin : begin + _PIECE_BYTES]
+            self.wfile.write(piece)
+            self.hub.sent += len(piece)
 
 
-def _git_id(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+def _contents(path: Path) -> tuple[bytes, str, str]:
+    """Bytes, git's id and SHA-256 of a file."""
+    return _contents_then(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _contents_then(path: Path, _mtime: int) -> tuple[bytes, str, str]:
+    data = path.read_bytes()
+    git_id = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    return data, git_id, hashlib.sha256(data).hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:
@@ -221,13 +271,12 @@ def _info(commit: str, folder: Path) -> dict[str, object]:
 def _tree(folder: Path) -> list[dict[str, object]]:
     entries = []
     for path in _files(folder):
-        data = path.read_bytes()
+        data, git_id, sha256 = _contents(path)
         entry: dict[str, object] = {
             "type": "file", "path": path.relative_to(folder).as_posix(), "size": len(data),
-            "oid": _git_id(data),
+            "oid": git_id,
         }  # fmt: skip
         if is_large(path):
-            sha256 = hashlib.sha256(data).hexdigest()
             entry["lfs"] = {"oid": sha256, "size": len(data), "pointerSize": 130}
         entries.append(entry)
     return entries

@@ -27,7 +27,7 @@ ALLOWED = {
 TORCH_FREE_RUNTIME = {"architecture", "config", "families", "footprint"}
 """What ``convert`` may use of the runtime outside ``calibrate``: what a model looks like, not how it is run."""
 
-HEAVY = {"torch", "triton", "tokenizers"}
+HEAVY = {"torch", "triton", "tokenizers", "huggingface_hub"}
 
 
 def modules() -> list[Path]:

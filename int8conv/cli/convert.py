@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ..convert.options import ConvertOptions, Outliers
 from .output import print_json, progress_bars, size, table
+
+if TYPE_CHECKING:
+    from ..convert.preview import Preview
+    from ..convert.report import ConvertReport
 
 
 @contextmanager
@@ -32,23 +36,63 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " "))
 
 
-def show_preview(src: str, out: Path, options: ConvertOptions, as_json: bool) -> None:
+def show_preview(plan: Preview) -> None:
     """The dry run's result."""
-    from ..convert.preview import preview
-    from ..formats.hub import resolve
-
-    plan = preview(resolve(src).folder, out, options)
-    if as_json:
-        print_json(plan.to_json())
-        return
-    rows = [[t.name, t.dtype, str(list(t.shape)), t.becomes, size(t.nbytes)] for t in plan.tensors]
-    rows += [[name, "", "", f"left out: {why}", ""] for name, why in plan.skipped.items()]
-    table(["tensor", "dtype", "shape", "becomes", "bytes"], rows)
-    most = "at most " if options.outliers == "calibrated" else ""
+    rows = [
+        [t.name, t.dtype, str(list(t.shape)), t.becomes, t.kind, size(t.nbytes)]
+        for t in plan.tensors
+    ]
+    rows += [[name, "", "", "left out", why, ""] for name, why in plan.skipped.items()]
+    table(["tensor", "dtype", "shape", "becomes", "as", "bytes"], rows)
+    print_notes(plan.notes)
+    most = "at most " if plan.calibration_bytes else ""
     click.echo(
         f"\n{size(plan.bytes_in)} -> {most}{size(plan.bytes_out)} "
-        f"({plan.bytes_out / plan.bytes_in:.2f}x) in {plan.shards} files; {size(plan.disk_free)} free"
+        f"({plan.bytes_out / max(plan.bytes_in, 1):.2f}x) in {plan.shards} files; "
+        f"{size(plan.disk_free)} free; {plan.jobs} tensors at once"
+        + (f"; calibration holds {size(plan.calibration_bytes)}" if plan.calibration_bytes else "")
     )
+
+
+def show_report(out: Path, report: ConvertReport, dtype: str, verbose: bool) -> None:
+    """What was done, in a line; more of it on stderr."""
+    if report.resumed:
+        print_notes([f"{report.resumed} tensors were done before"])
+    print_notes(report.notes)
+    if report.rounded:
+        print_notes([f"{report.rounded:,} values rounded to {dtype}"])
+    for path, sqnr in report.flagged[:_SHOWN]:
+        print_notes([f"{path}: SQNR {sqnr:.1f} dB, see 'int8conv inspect --against'"])
+    if verbose:
+        show_quality(report)
+        stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in report.stages.items())
+        click.echo(f"time, of all workers together: {stages}\n")
+    click.echo(
+        f"{out}: {report.tensors} tensors, {report.quantized} of them to int8 with "
+        f"{report.outlier_columns} outlier columns; {size(report.bytes_in)} -> "
+        f"{size(report.bytes_out)} ({report.ratio:.2f}x) in {report.seconds:.1f} s"
+    )
+
+
+def show_quality(report: ConvertReport) -> None:
+    """The linears that lost most."""
+    lossy = [(path, q, q.sqnr_db) for path, q in report.quality.items() if q.sqnr_db is not None]
+    worst = sorted(lossy, key=lambda x: x[2])[:_SHOWN]
+    table(
+        ["linears that lost most", "SQNR dB", "max error", "outlier bytes"],
+        [[p, f"{db:.1f}", f"{q.max_error:.2g}", f"{q.outlier_share:.1%}"] for p, q, db in worst],
+    )
+    click.echo()
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """On stderr: what is good to know, but not the result."""
+    for note in notes:
+        click.echo(f"int8conv: note: {note}", err=True)
+
+
+_SHOWN: Final = 10
+"""Linears named one by one."""
 
 
 @click.command("convert")
@@ -75,6 +119,24 @@ def show_preview(src: str, out: Path, options: ConvertOptions, as_json: bool) ->
     help="Keep linears whose path matches in 16 bits; may be given several times.",
 )
 @click.option(
+    "--quantize",
+    multiple=True,
+    metavar="REGEX",
+    help="Quantise head, embeddings or other matrices whose path matches too.",
+)
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="REGEX",
+    help="Take only tensors whose name matches; may be given several times.",
+)
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="REGEX",
+    help="Leave out tensors whose name matches; may be given several times.",
+)
+@click.option(
     "--max-shard-size",
     type=parse_size,
     default="5GB",
@@ -84,19 +146,30 @@ def show_preview(src: str, out: Path, options: ConvertOptions, as_json: bool) ->
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it is a converted folder.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Tensors at once; default: processors.")
+@click.option(
+    "--max-memory",
+    type=parse_size,
+    default="256MB",
+    show_default=True,
+    metavar="SIZE",
+    help="Of the process while it streams; calibration comes on top.",
+)
+@click.option("--stream", is_flag=True, help="Read a hub's weights from there and store none.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, from headers alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the report, or the dry run.")
+@click.option("-v", "--verbose", is_flag=True, help="Show where time and precision went.")
 def command(
     src: str,
     out: Path,
-    outliers: Outliers,
-    dtype: str,
-    keep: tuple[str, ...],
-    max_shard_size: int,
     force: bool,
     jobs: int | None,
+    max_memory: int,
+    stream: bool,
     dry_run: bool,
     as_json: bool,
+    verbose: bool,
+    max_shard_size: int,
+    **choices: Any,
 ) -> None:
     """Convert the checkpoint folder SRC to int8 in the new folder OUT.
 
@@ -106,33 +179,30 @@ def command(
     OUT appears whole or not at all; a conversion that was stopped goes on when the same command is run again.
     """
     from ..convert.converter import convert
+    from ..convert.options import ConvertOptions
+    from ..convert.preview import preview
 
+    choices["max_shard_bytes"] = max_shard_size
     if dry_run:
-        show_preview(src, out, ConvertOptions(outliers, dtype, max_shard_size, keep), as_json)
+        options = ConvertOptions(**choices)
+        plan = preview(src, out, options, jobs=jobs, max_memory=max_memory)
+        if as_json:
+            print_json(plan.to_json())
+        else:
+            show_preview(plan)
         return
     with progress_bars("B") as progress, hint_at_interrupt():
         report = convert(
             src,
             out,
-            outliers=outliers,
-            dtype=dtype,
-            max_shard_bytes=max_shard_size,
-            keep=keep,
             force=force,
             jobs=jobs,
+            max_memory=max_memory,
+            stream=stream,
             progress=progress,
+            **choices,
         )
     if as_json:
         print_json(asdict(report))
-        return
-    if report.resumed:
-        click.echo(f"int8conv: note: {report.resumed} tensors were done before", err=True)
-    for note in report.notes:
-        click.echo(f"int8conv: note: {note}", err=True)
-    if report.rounded:
-        click.echo(f"int8conv: note: {report.rounded:,} values rounded to {dtype}", err=True)
-    click.echo(
-        f"{out}: {report.tensors} tensors, {report.quantized} of them to int8 with "
-        f"{report.outlier_columns} outlier columns; {size(report.bytes_in)} -> "
-        f"{size(report.bytes_out)} ({report.ratio:.2f}x) in {report.seconds:.1f} s"
-    )
+    else:
+        show_report(out, report, choices["dtype"], verbose)

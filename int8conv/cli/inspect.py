@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from .output import print_json, progress_bars, size, table
 
 
 @click.command("inspect")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every tensor.")
 @click.option("--tensors", is_flag=True, help="Also list every tensor.")
 @click.option("--verify", is_flag=True, help="Re-read every byte against its checksum.")
-def command(path: Path, as_json: bool, tensors: bool, verify: bool) -> None:
-    """Show what is inside the converted folder PATH: kinds, layers, outlier columns, bytes against 16 bits."""
+@click.option(
+    "--against", metavar="SRC", help="Compare every tensor with the source it was made from."
+)
+@click.option(
+    "--min-sqnr",
+    type=float,
+    default=30,
+    show_default=True,
+    metavar="DB",
+    help="With --against: exit code 1 if an int8 tensor's SQNR is below.",
+)
+def command(
+    path: str,
+    as_json: bool,
+    tensors: bool,
+    verify: bool,
+    against: str | None,
+    min_sqnr: float,
+) -> None:
+    """Show what is inside the converted folder PATH: kinds, layers, outlier columns, bytes against 16 bits.
+
+    PATH may be the id of one on the hub, org/name or org/name@revision, which is downloaded.
+    """
     from ..formats.converted import open_converted
+    from ..formats.hub import resolve
     from ..formats.summary import summarize
 
-    converted = open_converted(path)
+    converted = open_converted(resolve(path).folder)
     summary = summarize(converted)
     verified = None
     if verify:
@@ -35,8 +55,16 @@ def command(path: Path, as_json: bool, tensors: bool, verify: bool) -> None:
                 progress("verify", done, total)
 
             verified = verify_bytes(converted, advance)
+    compared = None
+    if against is not None:
+        from .against import Against
+
+        compared = Against(converted, against, min_sqnr)
     if as_json:
-        print_json(summary.to_json() | ({"verified_bytes": verified} if verify else {}))
+        more = {"verified_bytes": verified} if verify else {}
+        print_json(summary.to_json() | more | ({"quality": compared.to_json()} if compared else {}))
+        if compared:
+            compared.check()
         return
     source = converted.manifest.source
     click.echo(f"{path}: int8conv format 1, {converted.config.get('model_type')}, ", nl=False)
@@ -69,3 +97,6 @@ def command(path: Path, as_json: bool, tensors: bool, verify: bool) -> None:
     click.echo(f"\n{size(summary.total.nbytes)}, {summary.ratio:.2f}x of 16 bits")
     if verified is not None:
         click.echo(f"verified: {verified:,} bytes match their checksums")
+    if compared:
+        compared.show()
+        compared.check()

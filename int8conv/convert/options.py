@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, JsonFileError
+from ..formats.converted import ConvertedFolder
+from ..formats.names import MANIFEST_FILE
+from .selection import Patterns
 
 Outliers = Literal["calibrated", "none"]
 HALVES: Final = {"float16": "F16", "bfloat16": "BF16"}
@@ -22,6 +26,12 @@ class ConvertOptions:
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
     keep: tuple[str, ...] = ()
     """Regular expressions: linears whose path one of them matches somewhere stay in 16 bits."""
+    quantize: tuple[str, ...] = ()
+    """The same, for further matrices that become int8: head, embeddings."""
+    include: tuple[str, ...] = ()
+    """The same, for names of tensors: only these take part, if there are any."""
+    exclude: tuple[str, ...] = ()
+    """The same: these are left out."""
 
     def __post_init__(self) -> None:
         if self.outliers not in ("calibrated", "none"):
@@ -30,14 +40,55 @@ class ConvertOptions:
             raise ArgumentError("dtype", expected=" or ".join(HALVES), found=self.dtype)
         if self.max_shard_bytes < 1:
             raise ArgumentError("max_shard_bytes", expected="1 or more", found=self.max_shard_bytes)
-        for pattern in self.keep:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ArgumentError("keep", expected="a regular expression",
-                                    found=f"{pattern!r}: {error}") from None  # fmt: skip
+        for option in ("keep", "quantize", "include", "exclude"):
+            for pattern in getattr(self, option):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ArgumentError(option, expected="a regular expression",
+                                        found=f"{pattern!r}: {error}") from None  # fmt: skip
 
     @property
     def half(self) -> str:
         """``dtype`` as safetensors has it."""
         return HALVES[self.dtype]
+
+    @property
+    def patterns(self) -> Patterns:
+        """Those that decide on precision."""
+        return Patterns(self.keep, self.quantize)
+
+
+def read_options(converted: ConvertedFolder) -> ConvertOptions:
+    """The options that a folder was converted with, from its manifest.
+
+    Raises:
+        JsonFileError: they are malformed, or some that this release does not know.
+    """
+    path = converted.folder / MANIFEST_FILE
+    choices: dict[str, Any] = {}
+    for name, value in converted.manifest.options.items():
+        if name not in _KINDS or not _KINDS[name](value):
+            raise JsonFileError(f"option '{name}' is unknown or malformed", file=path, found=repr(value),
+                                hint="use the int8conv release that wrote this")  # fmt: skip
+        choices[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return ConvertOptions(**choices)
+    except ArgumentError as error:
+        raise JsonFileError(f"options: {error.problem}", file=path, expected=error.expected,
+                            found=error.found) from None  # fmt: skip
+
+
+def _is_patterns(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(pattern, str) for pattern in value)
+
+
+_KINDS: Final[dict[str, Callable[[object], bool]]] = {
+    "outliers": lambda value: isinstance(value, str),
+    "dtype": lambda value: isinstance(value, str),
+    "max_shard_bytes": lambda value: type(value) is int,
+    "keep": _is_patterns,
+    "quantize": _is_patterns,
+    "include": _is_patterns,
+    "exclude": _is_patterns,
+}

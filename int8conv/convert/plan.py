@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError, UnsupportedDtypeError, UnsupportedFeatureError
-from ..formats.checkpoint import CONFIG_FILE, Checkpoint, StoredTensor
-from ..formats.dtypes import FLOAT_DTYPES
+from ..errors import UnsupportedDtypeError
+from ..formats.checkpoint import StoredTensor
 from ..formats.layout import Run, TensorSpec, Unit
 from ..formats.manifest import InputGroup
+from ..formats.matrix import Matrix
 from ..formats.names import BIAS, KINDS, OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
-from ..runtime.architecture import Architecture, Module, find_tensor
 from .options import ConvertOptions
 from .outliers import NO_OUTLIERS, OutlierChoice
+from .selection import Group, Kept, Selection
 
 
 @dataclass(frozen=True)
@@ -25,17 +24,28 @@ class QuantizeTask:
     """A linear's weight to quantise; ``half`` is the dtype of its outlier columns."""
 
     path: str
-    source: StoredTensor
+    source: Matrix
     columns: npt.NDArray[np.int32]
     half: str
+    kind: str
+
+    @property
+    def becomes(self) -> str:
+        return "int8"
 
 
 @dataclass(frozen=True)
 class KeepTask:
     """A tensor that stays in 16 bits, rounded to ``dtype`` if the source has 32."""
 
-    source: StoredTensor
+    name: str
+    source: StoredTensor | Matrix
     dtype: str
+    kind: str
+
+    @property
+    def becomes(self) -> str:
+        return self.dtype
 
 
 Task = QuantizeTask | KeepTask
@@ -58,96 +68,58 @@ class Plan:
 
 
 def make_plan(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
-    outliers: Mapping[str, OutlierChoice],
-    options: ConvertOptions,
+    selection: Selection, outliers: Mapping[str, OutlierChoice], options: ConvertOptions
 ) -> Plan:
-    """Plan the conversion of a checkpoint.
+    """Plan the conversion of a source.
 
     Args:
-        checkpoint: the source.
-        architecture: its decoder.
-        outliers: the choice for each input, by the path of the group's first linear; none where absent.
-        options: which linears to keep, and the 16-bit type for tensors that the source has in F32.
+        selection: what becomes int8 and what stays.
+        outliers: the choice for each input, by the group's ``input``; none where absent.
+        options: among them the 16-bit type for tensors that the source has in F32 or FP8.
 
     Raises:
-        ArgumentError: a pattern of linears to keep matches none.
-        MissingTensorError, ShapeError: the source is not what its config implies.
-        UnsupportedDtypeError: a weight is no float, or linears that share an input differ.
+        UnsupportedDtypeError: linears that share an input differ.
     """
     tasks: list[Task] = []
     units: list[Unit] = []
     inputs: list[InputGroup] = []
     half = options.half
-    by_path = {m.path: m for m in architecture.modules}
-    kept_paths = _matching(options.keep, [m.path for m in architecture.modules if m.group])
-    for module in architecture.modules:
-        if not module.group or module.path in kept_paths:
-            kept = [_keep(checkpoint, module, kind, half) for kind in _kinds(module)]
-            tasks += kept
-            units += [((_spec(task),),) for task in kept]
-        paths = tuple(path for path in module.group if path not in kept_paths)
-        if module.path in paths[:1]:
-            choice = outliers.get(module.group[0], NO_OUTLIERS)
-            members = [by_path[path] for path in paths]
-            group = [_quantize(checkpoint, m, choice, half) for m in members]
-            biases = [_keep(checkpoint, m, BIAS, half) for m in members if m.bias]
-            _check_same_dtype([(task.source, task.half) for task in group])
-            _check_same_dtype([(task.source, task.dtype) for task in biases])
-            tasks += [*group, *biases]
-            units.append(_group_unit(group, biases))
-            inputs.append(InputGroup(paths, module.shape[1], len(choice.columns), choice.threshold))
-    extras, skipped = _extras(checkpoint, architecture, half)
-    tasks += extras
-    units += [((_spec(task),),) for task in extras]
-    return Plan(tuple(tasks), tuple(units), tuple(inputs), skipped)
+    for item in selection.items:
+        if isinstance(item, Kept):
+            kept = KeepTask(item.name, item.source, _half(item.source, half), item.kind)
+            tasks.append(kept)
+            units.append(((_spec(kept),),))
+            continue
+        paths = tuple(linear.path for linear in item.linears)
+        choice = outliers.get(item.input, NO_OUTLIERS)
+        group, biases = _group_tasks(item, choice, half)
+        _check_same_dtype([(task.source, task.half) for task in group])
+        _check_same_dtype([(task.source, task.dtype) for task in biases])
+        tasks += [*group, *biases]
+        units.append(_group_unit(group, biases))
+        in_features = item.linears[0].weight.shape[1]
+        inputs.append(InputGroup(paths, in_features, len(choice.columns), choice.threshold))
+    return Plan(tuple(tasks), tuple(units), tuple(inputs), selection.skipped)
 
 
-def _matching(patterns: Sequence[str], paths: Sequence[str]) -> set[str]:
-    matched = set()
-    for pattern in patterns:
-        found = {path for path in paths if re.search(pattern, path)}
-        if not found:
-            raise ArgumentError("keep matches no linear of attention or FFN", expected=f"such as {paths[0]}",
-                                found=repr(pattern))  # fmt: skip
-        matched |= found
-    return matched
+def _group_tasks(
+    group: Group, choice: OutlierChoice, half: str
+) -> tuple[list[QuantizeTask], list[KeepTask]]:
+    weights, biases = [], []
+    for x in group.linears:
+        dtype = _half(x.weight, half)
+        weights.append(QuantizeTask(x.path, x.weight, choice.columns, dtype, group.kind))
+        if x.bias is not None:
+            name, dtype = f"{x.path}.{BIAS}", _half(x.bias, half)
+            biases.append(KeepTask(name, x.bias, dtype, group.kind))
+    return weights, biases
 
 
-def _kinds(module: Module) -> Iterator[str]:
-    yield WEIGHT
-    if module.bias:
-        yield BIAS
-
-
-def _source(checkpoint: Checkpoint, module: Module, kind: str) -> StoredTensor:
-    tensor = find_tensor(checkpoint, module, kind)
-    if tensor.dtype not in FLOAT_DTYPES:
-        raise UnsupportedDtypeError(
-            "unsupported dtype of a weight", file=tensor.file, tensor=tensor.name,
-            expected=" or ".join(FLOAT_DTYPES), found=tensor.dtype,
-        )  # fmt: skip
-    return tensor
-
-
-def _half(tensor: StoredTensor, half: str) -> str:
+def _half(tensor: StoredTensor | Matrix, half: str) -> str:
     return half if tensor.dtype == "F32" else tensor.dtype
 
 
-def _keep(checkpoint: Checkpoint, module: Module, kind: str, half: str) -> KeepTask:
-    source = _source(checkpoint, module, kind)
-    return KeepTask(source, _half(source, half))
-
-
-def _quantize(
-    checkpoint: Checkpoint, module: Module, choice: OutlierChoice, half: str
-) -> QuantizeTask:
-    source = _source(checkpoint, module, WEIGHT)
-    return QuantizeTask(module.path, source, choice.columns, _half(source, half))
-
-
-def _check_same_dtype(run: list[tuple[StoredTensor, str]]) -> None:
+def _check_same_dtype(run: Sequence[tuple[StoredTensor | Matrix, str]]) -> None:
     """A run of a group is one matrix, so it has one dtype."""
     for tensor, dtype in run:
         if dtype != run[0][1]:
@@ -158,7 +130,7 @@ def _check_same_dtype(run: list[tuple[StoredTensor, str]]) -> None:
 
 
 def _spec(task: KeepTask) -> TensorSpec:
-    return TensorSpec(task.source.name, task.dtype, task.source.shape)
+    return TensorSpec(task.name, task.dtype, task.source.shape)
 
 
 def _group_unit(group: list[QuantizeTask], biases: list[KeepTask]) -> Unit:
@@ -176,30 +148,3 @@ def _group_unit(group: list[QuantizeTask], biases: list[KeepTask]) -> Unit:
     runs[BIAS] = [_spec(task) for task in biases]
     unit: list[Run] = [tuple(run) for run in runs.values() if run]
     return tuple(unit)
-
-
-def _extras(
-    checkpoint: Checkpoint, architecture: Architecture, half: str
-) -> tuple[list[KeepTask], dict[str, str]]:
-    """Tensors that no module of the decoder has: kept as they are, but for those that are redundant."""
-    modules = {m.path: m for m in architecture.modules}
-    planned = {f"{m.path}.{kind}" for m in architecture.modules for kind in _kinds(m)}
-    head = architecture.family.names["head"] + ".weight"
-    extras, skipped = [], {}
-    for name, tensor in checkpoint.tensors.items():
-        if name in planned:
-            continue
-        if name.rpartition(".")[0] in modules:
-            raise UnsupportedFeatureError(
-                f"{CONFIG_FILE} says nothing of this tensor, which belongs to a module that the model uses",
-                file=tensor.file, tensor=name,
-            )  # fmt: skip
-        if name == head and architecture.config.tied:
-            skipped[name] = "tied to the token embedding"
-        elif name.endswith(architecture.family.skipped):
-            skipped[name] = "computed, not learned"
-        elif tensor.dtype not in FLOAT_DTYPES:
-            skipped[name] = f"not a weight of the model, and {tensor.dtype}"
-        else:
-            extras.append(KeepTask(tensor, _half(tensor, half)))
-    return extras, skipped

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..formats.hub import resolve_headers
 from ..formats.layout import plan_layout
-from ..runtime.architecture import Architecture
+from .memory import DEFAULT_MAX_MEMORY, plan_workers
 from .options import ConvertOptions
 from .outliers import OutlierChoice, most_outliers
-from .plan import QuantizeTask, Task, make_plan
-from .source import open_source
+from .plan import Task, make_plan
+from .source import OpenedSource, open_source
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class PlannedTensor:
     """In the source."""
     becomes: str
     """``"int8"``, or the 16-bit dtype that it is kept in."""
+    kind: str
+    """Why: what its module is, or that it matches no rule."""
     nbytes: int
     """In the source."""
 
@@ -45,29 +50,35 @@ class Preview:
     shards: int
     disk_free: int
     """Where the output would be."""
+    jobs: int
+    """Tensors at once that the memory limit allows."""
+    calibration_bytes: int
+    """Weights of the largest block in float32, which calibration holds; 0 without calibration."""
+    notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        tensors = {
-            t.name: {"shape": t.shape, "dtype": t.dtype, "becomes": t.becomes, "bytes": t.nbytes}
-            for t in self.tensors
-        }
-        return {
-            "tensors": tensors, "skipped": self.skipped, "bytes_in": self.bytes_in,
-            "bytes_out": self.bytes_out, "shards": self.shards, "disk_free": self.disk_free,
-        }  # fmt: skip
+        values = asdict(self)
+        values["tensors"] = {t.pop("name"): t for t in values["tensors"]}
+        return values
 
 
 def preview(
-    source: str | os.PathLike[str], out: str | os.PathLike[str], options: ConvertOptions
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    options: ConvertOptions,
+    *,
+    jobs: int | None = None,
+    max_memory: int = DEFAULT_MAX_MEMORY,
 ) -> Preview:
-    """Plan the conversion of a checkpoint folder and stop there.
+    """Plan the conversion of a checkpoint folder, or of one on the hub, and stop there.
 
     Raises:
         The errors of ``convert`` that concern the source's headers and the options.
     """
-    checkpoint, architecture = open_source(Path(source))
-    most = _most_outliers(architecture) if options.outliers == "calibrated" else {}
-    plan = make_plan(checkpoint, architecture, most, options)
+    opened = open_source(resolve_headers(source), options)
+    calibrated = options.outliers == "calibrated" and opened.architecture is not None
+    plan = make_plan(opened.selection, _most_outliers(opened) if calibrated else {}, options)
+    workers = plan_workers(plan, jobs or os.cpu_count() or 1, max_memory)
     layouts = plan_layout(plan.units, max_shard_bytes=options.max_shard_bytes)
     return Preview(
         tensors=tuple(_planned(task) for task in plan.tasks),
@@ -76,21 +87,33 @@ def preview(
         bytes_out=sum(layout.nbytes for layout in layouts),
         shards=len(layouts),
         disk_free=shutil.disk_usage(_existing_parent(Path(out))).free,
+        jobs=workers.jobs,
+        calibration_bytes=_largest_block(opened) if calibrated else 0,
+        notes=opened.notes,
     )
 
 
-def _most_outliers(architecture: Architecture) -> dict[str, OutlierChoice]:
+def _most_outliers(opened: OpenedSource) -> dict[str, OutlierChoice]:
     choices = {}
-    for first, *_ in architecture.groups():
+    for first, *_ in opened.architecture.groups() if opened.architecture else ():
         columns = np.arange(most_outliers(first.shape[1]), dtype=np.int32)
         choices[first.path] = OutlierChoice(columns, None)
     return choices
 
 
+def _largest_block(opened: OpenedSource) -> int:
+    layers: Counter[int | None] = Counter()
+    for module in opened.architecture.modules if opened.architecture else ():
+        layers[module.layer] += 4 * prod(module.shape)
+    del layers[None]
+    return max(layers.values(), default=0)
+
+
 def _planned(task: Task) -> PlannedTensor:
     source = task.source
-    becomes = "int8" if isinstance(task, QuantizeTask) else task.dtype
-    return PlannedTensor(source.name, source.shape, source.dtype, becomes, source.nbytes)
+    return PlannedTensor(
+        source.name, source.shape, source.dtype, task.becomes, task.kind, source.nbytes
+    )
 
 
 def _existing_parent(path: Path) -> Path:

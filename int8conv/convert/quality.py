@@ -1,31 +1,43 @@
 """Hold a converted folder against its source: how exact each linear is, and that all else is bit for bit the same.
 
 For a weight ``w`` and what the folder stands for ``v``: SQNR = 10 log10(sum w^2 / sum (w - v)^2) in dB, over the whole
-matrix. Both folders are read a block of rows at a time.
+matrix. Codes and row scales are computed again by the formula of SPEC.md section 1.1, without the converter's quantiser, and
+must be the folder's; so after a comparison nothing but padding is left unchecked. Both folders are read a block of rows at
+a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import SourceMismatchError
-from ..formats.checkpoint import Checkpoint, StoredTensor
+from ..errors import QualityError, SourceMismatchError
+from ..formats.checkpoint import StoredTensor
 from ..formats.converted import ConvertedFolder, QuantizedLinear, read_array, read_rows
-from ..formats.names import WEIGHT
+from ..formats.hub import Source
+from ..formats.matrix import Matrix, MatrixReader, as_rows
+from ..formats.names import BIAS
 from .halves import Bits, round_to_half, widen
-from .stream import BlockReader
+from .options import read_options
+from .selection import Kept
+from .source import OpenedSource, open_source
 
-Progress = Callable[[int], None]
-"""Called with the number of source bytes done since the last call."""
+Progress = Callable[[int, int], None]
+"""Called with the source bytes done so far, and those in all."""
 
-_LARGEST_STEP: Final = 0.5 + 2.0**-17
-"""Of a row scale: how far a dequantised weight may be from its source (SPEC.md section 1.1)."""
+_Values = npt.NDArray[np.float32]
+
+_SMALLEST_SCALE: Final = np.float32(2.0**-126)
+_BLOCK_ELEMENTS: Final = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -40,113 +52,225 @@ class TensorQuality:
     outlier_share: float
     """Of the linear's bytes, those of its outlier columns."""
 
+    @property
+    def order(self) -> float:
+        """The SQNR as a number that sorts."""
+        return math.inf if self.sqnr_db is None else self.sqnr_db
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Something of the folder, and the tensor that it was made of."""
+
+    converted: QuantizedLinear | StoredTensor
+    source: Matrix | StoredTensor
+    checksum: object
+    """Of the source's bytes, as the manifest has it."""
+
 
 def compare(
-    converted: ConvertedFolder, source: Checkpoint, progress: Progress = lambda nbytes: None
+    converted: ConvertedFolder,
+    source: Source,
+    progress: Progress = lambda done, total: None,
+    *,
+    jobs: int | None = None,
 ) -> list[TensorQuality]:
-    """The quality of every quantised linear, in the order of the file.
+    """The quality of every quantised linear.
+
+    Args:
+        converted: the folder.
+        source: what it should have been converted from, with the options that its manifest has.
+        progress: called as the work goes on, from any thread but one at a time.
+        jobs: tensors to work on at once; None: one for each processor.
 
     Raises:
-        SourceMismatchError: the source is not the one that was converted; or a kept tensor or an outlier column is not
-            the source's, or a weight is more than half a scale from it.
-        MissingTensorError: the source lacks a tensor.
+        SourceMismatchError: the source is not the one that was converted; or a code, a row scale, an outlier column or a
+            kept tensor is not what the source gives.
+        JsonFileError: the manifest's options are malformed.
+        NotFoundError, CheckpointError, SafetensorsError: the source is absent or malformed, or changed meanwhile.
     """
-    qualities = []
+    opened = open_source(source, read_options(converted))
+    pairs = list(_pairs(converted, opened))
+    total, done, lock = sum(pair.source.nbytes for pair in pairs), 0, threading.Lock()
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        with lock:
+            done += nbytes
+            progress(done, total)
+
+    with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as executor:
+        futures = [executor.submit(_compare, pair, advance) for pair in pairs]
+        try:
+            results = [future.result() for future in futures]
+        except BaseException:
+            executor.shutdown(wait=True, cancel_futures=True)
+            raise
+    return [quality for quality in results if quality is not None]
+
+
+def median_sqnr(qualities: Sequence[TensorQuality]) -> float | None:
+    """The median over linears, in dB; None where there are none, or nothing was lost."""
+    middle = median([quality.order for quality in qualities]) if qualities else math.inf
+    return middle if math.isfinite(middle) else None
+
+
+def check_sqnr(
+    converted: ConvertedFolder, qualities: Sequence[TensorQuality], limit: float
+) -> None:
+    """Raise QualityError, which names the worst linear, if one is below ``limit`` dB."""
+    low = sorted((q for q in qualities if q.order < limit), key=lambda q: q.order)
+    if low:
+        raise QualityError(
+            f"SQNR is too low, and so for {len(low)} of {len(qualities)} tensors",
+            file=converted.folder, tensor=low[0].name, expected=f"at least {limit:g} dB",
+            found=f"{low[0].order:.1f} dB",
+            hint="keep it in 16 bits, or more of its columns; or lower the limit",
+        )  # fmt: skip
+
+
+def _pairs(converted: ConvertedFolder, opened: OpenedSource) -> Iterator[_Pair]:
+    """Everything that is to be compared; raises SourceMismatchError before anything is read, if names or shapes differ."""
     recorded = converted.manifest.source.get("tensors")
-    sums: Mapping[str, Any] = recorded if isinstance(recorded, dict) else {}
-    for linear in converted.linears.values():
-        stored = source.tensor(f"{linear.path}.{WEIGHT}")
-        qualities.append(_compare_linear(linear, stored, sums, progress))
-        if linear.bias is not None:
-            _compare_kept(linear.bias, source.tensor(linear.bias.name), sums, progress)
-    for tensor in converted.others():
-        _compare_kept(tensor, source.tensor(tensor.name), sums, progress)
-    return qualities
+    records: dict[str, Any] = dict(recorded) if isinstance(recorded, dict) else {}
+    linears, kept = dict(converted.linears), {t.name: t for t in converted.others()}
+    kept |= {x.bias.name: x.bias for x in linears.values() if x.bias is not None}
+
+    def pair(item: QuantizedLinear | StoredTensor | None, source: Matrix | StoredTensor) -> _Pair:
+        if item is None:
+            raise _not_the_source(source, "has a tensor that was not there")
+        record = records.pop(source.name, None)
+        record = record if isinstance(record, dict) else {}
+        _check_record(item, source, record)
+        return _Pair(item, source, record.get("xxh3_128"))
+
+    for item in opened.selection.items:
+        if isinstance(item, Kept):
+            yield pair(kept.pop(item.name, None), item.source)
+            continue
+        for x in item.linears:
+            yield pair(linears.pop(x.path, None), x.weight)
+            if x.bias is not None:
+                yield pair(kept.pop(f"{x.path}.{BIAS}", None), x.bias)
+    for name in [*linears, *kept]:
+        raise SourceMismatchError("not the source that was converted: lacks a tensor",
+                                  file=opened.checkpoint.folder, tensor=name)  # fmt: skip
+    for name in records:
+        raise SourceMismatchError("a tensor of the source is absent", file=converted.folder,
+                                  tensor=name, hint="copy the folder again")  # fmt: skip
+
+
+def _check_record(
+    item: QuantizedLinear | StoredTensor, source: Matrix | StoredTensor, record: dict[str, Any]
+) -> None:
+    shape: tuple[int, ...]
+    if isinstance(item, QuantizedLinear):
+        shape = (item.out_features, item.in_features)
+    else:
+        shape = item.shape
+    if source.shape != shape or source.dtype != record.get("dtype"):
+        raise _not_the_source(source, "another dtype or shape", f"{record.get('dtype')} {list(shape)}",
+                              f"{source.dtype} {list(source.shape)}")  # fmt: skip
+
+
+def _compare(pair: _Pair, advance: Callable[[int], None]) -> TensorQuality | None:
+    source = pair.source
+    matrix = source if isinstance(source, Matrix) else as_rows(source, _BLOCK_ELEMENTS)
+    reader, quality = MatrixReader(matrix, _BLOCK_ELEMENTS), None
+    with np.errstate(all="ignore"):  # a source that is not the one converted may hold anything
+        if isinstance(pair.converted, QuantizedLinear):
+            quality = _compare_linear(pair.converted, matrix, reader, advance)
+        else:
+            _compare_kept(pair.converted, matrix, reader, advance)
+    if reader.checksum() != pair.checksum:  # after the values: where they differ they say more
+        raise _not_the_source(source, "another checksum", pair.checksum, reader.checksum())
+    return quality
 
 
 def _compare_linear(
-    linear: QuantizedLinear, source: StoredTensor, sums: Mapping[str, Any], progress: Progress
+    linear: QuantizedLinear, source: Matrix, reader: MatrixReader, advance: Callable[[int], None]
 ) -> TensorQuality:
-    _check_shape(source, (linear.out_features, linear.in_features))
-    scale = read_array(linear.scale).astype(np.float64)
+    scale = read_array(linear.scale)
     columns = read_array(linear.outlier_index) if linear.outlier_index else np.empty(0, np.int32)
-    reader = BlockReader(source)
     signal = noise = largest = 0.0
     for first, bits in reader.blocks():
-        rows = slice(first, first + len(bits))
-        wanted = widen(bits, source.dtype, np.empty(bits.shape, np.float32)).astype(np.float64)
-        error = (
-            wanted - read_rows(linear.weight, rows.start, rows.stop)[:, :, 0] * scale[rows, None]
-        )
+        last = first + len(bits)
+        weight = widen(bits, source.dtype, np.empty(bits.shape, np.float32))
+        error = np.zeros(weight.shape)
         if linear.outlier_weight is not None:
-            kept = read_rows(linear.outlier_weight, rows.start, rows.stop)
+            kept = read_rows(linear.outlier_weight, first, last)
             _check_bits(source, bits[:, columns], linear.outlier_weight, kept, first)
-            error[:, columns] = wanted[:, columns] - _values(kept, linear.outlier_weight.dtype)
-        within = np.abs(error) <= scale[rows, None] * _LARGEST_STEP
-        within[:, columns] = True
-        if not within.all():
-            row = first + int((~within).any(axis=1).argmax())
-            raise _mismatch(linear.weight, row, "a weight within half a scale of the source")
-        signal += float(np.square(wanted).sum())
+            error[:, columns] = weight[:, columns] - _values(kept, linear.outlier_weight.dtype)
+        signal += float(np.square(weight, dtype=np.float64).sum())
+        weight[:, columns] = 0
+        _check_rows(linear.scale, first, _scales(weight), scale[first:last])
+        codes = read_rows(linear.weight, first, last)[:, :, 0]
+        _check_rows(linear.weight, first, _codes(weight, scale[first:last]), codes)
+        dequantized = codes * scale[first:last, None].astype(np.float64)
+        error += weight - dequantized  # both are 0 in outlier columns
         noise += float(np.square(error).sum())
         largest = max(largest, float(np.abs(error).max(initial=0.0)))
-        progress(bits.nbytes)
-    _check_source(source, reader.checksum(), sums)
+        advance(source.nbytes * len(bits) // max(reader.rows, 1))
     slices = linear.outlier_weight.nbytes if linear.outlier_weight else 0
     total = linear.weight.nbytes + linear.scale.nbytes + slices
     sqnr = 10 * math.log10(signal / noise) if noise else None
-    return TensorQuality(source.name, sqnr, largest, slices / max(total, 1))
+    return TensorQuality(linear.path, sqnr, largest, slices / max(total, 1))
+
+
+def _scales(weight: _Values) -> _Values:
+    largest = np.abs(weight).max(axis=1, initial=0.0)
+    scale: _Values = np.maximum(largest / np.float32(127), _SMALLEST_SCALE)
+    return np.where(largest > 0, scale, largest)
+
+
+def _codes(weight: _Values, scale: _Values) -> _Values:
+    codes: _Values = np.rint(weight / np.where(scale > 0, scale, np.float32(1))[:, None])
+    return codes
 
 
 def _compare_kept(
-    tensor: StoredTensor, source: StoredTensor, sums: Mapping[str, Any], progress: Progress
+    tensor: StoredTensor, source: Matrix, reader: MatrixReader, advance: Callable[[int], None]
 ) -> None:
-    _check_shape(source, tensor.shape)
-    reader = BlockReader(source)
+    rows = replace(tensor, shape=source.shape)
     for first, bits in reader.blocks():
-        found = read_rows(tensor, first, first + len(bits)) if tensor.shape else read_array(tensor)
-        _check_bits(source, bits, tensor, found.reshape(bits.shape), first)
-        progress(bits.nbytes)
-    _check_source(source, reader.checksum(), sums)
+        _check_bits(source, bits, tensor, read_rows(rows, first, first + len(bits)), first)
+        advance(source.nbytes * len(bits) // max(reader.rows, 1))
 
 
 def _check_bits(
-    source: StoredTensor, bits: Bits, tensor: StoredTensor, found: npt.NDArray[Any], first: int
+    source: Matrix, bits: Bits, tensor: StoredTensor, found: npt.NDArray[Any], first: int
 ) -> None:
     """A block in 16 bits is the source's, bit for bit, or its rounding."""
-    if source.dtype != tensor.dtype:
+    if source.dtype == "F32" != tensor.dtype:
         bits, _ = round_to_half(np.ascontiguousarray(bits).view(np.float32), tensor.dtype)
-    same = bits == found.view(bits.dtype)
+    elif source.dtype != tensor.dtype:
+        raise SourceMismatchError("not in the source's dtype", file=tensor.file, tensor=tensor.name,
+                                  expected=source.dtype, found=tensor.dtype)  # fmt: skip
+    _check_rows(tensor, first, bits, found.view(bits.dtype))
+
+
+def _check_rows(
+    tensor: StoredTensor, first: int, expected: npt.NDArray[Any], found: npt.NDArray[Any]
+) -> None:
+    """Rows from ``first`` on are the expected ones."""
+    same = expected == found
     if not same.all():
-        row = first + int((~same).any(axis=1).argmax())
-        raise _mismatch(tensor, row, "the source's values bit for bit")
+        wrong = ~same.reshape(len(same), -1).all(axis=1)
+        raise SourceMismatchError(
+            f"row {first + int(wrong.argmax())} is not what the source gives", file=tensor.file,
+            tensor=tensor.name, hint="the folder is damaged, or was converted from another source",
+        )  # fmt: skip
 
 
-def _values(found: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
+def _values(found: npt.NDArray[Any], dtype: str) -> _Values:
     bits = np.ascontiguousarray(found).view(np.uint16)
     return widen(bits, dtype, np.empty(bits.shape, np.float32))
 
 
-def _check_shape(source: StoredTensor, shape: tuple[int, ...]) -> None:
-    if source.shape != shape:
-        raise SourceMismatchError(
-            "not the source that was converted: another shape", file=source.file,
-            tensor=source.name, expected=list(shape), found=list(source.shape),
-        )  # fmt: skip
-
-
-def _check_source(source: StoredTensor, checksum: str, sums: Mapping[str, Any]) -> None:
-    entry = sums.get(source.name)
-    expected = entry.get("xxh3_128") if isinstance(entry, dict) else None
-    if expected != checksum:
-        raise SourceMismatchError(
-            "not the source that was converted: another checksum", file=source.file,
-            tensor=source.name, expected=expected, found=checksum,
-        )  # fmt: skip
-
-
-def _mismatch(tensor: StoredTensor, row: int, expected: str) -> SourceMismatchError:
+def _not_the_source(
+    source: Matrix | StoredTensor, why: str, expected: object = None, found: object = None
+) -> SourceMismatchError:
     return SourceMismatchError(
-        f"row {row} is not the source's", file=tensor.file, tensor=tensor.name, expected=expected,
-        hint="the folder is damaged, or was converted from another source",
+        f"not the source that was converted: {why}", file=source.file, tensor=source.name,
+        expected=expected, found=found,
     )  # fmt: skip

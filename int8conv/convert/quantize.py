@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..formats.buffers import Buffers
 from .halves import INFINITY, Bits, largest_magnitudes, widen
+from .sample import RowSample
 
 SMALLEST_SCALE = np.float32(2.0**-126)
 
@@ -25,44 +27,51 @@ class QuantizedRows:
 
 
 class RowQuantizer:
-    """Quantises blocks of at most ``max_rows`` rows through buffers that are allocated once.
+    """Quantises blocks of rows.
 
     Args:
         dtype: F16, BF16 or F32.
-        in_features: columns.
         columns: outlier columns, int ``[k]``.
-        max_rows: rows a block; what a block needs in float32 should fit a core's cache.
+        buffers: memory to work in; what a block needs in float32 should fit a core's cache.
+        sample: measures what is lost.
     """
 
     def __init__(
-        self, dtype: str, in_features: int, columns: npt.NDArray[np.int32], max_rows: int
+        self,
+        dtype: str,
+        columns: npt.NDArray[np.int32],
+        buffers: Buffers | None = None,
+        sample: RowSample | None = None,
     ) -> None:
         self.dtype = dtype
         self.columns = columns
-        shape = (max_rows, in_features)
-        self._scratch = np.empty(shape, np.uint32 if dtype == "F32" else np.uint16)
-        self._wide = np.empty(shape, np.float32)
-        self._codes = np.empty(shape, np.int8)
+        self._buffers = buffers or Buffers()
+        self._sample = sample
 
-    def quantize(self, bits: Bits) -> QuantizedRows:
-        """Quantise ``bits`` ``[rows, in]``, which is overwritten.
+    def quantize(self, bits: Bits, first: int = 0) -> QuantizedRows:
+        """Quantise ``bits`` ``[rows, in]``, which is overwritten; ``first`` is the number of its first row.
 
         Raises:
             NonFiniteRowError: a value outside or inside the outlier columns is NaN or infinite.
         """
-        rows = len(bits)
-        check_finite(bits, self.dtype, self._scratch[:rows])
+        scratch = self._buffers.take("scratch", bits.shape, bits.dtype)
+        largest = largest_magnitudes(bits, self.dtype, scratch)
+        check_finite(largest, self.dtype)
         outliers = bits[:, self.columns]
-        bits[:, self.columns] = 0
-        largest = largest_magnitudes(bits, self.dtype, self._scratch[:rows])
-        scale = np.empty(rows, np.float32)
+        if len(self.columns):
+            bits[:, self.columns] = 0
+            largest = largest_magnitudes(bits, self.dtype, scratch)
+        scale = np.empty(len(bits), np.float32)
         widen(largest, self.dtype, scale)
         np.divide(scale, np.float32(127), out=scale)
         np.maximum(scale, SMALLEST_SCALE, out=scale, where=largest > 0)
-        wide = widen(bits, self.dtype, self._wide[:rows])
+        wide = widen(bits, self.dtype, self._buffers.take("wide", bits.shape, np.float32))
         np.divide(wide, np.where(largest > 0, scale, np.float32(1))[:, None], out=wide)
+        exact = self._sample.quotients(wide, first) if self._sample else None
         np.rint(wide, out=wide)
-        codes = self._codes[:rows]
+        if self._sample and exact is not None:
+            self._sample.add(exact, wide, scale, first)
+        codes = self._buffers.take("codes", bits.shape, np.int8)
         np.copyto(codes, wide, casting="unsafe")  # within 127: no row value passes its scale
         return QuantizedRows(codes, scale, outliers)
 
@@ -75,8 +84,8 @@ class NonFiniteRowError(ValueError):
         self.row = row
 
 
-def check_finite(bits: Bits, dtype: str, scratch: Bits) -> None:
-    """Raise NonFiniteRowError at the first row ``[rows, n]`` with a NaN or an infinity."""
-    bad = largest_magnitudes(bits, dtype, scratch) >= INFINITY[dtype]
+def check_finite(largest: Bits, dtype: str) -> None:
+    """Raise NonFiniteRowError at the first row whose largest magnitude ``[rows]`` is NaN or infinite."""
+    bad = largest >= INFINITY[dtype]
     if bad.any():
         raise NonFiniteRowError(int(bad.argmax()))

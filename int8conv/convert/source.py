@@ -1,22 +1,79 @@
-"""A checkpoint that can be converted: opened, known, and not quantised already."""
+"""A checkpoint that can be converted: opened, not quantised already, and known to the runtime or not."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass, replace
 
+from ..errors import ArgumentError, MissingTensorError, UnsupportedModelError
 from ..formats.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
+from ..formats.hub import Source
 from ..formats.source_checks import check_not_quantized
 from ..runtime.architecture import Architecture, read_architecture
+from .generic import select_by_names
+from .options import ConvertOptions
+from .selection import Selection, matches, select_modules
 
 
-def open_source(folder: Path) -> tuple[Checkpoint, Architecture]:
-    """Open a checkpoint folder of a known family.
+@dataclass(frozen=True)
+class OpenedSource:
+    """A source and what is to become of its tensors."""
+
+    checkpoint: Checkpoint
+    architecture: Architecture | None
+    """None: the runtime does not know the model, and names and shapes decide."""
+    selection: Selection
+    notes: tuple[str, ...]
+    """What the user should know."""
+
+
+def open_source(source: Source, options: ConvertOptions) -> OpenedSource:
+    """Open a checkpoint and select what becomes int8.
 
     Raises:
         NotFoundError, CheckpointError, SafetensorsError: it is absent, malformed, or quantised already.
-        UnsupportedModelError: a family, or a feature of it, that is not known.
+        UnsupportedModelError: neither known to the runtime nor with anything that looks like a linear.
+        ArgumentError: a pattern of the options matches nothing.
     """
-    checkpoint = open_checkpoint(folder)
-    check_not_quantized(checkpoint)
-    config_file = folder / CONFIG_FILE
-    return checkpoint, read_architecture(checkpoint.config, checkpoint.tensors, config_file)
+    whole = open_checkpoint(source.folder, source.remote)
+    check_not_quantized(whole)
+    checkpoint, excluded = _included(whole, options)
+    architecture, notes = None, []
+    try:
+        architecture = read_architecture(
+            checkpoint.config, checkpoint.tensors, source.folder / CONFIG_FILE
+        )
+    except UnsupportedModelError as error:
+        notes.append(
+            f"the runtime cannot run this model ({error.problem}): linears are chosen by names and shapes, "
+            "with no outlier columns"
+        )
+    try:
+        if architecture is not None:
+            selection = select_modules(checkpoint, architecture, options.patterns)
+        else:
+            selection = select_by_names(checkpoint, options.patterns)
+    except MissingTensorError as error:
+        if error.tensor in excluded:
+            raise ArgumentError("a tensor that the model needs is left out", tensor=error.tensor,
+                                hint="change --include or --exclude") from None  # fmt: skip
+        raise
+    selection = replace(selection, skipped=selection.skipped | excluded)
+    return OpenedSource(checkpoint, architecture, selection, tuple(notes))
+
+
+def _included(checkpoint: Checkpoint, options: ConvertOptions) -> tuple[Checkpoint, dict[str, str]]:
+    """The checkpoint with those tensors that the options take, and the others with the reason."""
+    for option, patterns in (("include", options.include), ("exclude", options.exclude)):
+        for pattern in patterns:
+            if not any(matches((pattern,), name) for name in checkpoint.tensors):
+                raise ArgumentError(f"{option} matches no tensor", found=repr(pattern),
+                                    expected=f"such as {next(iter(checkpoint.tensors), 'none')}")  # fmt: skip
+    taken, excluded = {}, {}
+    for name, tensor in checkpoint.tensors.items():
+        if options.include and not matches(options.include, name):
+            excluded[name] = "not included"
+        elif matches(options.exclude, name):
+            excluded[name] = "excluded"
+        else:
+            taken[name] = tensor
+    return replace(checkpoint, tensors=taken), excluded

@@ -1,36 +1,37 @@
 """Carry out a plan: each tensor is read, quantised and written a block of rows at a time, several tensors at once.
 
-A worker holds one block. Offsets are planned, so the bytes do not depend on the number of workers.
+A worker holds one block. Offsets are planned, so the bytes do not depend on the number of workers or the size of blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import queue
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import HalfOverflowError, NonFiniteWeightError
+from ..errors import HalfOverflowError, NonFiniteWeightError, NotFoundError, TruncatedFileError
+from ..formats.buffers import Buffers
 from ..formats.checkpoint import StoredTensor
-from ..formats.checksum import checksum, running_checksum
+from ..formats.checksum import running_checksum
 from ..formats.layout import ShardLayout
+from ..formats.matrix import Matrix, MatrixReader, as_rows
 from ..formats.names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
-from ..formats.writer import ShardWriter
-from .halves import INFINITY, Bits, round_to_half
+from ..formats.writer import Flusher, ShardWriter
+from .halves import INFINITY, Bits, largest_magnitudes, round_to_half, widen
 from .journal import Journal
 from .plan import KeepTask, QuantizeTask, Task
 from .quantize import NonFiniteRowError, RowQuantizer, check_finite
+from .sample import RowSample
+from .stopwatch import Stopwatch
 
 Progress = Callable[[int], None]
 """Called with the number of source bytes done since the last call."""
-
-BLOCK_ELEMENTS: Final = 1 << 18
-"""1 MiB in float32: the passes over a block stay in a core's cache."""
 
 
 @dataclass
@@ -42,123 +43,206 @@ class TaskResult:
     """Of the tensors written, by name."""
     rounded: int = 0
     """Values of an F32 source that rounding to 16 bits changed."""
+    sqnr_db: float | None = None
+    """Of a quantised matrix, on a sample of its rows; None where nothing was lost."""
+    max_error: float = 0.0
+    """Largest difference between a weight and its dequantised code, on the same sample."""
     resumed: bool = False
     """Done by an earlier attempt."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many tasks are done at once, and in blocks of how many elements."""
+
+    jobs: int
+    block_elements: int
+
+
+@dataclass
+class _Worker:
+    """What a task borrows while it runs."""
+
+    block_elements: int
+    buffers: Buffers
+    watch: Stopwatch
+    writers: Mapping[str, ShardWriter]
+    progress: Progress
 
 
 def run_tasks(
     tasks: Sequence[Task],
     layouts: Sequence[ShardLayout],
     folder: Path,
+    workers: Workers,
     *,
-    jobs: int,
     progress: Progress,
     journal: Journal | None = None,
+    watch: Stopwatch | None = None,
 ) -> list[TaskResult]:
     """Write every shard of ``layouts`` into ``folder``; results come in the order of ``tasks``.
 
     Tasks that the journal has, and whose bytes are there, are not done again; the others are recorded when they are done.
+    ``watch`` gets the seconds of all workers together, and those of the flush at the end.
 
     Raises:
         NonFiniteWeightError: a NaN or an infinity; names tensor and row.
         HalfOverflowError: a 32-bit value that the 16-bit type cannot hold.
         TruncatedFileError, NotFoundError: the source changed while it was read.
     """
-    shards = [ShardWriter(folder, layout) for layout in layouts]
-    writers = {t.name: shard for shard in shards for t in shard.layout.tensors}
+    watch = watch or Stopwatch()
+    shards = _open_shards(folder, layouts)
     try:
-        with ThreadPoolExecutor(jobs) as executor:
-            futures = [
-                executor.submit(_run_once, task, writers, progress, journal) for task in tasks
+        writers = {t.name: shard for shard in shards for t in shard.layout.tensors}
+        with Flusher(shards):
+            pool = [
+                _Worker(workers.block_elements, Buffers(), Stopwatch(), writers, progress)
+                for _ in range(workers.jobs)
             ]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:
-                executor.shutdown(wait=True, cancel_futures=True)
-                raise
+            results = _in_threads(tasks, pool, journal)
+        for worker in pool:
+            watch.add(worker.watch)
+        return results
     finally:
+        watch.start()
         for shard in shards:
             shard.close()
+        watch.lap("flush")
 
 
-def _run_once(
-    task: Task, writers: Mapping[str, ShardWriter], progress: Progress, journal: Journal | None
-) -> TaskResult:
+def _open_shards(folder: Path, layouts: Sequence[ShardLayout]) -> list[ShardWriter]:
+    """All of them, or none: a disk that is too small for one is not filled up with the others."""
+    shards: list[ShardWriter] = []
+    try:
+        for layout in layouts:
+            shards.append(ShardWriter(folder, layout))  # noqa: PERF401 - those opened are closed
+    except OSError:
+        for shard in shards:
+            shard.abandon()
+        raise
+    return shards
+
+
+def _in_threads(
+    tasks: Sequence[Task], pool: Sequence[_Worker], journal: Journal | None
+) -> list[TaskResult]:
+    free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    for worker in pool:
+        free.put(worker)
+
+    def run(task: Task) -> TaskResult:
+        worker = free.get()
+        try:
+            return _run_once(task, worker, journal)
+        finally:
+            free.put(worker)
+
+    with ThreadPoolExecutor(len(pool)) as executor:
+        futures = [executor.submit(run, task) for task in tasks]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            executor.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _run_once(task: Task, worker: _Worker, journal: Journal | None) -> TaskResult:
+    worker.watch.start()
     if journal is None:
-        return _run(task, writers, progress)
+        return _run(task, worker)
     key = f"tensor {task.source.name}"
     if (entry := journal.entries.get(key)) is not None:
         recorded = TaskResult(**entry, resumed=True)
-        if all(writers[name].checksum(name) == s for name, s in recorded.checksums.items()):
-            progress(task.source.nbytes)
+        written = recorded.checksums.items()
+        if all(worker.writers[name].checksum(name) == value for name, value in written):
+            worker.watch.lap("verify")
+            worker.progress(task.source.nbytes)
             return recorded
-    result = _run(task, writers, progress)
+    result = _run(task, worker)
     journal.record(key, {k: v for k, v in asdict(result).items() if k != "resumed"})
     return result
 
 
-def _run(task: Task, writers: Mapping[str, ShardWriter], progress: Progress) -> TaskResult:
-    if isinstance(task, QuantizeTask):
-        return _quantize(task, writers, progress)
-    return _keep(task, writers, progress)
+def _run(task: Task, worker: _Worker) -> TaskResult:
+    try:
+        return _quantize(task, worker) if isinstance(task, QuantizeTask) else _keep(task, worker)
+    except (NotFoundError, TruncatedFileError) as error:
+        raise error.about(task.source.name) from error
 
 
-def _quantize(
-    task: QuantizeTask, writers: Mapping[str, ShardWriter], progress: Progress
-) -> TaskResult:
-    out, in_features = task.source.shape
-    k = len(task.columns)
-    names = {kind: f"{task.path}.{kind}" for kind in (WEIGHT, SCALE, OUTLIER_INDEX, OUTLIER_WEIGHT)}
-    scale = np.empty(out, np.float32)
-    outliers = np.empty((out, k), np.uint16)
-    codes_sum, rounded = running_checksum(), 0
-    reader = BlockReader(task.source)
-    quantizer = RowQuantizer(task.source.dtype, in_features, task.columns, reader.rows_per_block)
-    for first, bits in reader.blocks():
-        rows = slice(first, first + len(bits))
-        try:
-            block = quantizer.quantize(bits)
-        except NonFiniteRowError as error:
-            raise non_finite_weight(task.source, first + error.row) from None
-        scale[rows] = block.scale
-        outliers[rows], changed = _to_half(task.source, block.outliers, task.half, first)
-        rounded += changed
-        data = block.codes.reshape(-1).data
-        writers[names[WEIGHT]].write(names[WEIGHT], data, first * in_features)
-        codes_sum.update(data)
-        progress(bits.nbytes)
-    checksums = {names[WEIGHT]: codes_sum.hexdigest()}
-    small: dict[str, npt.NDArray[Any]] = {SCALE: scale}
-    if k:
-        small |= {OUTLIER_INDEX: task.columns, OUTLIER_WEIGHT: outliers}
-    for kind, array in small.items():
+class _Output:
+    """One tensor of the output, written from its start on, with its checksum."""
+
+    def __init__(self, worker: _Worker, name: str) -> None:
+        self.name = name
+        self._writer, self._watch = worker.writers[name], worker.watch
+        self._sum, self._position = running_checksum(), 0
+
+    def write(self, array: npt.NDArray[Any]) -> None:
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        writers[names[kind]].write(names[kind], data)
-        checksums[names[kind]] = checksum(data)
-    return TaskResult(reader.checksum(), checksums, rounded)
+        self._sum.update(data)
+        self._watch.lap("checksum")
+        self._writer.write(self.name, data, self._position)
+        self._watch.lap("write")
+        self._position += len(data)
+
+    def checksum(self) -> str:
+        return self._sum.hexdigest()
 
 
-def _keep(task: KeepTask, writers: Mapping[str, ShardWriter], progress: Progress) -> TaskResult:
-    source = task.source
-    reader = BlockReader(source)
-    scratch = np.empty((reader.rows_per_block, reader.columns), reader.dtype)
-    total, position, rounded = running_checksum(), 0, 0
+def _quantize(task: QuantizeTask, worker: _Worker) -> TaskResult:
+    source, k, watch = task.source, len(task.columns), worker.watch
+    kinds = (WEIGHT, SCALE, *((OUTLIER_INDEX, OUTLIER_WEIGHT) if k else ()))
+    outputs = {kind: _Output(worker, f"{task.path}.{kind}") for kind in kinds}
+    sample, rounded = RowSample(*source.shape), 0
+    quantizer = RowQuantizer(source.dtype, task.columns, worker.buffers, sample)
+    if k:
+        outputs[OUTLIER_INDEX].write(task.columns)
+    reader = MatrixReader(source, worker.block_elements, worker.buffers)
     for first, bits in reader.blocks():
+        watch.lap("read")
         try:
-            check_finite(bits, source.dtype, scratch[: len(bits)])
+            block = quantizer.quantize(bits, first)
+        except NonFiniteRowError as error:
+            raise non_finite_weight(source, first + error.row) from None
+        parts: dict[str, npt.NDArray[Any]] = {WEIGHT: block.codes, SCALE: block.scale}
+        if k:
+            kept, changed = _to_half(source, block.outliers, task.half, first)
+            parts[OUTLIER_WEIGHT], rounded = kept, rounded + changed
+            sample.add_exact(widen(kept, task.half, np.empty(kept.shape, np.float32)), first)
+        watch.lap("quantize")
+        for kind, part in parts.items():
+            outputs[kind].write(part)
+        worker.progress(len(bits) * source.nbytes // max(source.shape[0], 1))
+    sums = {output.name: output.checksum() for output in outputs.values()}
+    return TaskResult(reader.checksum(), sums, rounded, sample.sqnr_db, sample.max_error)
+
+
+def _keep(task: KeepTask, worker: _Worker) -> TaskResult:
+    output, rounded = _Output(worker, task.name), 0
+    source = task.source
+    if not isinstance(source, Matrix):
+        source = as_rows(source, worker.block_elements)
+    reader = MatrixReader(source, worker.block_elements, worker.buffers)
+    for first, bits in reader.blocks():
+        worker.watch.lap("read")
+        scratch = worker.buffers.take("scratch", bits.shape, bits.dtype)
+        largest = largest_magnitudes(bits, source.dtype, scratch)
+        try:
+            check_finite(largest, source.dtype)
         except NonFiniteRowError as error:
             raise non_finite_weight(source, first + error.row) from None
         half, changed = _to_half(source, bits, task.dtype, first)
         rounded += changed
-        data = half.reshape(-1).view(np.uint8).data
-        writers[source.name].write(source.name, data, position)
-        total.update(data)
-        position += len(data)
-        progress(bits.nbytes)
-    return TaskResult(reader.checksum(), {source.name: total.hexdigest()}, rounded)
+        worker.watch.lap("quantize")
+        output.write(half)
+        worker.progress(len(bits) * source.nbytes // max(source.shape[0], 1))
+    return TaskResult(reader.checksum(), {output.name: output.checksum()}, rounded)
 
 
-def _to_half(source: StoredTensor, bits: Bits, half: str, first_row: int) -> tuple[Bits, int]:
+def _to_half(
+    source: StoredTensor | Matrix, bits: Bits, half: str, first_row: int
+) -> tuple[Bits, int]:
     """Bits in ``half``: as they are, or rounded from F32 with the number of values that changed."""
     if source.dtype == half:
         return bits, 0
@@ -173,36 +257,9 @@ def _to_half(source: StoredTensor, bits: Bits, half: str, first_row: int) -> tup
     return rounded, changed
 
 
-def non_finite_weight(source: StoredTensor, row: int) -> NonFiniteWeightError:
+def non_finite_weight(source: StoredTensor | Matrix, row: int) -> NonFiniteWeightError:
     """The error for a NaN or an infinity in a source tensor."""
     return NonFiniteWeightError(
         f"NaN or infinity in row {row}", file=source.file, tensor=source.name,
         expected="finite weights", hint="the source is damaged, or was trained to this: repair it",
     )  # fmt: skip
-
-
-class BlockReader:
-    """Reads a tensor as blocks of whole rows (its first axis) into one buffer, and sums what it read."""
-
-    def __init__(self, source: StoredTensor) -> None:
-        self._source = source
-        self.rows = source.shape[0] if source.shape else 1
-        self.columns = prod(source.shape[1:])
-        self.rows_per_block = max(1, min(self.rows, BLOCK_ELEMENTS // max(self.columns, 1)))
-        self.dtype = np.dtype(np.uint32 if source.dtype == "F32" else np.uint16)
-        self._sum = running_checksum()
-
-    def blocks(self) -> Iterator[tuple[int, Bits]]:
-        """First row and bits ``[rows, columns]`` of each block, which the caller may overwrite."""
-        buffer = np.empty((self.rows_per_block, self.columns), self.dtype)
-        with self._source.file.open() as reader:
-            for first in range(0, self.rows, self.rows_per_block):
-                bits = buffer[: min(self.rows_per_block, self.rows - first)]
-                data = bits.reshape(-1).view(np.uint8).data
-                reader.read_into(data, self._source.offset + first * self.columns * bits.itemsize)
-                self._sum.update(data)
-                yield first, bits
-
-    def checksum(self) -> str:
-        """Of all the bytes read."""
-        return self._sum.hexdigest()

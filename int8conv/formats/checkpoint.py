@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..errors import (
+    ArgumentError,
     JsonFileError,
     MissingShardError,
     MissingTensorError,
@@ -73,8 +74,14 @@ class Checkpoint:
             ) from None  # fmt: skip
 
 
-def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(
+    folder: str | os.PathLike[str], remote: Mapping[str, WeightsFile] | None = None
+) -> Checkpoint:
     """Open a folder with ``config.json`` and safetensors files (one, or several with an index), or else PyTorch pickles.
+
+    Args:
+        folder: the folder.
+        remote: weights files that belong to it and are elsewhere, by name.
 
     Raises:
         NotFoundError: no such folder, or no checkpoint in it.
@@ -87,45 +94,55 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
             "not a folder" if folder.exists() else "no such folder", file=folder,
             hint="expected a Hugging Face checkpoint folder",
         )  # fmt: skip
-    kind = _find_kind(folder)
-    weight_map = _read_weight_map(folder / kind.index)
+    files: dict[str, WeightsFile] = {
+        path.name: LocalFile(path) for path in folder.iterdir() if path.is_file()
+    }
+    files |= remote or {}
+    kind = _find_kind(folder, files)
+    weight_map = read_weight_map(folder / kind.index)
     config = read_json(folder / CONFIG_FILE)
     shards = sorted(set(weight_map.values())) if weight_map is not None else [kind.single]
     headers = {}
     for shard in shards:
-        if not (folder / shard).is_file():
+        if shard not in files:
             raise MissingShardError(
                 "shard is missing", file=folder / shard,
                 expected=f"the file that {kind.index} names", hint="download the rest",
             )  # fmt: skip
-        headers[shard] = kind.read(folder / shard)
-    tensors = _locate(folder, headers, weight_map, kind.index)
+        headers[shard] = kind.read(files[shard])
+    tensors = _locate(files, headers, weight_map, kind.index)
     return Checkpoint(folder, config, tensors, headers, weight_map)
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
     """A kind of weights file."""
 
     index: str
     single: str
-    read: Callable[[Path], Header]
+    read: Callable[[WeightsFile], Header]
 
 
-_KINDS = (
-    _Kind(INDEX_FILE, SINGLE_FILE, read_header),
-    _Kind("pytorch_model.bin.index.json", "pytorch_model.bin", read_pickle),
+def _read_pickle(file: WeightsFile) -> Header:
+    if not isinstance(file, LocalFile):
+        raise ArgumentError("a pickle cannot be read from afar", file=file)
+    return read_pickle(file.path)
+
+
+KINDS = (
+    Kind(INDEX_FILE, SINGLE_FILE, read_header),
+    Kind("pytorch_model.bin.index.json", "pytorch_model.bin", _read_pickle),
 )
 """The first that a folder has is taken."""
 
 
-def _find_kind(folder: Path) -> _Kind:
-    for kind in _KINDS:
-        if (folder / kind.index).is_file() or (folder / kind.single).is_file():
+def _find_kind(folder: Path, files: Mapping[str, WeightsFile]) -> Kind:
+    for kind in KINDS:
+        if kind.index in files or kind.single in files:
             return kind
     raise NotFoundError(
         "no checkpoint in this folder", file=folder,
-        expected=f"{SINGLE_FILE}, {INDEX_FILE} or {_KINDS[-1].single}", found=_weights_like(folder),
+        expected=f"{SINGLE_FILE}, {INDEX_FILE} or {KINDS[-1].single}", found=_weights_like(folder),
     )  # fmt: skip
 
 
@@ -135,7 +152,12 @@ def _weights_like(folder: Path) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "no weights"
 
 
-def _read_weight_map(path: Path) -> dict[str, str] | None:
+def read_weight_map(path: Path) -> dict[str, str] | None:
+    """Tensor name to shard file name as an index has it; None if there is no such file.
+
+    Raises:
+        JsonFileError, UnsafePathError: it is malformed, or names a file outside the folder.
+    """
     if not path.is_file():
         return None
     weight_map = read_json(path, strict=True).get("weight_map")
@@ -153,7 +175,10 @@ def _read_weight_map(path: Path) -> dict[str, str] | None:
 
 
 def _locate(
-    folder: Path, headers: dict[str, Header], weight_map: dict[str, str] | None, index: str
+    files: Mapping[str, WeightsFile],
+    headers: dict[str, Header],
+    weight_map: dict[str, str] | None,
+    index: str,
 ) -> dict[str, StoredTensor]:
     listed = weight_map
     if listed is None:
@@ -167,13 +192,13 @@ def _locate(
                     info.name,
                     info.dtype,
                     info.shape,
-                    LocalFile(folder / shard),
+                    files[shard],
                     offset,
                     info.nbytes,
                 )
     for name, shard in listed.items():
         if name not in tensors:
             raise MissingTensorError(
-                f"listed in {index}, but not in its shard", file=folder / shard, tensor=name
+                f"listed in {index}, but not in its shard", file=files[shard], tensor=name
             )
     return tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,16 +279,16 @@ def _check_groups(
     checkpoint: Checkpoint, groups: tuple[InputGroup, ...], linears: dict[str, QuantizedLinear]
 ) -> None:
     manifest = checkpoint.folder / MANIFEST_FILE
-    grouped = [path for group in groups for path in group.linears]
+    grouped = Counter(path for group in groups for path in group.linears)
     for path in grouped:
         if path not in linears:
             raise CompanionError("an input names a linear that is not there", file=manifest,
                                  tensor=f"{path}.{WEIGHT}")  # fmt: skip
     for path in linears:
-        if grouped.count(path) != 1:
+        if grouped[path] != 1:
             raise CompanionError(
                 "linear is not in exactly one input", file=manifest, tensor=f"{path}.{WEIGHT}",
-                expected="1 input", found=grouped.count(path),
+                expected="1 input", found=grouped[path],
             )  # fmt: skip
     for group in groups:
         _check_group(group, linears)

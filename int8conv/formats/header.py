@@ -7,7 +7,6 @@ payload. Nothing is allocated from a length in the file before that length was c
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +17,13 @@ from ..errors import (
     ByteCountError,
     HeaderSyntaxError,
     HeaderTooLongError,
-    NotFoundError,
     OffsetError,
     TruncatedFileError,
     UnsupportedDtypeError,
 )
 from .dtypes import ITEM_BYTES
 from .json_file import unique_fields
+from .storage import LocalFile, WeightsFile
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
@@ -57,44 +56,39 @@ class Header:
     """Where the payload starts in the file."""
 
 
-def read_header(path: Path) -> Header:
+def read_header(file: Path | WeightsFile) -> Header:
     """Read and check the header of a safetensors file.
 
     Raises:
         NotFoundError: the file cannot be opened.
         SafetensorsError: a subclass for each way in which the file can be wrong.
+        HubError: it is on the hub, and cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            prefix = file.read(LENGTH_BYTES)
-            if len(prefix) < LENGTH_BYTES:
-                raise TruncatedFileError(
-                    "too short for a safetensors file",
-                    file=path,
-                    expected="at least 8 bytes",
-                    found=f"{len(prefix)}",
-                )
-            (length,) = struct.unpack("<Q", prefix)
-            if length > MAX_HEADER_BYTES:
-                raise HeaderTooLongError(
-                    "header is too long for a safetensors file",
-                    file=path,
-                    expected=f"at most {MAX_HEADER_BYTES} bytes",
-                    found=f"{length}",
-                )
-            if LENGTH_BYTES + length > size:
-                raise TruncatedFileError(
-                    "the file ends within its header",
-                    file=path,
-                    expected=f"{LENGTH_BYTES + length} bytes",
-                    found=f"{size}",
-                    hint="download or copy it again",
-                )
-            text = file.read(length)
-    except OSError as error:
-        raise NotFoundError(f"cannot be read: {error.strerror}", file=path) from error
-    return parse_header(text, payload_bytes=size - LENGTH_BYTES - length, file=path)
+    stored = LocalFile(file) if isinstance(file, Path) else file
+    with stored.open() as reader:
+        size = stored.size()
+        if size < LENGTH_BYTES:
+            raise TruncatedFileError(
+                "too short for a safetensors file", file=stored,
+                expected=f"at least {LENGTH_BYTES} bytes", found=f"{size}",
+            )  # fmt: skip
+        prefix = bytearray(LENGTH_BYTES)
+        reader.read_into(memoryview(prefix), 0)
+        (length,) = struct.unpack("<Q", prefix)
+        if length > MAX_HEADER_BYTES:
+            raise HeaderTooLongError(
+                "header is too long for a safetensors file", file=stored,
+                expected=f"at most {MAX_HEADER_BYTES} bytes", found=f"{length}",
+            )  # fmt: skip
+        if LENGTH_BYTES + length > size:
+            raise TruncatedFileError(
+                "the file ends within its header", file=stored,
+                expected=f"{LENGTH_BYTES + length} bytes", found=f"{size}",
+                hint="download or copy it again",
+            )  # fmt: skip
+        text = bytearray(length)
+        reader.read_into(memoryview(text), LENGTH_BYTES)
+    return parse_header(bytes(text), payload_bytes=size - LENGTH_BYTES - length, file=stored)
 
 
 def parse_header(text: bytes, *, payload_bytes: int, file: object) -> Header:

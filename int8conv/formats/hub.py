@@ -1,77 +1,62 @@
-"""Sources that are named by their id on the Hugging Face hub: found and downloaded into the hub library's own cache.
+"""Sources that are named by their id on the Hugging Face hub: found, and downloaded into the hub library's own cache.
 
-The library is imported only when there is something to download. It looks up tokens, resumes files and draws its bars.
+The library is imported only when there is something to ask the hub for. It looks up tokens, resumes files, draws its bars,
+and answers from its cache when the hub is out of reach.
 """
 
 from __future__ import annotations
 
-import errno
 import glob
-import logging
 import os
 import re
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from .. import __version__
-from ..errors import (
-    HubAccessError,
-    HubNotFoundError,
-    HubUnavailableError,
-    Int8convError,
-    NoSpaceError,
-    NotFoundError,
-    NotWritableError,
-)
-from .checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
-from .json_file import read_json
-from .names import is_plain_file_name
+from ..errors import ArgumentError, HubNotFoundError, NotFoundError
+from .checkpoint import CONFIG_FILE, KINDS, Kind, read_weight_map
+from .hub_errors import hub_errors, patiently, quiet_library
+from .remote import RemoteFile
+from .storage import WeightsFile
 
-_Result = TypeVar("_Result")
-
-_PART: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
-_ID: Final = re.compile(rf"({_PART}/{_PART})(?:@([A-Za-z0-9_](?:[\w./+-]*[\w+-])?))?", re.ASCII)
-_LONGEST_ID: Final = 96
+_PART: Final = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"
+_ID: Final = re.compile(rf"({_PART}/{_PART})(?:@(\w(?:[\w./+-]*[\w+-])?))?", re.ASCII)
 
 _SMALL_FILES: Final = (
     "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
-_NEVER: Final = ("*/*", "*.bin.index.json", "*.h5.index.json", "*.msgpack.index.json")
+_NEVER: Final = ("*/*", "*.h5.index.json", "*.msgpack.index.json", "*.onnx.index.json")
 """Folders, in which repositories keep their weights in other formats, and those formats' indexes."""
-
-_WAITS: Final = (1, 2, 4)
-"""Seconds before each further attempt; the library makes its own as well, but not for every request."""
-_LONGEST_WAIT: Final = 60
-_PASSING_STATUS: Final = {408, 429, 500, 502, 503, 504}
-_PASSING_FAULTS: Final = {"ReadError", "ReadTimeout", "RemoteProtocolError", "ChunkedEncodingError"}
-"""By name, for the library has changed the HTTP client whose errors these are, and may again."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint on this machine, and where it is from."""
+    """A checkpoint, and where it is from."""
 
     folder: Path
+    """On this machine."""
     id: str
     """``org/name`` on the hub, or the folder's name."""
     revision: str | None = None
     """The commit, for a checkpoint from the hub."""
+    remote: Mapping[str, WeightsFile] = field(default_factory=dict)
+    """Weights files that are not in the folder but stay on the hub, by name."""
 
 
-def resolve(source: str | os.PathLike[str]) -> Source:
+def resolve(source: str | os.PathLike[str], *, stream: bool = False) -> Source:
     """The folder that a path or hub id means; what it lacks of a hub checkpoint is downloaded.
 
     Args:
         source: a path, which wins if it exists; else a string ``org/name`` or ``org/name@revision``, the revision being a
             branch, a tag or a commit.
+        stream: leave the weights of a hub checkpoint on the hub, unless they are all in the cache: they are read from there.
 
     Raises:
-        NotFoundError: neither a path that exists nor the form of a hub id; a repository without safetensors weights.
+        NotFoundError: neither a path that exists nor the form of a hub id; a repository without weights that can be read.
+        ArgumentError: ``stream``, and the weights are pickles.
+        CheckpointError: the index of the weights is malformed.
         HubError: not on the hub, not open to this user, or not to be reached.
         OutputError: the cache cannot be written to.
     """
@@ -84,180 +69,116 @@ def resolve(source: str | os.PathLike[str]) -> Source:
             "no such folder, and not a hub id either", file=source,
             hint="expected a Hugging Face checkpoint folder, or org/name[@revision]",
         )  # fmt: skip
-    repository, revision = parsed
-    folder = _download(str(source), repository, revision)
-    return Source(folder, repository, folder.name)
+    with quiet_library(), hub_errors(str(source)):
+        return _download(str(source), *parsed, stream=stream)
+
+
+def resolve_headers(source: str | os.PathLike[str]) -> Source:
+    """As ``resolve``, for a reader of headers alone: weights are downloaded only where they are pickles."""
+    try:
+        return resolve(source, stream=True)
+    except ArgumentError:
+        return resolve(source)
 
 
 def parse_id(text: str) -> tuple[str, str | None] | None:
     """Repository and revision of ``org/name[@revision]``; None for any other text."""
     match = _ID.fullmatch(text)
-    if match is None or ".." in text or "//" in text:
-        return None
-    repository, revision = match[1], match[2]
-    if len(repository) > _LONGEST_ID or "--" in repository or repository.endswith(".git"):
-        return None  # the hub has no such names
-    return repository, revision
+    return None if match is None or ".." in text or "//" in text else (match[1], match[2])
 
 
-def _download(source: str, repository: str, revision: str | None) -> Path:
-    """Small files first, then those weights that the index names; the snapshot's folder, which is called as the commit."""
-    from huggingface_hub import HfApi, snapshot_download
-    from tqdm.auto import tqdm
+def _download(source: str, repository: str, revision: str | None, *, stream: bool) -> Source:
+    """Small files first, as they tell the commit and the shards; then the weights, by name."""
+    folder = _fetch(repository, revision, _SMALL_FILES)
+    here = Source(folder, repository, folder.name)  # a snapshot is called as its commit
+    if _has_weights(folder, KINDS[:1]):
+        return here  # with no further look at the hub
+    try:
+        files = _list_files(repository, here.revision)
+    except Exception:
+        if _has_weights(folder, KINDS):
+            return here
+        raise
+    kind, shards = _find_weights(source, folder, files)
+    if not stream:
+        _fetch(repository, here.revision, [glob.escape(name) for name in shards])
+        return here
+    if kind is not KINDS[0]:
+        raise ArgumentError(
+            "only safetensors files can be streamed", file=source, found=shards[0],
+            hint="without --stream it is downloaded",
+        )  # fmt: skip
+    remote = {
+        name: RemoteFile(repository, folder.name, name, files[name].size, _content_id(files[name]))
+        for name in shards
+    }
+    return Source(folder, repository, folder.name, remote)
 
-    class Bar(tqdm[Any]):
+
+def _fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The snapshot's folder in the cache, with the files that match and are no deeper than the folder."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    class Bar(tqdm):
         """A bar where stderr is a terminal; the library's count of files would be drawn anywhere."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **({"disable": None} | options))
+            super().__init__(*args, **({"disable": None} | options))  # type: ignore[no-untyped-call]
 
-    def fetch(at: str | None, patterns: Sequence[str]) -> Path:
-        return Path(
-            snapshot_download(
-                repository, revision=at, allow_patterns=list(patterns), ignore_patterns=list(_NEVER),
-                library_name="int8conv", library_version=__version__, tqdm_class=Bar,
+    return Path(
+        patiently(
+            lambda: snapshot_download(
+                repository, revision=revision, allow_patterns=list(patterns),
+                ignore_patterns=list(_NEVER), library_name="int8conv", library_version=__version__,
+                tqdm_class=Bar,
             )
-        )  # fmt: skip
-
-    with _warnings_for_terminals_only(), _errors_of(source):
-        folder = _patiently(lambda: fetch(revision, _SMALL_FILES))
-        weights = _weight_files(folder)
-        if all((folder / name).is_file() for name in (CONFIG_FILE, *weights)):
-            return folder  # with no look at the hub: it may be out of reach
-        files = _patiently(lambda: HfApi().list_repo_files(repository, revision=folder.name))
-        _check_complete(source, files, weights)
-        return _patiently(lambda: fetch(folder.name, [glob.escape(name) for name in weights]))
-
-
-def _weight_files(folder: Path) -> list[str]:
-    """Names of the shards; none if the index is broken, which is for ``open_checkpoint`` to say."""
-    if not (folder / INDEX_FILE).is_file():
-        return [SINGLE_FILE]
-    try:
-        weight_map = read_json(folder / INDEX_FILE).get("weight_map")
-    except Int8convError:
-        return []
-    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-    usable = all(isinstance(name, str) and is_plain_file_name(name) for name in names)
-    return sorted(names) if usable else []
-
-
-def _check_complete(source: str, files: Sequence[str], weights: Sequence[str]) -> None:
-    """Refuse a repository that lacks a needed file before gigabytes of the others are downloaded."""
-    if INDEX_FILE not in files and SINGLE_FILE not in files:
-        kinds = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".onnx", ".h5", ".msgpack")
-        others = [name for name in files if name.endswith(kinds)]
-        raise NotFoundError(
-            "no safetensors checkpoint in this repository", file=source,
-            expected=f"{SINGLE_FILE} or {INDEX_FILE}",
-            found=", ".join(others[:3]) + (", ..." if len(others) > 3 else "") or "no weights",
-        )  # fmt: skip
-    for name in (CONFIG_FILE, *weights):
-        if name not in files:
-            raise HubNotFoundError("the repository lacks a file", file=source, expected=name)
-
-
-def _patiently(request: Callable[[], _Result]) -> _Result:
-    """The result, after further attempts if what fails may pass."""
-    for wait in _WAITS:
-        try:
-            return request()
-        except Exception as error:
-            cause = _cause(error)
-            if not (_status(cause) in _PASSING_STATUS or type(cause).__name__ in _PASSING_FAULTS):
-                raise
-            time.sleep(max(wait, min(_asked_wait(cause), _LONGEST_WAIT)))
-    return request()
-
-
-def _cause(error: Exception) -> BaseException:
-    """What went wrong behind "not in the cache, and could not be downloaded"."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    return (isinstance(error, LocalEntryNotFoundError) and error.__cause__) or error
-
-
-def _status(error: BaseException) -> int | None:
-    """HTTP status of an answer that is behind an error."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) else None
-
-
-def _asked_wait(error: BaseException) -> int:
-    """Seconds that the hub asked to wait for, or 0."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    seconds = str(headers.get("Retry-After", "")).strip()
-    reset = re.search(r"\bt=(\d+)", str(headers.get("RateLimit", "")))
-    return int(seconds) if seconds.isdecimal() else int(reset[1]) if reset else 0
-
-
-@contextmanager
-def _errors_of(source: str) -> Iterator[None]:
-    try:
-        yield
-    except Int8convError:
-        raise
-    except Exception as error:  # the library's, its HTTP client's, its storage's: no common base
-        raise _translated(_cause(error), source) from error
-
-
-def _translated(error: BaseException, source: str) -> Int8convError:
-    from huggingface_hub import errors as hub
-
-    status = _status(error)
-    if isinstance(error, hub.OfflineModeIsEnabled):
-        return HubUnavailableError(
-            "no such folder, nor is it complete in the hub's cache, and HF_HUB_OFFLINE is set",
-            file=source,
         )
-    if isinstance(error, hub.GatedRepoError):
-        return HubAccessError(
-            "access to this repository is gated", file=source,
-            hint="accept its licence on its page, then set HF_TOKEN to a token of that account",
-        )  # fmt: skip
-    if status in (401, 403):
-        return HubAccessError(
-            "the hub gives no access to such a repository", file=source, found=f"HTTP {status}",
-            hint="check the name, and set HF_TOKEN to a token that may read it",
-        )  # fmt: skip
-    if isinstance(error, hub.RevisionNotFoundError):
-        return HubNotFoundError("no such revision in this repository on the hub", file=source)
-    if isinstance(error, hub.RepositoryNotFoundError):
-        return HubNotFoundError("no such folder, and no such repository on the hub", file=source)
-    if status == 404:
-        return HubNotFoundError("a file is not on the hub", file=source, found=_address(error))
-    if status == 429:
-        return HubUnavailableError(
-            "the hub refuses so many requests", file=source, found=f"HTTP {status}",
-            hint="try again later; with a token in HF_TOKEN it may allow more",
-        )  # fmt: skip
-    if status is not None:
-        return HubUnavailableError("the hub fails", file=source, found=f"HTTP {status}",
-                                   hint="try again later")  # fmt: skip
-    if isinstance(error, OSError) and error.errno and error.filename:  # the cache's disk
-        kind = NoSpaceError if error.errno == errno.ENOSPC else NotWritableError
-        return kind(f"cannot download to the hub's cache: {error.strerror}", file=error.filename)
-    return HubUnavailableError(
-        "no such folder, and downloading from the hub failed", file=source,
-        found=str(error).strip().partition("\n")[0] or type(error).__name__,
-        hint="check the network, and HF_ENDPOINT if it is set",
     )  # fmt: skip
 
 
-def _address(error: BaseException) -> object:
-    return getattr(getattr(error, "response", None), "url", None)
+def _list_files(repository: str, commit: str | None) -> dict[str, Any]:
+    """The library's records of the files at the top of a repository, by name."""
+    from huggingface_hub import HfApi
+
+    entries = patiently(lambda: list(HfApi().list_repo_tree(repository, revision=commit)))
+    return {entry.path: entry for entry in entries if hasattr(entry, "blob_id")}
 
 
-@contextmanager
-def _warnings_for_terminals_only() -> Iterator[None]:
-    """The library tells of its retries on stderr; like its bars, that is for somebody who waits at a terminal."""
-    logger = logging.getLogger("huggingface_hub")
-    if sys.stderr.isatty() or os.environ.get("HF_HUB_VERBOSITY"):
-        yield
-        return
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+def _content_id(file: Any) -> str:
+    """What differs when the content does: its SHA-256 where the hub keeps it apart from git, else git's own id."""
+    return str(file.lfs.sha256 if file.lfs is not None else file.blob_id)
+
+
+def _weights_of(kind: Kind, folder: Path, names: Collection[str]) -> list[str]:
+    """Names of the weights files of a kind, if ``names`` has its index or its single file."""
+    if kind.index in names:
+        weight_map = read_weight_map(folder / kind.index)
+        return sorted(set(weight_map.values())) if weight_map else []
+    return [kind.single] if kind.single in names else []
+
+
+def _has_weights(folder: Path, kinds: Sequence[Kind]) -> bool:
+    """Whether all the weights of a kind are in the folder."""
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    found = [_weights_of(kind, folder, present) for kind in kinds]
+    return any(names and present.issuperset(names) for names in found)
+
+
+def _find_weights(source: str, folder: Path, files: Collection[str]) -> tuple[Kind, list[str]]:
+    """The best kind of weights in a repository; refuses one that lacks a file before others are downloaded."""
+    for kind in KINDS:
+        if names := _weights_of(kind, folder, files):
+            for name in (CONFIG_FILE, *names):
+                if name not in files:
+                    raise HubNotFoundError(
+                        "the repository lacks a file", file=source, expected=name
+                    )
+            return kind, names
+    suffixes = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".onnx", ".h5", ".msgpack")
+    others = [name for name in files if name.endswith(suffixes)]
+    raise NotFoundError(
+        "no checkpoint in this repository", file=source,
+        expected=" or ".join(kind.single for kind in KINDS),
+        found=", ".join(others[:3]) + (", ..." if len(others) > 3 else "") or "no weights",
+    )  # fmt: skip

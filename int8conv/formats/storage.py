@@ -34,8 +34,12 @@ class WeightsFile(Protocol):
     def name(self) -> str:
         """The last part of its path."""
 
-    def open(self) -> AbstractContextManager[Reader]:
+    def open(self, until: int = 0) -> AbstractContextManager[Reader]:
         """A reader, to be used in a ``with`` statement.
+
+        Args:
+            until: where reading will end, if that is known: from the first offset up to there in order. A file that is far
+                away is then asked for all of it at once.
 
         Raises:
             NotFoundError: the file cannot be opened.
@@ -59,7 +63,7 @@ class LocalFile:
         return self.path.name
 
     @contextmanager
-    def open(self) -> Iterator[Reader]:
+    def open(self, until: int = 0) -> Iterator[Reader]:
         try:
             fd = os.open(self.path, os.O_RDONLY)
         except OSError as error:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import (
+    HubError,
     Int8convError,
     NoSpaceError,
     NotFoundError,
@@ -99,7 +100,7 @@ class Workspace:
 def open_workspace(out: Path, *, force: bool = False) -> Iterator[Workspace]:
     """The workspace of ``out``, locked; ``commit`` it within the block.
 
-    It is kept when the block fails for a reason that may pass (an interrupt, a full disk, an unreadable file), and removed
+    It is kept when the block fails for a reason that may pass (an interrupt, a full disk, an unreadable file, the network), and removed
     when the input is at fault. With ``force`` an existing ``out`` may be replaced, if it is a converted folder.
 
     Raises:
@@ -115,7 +116,7 @@ def open_workspace(out: Path, *, force: bool = False) -> Iterator[Workspace]:
         try:
             yield workspace
         except Int8convError as error:
-            if not isinstance(error, OutputError | NotFoundError):
+            if not isinstance(error, OutputError | NotFoundError | HubError):
                 workspace.discard()
             raise
         finally:

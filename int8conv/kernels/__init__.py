@@ -5,6 +5,14 @@ plain 16- or 32-bit one. ``reference`` is the formula; ``cpu`` is the fast path 
 """
 
 from .dense import dense_linear
-from .mixed import IMPLEMENTATIONS, MODES, MixedWeight, Mode, mixed_linear
+from .mixed import IMPLEMENTATIONS, MODES, MixedWeight, Mode, dequantized_rows, mixed_linear
 
-__all__ = ["IMPLEMENTATIONS", "MODES", "MixedWeight", "Mode", "dense_linear", "mixed_linear"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "MODES",
+    "MixedWeight",
+    "Mode",
+    "dense_linear",
+    "dequantized_rows",
+    "mixed_linear",
+]

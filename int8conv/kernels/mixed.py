@@ -105,6 +105,14 @@ def mixed_linear(
     return y.to(x.dtype).reshape(*x.shape[:-1], weight.out_features)
 
 
+def dequantized_rows(weight: MixedWeight, rows: Tensor) -> Tensor:
+    """Rows of the weight for row numbers ``[...]``: float32 ``[..., in]``; what an embedding looks up."""
+    values = weight.codes[rows].float() * weight.scale[rows].unsqueeze(-1)
+    if weight.outlier_index is not None and weight.outlier_weight is not None:
+        values[..., weight.outlier_index.long()] = weight.outlier_weight[rows].float()
+    return values
+
+
 _FEW_TOKENS = 16
 """Up to here reading the weight takes longer than multiplying in either mode, and w8a16 is the more exact one."""
 

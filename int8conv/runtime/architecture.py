@@ -12,6 +12,7 @@ from .config import DecoderConfig, RawConfig
 from .families import Family, find_family
 
 Kind = Literal["embedding", "norm", "attention", "ffn", "projection", "head"]
+MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def read_architecture(
     raw = RawConfig(config, file)
     decoder = family.read_config(raw)
     raw.finish()
-    _check_heads(decoder, raw)
+    _check_sizes(decoder, raw)
     embed = family.names["embed"] + ".weight"
     stripped = embed.removeprefix(family.base_prefix)
     if embed not in tensors and stripped in tensors:
@@ -105,7 +106,9 @@ def shape_error(
     )  # fmt: skip
 
 
-def _check_heads(config: DecoderConfig, raw: RawConfig) -> None:
+def _check_sizes(config: DecoderConfig, raw: RawConfig) -> None:
+    if config.num_layers > MOST_LAYERS:  # a list is made of them before any tensor is looked at
+        raise raw.unsupported("num_hidden_layers", config.num_layers, f"at most {MOST_LAYERS}")
     if config.num_heads % config.num_kv_heads:
         raise raw.unsupported(
             "num_key_value_heads", config.num_kv_heads, f"a divisor of {config.num_heads}"

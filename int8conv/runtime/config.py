@@ -145,7 +145,11 @@ class RawConfig:
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise JsonFileError(f"config key '{key}'", file=self.file, expected="a number > 0",
                                 found=repr(value))  # fmt: skip
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise JsonFileError(f"config key '{key}'", file=self.file, expected="a float",
+                                found=repr(value)) from None  # fmt: skip
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._get(key, default)

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels import dense_linear
 from .architecture import Architecture, Module
 from .cache import KVCache
 from .config import DecoderConfig, Rope
@@ -174,21 +173,25 @@ class Embedding:
     def __init__(self, architecture: Architecture, weights: Weights, dtype: torch.dtype) -> None:
         config, modules = architecture.config, architecture.outside()
         self.dtype = dtype
-        self.tokens = weights.stored(modules["embed"])
-        self.positions = weights.stored(modules["positions"]) if "positions" in modules else None
+        self.tokens = weights.lookup(modules["embed"])
+        self.positions = weights.lookup(modules["positions"]) if "positions" in modules else None
         self.offset = config.position_offset
-        self.project = weights.tensor(modules["project_in"]) if "project_in" in modules else None
+        self.project = _optional(weights, modules.get("project_in"))
         self.rotary = Rotary(config, config.rope) if config.rope is not None else None
 
     def __call__(self, token_ids: Tensor, past: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """``[b, t]`` -> ``[b, t, hidden]`` and the rotary tables of these positions."""
-        x = F.embedding(token_ids, self.tokens).to(self.dtype)
+        x = self.tokens(token_ids)
         if self.project is not None:
-            x = dense_linear(x, self.project)
+            (x,) = self.project(x)
         positions = torch.arange(past, past + token_ids.shape[1])
         if self.positions is not None:
-            x = x + F.embedding(positions + self.offset, self.positions).to(self.dtype)
+            x = x + self.positions(positions + self.offset)
         return x, self.rotary.tables(positions, self.dtype) if self.rotary else None
+
+
+def _optional(weights: Weights, module: Module | None) -> Projection | None:
+    return weights.projection([module]) if module is not None else None
 
 
 class Decoder:
@@ -203,8 +206,8 @@ class Decoder:
         self.final_norm = (
             Norm(config, modules["final_norm"], weights) if "final_norm" in modules else None
         )
-        self.project = weights.tensor(modules["project_out"]) if "project_out" in modules else None
-        self.head = self.embedding.tokens if config.tied else weights.stored(modules["head"])
+        self.project = _optional(weights, modules.get("project_out"))
+        self.head = weights.projection([modules["embed" if config.tied else "head"]])
 
     @torch.inference_mode()
     def forward(
@@ -221,5 +224,5 @@ class Decoder:
             cache.advance(token_ids.shape[1])
         x = x[:, -1:] if last_only else x
         x = self.final_norm(x) if self.final_norm is not None else x
-        x = dense_linear(x, self.project) if self.project is not None else x
-        return dense_linear(x, self.head).float()
+        x = self.project(x)[0] if self.project is not None else x
+        return self.head(x)[0].float()

@@ -11,7 +11,7 @@ from typing import Any, Final
 from ..errors import ArgumentError, GenerationError
 from ..formats.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
 from ..formats.converted import ConvertedFolder, is_converted, open_converted
-from ..formats.hub import resolve
+from ..formats.hub import resolve, resolve_headers
 from .architecture import Architecture, Kind, read_architecture
 from .config import DecoderConfig
 
@@ -59,7 +59,7 @@ def predict_footprint(
     batch: int = 1,
     dtype: str = "float16",
 ) -> Footprint:
-    """Predict the memory of a converted folder or a source checkpoint; reads no weights.
+    """Predict the memory of a converted folder or a source checkpoint; reads no weights, and downloads none of a source.
 
     Args:
         path: the folder, or its id on the hub: ``org/name`` or ``org/name@revision``.
@@ -75,9 +75,10 @@ def predict_footprint(
     """
     if dtype not in DTYPE_BYTES:
         raise ArgumentError("dtype", expected=" or ".join(DTYPE_BYTES), found=dtype)
-    folder = resolve(path).folder
-    converted = open_converted(folder) if is_converted(folder) else None
-    checkpoint = converted.checkpoint if converted else open_checkpoint(folder)
+    source = resolve_headers(path)
+    folder = source.folder
+    converted = open_converted(resolve(path).folder) if is_converted(folder) else None
+    checkpoint = converted.checkpoint if converted else open_checkpoint(folder, source.remote)
     architecture = read_architecture(checkpoint.config, checkpoint.tensors, folder / CONFIG_FILE)
     config = architecture.config
     context = config.max_positions if context is None else context

@@ -5,11 +5,13 @@ from __future__ import annotations
 import mmap
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UnsupportedDtypeError
 from ..formats.checkpoint import StoredTensor
+from ..formats.matrix import Matrix, MatrixReader
 from ..formats.storage import LocalFile, WeightsFile
 
 TORCH_DTYPES: Final = {
@@ -20,6 +22,12 @@ TORCH_DTYPES: Final = {
     "I32": torch.int32,
 }
 """What the runtime can take from a file."""
+_BY_BITS: Final = {
+    "F16": (np.int16, torch.float16),
+    "BF16": (np.int16, torch.bfloat16),
+    "F32": (np.int32, torch.float32),
+}
+_BLOCK_ELEMENTS: Final = 1 << 18
 
 
 class MappedFiles:
@@ -60,12 +68,22 @@ class MappedFiles:
 def read_tensor(stored: StoredTensor) -> Tensor:
     """A copy of a stored tensor through plain reads: nothing of the file stays mapped."""
     data = bytearray(stored.nbytes)
-    with stored.file.open() as reader:
+    with stored.file.open(stored.offset + stored.nbytes) as reader:
         reader.read_into(memoryview(data), stored.offset)
     dtype = torch_dtype(stored)
     if not data:
         return torch.empty(stored.shape, dtype=dtype)
     return torch.frombuffer(data, dtype=dtype).reshape(stored.shape)
+
+
+def read_matrix(matrix: Matrix) -> Tensor:
+    """Float32 ``[out, in]`` of a matrix that is not stored as such: FP8 with its scales, or transposed."""
+    whole = torch.empty(matrix.shape, dtype=torch.float32)
+    for first, bits in MatrixReader(matrix, _BLOCK_ELEMENTS).blocks():
+        kind = _BY_BITS[matrix.dtype]
+        rows = torch.from_numpy(bits.view(kind[0])).view(kind[1])
+        whole[first : first + len(bits)] = rows
+    return whole
 
 
 def torch_dtype(stored: StoredTensor) -> torch.dtype:

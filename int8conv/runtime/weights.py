@@ -9,16 +9,22 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..formats.checkpoint import Checkpoint
 from ..formats.converted import ConvertedFolder, QuantizedLinear
-from ..kernels import MixedWeight, Mode, dense_linear, mixed_linear
+from ..formats.fp8 import FP8_DTYPES
+from ..formats.matrix import find_matrix
+from ..formats.storage import LocalFile
+from ..kernels import MixedWeight, Mode, dense_linear, dequantized_rows, mixed_linear
 from .architecture import Module, find_tensor, shape_error
-from .mapping import MappedFiles, read_tensor, torch_dtype
+from .mapping import MappedFiles, read_matrix, read_tensor, torch_dtype
 
 Projection = Callable[[Tensor], Sequence[Tensor]]
 """``[batch, tokens, in]`` -> for each linear ``[batch, tokens, out]``."""
+Lookup = Callable[[Tensor], Tensor]
+"""Row numbers of any shape ``[...]`` -> ``[..., columns]`` in the activations' dtype."""
 
 
 class Weights(Protocol):
@@ -27,33 +33,45 @@ class Weights(Protocol):
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
         """A small tensor in the activations' dtype."""
 
-    def stored(self, module: Module) -> Tensor:
-        """A large weight that may stay in the dtype of the file (embeddings, head)."""
+    def lookup(self, module: Module) -> Lookup:
+        """An embedding, which may stay in the dtype of the file."""
 
     def projection(self, modules: Sequence[Module]) -> Projection:
         """The linears of one input."""
 
 
 class CheckpointWeights:
-    """A source checkpoint. Tensors of another dtype than ``dtype`` are read and cast when asked for; others are mapped."""
+    """A source checkpoint. Tensors of another dtype than ``dtype``, or from afar, are read and cast when asked for; others are mapped."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self.checkpoint = checkpoint
         self.dtype = dtype
         self._files = MappedFiles()
+        self._embeddings: dict[str, Tensor] = {}
 
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
         stored = find_tensor(self.checkpoint, module, kind)
-        if torch_dtype(stored) == self.dtype:
+        if stored.dtype in FP8_DTYPES:
+            return read_matrix(find_matrix(self.checkpoint, stored)).to(self.dtype)
+        if torch_dtype(stored) == self.dtype and isinstance(stored.file, LocalFile):
             return self._files.tensor(stored)
         return read_tensor(stored).to(self.dtype)
 
-    def stored(self, module: Module) -> Tensor:
-        return self.tensor(module)
+    def lookup(self, module: Module) -> Lookup:
+        weight = self._weight(module)
+        return lambda rows: F.embedding(rows, weight)
+
+    def _weight(self, module: Module) -> Tensor:
+        """One copy of an embedding, which may be the head as well."""
+        if module.kind != "embedding":
+            return self.tensor(module)
+        if module.path not in self._embeddings:
+            self._embeddings[module.path] = self.tensor(module)
+        return self._embeddings[module.path]
 
     def projection(self, modules: Sequence[Module]) -> Projection:
         pairs = [
-            (self.tensor(m), self.tensor(m, "bias") if m.bias else None) for m in modules
+            (self._weight(m), self.tensor(m, "bias") if m.bias else None) for m in modules
         ]  # fmt: skip
         return lambda x: [dense_linear(x, weight, bias) for weight, bias in pairs]
 
@@ -77,7 +95,15 @@ class ConvertedWeights:
             self.dtype
         )
 
-    def stored(self, module: Module) -> Tensor:
+    def lookup(self, module: Module) -> Lookup:
+        linear = self.converted.linears.get(module.path)
+        if linear is None:
+            weight = self._stored(module)
+            return lambda rows: F.embedding(rows, weight).to(self.dtype)
+        mixed = self._mixed([module], [linear])
+        return lambda rows: dequantized_rows(mixed, rows).to(self.dtype)
+
+    def _stored(self, module: Module) -> Tensor:
         return self._files.tensor(find_tensor(self.converted.checkpoint, module))
 
     def projection(self, modules: Sequence[Module]) -> Projection:
@@ -111,16 +137,16 @@ class ConvertedWeights:
         linears = [linear for linear in found if linear is not None]
         bias = self._bias(modules)
         if not linears:  # one that the converter kept in 16 bits
-            weight = self.stored(modules[0])
+            weight = self._stored(modules[0])
             return lambda x: [dense_linear(x, weight, bias)]
+        mixed, sizes = self._mixed(modules, linears), [m.shape[0] for m in modules]
+        return lambda x: torch.split(mixed_linear(x, mixed, bias, mode=self.mode), sizes, dim=-1)
+
+    def _mixed(self, modules: Sequence[Module], linears: Sequence[QuantizedLinear]) -> MixedWeight:
         for linear, module in zip(linears, modules, strict=True):
             shape = (linear.out_features, linear.in_features)
             if shape != module.shape:
                 raise shape_error(linear.weight, module.shape, shape)
-        mixed, sizes = self._fused(linears), [m.shape[0] for m in modules]
-        return lambda x: torch.split(mixed_linear(x, mixed, bias, mode=self.mode), sizes, dim=-1)
-
-    def _fused(self, linears: Sequence[QuantizedLinear]) -> MixedWeight:
         first = linears[0]
         index = first.outlier_index
         slices = [t for t in (linear.outlier_weight for linear in linears) if t is not None]

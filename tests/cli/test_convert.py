@@ -118,7 +118,8 @@ def test_a_dry_run_writes_nothing(source: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     assert sum(" int8 " in line for line in lines) == 14
     assert re.fullmatch(
-        r"[\d.]+ kB -> at most [\d.]+ kB \(\d\.\d\dx\) in 1 files; .* free", lines[-1]
+        r"[\d.]+ kB -> at most [\d.]+ kB \(\d\.\d\dx\) in 1 files; .* free; \d tensors at once; calibration holds .*",
+        lines[-1],
     )
     plan = json.loads(succeed("convert", source, tmp_path / "out", "--dry-run", "--json").stdout)
     assert set(plan["tensors"]) == set(random_tensors(LLAMA))
@@ -156,3 +157,56 @@ def test_what_is_no_size_is_a_usage_error(text: str, source: Path, tmp_path: Pat
     result = run("convert", source, tmp_path / "out", "--max-shard-size", text)
     assert result.exit_code == 2
     assert "is not a size" in result.stderr
+
+
+def test_verbose_shows_where_time_and_precision_went(source: Path, tmp_path: Path) -> None:
+    lines = succeed("convert", source, tmp_path / "out", "--outliers", "none", "-v").stdout
+    assert "linears that lost most" in lines
+    assert len(re.findall(r"^model\.layers\.\d\..*_proj  +\d\d\.\d ", lines, re.M)) == 10
+    (times,) = re.findall(r"^time, of all workers together: (.*)$", lines, re.M)
+    stages = re.findall(r"(\w+) (\d+\.\d\d) s", times)
+    assert {name for name, _ in stages} >= {"read", "quantize", "checksum", "write", "flush"}
+    assert LAST_LINE.fullmatch(lines.splitlines()[-1])
+
+
+def test_json_has_quality_and_stages(source: Path, tmp_path: Path) -> None:
+    result = succeed("convert", source, tmp_path / "out", "--outliers", "none", "--json")
+    report = json.loads(result.stdout)
+    assert len(report["quality"]) == report["quantized"] == 14
+    assert all(
+        35 < q["sqnr_db"] < 50 and q["outlier_share"] == 0 for q in report["quality"].values()
+    )
+    assert all(seconds >= 0 for seconds in report["stages"].values())
+
+
+def test_a_linear_that_lost_much_is_flagged(tmp_path: Path) -> None:
+    config = LLAMA | {"intermediate_size": 640}
+    tensors = random_tensors(config)
+    bad = "model.layers.1.mlp.down_proj"
+    tensors[f"{bad}.weight"][:, 7] = 60.0  # every row's step is that of this column
+    source = write_checkpoint(tmp_path / "source", config, tensors)
+    result = succeed("convert", source, tmp_path / "out", "--outliers", "none")
+    (note,) = result.stderr.splitlines()
+    assert re.fullmatch(rf"int8conv: note: {bad}: SQNR \d+\.\d dB, see .*", note)
+
+
+def test_dry_run_says_what_matches_no_rule(source: Path, tmp_path: Path) -> None:
+    tensors = random_tensors(LLAMA) | {"extra.weight": torch.ones(4, 4).half()}
+    write_checkpoint(source, tensors=tensors)
+    lines = succeed("convert", source, tmp_path / "out", "--dry-run").stdout
+    (line,) = [line for line in lines.splitlines() if line.startswith("extra.weight")]
+    assert "matches no rule" in line
+    plan = json.loads(succeed("convert", source, tmp_path / "out", "--dry-run", "--json").stdout)
+    assert plan["tensors"]["extra.weight"]["kind"] == "matches no rule"
+    assert plan["calibration_bytes"] > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_refuses_what_would_be_refused(source: Path, tmp_path: Path) -> None:
+    check_refused(
+        run("convert", source, tmp_path / "out", "--dry-run", "--max-memory", "1MB"), "max_memory"
+    )
+    check_refused(
+        run("convert", source, tmp_path / "out", "--dry-run", "--exclude", "q_proj"),
+        "q_proj", "change --include or --exclude",
+    )  # fmt: skip

@@ -171,10 +171,10 @@ from int8conv.convert.quantize import RowQuantizer
 
 quantize = RowQuantizer.quantize
 
-def stop(self, bits):
+def stop(self, *block):
     signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
     RowQuantizer.quantize = quantize
-    return quantize(self, bits)
+    return quantize(self, *block)
 
 RowQuantizer.quantize = stop
 main(["convert", *sys.argv[1:], "--outliers", "none"], prog_name="int8conv")

@@ -338,7 +338,7 @@ def test_provenance(tmp_path: Path) -> None:
     assert value["generator"] == f"int8conv {__version__}"
     assert (value["source"]["id"], value["source"]["revision"]) == ("some-model", None)
     assert value["options"] == {
-        "outliers": "calibrated", "dtype": "float16", "max_shard_bytes": 5_000_000_000, "keep": [],
+        "outliers": "calibrated", "dtype": "float16", "max_shard_bytes": 5_000_000_000, "keep": [], "quantize": [], "include": [], "exclude": [],
     }  # fmt: skip
     assert value["source"]["tensors"] == {
         name: {

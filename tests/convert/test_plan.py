@@ -13,6 +13,7 @@ from torch import Tensor
 from int8conv.convert.options import ConvertOptions
 from int8conv.convert.outliers import OutlierChoice
 from int8conv.convert.plan import KeepTask, Plan, QuantizeTask, make_plan
+from int8conv.convert.selection import select_modules
 from int8conv.errors import (
     ArgumentError,
     MissingTensorError,
@@ -32,7 +33,9 @@ DOWN = "model.layers.1.mlp.down_proj"
 def plan_of(folder: Path, outliers: dict[str, OutlierChoice] | None = None, **options: Any) -> Plan:
     checkpoint = open_checkpoint(folder)
     architecture = read_architecture(checkpoint.config, checkpoint.tensors)
-    return make_plan(checkpoint, architecture, outliers or {}, ConvertOptions(**options))
+    chosen = ConvertOptions(**options)
+    selection = select_modules(checkpoint, architecture, chosen.patterns)
+    return make_plan(selection, outliers or {}, chosen)
 
 
 def plan_with(
@@ -138,8 +141,8 @@ def test_extra_tensors(tmp_path: Path) -> None:
         (f"{Q}.weight", None, MissingTensorError, "absent"),
         ("model.norm.weight", None, MissingTensorError, "absent"),
         (f"{Q}.weight", torch.ones(64, 32).half(), ShapeError, r"expected \[64, 64\], found \[64, 32\]"),
-        (f"{Q}.weight", torch.ones(64, 64).long(), UnsupportedDtypeError, "F32, found I64"),
-        ("model.norm.weight", torch.ones(64).double(), UnsupportedDtypeError, "F32, found F64"),
+        (f"{Q}.weight", torch.ones(64, 64).long(), UnsupportedDtypeError, "F32 .*, found I64"),
+        ("model.norm.weight", torch.ones(64).double(), UnsupportedDtypeError, "F32 .*, found F64"),
         (f"{Q}.bias", torch.ones(64).half(), UnsupportedFeatureError, "says nothing"),
     ],
 )  # fmt: skip

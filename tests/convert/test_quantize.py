@@ -36,7 +36,7 @@ def bits_type(dtype: str) -> type[np.uint16] | type[np.uint32]:
 
 def quantize(bits: Bits, dtype: str, columns: list[int] | None = None) -> Result:
     wide = widen(bits, dtype, np.empty(bits.shape, np.float32)).astype(np.float64)
-    quantizer = RowQuantizer(dtype, bits.shape[1], np.array(columns or [], np.int32), len(bits))
+    quantizer = RowQuantizer(dtype, np.array(columns or [], np.int32))
     block = quantizer.quantize(bits.copy())
     return Result(wide, block.codes.copy(), block.scale.copy(), block.outliers.copy())
 
@@ -162,7 +162,7 @@ def test_an_outlier_column_does_not_count_for_the_scale(dtype: str) -> None:
 
 
 def test_buffers_are_used_again_for_shorter_blocks() -> None:
-    quantizer = RowQuantizer("F16", 3, np.empty(0, np.int32), max_rows=4)
+    quantizer = RowQuantizer("F16", np.empty(0, np.int32))
     first = quantizer.quantize(bits_of(np.full((4, 3), 2.0), "F16"))
     second = quantizer.quantize(bits_of([[0.5, -1.0, 0.0]], "F16"))
     assert second.codes.tolist() == [[64, -127, 0]]
@@ -178,7 +178,7 @@ def test_the_row_of_a_value_that_is_not_finite_is_named(dtype: str, kind: str, c
     bad = INFINITY[dtype] + ("nan" in kind) + (SIGN[dtype] if "negative" in kind else 0)
     bits = bits_of(np.ones((6, 3)), dtype)
     bits[4, column] = bits[5, 1] = bad
-    quantizer = RowQuantizer(dtype, 3, np.array([2], np.int32), max_rows=6)
+    quantizer = RowQuantizer(dtype, np.array([2], np.int32))
     with pytest.raises(NonFiniteRowError) as caught:
         quantizer.quantize(bits)
     assert caught.value.row == 4

@@ -174,7 +174,8 @@ def test_an_unreadable_source_and_then_a_readable_one(
         patch.setattr(os, "preadv", fail)
         with pytest.raises(NotFoundError, match=r"model\.safetensors: tensor '.*cannot be read"):
             convert(source, tmp_path / "out", outliers="none", jobs=1)
-    assert go_on(source, tmp_path).resumed == 5
+    report = go_on(source, tmp_path)
+    assert 0 < report.resumed < report.tensors
     assert contents(tmp_path / "out") == expected
 
 

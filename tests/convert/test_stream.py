@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 import xxhash
 from safetensors.torch import save_file
 from torch import Tensor
 
-from int8conv.convert import stream
 from int8conv.convert.plan import KeepTask, QuantizeTask, Task
-from int8conv.convert.stream import TaskResult, run_tasks
+from int8conv.convert.stream import TaskResult, Workers, run_tasks
 from int8conv.errors import (
     HalfOverflowError,
     Int8convError,
@@ -25,6 +25,8 @@ from int8conv.errors import (
 from int8conv.formats.checkpoint import StoredTensor
 from int8conv.formats.header import read_header
 from int8conv.formats.layout import ShardLayout, TensorSpec, plan_layout
+from int8conv.formats.matrix import Matrix
+from int8conv.formats.storage import LocalFile
 
 NO_COLUMNS = np.empty(0, np.int32)
 COLUMNS = np.array([0, 3, 5], np.int32)
@@ -41,7 +43,7 @@ def stored(folder: Path, tensors: dict[str, Tensor]) -> dict[str, StoredTensor]:
     save_file(tensors, path)
     header = read_header(path)
     return {
-        t.name: StoredTensor(t.name, t.dtype, t.shape, path, header.payload_offset + t.begin, t.nbytes)
+        t.name: StoredTensor(t.name, t.dtype, t.shape, LocalFile(path), header.payload_offset + t.begin, t.nbytes)
         for t in header.tensors.values()
     }  # fmt: skip
 
@@ -61,12 +63,12 @@ def layouts_of(tasks: list[Task], max_shard_bytes: int = 1 << 30) -> list[ShardL
 
 
 def run(
-    folder: Path, tasks: list[Task], jobs: int = 1
+    folder: Path, tasks: list[Task], jobs: int = 1, block: int = 1 << 18
 ) -> tuple[list[TaskResult], dict[str, bytes]]:
     """Results, and the bytes of each tensor written."""
     folder.mkdir()
     layouts = layouts_of(tasks)
-    results = run_tasks(tasks, layouts, folder, jobs=jobs, progress=lambda nbytes: None)
+    results = run_tasks(tasks, layouts, folder, Workers(jobs, block), progress=lambda nbytes: None)
     written = {}
     for layout in layouts:
         data = (folder / layout.name).read_bytes()
@@ -77,31 +79,41 @@ def run(
     return results, written
 
 
+def keep_task(source: StoredTensor, half: str = "F16") -> Task:
+    return KeepTask(source.name, source, half, "norm")
+
+
+def quantize_task(
+    source: StoredTensor,
+    columns: npt.NDArray[np.int32] = COLUMNS,
+    half: str = "F16",
+    path: str = "t",
+) -> Task:
+    return QuantizeTask(path, Matrix(source), columns, half, "ffn")
+
+
 def random(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", NAMES, ids=str)
 @pytest.mark.parametrize("block", [1, 7, 24, 1 << 18])
-def test_blocks_do_not_change_the_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, block: int
-) -> None:
+def test_blocks_do_not_change_the_bytes(tmp_path: Path, dtype: torch.dtype, block: int) -> None:
     """Blocks of less than a row, of one row, of some, of all."""
     source = stored(tmp_path, {"p.weight": random((13, 8), dtype), "norm": random((29,), dtype)})
     half = half_of(dtype)
     tasks: list[Task] = [
-        QuantizeTask("p", source["p.weight"], COLUMNS, half),
-        KeepTask(source["norm"], half),
+        quantize_task(source["p.weight"], COLUMNS, half, "p"),
+        keep_task(source["norm"], half),
     ]
     expected = run(tmp_path / "whole", tasks)
-    monkeypatch.setattr(stream, "BLOCK_ELEMENTS", block)
-    assert run(tmp_path / "blocks", tasks) == expected
+    assert run(tmp_path / "blocks", tasks, block=block) == expected
 
 
 def test_what_a_quantised_linear_becomes(tmp_path: Path) -> None:
     weight = random((13, 8), torch.float16)
     source = stored(tmp_path, {"p.weight": weight})["p.weight"]
-    (result,), written = run(tmp_path / "out", [QuantizeTask("p", source, COLUMNS, "F16")])
+    (result,), written = run(tmp_path / "out", [quantize_task(source, COLUMNS, "F16", "p")])
 
     inner = weight.double()
     inner[:, COLUMNS.tolist()] = 0
@@ -125,7 +137,7 @@ def test_tensors_of_any_shape_are_kept(
     tensor = random(shape, dtype)
     source = stored(tmp_path, {"t": tensor})["t"]
     half = torch.bfloat16 if dtype == torch.float32 else dtype
-    (result,), written = run(tmp_path / "out", [KeepTask(source, NAMES[half])])
+    (result,), written = run(tmp_path / "out", [keep_task(source, NAMES[half])])
     rounded = tensor.to(half)
     assert written["t"] == rounded.reshape(-1).view(torch.uint8).numpy().tobytes()
     assert result.rounded == int((rounded.float() != tensor.float()).sum())
@@ -135,53 +147,41 @@ def test_tensors_of_any_shape_are_kept(
 @pytest.mark.parametrize("column", [2, 3])
 @pytest.mark.parametrize("dtype", NAMES, ids=str)
 def test_a_value_that_is_not_finite_in_a_quantised_weight(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float, column: int, dtype: torch.dtype
+    tmp_path: Path, bad: float, column: int, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(stream, "BLOCK_ELEMENTS", 24)
     weight = random((13, 8), dtype)
     weight[11, column] = bad
     source = stored(tmp_path, {"p.weight": weight})["p.weight"]
     with pytest.raises(NonFiniteWeightError, match="row 11") as caught:
-        run(tmp_path / "out", [QuantizeTask("p", source, COLUMNS, half_of(dtype))])
+        run(tmp_path / "out", [quantize_task(source, COLUMNS, half_of(dtype), "p")], block=24)
     assert (caught.value.tensor, caught.value.file) == ("p.weight", str(source.file))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("shape", [(40,), (40, 3)])
 def test_a_value_that_is_not_finite_in_a_kept_tensor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float, shape: tuple[int, ...]
+    tmp_path: Path, bad: float, shape: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(stream, "BLOCK_ELEMENTS", 6)
     tensor = random(shape, torch.bfloat16)
     tensor[37] = bad
     source = stored(tmp_path, {"t": tensor})["t"]
     with pytest.raises(NonFiniteWeightError, match="row 37") as caught:
-        run(tmp_path / "out", [KeepTask(source, "BF16")])
+        run(tmp_path / "out", [keep_task(source, "BF16")], block=6)
     assert caught.value.tensor == "t"
-
-
-def keep_task(source: StoredTensor) -> Task:
-    return KeepTask(source, "F16")
-
-
-def quantize_task(source: StoredTensor) -> Task:
-    return QuantizeTask("t", source, COLUMNS, "F16")
 
 
 @pytest.mark.parametrize("make_task", [keep_task, quantize_task])
 @pytest.mark.parametrize("value", [65520.0, -1e30])
 def test_overflow_names_the_row(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     make_task: Callable[[StoredTensor], Task],
     value: float,
 ) -> None:
-    monkeypatch.setattr(stream, "BLOCK_ELEMENTS", 24)
     weight = random((13, 8), torch.float32)
     weight[7, 5] = value
     source = stored(tmp_path, {"t": weight})["t"]
     with pytest.raises(HalfOverflowError, match=r"row 7 .* F16 .*bfloat16") as caught:
-        run(tmp_path / "out", [make_task(source)])
+        run(tmp_path / "out", [make_task(source)], block=24)
     assert caught.value.tensor == "t"
 
 
@@ -189,38 +189,37 @@ def test_a_large_value_outside_the_outlier_columns_needs_no_16_bits(tmp_path: Pa
     weight = random((4, 8), torch.float32)
     weight[2, 4] = 1e30
     source = stored(tmp_path, {"t": weight})["t"]
-    _, written = run(tmp_path / "out", [QuantizeTask("t", source, COLUMNS, "F16")])
+    _, written = run(tmp_path / "out", [quantize_task(source, COLUMNS, "F16", "t")])
     assert np.frombuffer(written["t.weight"], np.int8).reshape(4, 8)[2].tolist() == [0] * 4 + [127, 0, 0, 0]  # fmt: skip
 
 
 def test_overflow_of_bfloat16_has_no_other_type_to_offer(tmp_path: Path) -> None:
     source = stored(tmp_path, {"t": torch.tensor([[1.0], [3.4e38]])})["t"]
     with pytest.raises(HalfOverflowError, match=r"row 1 .* BF16$"):
-        run(tmp_path / "out", [KeepTask(source, "BF16")])
+        run(tmp_path / "out", [keep_task(source, "BF16")])
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 8])
 def test_results_come_in_the_order_of_the_tasks(tmp_path: Path, jobs: int) -> None:
     tensors = {f"t{i}": random((1 + 37 * i % 11, 5), torch.float16, seed=i) for i in range(12)}
     sources = stored(tmp_path, tensors)
-    results, written = run(tmp_path / "out", [KeepTask(sources[n], "F16") for n in tensors], jobs)
+    results, written = run(tmp_path / "out", [keep_task(sources[n], "F16") for n in tensors], jobs)
     assert [list(result.checksums) for result in results] == [[name] for name in tensors]
     for name, tensor in tensors.items():
         assert written[name] == tensor.numpy().tobytes()
 
 
-def test_progress_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "BLOCK_ELEMENTS", 16)
+def test_progress_adds_up(tmp_path: Path) -> None:
     sources = stored(
         tmp_path, {"a": random((9, 8), torch.float16), "b": random((7,), torch.float32)}
     )
     tasks: list[Task] = [
-        QuantizeTask("a", sources["a"], NO_COLUMNS, "F16"),
-        KeepTask(sources["b"], "F16"),
+        quantize_task(sources["a"], NO_COLUMNS, "F16", "a"),
+        keep_task(sources["b"], "F16"),
     ]
     told: list[int] = []
     (tmp_path / "out").mkdir()
-    run_tasks(tasks, layouts_of(tasks), tmp_path / "out", jobs=2, progress=told.append)
+    run_tasks(tasks, layouts_of(tasks), tmp_path / "out", Workers(2, 16), progress=told.append)
     assert sum(told) == 9 * 8 * 2 + 7 * 4
     assert len(told) == 5 + 1
 
@@ -238,7 +237,7 @@ def test_a_source_that_changes_while_it_is_read(
     tmp_path: Path, change: Callable[[Path], object], error: type[Int8convError]
 ) -> None:
     source = stored(tmp_path, {"t": random((5, 8), torch.float16)})["t"]
-    change(source.file)
+    change(tmp_path / source.file.name)
     with pytest.raises(error) as caught:
-        run(tmp_path / "out", [KeepTask(source, "F16")])
+        run(tmp_path / "out", [keep_task(source, "F16")])
     assert caught.value.file == str(source.file)

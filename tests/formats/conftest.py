@@ -1,8 +1,10 @@
-"""Converted folders of the shapes that the rules speak of."""
+"""Converted folders of the shapes that the rules speak of, and a hub on this machine."""
 
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from int8conv.convert.converter import convert
 
 from ..checkpoints import OPT, random_tensors, write_checkpoint
+from ..hub_server import HubServer, use_hub
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +37,19 @@ def small_int8(small_source: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def small(small_int8: Path, tmp_path: Path) -> Path:
     """A copy of it; to be changed at will."""
     return Path(shutil.copytree(small_int8, tmp_path / "small"))
+
+
+@pytest.fixture
+def hub(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub with ``source`` on its main branch, which the hub's library in this process uses with an empty cache."""
+    with HubServer({"main": source}).running() as server:
+        use_hub(monkeypatch, server.url, tmp_path / "home")
+        yield server
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Takes the place of waiting: the seconds that somebody wanted to wait."""
+    asked: list[float] = []
+    monkeypatch.setattr(time, "sleep", asked.append)
+    return asked

@@ -151,7 +151,7 @@ SCALES = [0x3F800000, 0, 0, 0x40000000, 0x3C010204, 0x00800000]
 
 def test_rows_quantised_by_hand() -> None:
     rows = np.array(ROWS, np.float32)
-    quantizer = RowQuantizer("F32", 16, np.array([3], np.int32), len(rows))
+    quantizer = RowQuantizer("F32", np.array([3], np.int32))
     block = quantizer.quantize(rows.view(np.uint32).copy())
     assert [f"{bits:08x}" for bits in block.scale.view(np.uint32)] == [f"{s:08x}" for s in SCALES]
     np.testing.assert_array_equal(block.codes, CODES)
@@ -161,7 +161,7 @@ def test_rows_quantised_by_hand() -> None:
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_rows_do_not_depend_on_the_block(rows: int) -> None:
     bits = np.array(ROWS, np.float32).view(np.uint32)
-    quantizer = RowQuantizer("F32", 16, np.array([3], np.int32), rows)
+    quantizer = RowQuantizer("F32", np.array([3], np.int32))
     for first in range(0, len(bits), rows):
         block = quantizer.quantize(bits[first : first + rows].copy())
         np.testing.assert_array_equal(block.codes, CODES[first : first + rows])
@@ -177,7 +177,7 @@ def test_16_bit_rows_by_hand(dtype: str) -> None:
     bits = rows.astype(np.float16).view(np.uint16)
     if dtype == "BF16":
         bits = (rows.view(np.uint32) >> 16).astype(np.uint16)
-    block = RowQuantizer(dtype, 16, np.array([3], np.int32), 3).quantize(bits.copy())
+    block = RowQuantizer(dtype, np.array([3], np.int32)).quantize(bits.copy())
     first = [127, 0, 2, 0, 2, 0, -2, -2, 3, 4, -4, 126, 125, -126, 0, -127]
     last = [0, 2, 2, 0, 4, 0, -2, -2, -4, *[127] * 7]
     np.testing.assert_array_equal(block.codes, [first, [0] * 16, last])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from int8conv.formats.checksum import checksum
 from int8conv.formats.layout import TensorSpec, plan_layout
-from int8conv.formats.writer import ShardWriter
+from int8conv.formats.writer import Flusher, ShardWriter
 
 from .test_workspace import failing
 
@@ -77,3 +78,36 @@ def test_a_shard_that_cannot_be_begun_leaves_no_open_file(
     with pytest.raises(OSError, match="space"):
         a_writer(room)
     assert len(closed) == 1
+
+
+def test_room_is_taken_first_and_given_back(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = a_writer(room)
+    assert shard.path.stat().st_blocks * 512 >= shard.layout.nbytes
+    shard.abandon()
+    assert shard.path.stat().st_size == shard.path.stat().st_blocks == 0
+
+
+def test_a_file_system_that_cannot_reserve_room(
+    room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        os, "posix_fallocate", failing(errno.EOPNOTSUPP, function=os.posix_fallocate)
+    )
+    shard = a_writer(room)
+    shard.write("a", memoryview(b"abc"))
+    shard.close()
+    assert shard.path.stat().st_size == shard.layout.nbytes
+
+
+def test_a_flush_that_fails_is_told_at_the_end(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system tells it once, to whoever flushes first."""
+    shard, told = a_writer(room), threading.Event()
+
+    def fail(fd: int) -> None:
+        told.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(OSError, match="Input/output"), Flusher([shard]):
+        assert told.wait(10)
+    shard.close()

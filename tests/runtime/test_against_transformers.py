@@ -15,6 +15,8 @@ from int8conv.formats.converted import open_converted, read_array
 from int8conv.runtime.cache import KVCache
 from int8conv.runtime.model import Model
 
+from ..checkpoints import put_fp8
+
 TOLERANCE = 1e-4
 """Largest difference of two float32 logits that counts as equal."""
 
@@ -116,6 +118,38 @@ def test_converted(config: PretrainedConfig, tmp_path: Path) -> None:
     expected = _logits(reference, token_ids)
     assert (model.logits(token_ids) - expected).abs().max() <= TOLERANCE
     assert (_token_by_token(model, token_ids, 17) - expected).abs().max() <= TOLERANCE
+
+
+@_params
+def test_head_and_embedding_quantised_on_request(config: PretrainedConfig, tmp_path: Path) -> None:
+    reference = _reference(config, tmp_path / "source", torch.float16)
+    patterns = ["embed_tokens$"] if config.tie_word_embeddings else ["embed_tokens$", "lm_head"]
+    int8conv.convert(tmp_path / "source", tmp_path / "int8", quantize=patterns)
+    linears = open_converted(tmp_path / "int8").linears
+    assert sum("embed_tokens" in path or path == "lm_head" for path in linears) == len(patterns)
+    put_dequantised_weights(reference, tmp_path / "int8")
+    model = int8conv.load(tmp_path / "int8", mode="w8a16")
+    token_ids = torch.randint(101, (2, 40), generator=torch.Generator().manual_seed(1))
+    expected = _logits(reference, token_ids)
+    assert (model.logits(token_ids) - expected).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("scales", ["tensor", "row", "block"])
+def test_fp8_source(scales: str, tmp_path: Path) -> None:
+    """A Llama in FP8, as a source and converted; the reference has its weights decoded by torch."""
+    config = CONFIGS["llama, grouped queries, tied"]
+    reference = _reference(config, tmp_path / "source", torch.bfloat16)
+    decoded = put_fp8(tmp_path / "source", scales)
+    for name, parameter in reference.named_parameters():
+        parameter.data = decoded.get(name, parameter.data)
+    token_ids = torch.randint(101, (2, 40), generator=torch.Generator().manual_seed(1))
+    expected = _logits(reference, token_ids)
+    logits = int8conv.load(tmp_path / "source").logits(token_ids)
+    assert (logits - expected).abs().max() <= TOLERANCE
+    int8conv.convert(tmp_path / "source", tmp_path / "int8")
+    put_dequantised_weights(reference, tmp_path / "int8")
+    logits = int8conv.load(tmp_path / "int8", mode="w8a16").logits(token_ids)
+    assert (logits - _logits(reference, token_ids)).abs().max() <= TOLERANCE
 
 
 def put_dequantised_weights(reference: Any, folder: Path) -> None:

@@ -43,7 +43,7 @@ def test_qkv_is_one_view(example_int8: Path) -> None:
     architecture = architecture_of(example_int8)
     layer = architecture.layer(0)
     linears = [converted.linears[layer[role].path] for role in "qkv"]
-    fused = weights._fused(linears)
+    fused = weights._mixed([layer[role] for role in "qkv"], linears)
     one = weights._files.tensor(linears[0].weight)
     assert fused.codes.shape == (256 + 128 + 128, 256)
     assert fused.codes.data_ptr() == one.data_ptr()
@@ -83,9 +83,14 @@ def test_groups_of_the_manifest_decide_what_is_fused(converted: Path) -> None:
 
 
 def test_head_and_embedding_stay_in_16_bits(example_int8: Path) -> None:
-    weights = ConvertedWeights(open_converted(example_int8), torch.float32)
-    embed = weights.stored(architecture_of(example_int8).outside()["embed"])
-    assert embed.dtype == torch.float16
+    opened = open_converted(example_int8)
+    weights = ConvertedWeights(opened, torch.float32)
+    module = architecture_of(example_int8).outside()["embed"]
+    stored = opened.checkpoint.tensor(f"{module.path}.weight")
+    assert stored.dtype == "F16"
+    rows = torch.tensor([[3, 0], [7, 3]])
+    expected = torch.from_numpy(read_array(stored).astype("float32"))[rows]
+    assert torch.equal(weights.lookup(module)(rows), expected)
 
 
 def test_writing_to_a_tensor_does_not_change_the_file(converted: Path) -> None:
@@ -112,7 +117,7 @@ def test_a_source_in_its_own_dtype_is_mapped(source: Path) -> None:
     weights = CheckpointWeights(open_checkpoint(source), torch.float16)
     module = architecture_of(source).outside()["embed"]
     stored = weights.checkpoint.tensor("model.embed_tokens.weight")
-    assert weights.stored(module).data_ptr() == weights._files.tensor(stored).data_ptr()
+    assert weights.tensor(module).data_ptr() == weights._files.tensor(stored).data_ptr()
 
 
 def test_a_shape_that_the_config_does_not_imply_is_named(tmp_path: Path) -> None:

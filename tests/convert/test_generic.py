@@ -1,0 +1,212 @@
+"""Checkpoints of families that the runtime does not know, as transformers writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from int8conv.convert.converter import convert
+from int8conv.convert.options import ConvertOptions
+from int8conv.convert.selection import Group, Kept
+from int8conv.convert.source import open_source
+from int8conv.errors import ArgumentError, UnsupportedModelError
+from int8conv.formats.converted import open_converted, read_array
+from int8conv.formats.hub import resolve
+
+from ..checkpoints import LLAMA, edit_config, put_fp8, random_tensors, write_checkpoint
+
+_SIZES: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 128, "head_dim": 16, "max_position_embeddings": 64,
+    "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+}  # fmt: skip
+_EXPERTS = {
+    "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
+}  # fmt: skip
+_GPT2 = {
+    "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 64,
+    "bos_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+
+
+def transformers_checkpoint(folder: Path, family: str, config: dict[str, Any]) -> dict[str, Tensor]:
+    """A random model, written by transformers; its tensors as stored."""
+    torch.manual_seed(0)
+    auto = AutoModel if family in ("bert", "t5") else AutoModelForCausalLM
+    auto.from_config(AutoConfig.for_model(family, **config)).half().save_pretrained(folder)
+    return load_file(folder / "model.safetensors")
+
+
+def dequantized(folder: Path) -> dict[str, Tensor]:
+    """The weight that each quantised linear stands for, and its row scales."""
+    weights = {}
+    for path, linear in open_converted(folder).linears.items():
+        codes = torch.from_numpy(read_array(linear.weight).astype(np.float32))[..., 0]
+        weights[path] = codes * torch.from_numpy(read_array(linear.scale).copy())[:, None]
+    return weights
+
+
+def check_close(found: Tensor, expected: Tensor) -> None:
+    """Within half a step of each row."""
+    step = expected.float().abs().amax(dim=1, keepdim=True) / 127
+    assert ((found - expected.float()).abs() <= step * 0.501).all()
+
+
+CASES: dict[str, tuple[str, dict[str, Any], int, Callable[[str, Tensor], dict[str, Tensor]]]] = {
+    "GPT-2's Conv1D": ("gpt2", _GPT2, 8, lambda p, t: {p: t.t()}),
+    "experts one by one": ("mixtral", _SIZES | _EXPERTS, 2 * (4 + 4 * 3), lambda p, t: {p: t}),
+    "a stack of experts, [in, out]": (
+        "gpt_oss", _SIZES | _EXPERTS, 2 * (4 + 4 * 2),
+        lambda p, t: {f"{p}.{i}": x.t() for i, x in enumerate(t)} if t.ndim == 3 else {p: t},
+    ),
+    "square experts, [in, out]": (
+        "gpt_oss", _SIZES | _EXPERTS | {"intermediate_size": 64}, 2 * (4 + 4 * 2),
+        lambda p, t: {f"{p}.{i}": x.t() for i, x in enumerate(t)} if t.ndim == 3 else {p: t},
+    ),
+    "a stack of experts, [out, in]": (
+        "granitemoe", _SIZES | _EXPERTS, 2 * (4 + 4 * 2),
+        lambda p, t: {f"{p}.{i}": x for i, x in enumerate(t)} if t.ndim == 3 else {p: t},
+    ),
+    "an encoder": (
+        "bert", {k: _SIZES[k] for k in _SIZES if "head_dim" not in k}, 2 * 6, lambda p, t: {p: t},
+    ),
+    "encoder and decoder": (
+        "t5", {"d_model": 64, "d_ff": 96, "num_layers": 2, "num_heads": 4, "vocab_size": 128, "d_kv": 16},
+        2 * 6 + 2 * 10, lambda p, t: {p: t},
+    ),
+    "fused projections": ("phi3", _SIZES, 2 * 4, lambda p, t: {p: t}),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", CASES)
+def test_what_transformers_writes(tmp_path: Path, case: str) -> None:
+    family, config, count, linears_of = CASES[case]
+    stored = transformers_checkpoint(tmp_path / "source", family, config)
+    report = convert(tmp_path / "source", tmp_path / "out")
+    assert report.quantized == count
+    assert report.outlier_columns == 0
+    assert "chosen by names and shapes" in report.notes[0]
+    found = dequantized(tmp_path / "out")
+    assert len(found) == count
+    checked = set()
+    for name, tensor in stored.items():
+        for path, expected in linears_of(name.removesuffix(".weight"), tensor).items():
+            if path in found:
+                check_close(found[path], expected)
+                checked.add(path)
+    assert checked == set(found)
+    kept = {t.name: read_array(t) for t in open_converted(tmp_path / "out").others()}
+    for name, array in kept.items():
+        if "padding" not in name:
+            np.testing.assert_array_equal(array, stored[name].numpy())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_linears_that_share_an_input_are_groups(tmp_path: Path) -> None:
+    transformers_checkpoint(tmp_path, "gpt_oss", _SIZES | _EXPERTS)
+    groups = [x for x in open_source(resolve(tmp_path), ConvertOptions()).selection.items if isinstance(x, Group)]  # fmt: skip
+    names = [[linear.path.rpartition("layers.0.")[2] for linear in g.linears] for g in groups[:4]]
+    assert names == [
+        [f"mlp.experts.down_proj.{i}" for i in range(4)],
+        [f"mlp.experts.gate_up_proj.{i}" for i in range(4)],
+        ["self_attn.o_proj"],
+        ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    ]
+
+
+def unknown(folder: Path, tensors: dict[str, Tensor], **options: Any) -> tuple[set[str], set[str]]:
+    """Paths of the linears and names of the kept tensors of an unknown family's checkpoint."""
+    write_checkpoint(folder, {"model_type": "new", "hidden_size": 64}, tensors)
+    items = open_source(resolve(folder), ConvertOptions(**options)).selection.items
+    linears = {x.path for item in items if isinstance(item, Group) for x in item.linears}
+    return linears, {item.name for item in items if isinstance(item, Kept)}
+
+
+def test_names_that_do_not_mean_a_linear(tmp_path: Path) -> None:
+    square = torch.zeros(64, 64).half()
+    kept = {
+        "embed.weight", "layers.0.norm.weight", "layers.0.pre_norm.weight", "layers.0.router.weight", "head.weight",
+        "layers.0.gate.weight", "layers.0.lora_a.weight", "layers.0.conv1d.weight", "layers.0.table",
+        "blocks.0.wpe.weight", "layers.0.embed_positions.weight", "layers.0.relative_attention_bias.weight",
+    }  # fmt: skip
+    tensors = {name: square.clone() for name in kept | {"layers.0.gate_proj.weight", "h.1.weight"}}
+    tensors["layers.0.narrow.weight"] = torch.zeros(64, 31).half()
+    tensors["layers.0.position_ids"] = torch.zeros(64, dtype=torch.int64)
+    assert unknown(tmp_path, tensors) == (
+        {"layers.0.gate_proj", "h.1"},
+        kept | {"layers.0.narrow.weight"},
+    )
+
+
+def test_a_stack_that_could_be_either_way_is_kept(tmp_path: Path) -> None:
+    tensors = {
+        "layers.0.experts.up": torch.zeros(2, 64, 64).half(),
+        "layers.0.experts.down": torch.zeros(2, 48, 96).half(),
+        "layers.0.proj.weight": torch.zeros(64, 64).half(),
+    }
+    linears, kept = unknown(tmp_path, tensors)
+    assert linears == {"layers.0.proj"}
+    assert kept == {"layers.0.experts.up", "layers.0.experts.down"}
+
+
+def test_layers_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    tensors = {f"layers.{i}.proj.weight": torch.zeros(64, 64).half() for i in range(11)}
+    tensors |= {n: torch.zeros(96, 64).half() for n in ("lm_head.weight", "model.embed.weight")}
+    write_checkpoint(tmp_path / "source", {"model_type": "new"}, tensors)
+    convert(tmp_path / "source", tmp_path / "out")
+    names = [
+        n for n in open_converted(tmp_path / "out").checkpoint.tensors if n.endswith(".weight")
+    ]
+    assert names == [
+        "model.embed.weight", *[f"layers.{i}.proj.weight" for i in range(11)], "lm_head.weight",
+    ]  # fmt: skip
+
+
+def test_patterns(tmp_path: Path) -> None:
+    tensors = random_tensors(LLAMA)
+    q, head = "model.layers.0.self_attn.q_proj", "lm_head"
+    options = {"keep": (q,), "quantize": ("lm_head$",), "exclude": (r"layers\.1\.",)}
+    linears, kept = unknown(tmp_path / "a", tensors, **options)
+    assert head in linears
+    assert f"{q}.weight" in kept
+    assert not any("layers.1." in name for name in linears | kept)
+    linears, kept = unknown(tmp_path / "b", tensors, include=("mlp",))
+    assert len(linears) == 6
+    assert not kept
+    for option in ("keep", "quantize", "include", "exclude"):
+        with pytest.raises(ArgumentError, match=f"{option} matches no"):
+            unknown(tmp_path / "c", tensors, **{option: ("nothing such",)})
+
+
+def test_nothing_that_looks_like_a_linear(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="no linear found"):
+        unknown(tmp_path, {"a.weight": torch.zeros(64, 64).half()})
+
+
+def test_fp8_of_an_unknown_family(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "source", dtype=torch.bfloat16)
+    decoded = put_fp8(folder, "block")
+    edit_config(folder, model_type="new")
+    report = convert(folder, tmp_path / "out", keep=["layers.1.mlp.down"])
+    weights = dequantized(tmp_path / "out")
+    assert report.quantized == len(weights) == len(decoded) - 1
+    for path, weight in weights.items():
+        check_close(weight, decoded[f"{path}.weight"])
+    opened = open_converted(tmp_path / "out")
+    down = "model.layers.1.mlp.down_proj.weight"
+    assert opened.checkpoint.tensor(down).dtype == "F16"
+    expected = decoded[down].half().numpy()
+    np.testing.assert_array_equal(read_array(opened.checkpoint.tensor(down)), expected)
+    skipped = opened.manifest.skipped
+    assert skipped[f"{down}_scale_inv"].startswith("scales of an FP8 weight")
+    assert len(skipped) == len(decoded)
+    assert not any("scale_inv" in name for name in opened.checkpoint.tensors)
