@@ -206,6 +206,10 @@ class MissingShardError(CheckpointError):
     """A file that the index names is absent."""
 
 
+class DuplicateTensorError(CheckpointError):
+    """Two files have a tensor of the same name."""
+
+
 class MissingTensorError(CheckpointError):
     """A tensor that is listed or needed is absent."""
 

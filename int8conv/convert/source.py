@@ -34,7 +34,7 @@ def open_source(source: Source, options: ConvertOptions) -> OpenedSource:
         UnsupportedModelError: neither known to the runtime nor with anything that looks like a linear.
         ArgumentError: a pattern of the options matches nothing.
     """
-    whole = open_checkpoint(source.folder, source.remote)
+    whole = open_checkpoint(source.folder, source.remote, source.only)
     check_not_quantized(whole)
     checkpoint, excluded = _included(whole, options)
     architecture, notes = None, []

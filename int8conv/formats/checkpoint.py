@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import (
     ArgumentError,
+    DuplicateTensorError,
     JsonFileError,
     MissingShardError,
     MissingTensorError,
@@ -22,10 +23,10 @@ from .json_file import read_json
 from .names import is_plain_file_name
 from .pickled import read_pickle
 from .storage import LocalFile, WeightsFile
+from .weight_files import FORMATS, SAFETENSORS, WeightFormat, find_weight_files, weights_like
 
 CONFIG_FILE = "config.json"
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+INDEX_FILE = SAFETENSORS.index
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,20 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    folder: str | os.PathLike[str], remote: Mapping[str, WeightsFile] | None = None
+    folder: str | os.PathLike[str],
+    remote: Mapping[str, WeightsFile] | None = None,
+    only: str | None = None,
 ) -> Checkpoint:
-    """Open a folder with ``config.json`` and safetensors files (one, or several with an index), or else PyTorch pickles.
+    """Open a folder with ``config.json`` and safetensors files, or else PyTorch pickles: one, or several.
 
     Args:
         folder: the folder.
         remote: weights files that belong to it and are elsewhere, by name.
+        only: the one to take of several weights files, or indexes of them.
 
     Raises:
         NotFoundError: no such folder, or no checkpoint in it.
+        ArgumentError: it is not clear which weights files are meant.
         CheckpointError: index and shards do not hold together, or a pickle cannot be read safely.
         SafetensorsError: a shard is malformed.
     """
@@ -98,68 +103,41 @@ def open_checkpoint(
         path.name: LocalFile(path) for path in folder.iterdir() if path.is_file()
     }
     files |= remote or {}
-    kind = _find_kind(folder, files)
-    weight_map = read_weight_map(folder / kind.index)
+    found = find_weight_files(files, folder, only)
+    if found is None:
+        raise NotFoundError(
+            "no checkpoint in this folder", file=folder,
+            expected=" or ".join(kind.single for kind in FORMATS), found=weights_like(files),
+        )  # fmt: skip
     config = read_json(folder / CONFIG_FILE)
-    shards = sorted(set(weight_map.values())) if weight_map is not None else [kind.single]
+    weight_map = read_weight_map(folder / found.index) if found.index else None
     headers = {}
-    for shard in shards:
+    for shard in sorted(set(weight_map.values())) if weight_map else found.names:
         if shard not in files:
             raise MissingShardError(
                 "shard is missing", file=folder / shard,
-                expected=f"the file that {kind.index} names", hint="download the rest",
+                expected=f"the file that {found.index} names", hint="download the rest",
             )  # fmt: skip
-        headers[shard] = kind.read(files[shard])
-    tensors = _locate(files, headers, weight_map, kind.index)
+        headers[shard] = _read_header(found.format, files[shard])
+    tensors = _locate(files, headers, weight_map, found.index)
     return Checkpoint(folder, config, tensors, headers, weight_map)
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of weights file."""
-
-    index: str
-    single: str
-    read: Callable[[WeightsFile], Header]
-
-
-def _read_pickle(file: WeightsFile) -> Header:
+def _read_header(kind: WeightFormat, file: WeightsFile) -> Header:
+    if kind is SAFETENSORS:
+        return read_header(file)
     if not isinstance(file, LocalFile):
         raise ArgumentError("a pickle cannot be read from afar", file=file)
     return read_pickle(file.path)
 
 
-KINDS = (
-    Kind(INDEX_FILE, SINGLE_FILE, read_header),
-    Kind("pytorch_model.bin.index.json", "pytorch_model.bin", _read_pickle),
-)
-"""The first that a folder has is taken."""
-
-
-def _find_kind(folder: Path, files: Mapping[str, WeightsFile]) -> Kind:
-    for kind in KINDS:
-        if kind.index in files or kind.single in files:
-            return kind
-    raise NotFoundError(
-        "no checkpoint in this folder", file=folder,
-        expected=f"{SINGLE_FILE}, {INDEX_FILE} or {KINDS[-1].single}", found=_weights_like(folder),
-    )  # fmt: skip
-
-
-def _weights_like(folder: Path) -> str:
-    kinds = {".safetensors", ".bin", ".pth", ".pt", ".gguf"}
-    names = sorted(p.name for p in folder.iterdir() if p.suffix in kinds)
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "no weights"
-
-
-def read_weight_map(path: Path) -> dict[str, str] | None:
-    """Tensor name to shard file name as an index has it; None if there is no such file.
+def read_weight_map(path: Path) -> dict[str, str]:
+    """Tensor name to shard file name as an index has it.
 
     Raises:
+        NotFoundError: there is no such file.
         JsonFileError, UnsafePathError: it is malformed, or names a file outside the folder.
     """
-    if not path.is_file():
-        return None
     weight_map = read_json(path, strict=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise JsonFileError("no usable weight_map", file=path, expected="tensor name -> file name",
@@ -178,27 +156,34 @@ def _locate(
     files: Mapping[str, WeightsFile],
     headers: dict[str, Header],
     weight_map: dict[str, str] | None,
-    index: str,
+    index: str | None,
 ) -> dict[str, StoredTensor]:
-    listed = weight_map
-    if listed is None:
-        listed = {name: shard for shard, header in headers.items() for name in header.tensors}
+    listed = weight_map if weight_map is not None else _first_shards(files, headers)
     tensors = {}
     for shard, header in headers.items():
         for info in header.tensors.values():
             if listed.get(info.name) == shard:
                 offset = header.payload_offset + info.begin
                 tensors[info.name] = StoredTensor(
-                    info.name,
-                    info.dtype,
-                    info.shape,
-                    files[shard],
-                    offset,
-                    info.nbytes,
-                )
+                    info.name, info.dtype, info.shape, files[shard], offset, info.nbytes
+                )  # fmt: skip
     for name, shard in listed.items():
         if name not in tensors:
             raise MissingTensorError(
                 f"listed in {index}, but not in its shard", file=files[shard], tensor=name
             )
     return tensors
+
+
+def _first_shards(files: Mapping[str, WeightsFile], headers: dict[str, Header]) -> dict[str, str]:
+    """The shard of each tensor, where no index says it."""
+    listed: dict[str, str] = {}
+    for shard, header in headers.items():
+        for name in header.tensors:
+            if name in listed:
+                raise DuplicateTensorError(
+                    f"is in {listed[name]} too, and no index says which counts", file=files[shard],
+                    tensor=name, hint="shards of tensor parallelism have to be merged first",
+                )  # fmt: skip
+            listed[name] = shard
+    return listed

@@ -15,11 +15,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from .. import __version__
-from ..errors import ArgumentError, HubNotFoundError, NotFoundError
-from .checkpoint import CONFIG_FILE, KINDS, Kind, read_weight_map
+from ..errors import ArgumentError, HubNotFoundError, MissingShardError, NotFoundError
+from .checkpoint import CONFIG_FILE, read_weight_map
 from .hub_errors import hub_errors, patiently, quiet_library
 from .remote import RemoteFile
 from .storage import WeightsFile
+from .weight_files import (
+    FORMATS,
+    SAFETENSORS,
+    WeightFiles,
+    WeightFormat,
+    find_weight_files,
+    is_weights_name,
+    weights_like,
+)
 
 _PART: Final = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"
 _ID: Final = re.compile(rf"({_PART}/{_PART})(?:@(\w(?:[\w./+-]*[\w+-])?))?", re.ASCII)
@@ -43,13 +52,15 @@ class Source:
     """The commit, for a checkpoint from the hub."""
     remote: Mapping[str, WeightsFile] = field(default_factory=dict)
     """Weights files that are not in the folder but stay on the hub, by name."""
+    only: str | None = None
+    """The weights file, or index, that was named itself; None if the folder was."""
 
 
 def resolve(source: str | os.PathLike[str], *, stream: bool = False) -> Source:
     """The folder that a path or hub id means; what it lacks of a hub checkpoint is downloaded.
 
     Args:
-        source: a path, which wins if it exists; else a string ``org/name`` or ``org/name@revision``, the revision being a
+        source: a path, which wins if it exists, of a folder or of a weights file (or index) in one; else a string ``org/name`` or ``org/name@revision``, the revision being a
             branch, a tag or a commit.
         stream: leave the weights of a hub checkpoint on the hub, unless they are all in the cache: they are read from there.
 
@@ -61,13 +72,15 @@ def resolve(source: str | os.PathLike[str], *, stream: bool = False) -> Source:
         OutputError: the cache cannot be written to.
     """
     path = Path(source)
+    if path.is_file() and is_weights_name(path.name):
+        return Source(path.parent, path.parent.resolve().name, only=path.name)
     if path.exists():
         return Source(path, path.resolve().name)
     parsed = parse_id(source) if isinstance(source, str) else None
     if parsed is None:
         raise NotFoundError(
             "no such folder, and not a hub id either", file=source,
-            hint="expected a Hugging Face checkpoint folder, or org/name[@revision]",
+            hint="expected a Hugging Face checkpoint folder, a weights file, or org/name[@revision]",
         )  # fmt: skip
     with quiet_library(), hub_errors(str(source)):
         return _download(str(source), *parsed, stream=stream)
@@ -91,19 +104,20 @@ def _download(source: str, repository: str, revision: str | None, *, stream: boo
     """Small files first, as they tell the commit and the shards; then the weights, by name."""
     folder = _fetch(repository, revision, _SMALL_FILES)
     here = Source(folder, repository, folder.name)  # a snapshot is called as its commit
-    if _has_weights(folder, KINDS[:1]):
+    cached = _cached(folder)
+    if cached and cached.standard and cached.format is SAFETENSORS:
         return here  # with no further look at the hub
     try:
         files = _list_files(repository, here.revision)
     except Exception:
-        if _has_weights(folder, KINDS):
+        if cached:
             return here
         raise
     kind, shards = _find_weights(source, folder, files)
     if not stream:
         _fetch(repository, here.revision, [glob.escape(name) for name in shards])
         return here
-    if kind is not KINDS[0]:
+    if kind is not SAFETENSORS:
         raise ArgumentError(
             "only safetensors files can be streamed", file=source, found=shards[0],
             hint="without --stream it is downloaded",
@@ -150,35 +164,34 @@ def _content_id(file: Any) -> str:
     return str(file.lfs.sha256 if file.lfs is not None else file.blob_id)
 
 
-def _weights_of(kind: Kind, folder: Path, names: Collection[str]) -> list[str]:
-    """Names of the weights files of a kind, if ``names`` has its index or its single file."""
-    if kind.index in names:
-        weight_map = read_weight_map(folder / kind.index)
-        return sorted(set(weight_map.values())) if weight_map else []
-    return [kind.single] if kind.single in names else []
-
-
-def _has_weights(folder: Path, kinds: Sequence[Kind]) -> bool:
-    """Whether all the weights of a kind are in the folder."""
+def _cached(folder: Path) -> WeightFiles | None:
+    """The weights in the folder, if all of them are there."""
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    found = [_weights_of(kind, folder, present) for kind in kinds]
-    return any(names and present.issuperset(names) for names in found)
+    try:
+        found = find_weight_files(present, folder)
+    except (ArgumentError, MissingShardError):  # some of them, by another tool
+        return None
+    return found if found and present.issuperset(_shards(found, folder)) else None
 
 
-def _find_weights(source: str, folder: Path, files: Collection[str]) -> tuple[Kind, list[str]]:
-    """The best kind of weights in a repository; refuses one that lacks a file before others are downloaded."""
-    for kind in KINDS:
-        if names := _weights_of(kind, folder, files):
-            for name in (CONFIG_FILE, *names):
-                if name not in files:
-                    raise HubNotFoundError(
-                        "the repository lacks a file", file=source, expected=name
-                    )
-            return kind, names
-    suffixes = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".onnx", ".h5", ".msgpack")
-    others = [name for name in files if name.endswith(suffixes)]
-    raise NotFoundError(
-        "no checkpoint in this repository", file=source,
-        expected=" or ".join(kind.single for kind in KINDS),
-        found=", ".join(others[:3]) + (", ..." if len(others) > 3 else "") or "no weights",
-    )  # fmt: skip
+def _shards(found: WeightFiles, folder: Path) -> list[str]:
+    if found.index is None:
+        return list(found.names)
+    return sorted(set(read_weight_map(folder / found.index).values()))
+
+
+def _find_weights(
+    source: str, folder: Path, files: Collection[str]
+) -> tuple[WeightFormat, list[str]]:
+    """The best weights in a repository; refuses one that lacks a file before others are downloaded."""
+    found = find_weight_files(files, source)
+    if found is None:
+        raise NotFoundError(
+            "no checkpoint in this repository", file=source,
+            expected=" or ".join(kind.single for kind in FORMATS), found=weights_like(files),
+        )  # fmt: skip
+    shards = _shards(found, folder)
+    for name in (CONFIG_FILE, *shards):
+        if name not in files:
+            raise HubNotFoundError("the repository lacks a file", file=source, expected=name)
+    return found.format, shards

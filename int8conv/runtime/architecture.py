@@ -79,6 +79,10 @@ def read_architecture(
     if embed not in tensors and stripped in tensors:
         names = {r: n.removeprefix(family.base_prefix) for r, n in family.names.items()}
         family = replace(family, names=names)
+    elif decoder.tied and embed not in tensors and family.names["head"] + ".weight" in tensors:
+        # of tensors that share memory, safetensors' save_model keeps the first name
+        names = {**family.names, "embed": family.names["head"]}
+        family = replace(family, names=names)
     return Architecture(family, decoder, tuple(_modules(decoder, family.names)))
 
 

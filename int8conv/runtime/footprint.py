@@ -78,7 +78,9 @@ def predict_footprint(
     source = resolve_headers(path)
     folder = source.folder
     converted = open_converted(resolve(path).folder) if is_converted(folder) else None
-    checkpoint = converted.checkpoint if converted else open_checkpoint(folder, source.remote)
+    checkpoint = (
+        converted.checkpoint if converted else open_checkpoint(folder, source.remote, source.only)
+    )
     architecture = read_architecture(checkpoint.config, checkpoint.tensors, folder / CONFIG_FILE)
     config = architecture.config
     context = config.max_positions if context is None else context

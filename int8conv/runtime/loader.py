@@ -54,7 +54,8 @@ def load(
         raise ArgumentError("device", expected="cpu", found=device)
     if mode is not None and mode not in MODES:
         raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
-    folder = resolve(path).folder
+    source = resolve(path)
+    folder = source.folder
     weights: Weights
     if is_converted(folder):
         converted = open_converted(folder)
@@ -64,7 +65,7 @@ def load(
         if mode is not None:
             raise ArgumentError("mode is for converted folders", file=folder, found=repr(mode),
                                 hint="an unconverted checkpoint runs in its own precision")  # fmt: skip
-        checkpoint = open_checkpoint(folder)
+        checkpoint = open_checkpoint(folder, only=source.only)
         check_not_quantized(checkpoint)
         weights = CheckpointWeights(checkpoint, chosen)
     config_file = folder / CONFIG_FILE

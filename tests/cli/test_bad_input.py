@@ -129,7 +129,7 @@ def folder_instead_of_shard(folder: Path) -> None:
 
 def without_weights(folder: Path) -> None:
     (folder / FILE).unlink()
-    (folder / "consolidated.00.pth").write_bytes(b"x")
+    (folder / "model.gguf").write_bytes(b"x")
 
 
 SOURCES: dict[str, tuple[Damage, list[str]]] = {
@@ -138,9 +138,9 @@ SOURCES: dict[str, tuple[Damage, list[str]]] = {
     "a file": (file_instead, ["/source: not a folder"]),
     "an empty folder": (
         empty_folder,
-        ["/source: no checkpoint", FILE, INDEX, "found no weights"],
+        ["/source: no checkpoint", FILE, "found no weights"],
     ),
-    "weights of another kind": (without_weights, ["/source: no checkpoint", "found consolidated.00.pth"]),
+    "weights of another kind": (without_weights, ["/source: no checkpoint", "found model.gguf"]),
     "no config": (remove("config.json"), ["/source/config.json: cannot be read"]),
     # The config
     "config is not JSON": (replace_file("config.json", b"{'a': 1}"), ["/config.json: not JSON"]),

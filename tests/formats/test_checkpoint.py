@@ -64,7 +64,7 @@ def test_a_file_in_place_of_a_folder(source: Path) -> None:
         open_checkpoint(source / "config.json")
 
 
-@pytest.mark.parametrize("other", ["consolidated.00.pth", "model.gguf", "weights.txt"])
+@pytest.mark.parametrize("other", ["model.gguf", "optimizer.pt", "weights.txt"])
 def test_a_folder_without_safetensors_says_what_it_has(source: Path, other: str) -> None:
     (source / "model.safetensors").rename(source / other)
     found = "no weights" if other.endswith("txt") else other

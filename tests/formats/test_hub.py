@@ -184,7 +184,7 @@ def test_a_repository_without_config(hub: HubServer, source: Path) -> None:
     assert hub.got() == set()
 
 
-@pytest.mark.parametrize("name", ["model.gguf", "consolidated.00.pth", "notes.md"])
+@pytest.mark.parametrize("name", ["model.gguf", "model.onnx", "notes.md"])
 def test_a_repository_without_weights_of_a_known_kind(
     hub: HubServer, source: Path, name: str
 ) -> None:

@@ -22,11 +22,12 @@ from int8conv.errors import (
     HubUnavailableError,
     TruncatedFileError,
 )
-from int8conv.formats.checkpoint import SINGLE_FILE, open_checkpoint
+from int8conv.formats.checkpoint import open_checkpoint
 from int8conv.formats.header import read_header
 from int8conv.formats.hub import resolve, resolve_headers
 from int8conv.formats.hub_errors import WAITS
 from int8conv.formats.storage import WeightsFile
+from int8conv.formats.weight_files import SAFETENSORS
 
 from ..checkpoints import write_checkpoint
 from ..hub_server import ID, HubServer
@@ -38,15 +39,15 @@ CDN = "GET /cdn/"
 @pytest.fixture
 def file(hub: HubServer, source: Path) -> WeightsFile:
     """The weights of ``source`` on the hub, grown to 3 MiB of noise; the requests so far forgotten."""
-    (source / SINGLE_FILE).write_bytes(os.urandom(3 << 20))
-    found = resolve(ID, stream=True).remote[SINGLE_FILE]
+    (source / SAFETENSORS.single).write_bytes(os.urandom(3 << 20))
+    found = resolve(ID, stream=True).remote[SAFETENSORS.single]
     hub.requests.clear()
     return found
 
 
 @pytest.fixture
 def data(file: WeightsFile, source: Path) -> bytes:
-    return (source / SINGLE_FILE).read_bytes()
+    return (source / SAFETENSORS.single).read_bytes()
 
 
 def read(file: WeightsFile, begin: int, end: int, *, until: int = 0) -> bytes:
@@ -124,9 +125,9 @@ def test_an_address_that_expired_is_asked_for_again(
 
 def test_memory_does_not_follow_the_file(hub: HubServer, source: Path) -> None:
     size = 48 << 20
-    with (source / SINGLE_FILE).open("wb") as opened:
+    with (source / SAFETENSORS.single).open("wb") as opened:
         opened.truncate(size)
-    file = resolve(ID, stream=True).remote[SINGLE_FILE]
+    file = resolve(ID, stream=True).remote[SAFETENSORS.single]
     read(file, 0, 1)  # the server has the file in memory now
     buffer = memoryview(bytearray(1 << 20))
     tracemalloc.start()
@@ -168,8 +169,10 @@ def test_weights_in_the_cache_are_read_from_there(hub: HubServer) -> None:
 def test_the_stamp_is_of_the_content(hub: HubServer, source: Path, tmp_path: Path) -> None:
     other = write_checkpoint(tmp_path / "other", seed=1)
     hub.revisions |= {"other": other}
-    stamps = [resolve(f"{ID}@{r}", stream=True).remote[SINGLE_FILE].stamp() for r in hub.revisions]
-    assert stamps[0] == resolve(ID, stream=True).remote[SINGLE_FILE].stamp()
+    stamps = [
+        resolve(f"{ID}@{r}", stream=True).remote[SAFETENSORS.single].stamp() for r in hub.revisions
+    ]
+    assert stamps[0] == resolve(ID, stream=True).remote[SAFETENSORS.single].stamp()
     assert stamps[0] != stamps[1]
 
 
@@ -257,9 +260,9 @@ def test_a_refusal_is_final(
 
 
 def test_a_server_that_ignores_ranges(hub: HubServer, source: Path) -> None:
-    with (source / SINGLE_FILE).open("wb") as opened:
+    with (source / SAFETENSORS.single).open("wb") as opened:
         opened.truncate(64 << 20)
-    file = resolve(ID, stream=True).remote[SINGLE_FILE]
+    file = resolve(ID, stream=True).remote[SAFETENSORS.single]
     hub.fail("whole", CDN)
     sent = hub.sent
     with pytest.raises(HubUnavailableError, match=r"does not give parts of files.*HTTP 200"):
@@ -316,10 +319,10 @@ def test_reading_past_the_end(hub: HubServer, file: WeightsFile, data: bytes) ->
 def test_headers_are_checked_as_those_of_local_files(
     hub: HubServer, source: Path, start: bytes, error: type[Exception]
 ) -> None:
-    (source / SINGLE_FILE).write_bytes(start)
+    (source / SAFETENSORS.single).write_bytes(start)
     with pytest.raises(error) as local:
-        read_header(source / SINGLE_FILE)
-    file = resolve(ID, stream=True).remote[SINGLE_FILE]
+        read_header(source / SAFETENSORS.single)
+    file = resolve(ID, stream=True).remote[SAFETENSORS.single]
     with pytest.raises(error) as remote:
         read_header(file)
     assert str(remote.value) == str(local.value).replace(str(source), ID)
