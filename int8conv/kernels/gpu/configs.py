@@ -2,6 +2,8 @@
 
 The table has a list of rows for each kernel and each generation of GPUs; the first row that fits the shape is taken.
 ``max_tokens`` and ``max_out`` bound the rows of the activations and of the weight; the rest are the kernel's parameters.
+Kernels that read int8 matrices have rows of their own for a number of channels that is not a multiple of 16: rows of the
+matrix then begin at odd addresses and are read byte by byte, which large tiles have too few registers for.
 """
 
 from __future__ import annotations
@@ -41,6 +43,11 @@ def choose(kernel: str, capability: int, *, tokens: int = 1, out: int = 1) -> Co
         if all(size <= row.get(condition, size) for condition, size in bounds.items()):
             return {name: value for name, value in row.items() if name not in _CONDITIONS}
     raise AssertionError(f"configs.json: no row for {kernel}, {tokens} tokens, {out} rows")
+
+
+def by_alignment(kernel: str, channels: int) -> str:
+    """The table's name for a kernel that reads rows of ``channels`` bytes."""
+    return kernel if channels % 16 == 0 else f"{kernel}_unaligned"
 
 
 def shipped(kernel: str, capability: int) -> list[Config]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from ...errors import ArgumentError
 from ..mixed import MixedWeight
 from . import launch as L
-from .configs import Config, choose
+from .configs import Config, by_alignment, choose
 from .primitives import dot16, halve_codes, narrow
 from .quantize import QuantizedTokens
 
@@ -150,9 +150,8 @@ def gemm(
         L.check_rows("residual", residual, out_features)
     of = next((t.dtype for t in (x.exact, x.outliers, residual) if t is not None), torch.float16)
     y = L.empty(tokens, out_features, like=x.codes, dtype=dtype or of)
-    config = config or choose(
-        "gemm", L.capability(y.device), tokens=tokens, out=out_features
-    )  # fmt: skip
+    kind = by_alignment("gemm", channels)
+    config = config or choose(kind, L.capability(y.device), tokens=tokens, out=out_features)
     block_m, block_n, block_k = config["block_m"], config["block_n"], config["block_k"]
     L.launch(
         gemm_kernel, (L.cdiv(tokens, block_m) * L.cdiv(out_features, block_n),),

@@ -252,7 +252,7 @@ def _run(
         x.stride(0), _stride(before.residual), _stride(before.sum_out), _stride(before.times),
         _stride(half), _stride(codes),
         NORM=before.norm, ACTIVATION=before.activation, HALF=which_half, BLOCK=block,
-        num_warps=max(1, min(8, block // 512)), num_stages=1,
+        num_warps=max(1, min(16, block // 256)), num_stages=1,
     )  # fmt: skip
 
 

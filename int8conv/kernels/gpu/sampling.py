@@ -184,6 +184,6 @@ def sample(logits: Tensor, draws: Draws, positions: Tensor, *, out: Tensor | Non
         logits, draws.temperature, draws.top_k, draws.top_p, draws.min_p, draws.seed, positions,
         tokens, vocab, logits.stride(0), BITS=8 * logits.element_size(),
         BLOCK=min(_BLOCK, L.power_of_two(vocab)),
-        num_warps=16, num_stages=1,
+        num_warps=8, num_stages=1,
     )  # fmt: skip
     return tokens

@@ -26,7 +26,7 @@ from torch import Tensor
 from ...errors import ArgumentError
 from ..mixed import MixedWeight
 from . import launch as L
-from .configs import Config, choose
+from .configs import Config, by_alignment, choose
 from .gemm import check_contiguous
 from .gemv import gemv
 from .primitives import activate, dot16, halve_codes, narrow
@@ -174,7 +174,8 @@ def w8a16(
     if tokens == 1 and (config is None or "split" not in config):
         return gemv(x, weight, bias, residual, activation=activation, config=config)
     y = L.empty(tokens, out_features, like=x, dtype=x.dtype)
-    config = config or choose("skinny", L.capability(x.device), tokens=tokens, out=out_features)
+    kind = by_alignment("skinny", channels)
+    config = config or choose(kind, L.capability(x.device), tokens=tokens, out=out_features)
     block_m = max(L.power_of_two(tokens), 16)
     block_n, block_k, split = config["block_n"], config["block_k"], config["split"]
     tiles = L.cdiv(out_features, block_n)
