@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 from int8conv.convert.converter import convert
 
 from .checkpoints import write_checkpoint
+
+os.environ.setdefault(
+    "TRITON_INTERPRET", "1"
+)  # kernels are tested on CPU tensors; read when triton is imported
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal, Protocol, cast
 
 import torch
@@ -40,6 +41,14 @@ class MixedWeight:
     """float16 or bfloat16 ``[out, k]``."""
     threshold: float | None = None
     """Magnitude from which the safety net of ``w8a8`` takes an activation; None: no net."""
+
+    @cached_property
+    def is_outlier(self) -> Tensor | None:
+        """int8 ``[in]``, 1 in outlier columns; made at the first use, one byte for each input channel."""
+        if self.outlier_index is None:
+            return None
+        marks = torch.zeros(self.in_features, dtype=torch.int8, device=self.codes.device)
+        return marks.index_fill_(0, self.outlier_index.long(), 1)
 
     @property
     def out_features(self) -> int:

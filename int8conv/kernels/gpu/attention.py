@@ -1,0 +1,160 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
+# ruff: noqa: N803
+"""Attention of one new token of each sequence over the key/value cache.
+
+    o = softmax(scale * q k^T [soft-capped] [+ slope * distance]) v          over the last ``window`` positions, or all
+
+The context of a sequence is split among ``splits`` programs for each key/value head, so that few sequences still fill a
+GPU (flash decoding). A program takes all query heads of its key/value head at once, as the rows of a dot: each key and
+value is read once. It keeps the running maximum m and sum l of arXiv:1805.02867 in float32 and writes them with its
+unnormalised output; a second kernel joins the parts: o = sum exp(m_i - m) o_i / sum exp(m_i - m) l_i.
+
+The number of parts follows from the launch's shape, their borders from each sequence's length on the device: nothing
+that a CUDA graph could not replay for a longer context. Probabilities are rounded to 16 bits for the second dot.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...errors import ArgumentError
+from . import launch as L
+from .configs import Config, choose
+from .primitives import dot16, narrow, tanh
+
+
+@triton.jit
+def attention_kernel(
+    q, keys, values, lengths, slopes, partial, state,
+    scale, softcap, window, D, kv_heads, q_stride, batch_stride, head_stride, position_stride,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
+    D_FITS: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """One part of the context of one sequence and key/value head; ``GROUP`` query heads in ``ROWS`` rows."""
+    batch = (tl.program_id(0) // kv_heads).to(tl.int64)
+    kv_head = tl.program_id(0) % kv_heads
+    part = tl.program_id(1)
+    parts = tl.num_programs(1)
+    length = tl.load(lengths + batch)
+    first = tl.maximum(length - window, 0) if WINDOW else length * 0
+    step = tl.cdiv(tl.cdiv(length - first, parts), BLOCK_S) * BLOCK_S
+    begin = first + part * step
+    end = tl.minimum(begin + step, length)
+
+    row = tl.arange(0, ROWS)
+    d = tl.arange(0, BLOCK_D)
+    head = kv_head * GROUP + row
+    head_or_first = tl.where(row < GROUP, head, 0)
+    inside = (row < GROUP)[:, None] & (d < D)[None, :]
+    query = tl.load(q + batch * q_stride + head[:, None] * D + d[None, :], mask=inside, other=0.0)
+    base = batch * batch_stride + kv_head * head_stride
+    peak = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    out = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    for start in tl.range(begin, end, BLOCK_S, num_stages=STAGES):
+        s = start + tl.arange(0, BLOCK_S)
+        here = s < end
+        wanted = here[:, None] if D_FITS else here[:, None] & (d < D)[None, :]
+        where = s.to(tl.int64)[:, None] * position_stride + d[None, :]
+        key = tl.load(keys + base + where, mask=wanted, other=0.0)
+        scores = dot16(query, tl.trans(key), tl.zeros((ROWS, BLOCK_S), tl.float32)) * scale
+        if SOFTCAP:
+            scores = softcap * tanh(scores / softcap)
+        if slopes is not None:
+            distance = (s - (length - 1)).to(tl.float32)
+            scores += tl.load(slopes + head_or_first)[:, None] * distance[None, :]
+        scores = tl.where(here[None, :], scores, float("-inf"))
+        higher = tl.maximum(peak, tl.max(scores, 1))
+        shrink = tl.exp(peak - higher)
+        weights = tl.exp(scores - higher[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        value = tl.load(values + base + where, mask=wanted, other=0.0)
+        out = dot16(narrow(weights, value.dtype), value, out * shrink[:, None])
+        peak = higher
+
+    slot = (batch * kv_heads * GROUP + head) * parts + part
+    tl.store(partial + slot[:, None] * D + d[None, :], out, mask=inside)
+    tl.store(state + slot * 2, peak, mask=row < GROUP)
+    tl.store(state + slot * 2 + 1, total, mask=row < GROUP)
+
+
+@triton.jit
+def join_kernel(partial, state, out, D, parts, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr):
+    """One head of one sequence; zeros for an empty context."""
+    slot = tl.program_id(0).to(tl.int64)
+    p = tl.arange(0, BLOCK_P)
+    d = tl.arange(0, BLOCK_D)
+    peaks = tl.load(state + (slot * parts + p) * 2, mask=p < parts, other=float("-inf"))
+    totals = tl.load(state + (slot * parts + p) * 2 + 1, mask=p < parts, other=0.0)
+    highest = tl.max(peaks, 0)
+    weights = tl.where(totals > 0, tl.exp(peaks - tl.where(totals > 0, highest, 0.0)), 0.0)
+    total = tl.sum(weights * totals, 0)
+    inside = (p < parts)[:, None] & (d < D)[None, :]
+    parts_out = tl.load(partial + (slot * parts + p)[:, None] * D + d[None, :], mask=inside, other=0.0)  # fmt: skip
+    y = tl.sum(parts_out * weights[:, None], 0) / tl.where(total == 0.0, 1.0, total)
+    tl.store(out + slot * D + d, narrow(y, out.dtype.element_ty), mask=d < D)
+
+
+def attend(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float,
+    slopes: Tensor | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    config: Config | None = None,
+) -> Tensor:
+    """Attention of the newest token of each sequence, whose key and value are in the cache already.
+
+    Args:
+        q: 16-bit ``[batch, heads, head_dim]``, contiguous but for the first axis.
+        keys: 16-bit ``[batch, kv_heads, capacity, head_dim]``, last axis contiguous; values with the same strides.
+        values: the same.
+        lengths: int32 ``[batch]``: positions filled, the newest token's included.
+        scale: of the scores, 1 / sqrt(head_dim) as a rule.
+        slopes: float32 ``[heads]``: ALiBi (arXiv:2108.12409).
+        window: how many of the last positions are seen; None: all.
+        softcap: scores become ``softcap * tanh(scores / softcap)``.
+        config: the launch configuration; None takes the table's.
+
+    Returns:
+        ``[batch, heads, head_dim]`` in the dtype of ``q``.
+
+    Raises:
+        ArgumentError: a shape, dtype or stride that does not fit.
+    """
+    batch, heads, size = q.shape
+    kv_heads = keys.shape[1]
+    L.check_half("q", q)
+    if keys.shape[0] != batch or keys.shape[3] != size or heads % max(kv_heads, 1):
+        raise ArgumentError("shape of keys", expected=f"[{batch}, a divisor of {heads}, positions, {size}]", found=list(keys.shape))  # fmt: skip
+    if values.shape != keys.shape or values.stride() != keys.stride() or keys.stride(3) != 1:
+        raise ArgumentError("layout of values", expected="that of keys, last axis contiguous", found=values.stride())  # fmt: skip
+    if q.stride()[1:] != (size, 1):
+        raise ArgumentError("strides of q's heads", expected=(size, 1), found=q.stride()[1:])
+    config = config or choose("attention", L.capability(q.device), tokens=batch * kv_heads)
+    parts = config["splits"]
+    partial = L.empty(batch, heads, parts, size, like=q, dtype=torch.float32)
+    state = L.empty(batch, heads, parts, 2, like=q, dtype=torch.float32)
+    y = L.empty(batch, heads, size, like=q, dtype=q.dtype)
+    group, block_d = heads // kv_heads, max(L.power_of_two(size), 16)
+    L.launch(
+        attention_kernel, (batch * kv_heads, parts),
+        q, keys, values, lengths, slopes, partial, state,
+        float(scale), float(softcap or 0.0), window or 0, size, kv_heads,
+        q.stride(0), keys.stride(0), keys.stride(1), keys.stride(2),
+        GROUP=group, ROWS=max(L.power_of_two(group), 16), BLOCK_D=block_d, BLOCK_S=config["block_s"],
+        D_FITS=block_d == size, SOFTCAP=softcap is not None, WINDOW=window is not None,
+        STAGES=config["num_stages"], num_warps=config["num_warps"], num_stages=config["num_stages"],
+    )  # fmt: skip
+    L.launch(
+        join_kernel, (batch * heads,), partial, state, y, size, parts,
+        BLOCK_P=L.power_of_two(parts), BLOCK_D=block_d, num_warps=4, num_stages=1,
+    )  # fmt: skip
+    return y

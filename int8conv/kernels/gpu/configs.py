@@ -1,0 +1,62 @@
+"""Launch configurations: chosen from ``configs.json`` by kernel, GPU and shape, never by trying out at run time.
+
+The table has a list of rows for each kernel and each generation of GPUs; the first row that fits the shape is taken.
+``max_tokens`` and ``max_out`` bound the rows of the activations and of the weight; the rest are the kernel's parameters.
+Kernels that read int8 matrices have rows of their own for a number of channels that is not a multiple of 16: rows of the
+matrix then begin at odd addresses and are read byte by byte, which large tiles have too few registers for.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any, Final
+
+from ...errors import ArgumentError
+
+GENERATIONS: Final = (80, 89, 90, 100, 120)
+"""Compute capabilities that the table has rows for."""
+
+_SAME_AS: Final = {86: 89, 87: 80, 88: 89, 101: 100, 103: 100, 110: 100, 121: 120}
+_CONDITIONS: Final = ("max_tokens", "max_out")
+
+Config = Mapping[str, int]
+
+
+def generation(capability: int) -> int:
+    """The table's GPU that stands for this one: unknown newer ones run what needs least of a chip.
+
+    Raises:
+        ArgumentError: a GPU older than Ampere.
+    """
+    if capability < GENERATIONS[0]:
+        raise ArgumentError("compute capability", expected="80 or more", found=capability)
+    return capability if capability in GENERATIONS else _SAME_AS.get(capability, 89)
+
+
+def choose(kernel: str, capability: int, *, tokens: int = 1, out: int = 1) -> Config:
+    """The configuration of a kernel for a GPU and a shape, without the conditions it was chosen by."""
+    bounds = dict(zip(_CONDITIONS, (tokens, out), strict=True))
+    for row in _table()[kernel][str(generation(capability))]:
+        if all(size <= row.get(condition, size) for condition, size in bounds.items()):
+            return {name: value for name, value in row.items() if name not in _CONDITIONS}
+    raise AssertionError(f"configs.json: no row for {kernel}, {tokens} tokens, {out} rows")
+
+
+def by_alignment(kernel: str, channels: int) -> str:
+    """The table's name for a kernel that reads rows of ``channels`` bytes."""
+    return kernel if channels % 16 == 0 else f"{kernel}_unaligned"
+
+
+def shipped(kernel: str, capability: int) -> list[Config]:
+    """All rows of a kernel for a GPU, with their conditions."""
+    return list(_table()[kernel][str(generation(capability))])
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    text = resources.files(__package__).joinpath("configs.json").read_text(encoding="utf-8")
+    table: dict[str, Any] = json.loads(text)
+    return table

@@ -1,0 +1,181 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
+# ruff: noqa: N803
+"""The int8 matrix product of W8A8, with outlier columns, safety net, bias and residual in its epilogue.
+
+    y = ((q_x @ q_w^T) * s_x  +  caught @ q_w^T) * s_w  +  x_O @ w_O^T  +  bias  +  residual
+
+Products of int8 codes are summed in int32, exactly (``in`` is at most 133,152, so that no sum overflows); everything after
+that is float32, rounded once. ``caught`` are the activations that the safety net took: for row blocks of which any token
+has a marked block of 128 channels, that block is multiplied once more, in 16 bits, with the codes as they are; the row
+scale comes after. The decision is made on the device from the quantiser's bits; where nothing is marked it costs one load
+of an int32 for each token and 4096 channels.
+
+Layout: both operands have K contiguous. A weight ``[out, in]`` as in the file is what int8 tensor cores want as their
+second operand; with ``[in, out]`` it would have to pass through registers. Tiles are visited in groups of ``GROUP`` row
+blocks, so that what runs at the same time shares operands in the L2 cache. Row and column indices past the edge wrap
+around (their results are never stored); K is masked where it is not a multiple of the tile.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...errors import ArgumentError
+from ..mixed import MixedWeight
+from . import launch as L
+from .configs import Config, by_alignment, choose
+from .primitives import dot16, halve_codes, narrow
+from .quantize import QuantizedTokens
+
+MAX_CHANNELS: Final = (2**31 - 1) // 127**2
+"""More products of 127 by 127 would overflow int32."""
+
+
+@triton.jit
+def _tile(pid, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
+    """Row and column block of a program, in groups of ``GROUP`` row blocks."""
+    blocks_m = tl.cdiv(M, BLOCK_M)
+    in_group = GROUP * tl.cdiv(N, BLOCK_N)
+    first = (pid // in_group) * GROUP
+    rows = tl.minimum(blocks_m - first, GROUP)
+    within = pid % in_group
+    return first + within % rows, within // rows
+
+
+@triton.jit
+def _add_caught(y, exact, caught, codes_w, m, n, K, exact_stride, threshold, BLOCK: tl.constexpr):
+    """``y + caught @ codes^T``: blocks of 128 channels of which any token is marked."""
+    words = (K + 32 * 128 - 1) // (32 * 128)
+    for word in range(words):
+        bits = tl.load(caught + m * words + word)
+        marked = tl.reduce_or(bits, 0)
+        if marked != 0:
+            for block in range(32):
+                if ((marked >> block) & 1) != 0:
+                    here = ((bits >> block) & 1) != 0
+                    first = word * (32 * 128) + block * 128
+                    for start in tl.range(0, 128, BLOCK, num_stages=1):
+                        k = first + start + tl.arange(0, BLOCK)
+                        wanted = here[:, None] & (k < K)[None, :]
+                        x = tl.load(exact + m[:, None] * exact_stride + k[None, :], mask=wanted, other=0.0)  # fmt: skip
+                        x = tl.where(tl.abs(x.to(tl.float32)) >= threshold, x, tl.zeros_like(x))
+                        w = tl.load(codes_w + n[None, :] * K + k[:, None], mask=(k < K)[:, None], other=0)  # fmt: skip
+                        y = dot16(x, halve_codes(w, x.dtype), y)
+    return y
+
+
+@triton.jit
+def gemm_kernel(
+    codes_x, scale_x, outliers, caught, exact, codes_w, scale_w, outlier_w, bias, residual, out,
+    threshold, M, N, K, num_outliers, exact_stride, residual_stride, out_stride,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    STAGES: tl.constexpr, K_FITS: tl.constexpr, NET_K: tl.constexpr,
+):  # fmt: skip
+    """One tile of the result."""
+    pid_m, pid_n = _tile(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP)
+    row = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = (row % M).to(tl.int64)
+    n = (column % N).to(tl.int64)
+    k = tl.arange(0, BLOCK_K)
+    x_tile = codes_x + m[:, None] * K + k[None, :]
+    w_tile = codes_w + n[None, :] * K + k[:, None]
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+        if K_FITS:
+            x = tl.load(x_tile)
+            w = tl.load(w_tile)
+        else:
+            x = tl.load(x_tile, mask=(k < K - start)[None, :], other=0)
+            w = tl.load(w_tile, mask=(k < K - start)[:, None], other=0)
+        sums = tl.dot(x, w, sums, out_dtype=tl.int32)
+        x_tile += BLOCK_K
+        w_tile += BLOCK_K
+
+    y = sums.to(tl.float32) * tl.load(scale_x + m)[:, None]
+    if caught is not None:
+        y = _add_caught(y, exact, caught, codes_w, m, n, K, exact_stride, threshold, NET_K)
+    y = y * tl.load(scale_w + n)[None, :]
+    if outliers is not None:
+        for start in tl.range(0, num_outliers, 16, num_stages=1):
+            j = start + tl.arange(0, 16)
+            x = tl.load(outliers + m[:, None] * num_outliers + j[None, :], mask=(j < num_outliers)[None, :], other=0.0)  # fmt: skip
+            w = tl.load(outlier_w + n[None, :] * num_outliers + j[:, None], mask=(j < num_outliers)[:, None], other=0.0)  # fmt: skip
+            y = dot16(x, w.to(x.dtype), y)
+    if bias is not None:
+        y += tl.load(bias + n).to(tl.float32)[None, :]
+    inside = (row < M)[:, None] & (column < N)[None, :]
+    if residual is not None:
+        y += tl.load(residual + m[:, None] * residual_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)  # fmt: skip
+    tl.store(out + m[:, None] * out_stride + column[None, :], narrow(y, out.dtype.element_ty), mask=inside)  # fmt: skip
+
+
+def gemm(
+    x: QuantizedTokens,
+    weight: MixedWeight,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    config: Config | None = None,
+) -> Tensor:
+    """Quantised tokens times an int8 weight with outlier columns: ``[tokens, out]``.
+
+    Args:
+        x: from ``quantize``, with the outlier channels of ``weight``.
+        bias: float ``[out]``.
+        residual: 16-bit ``[tokens, out]``, added before rounding.
+        dtype: of the result, float32 too; None: of ``x``'s 16-bit values, or of ``residual``, or float16.
+        config: the launch configuration; None takes the table's.
+
+    Raises:
+        ArgumentError: a shape or dtype that does not fit.
+    """
+    tokens, channels = x.codes.shape
+    out_features = weight.out_features
+    if channels != weight.in_features:
+        raise ArgumentError("channels of x", expected=weight.in_features, found=channels)
+    if channels > MAX_CHANNELS:
+        raise ArgumentError("channels", expected=f"at most {MAX_CHANNELS}", found=channels)
+    k = 0 if weight.outlier_weight is None else weight.outlier_weight.shape[1]
+    if (0 if x.outliers is None else x.outliers.shape[1]) != k:
+        raise ArgumentError("outlier channels of x", expected=k)
+    check_contiguous(weight)
+    if residual is not None:
+        L.check_rows("residual", residual, out_features)
+    of = next((t.dtype for t in (x.exact, x.outliers, residual) if t is not None), torch.float16)
+    y = L.empty(tokens, out_features, like=x.codes, dtype=dtype or of)
+    kind = by_alignment("gemm", channels)
+    config = config or choose(kind, L.capability(y.device), tokens=tokens, out=out_features)
+    block_m, block_n, block_k = config["block_m"], config["block_n"], config["block_k"]
+    L.launch(
+        gemm_kernel, (L.cdiv(tokens, block_m) * L.cdiv(out_features, block_n),),
+        x.codes, x.scale, x.outliers if k else None, x.caught, x.exact,
+        weight.codes, weight.scale, weight.outlier_weight if k else None, bias, residual, y,
+        x.threshold, tokens, out_features, channels, k,
+        0 if x.exact is None else x.exact.stride(0),
+        0 if residual is None else residual.stride(0), y.stride(0),
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, GROUP=config["group"],
+        STAGES=config["num_stages"], K_FITS=channels % block_k == 0, NET_K=config["net_k"],
+        num_warps=config["num_warps"], num_stages=config["num_stages"],
+    )  # fmt: skip
+    return y
+
+
+def check_contiguous(weight: MixedWeight) -> None:
+    """The kernels read a weight as it lies in the file.
+
+    Raises:
+        ArgumentError: codes, scales or outlier columns with gaps or another dtype.
+    """
+    if weight.codes.dtype != torch.int8:
+        raise ArgumentError("dtype of codes", expected="int8", found=weight.codes.dtype)
+    for name in ("codes", "scale", "outlier_weight"):
+        tensor = getattr(weight, name)
+        if tensor is not None and not tensor.is_contiguous():
+            raise ArgumentError(f"layout of {name}", expected="contiguous", found=tensor.stride())

@@ -1,0 +1,74 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
+"""How kernels are started: the one place that calls Triton, and what every launcher checks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ...errors import ArgumentError
+
+HALVES = (torch.float16, torch.bfloat16)
+INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
+"""Kernels run in Triton's interpreter, on CPU tensors."""
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: object, **meta: object) -> None:
+    """Start a kernel. Contraction of ``a * b + c`` is pinned: its default changes between Triton releases."""
+    if all(grid):
+        kernel[grid](*args, **meta, enable_fp_fusion=True)
+
+
+def cdiv(a: int, b: int) -> int:
+    """``a / b``, rounded up."""
+    return -(-a // b)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least ``n``, and at least 1."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def check_half(name: str, x: Tensor) -> None:
+    """Kernels take 16-bit activations.
+
+    Raises:
+        ArgumentError: ``x`` has another dtype.
+    """
+    if x.dtype not in HALVES:
+        raise ArgumentError(f"dtype of {name}", expected="float16 or bfloat16", found=x.dtype)
+
+
+def check_rows(name: str, x: Tensor, columns: int) -> None:
+    """A matrix of 16-bit rows, each without gaps.
+
+    Raises:
+        ArgumentError: another dtype, number of axes or columns, or rows with gaps.
+    """
+    check_half(name, x)
+    if x.ndim != 2 or x.shape[1] != columns:
+        raise ArgumentError(f"shape of {name}", expected=f"[rows, {columns}]", found=list(x.shape))
+    if x.stride(1) != 1 and x.shape[1] > 1:
+        raise ArgumentError(f"stride of {name}'s last axis", expected=1, found=x.stride(1))
+
+
+@functools.cache
+def capability(device: torch.device) -> int:
+    """Compute capability as one number, such as 90; 80 for the interpreter."""
+    if device.type != "cuda":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return major * 10 + minor
+
+
+def empty(*shape: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory that a kernel fills; tests replace this with poisoned memory."""
+    return torch.empty(shape, dtype=dtype, device=like.device)
+
+
+Launch = Callable[..., None]

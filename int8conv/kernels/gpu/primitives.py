@@ -1,0 +1,83 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
+"""Device functions that several kernels use.
+
+int8 becomes float through its bits: an unsigned byte in the lowest bits of a mantissa is ``2^n + byte``, so one XOR (which
+also turns the signed byte into an unsigned one, off by 128) and one subtraction are exact and need no conversion
+instruction; those run at a quarter of the rate. ``rint`` adds and subtracts 1.5 * 2^23, which rounds half to even.
+
+In the interpreter bfloat16 is a bare bit pattern: it truncates when it narrows and multiplies patterns in ``dot``.
+``narrow`` and ``dot16`` do there what the hardware does.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .launch import INTERPRETED as _INTERPRETED
+
+INTERPRETED = tl.constexpr(_INTERPRETED)
+"""For kernels: the same flag."""
+
+
+@triton.jit
+def rint(x):
+    """float32 to the nearest integer, half to even; exact for |x| <= 2^22."""
+    return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def widen_codes(codes):
+    """int8 to float32, exactly."""
+    bits = codes.to(tl.uint8, bitcast=True).to(tl.uint32) ^ 0x4B000080
+    return bits.to(tl.float32, bitcast=True) - 8388736.0
+
+
+@triton.jit
+def halve_codes(codes, dtype: tl.constexpr):
+    """int8 to float16 or bfloat16, exactly."""
+    if dtype == tl.float16:
+        bits = codes.to(tl.uint8, bitcast=True).to(tl.uint16) ^ 0x6480
+        return bits.to(tl.float16, bitcast=True) - 1152.0
+    else:
+        return widen_codes(codes).to(tl.bfloat16)
+
+
+@triton.jit
+def narrow(x, dtype: tl.constexpr):
+    """float32 to the dtype of the result, rounded half to even."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        x = tl.where(x == x, rounded, bits).to(tl.float32, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
+def dot16(a, b, acc):
+    """``acc + a @ b`` with 16-bit factors and float32 sums."""
+    if INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+    else:
+        return tl.dot(a, b, acc)
+
+
+@triton.jit
+def tanh(x):
+    """Hyperbolic tangent in float32."""
+    return 2.0 * tl.sigmoid(2.0 * x) - 1.0
+
+
+@triton.jit
+def activate(x, kind: tl.constexpr):
+    """An activation function in float32; ``kind`` as in ``reference.ACTIVATIONS``."""
+    if kind == "silu":
+        return x * tl.sigmoid(x)
+    elif kind == "relu":
+        return tl.where(x == x, tl.maximum(x, 0.0), x)
+    elif kind == "gelu":
+        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif kind == "gelu_tanh":
+        return 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+    else:
+        return x

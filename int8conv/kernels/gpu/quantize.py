@@ -1,0 +1,309 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
+# ruff: noqa: N803
+"""The activation quantiser, with the norm or activation function before it in the same kernel.
+
+For each token, over channels outside the stored outlier set O and below the threshold of the safety net:
+
+    scale = max |x| / 127        codes = rint(x / scale)
+
+Both divisions are IEEE divisions, so that codes and scales equal the reference bit for bit. Codes are 0 in O and where
+the net caught a value. The values in O leave in 16 bits, gathered. Where the net caught something is told in one bit for
+each token and block of 128 channels, 32 blocks an int32: no memory has to be cleared first, no atomics, and the GEMM may
+join the tokens of whatever row block it uses by OR. The values themselves stay in a 16-bit matrix, of which the GEMM reads
+the marked blocks alone: the input, or, behind a norm or activation function, a matrix whose marked blocks alone are written.
+
+One program takes one token and reads it two to four times: from the L1 cache, but for the first. NaN: the largest magnitude is
+found among the bit patterns, where NaN is above all, so the scale and with it the token's results become NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...errors import ArgumentError
+from . import launch as L
+from .primitives import activate, narrow, rint
+
+NET_BLOCK: Final = 128
+"""Channels that one bit of the safety net stands for."""
+WORD_CHANNELS: Final = 32 * NET_BLOCK
+
+
+@dataclass(frozen=True)
+class Before:
+    """What happens to a token before it is quantised; all of it rounds to 16 bits where PyTorch would.
+
+    ``norm`` (with ``weight``, ``bias``, ``eps``) may follow the addition of ``residual``; an ``activation`` may be followed by
+    a product with ``times``, which has the shape of the input.
+    """
+
+    norm: str = "none"
+    """"none", "rms" or "layer"."""
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 0.0
+    residual: Tensor | None = None
+    sum_out: Tensor | None = None
+    """Where input + residual goes; may be either of them."""
+    activation: str = "none"
+    """"none", "silu", "gelu", "gelu_tanh" or "relu"."""
+    times: Tensor | None = None
+
+    @property
+    def nothing(self) -> bool:
+        return self.norm == "none" and self.activation == "none" and self.residual is None
+
+
+@dataclass(frozen=True)
+class QuantizedTokens:
+    """int8 activations with all that the GEMM needs beside them."""
+
+    codes: Tensor
+    """int8 ``[tokens, in]``."""
+    scale: Tensor
+    """float32 ``[tokens]``."""
+    outliers: Tensor | None
+    """16-bit ``[tokens, k]``: the values of the stored outlier channels."""
+    caught: Tensor | None
+    """int32 ``[tokens, ceil(in / 4096)]``: bit b of word w marks channels from 4096 w + 128 b; None: no net."""
+    exact: Tensor | None
+    """16-bit ``[tokens, in]``: what was quantised; defined in marked blocks."""
+    threshold: float = 0.0
+
+
+@triton.jit
+def _value(x_row, times_row, weight, bias, i, mask, mean, rstd, NORM: tl.constexpr, ACTIVATION: tl.constexpr):  # fmt: skip
+    """The 16-bit values to quantise, at channels ``i`` of a token."""
+    x = tl.load(x_row + i, mask=mask, other=0.0)
+    dtype: tl.constexpr = x.dtype
+    if NORM == "rms":
+        x = narrow(x.to(tl.float32) * rstd, dtype)
+        if weight is not None:
+            gain = tl.load(weight + i, mask=mask, other=0.0).to(tl.float32)
+            x = narrow(x.to(tl.float32) * gain, dtype)
+    if NORM == "layer":
+        wide = (x.to(tl.float32) - mean) * rstd
+        if weight is not None:
+            wide = wide * tl.load(weight + i, mask=mask, other=0.0).to(tl.float32)
+        if bias is not None:
+            wide = wide + tl.load(bias + i, mask=mask, other=0.0).to(tl.float32)
+        x = narrow(wide, dtype)
+    if ACTIVATION != "none":
+        x = narrow(activate(x.to(tl.float32), ACTIVATION), dtype)
+    if times_row is not None:
+        times = tl.load(times_row + i, mask=mask, other=0.0).to(tl.float32)
+        x = narrow(x.to(tl.float32) * times, dtype)
+    return x
+
+
+@triton.jit
+def _add(x_row, residual_row, sum_row, channels, BLOCK: tl.constexpr):
+    """sum = x + residual, for a token."""
+    for start in range(0, channels, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        mask = i < channels
+        x = tl.load(x_row + i, mask=mask, other=0.0)
+        total = x.to(tl.float32) + tl.load(residual_row + i, mask=mask, other=0.0).to(tl.float32)
+        tl.store(sum_row + i, narrow(total, x.dtype), mask=mask)
+    tl.debug_barrier()  # the sum is read back, perhaps by other threads
+
+
+@triton.jit
+def _power(x_row, mean, channels, BLOCK: tl.constexpr):
+    """Mean square distance from ``mean``, for a token."""
+    squares = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, channels, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        mask = i < channels
+        x = tl.load(x_row + i, mask=mask, other=0.0).to(tl.float32) - mean
+        squares += tl.where(mask, x * x, 0.0)
+    return tl.sum(squares, 0) / channels
+
+
+@triton.jit
+def _mean(x_row, channels, BLOCK: tl.constexpr):
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, channels, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        total += tl.load(x_row + i, mask=i < channels, other=0.0).to(tl.float32)
+    return tl.sum(total, 0) / channels
+
+
+@triton.jit
+def quantize_kernel(
+    x, residual, sum_out, times, weight, bias, is_outlier, index, half, codes, scale, caught, outliers,
+    threshold, eps, channels, num_outliers,
+    x_stride, residual_stride, sum_stride, times_stride, half_stride, codes_stride,
+    NORM: tl.constexpr, ACTIVATION: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One token. ``HALF``: 0 writes no 16-bit values, 1 all of them, 2 those of marked blocks."""
+    row = tl.program_id(0).to(tl.int64)
+    x_row = x + row * x_stride
+    dtype: tl.constexpr = x.dtype.element_ty
+    if residual is not None:
+        _add(x_row, residual + row * residual_stride, sum_out + row * sum_stride, channels, BLOCK)
+        x_row = sum_out + row * sum_stride
+    times_row = None if times is None else times + row * times_stride
+    mean = 0.0
+    rstd = 1.0
+    if NORM == "layer":
+        mean = _mean(x_row, channels, BLOCK)
+    if NORM != "none":
+        rstd = 1.0 / tl.sqrt_rn(_power(x_row, mean, channels, BLOCK) + eps)
+
+    largest = tl.full((), 0, tl.int32)
+    words = (channels + 32 * 128 - 1) // (32 * 128)
+    for start in range(0, channels, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        mask = i < channels
+        value = _value(x_row, times_row, weight, bias, i, mask, mean, rstd, NORM, ACTIVATION)
+        if HALF == 1:
+            tl.store(half + row * half_stride + i, value, mask=mask)
+        if codes is not None:
+            kept = mask
+            if is_outlier is not None:
+                kept = mask & (tl.load(is_outlier + i, mask=mask, other=1) == 0)
+            if caught is not None:
+                over = kept & (tl.abs(value.to(tl.float32)) >= threshold)
+                blocks = tl.max(tl.reshape(over.to(tl.int32), (BLOCK // 128, 128)), 1)
+                bits = blocks << tl.arange(0, BLOCK // 128)
+                tl.store(caught + row * words + start // (32 * 128), tl.sum(bits, 0))
+                if HALF == 2:
+                    marked = tl.broadcast_to(blocks[:, None], (BLOCK // 128, 128))
+                    marked = tl.reshape(marked, (BLOCK,)) != 0
+                    tl.store(half + row * half_stride + i, value, mask=mask & marked)
+                kept = kept & (over == 0)
+            magnitude = value.to(tl.int16, bitcast=True).to(tl.int32) & 0x7FFF
+            largest = tl.maximum(largest, tl.max(tl.where(kept, magnitude, 0), 0))
+
+    if codes is not None:
+        peak = largest.to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
+        step = tl.div_rn(peak, 127.0)
+        tl.store(scale + row, step)
+        step = tl.where(step == 0.0, 1.0, step)
+        for start in range(0, channels, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            mask = i < channels
+            value = _value(x_row, times_row, weight, bias, i, mask, mean, rstd, NORM, ACTIVATION)
+            wide = value.to(tl.float32)
+            kept = mask
+            if is_outlier is not None:
+                kept = mask & (tl.load(is_outlier + i, mask=mask, other=1) == 0)
+            if caught is not None:
+                kept = kept & (tl.abs(wide) < threshold)
+            code = rint(tl.div_rn(tl.where(kept, wide, 0.0), step + tl.zeros_like(wide)))
+            tl.store(codes + row * codes_stride + i, code.to(tl.int8), mask=mask)
+    if index is not None:
+        for start in range(0, num_outliers, 64):
+            j = start + tl.arange(0, 64)
+            mask = j < num_outliers
+            i = tl.load(index + j, mask=mask, other=0)
+            value = _value(x_row, times_row, weight, bias, i, mask, mean, rstd, NORM, ACTIVATION)
+            tl.store(outliers + row * num_outliers + j, value, mask=mask)
+
+
+def _checked(x: Tensor, before: Before) -> None:
+    L.check_rows("x", x, x.shape[-1])
+    for name, other in (
+        ("residual", before.residual),
+        ("sum_out", before.sum_out),
+        ("times", before.times),
+    ):
+        if other is None:
+            continue
+        L.check_rows(name, other, x.shape[1])
+        if other.shape != x.shape or other.dtype != x.dtype:
+            raise ArgumentError(f"shape of {name}", expected=list(x.shape), found=list(other.shape))
+    if (before.residual is None) != (before.sum_out is None):
+        raise ArgumentError("residual and sum_out", expected="both or neither")
+
+
+def _stride(x: Tensor | None) -> int:
+    return 0 if x is None else x.stride(0)
+
+
+def _run(
+    x: Tensor,
+    before: Before,
+    half: Tensor | None,
+    which_half: int,
+    index: Tensor | None = None,
+    is_outlier: Tensor | None = None,
+    result: QuantizedTokens | None = None,
+) -> None:
+    tokens, channels = x.shape
+    block = min(max(L.power_of_two(channels), NET_BLOCK), WORD_CHANNELS)
+    codes = None if result is None else result.codes
+    L.launch(
+        quantize_kernel, (tokens,),
+        x, before.residual, before.sum_out, before.times, before.weight, before.bias,
+        is_outlier, index, half, codes,
+        None if result is None else result.scale,
+        None if result is None else result.caught,
+        None if result is None else result.outliers,
+        0.0 if result is None else result.threshold, before.eps,
+        channels, 0 if index is None else index.shape[0],
+        x.stride(0), _stride(before.residual), _stride(before.sum_out), _stride(before.times),
+        _stride(half), _stride(codes),
+        NORM=before.norm, ACTIVATION=before.activation, HALF=which_half, BLOCK=block,
+        num_warps=max(1, min(16, block // 256)), num_stages=1,
+    )  # fmt: skip
+
+
+def apply(x: Tensor, before: Before) -> Tensor:
+    """The norm or activation function alone: 16-bit ``[tokens, channels]`` -> the same.
+
+    Raises:
+        ArgumentError: a shape, dtype or stride that does not fit.
+    """
+    _checked(x, before)
+    y = L.empty(*x.shape, like=x, dtype=x.dtype)
+    _run(x, before, y, 1)
+    return y
+
+
+def quantize(
+    x: Tensor,
+    before: Before = Before(),
+    *,
+    index: Tensor | None = None,
+    is_outlier: Tensor | None = None,
+    threshold: float | None = None,
+) -> QuantizedTokens:
+    """Quantise tokens to int8, each by its largest magnitude.
+
+    Args:
+        x: 16-bit ``[tokens, channels]``, last axis contiguous.
+        before: norm or activation function to apply first.
+        index: int32 ``[k]``, ascending: stored outlier channels.
+        is_outlier: int8 ``[channels]``: 1 in those channels; with ``index``.
+        threshold: magnitude from which the safety net takes a value; None: no net.
+
+    Raises:
+        ArgumentError: a shape, dtype or stride that does not fit.
+    """
+    _checked(x, before)
+    if (index is None) != (is_outlier is None):
+        raise ArgumentError("index and is_outlier", expected="both or neither")
+    tokens, channels = x.shape
+    k = 0 if index is None else index.shape[0]
+    fused = threshold is not None and not before.nothing
+    half = L.empty(tokens, channels, like=x, dtype=x.dtype) if fused else None
+    result = QuantizedTokens(
+        codes=L.empty(tokens, channels, like=x, dtype=torch.int8),
+        scale=L.empty(tokens, like=x, dtype=torch.float32),
+        outliers=L.empty(tokens, k, like=x, dtype=x.dtype) if index is not None else None,
+        caught=L.empty(tokens, L.cdiv(channels, WORD_CHANNELS), like=x, dtype=torch.int32)
+        if threshold is not None
+        else None,
+        exact=half if fused else x if threshold is not None else None,
+        threshold=threshold or 0.0,
+    )
+    _run(x, before, half, 2 if fused else 0, index, is_outlier, result)
+    return result

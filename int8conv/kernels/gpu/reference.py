@@ -1,0 +1,220 @@
+# ruff: noqa: ARG001  (the kernels' signatures)
+"""The formulas of the GPU kernels in PyTorch, with the kernels' signatures: what tests and benchmarks compare them with.
+
+Written for reading. Sums are float64 and round once to float32, so a kernel may differ by the rounding of its own sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..mixed import MixedWeight
+from ..mixed import quantize_tokens as _quantize_tokens
+from .quantize import NET_BLOCK, WORD_CHANNELS, Before, QuantizedTokens
+from .sampling import Draws
+
+ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
+    "none": lambda x: x,
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+def apply(x: Tensor, before: Before) -> Tensor:
+    """The norm or activation function alone, rounding to 16 bits where the decoder does."""
+    if before.residual is not None and before.sum_out is not None:
+        x = before.sum_out.copy_(x + before.residual)
+    if before.norm == "rms":
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + before.eps)
+        x = wide.to(x.dtype)
+        x = x if before.weight is None else x * before.weight
+    elif before.norm == "layer":
+        gain, shift = (None if t is None else t.float() for t in (before.weight, before.bias))
+        x = F.layer_norm(x.float(), x.shape[-1:], gain, shift, before.eps).to(x.dtype)
+    x = ACTIVATIONS[before.activation](x.float()).to(x.dtype)
+    return x if before.times is None else x * before.times
+
+
+def quantize(
+    x: Tensor,
+    before: Before = Before(),  # noqa: B008  (frozen)
+    *,
+    index: Tensor | None = None,
+    is_outlier: Tensor | None = None,
+    threshold: float | None = None,
+) -> QuantizedTokens:
+    """Tokens to int8, each by its largest magnitude outside the outlier channels and below the threshold."""
+    x = apply(x, before)
+    rest = x.float() if index is None else x.float().index_fill(1, index.long(), 0.0)
+    caught = None
+    if threshold is not None:
+        over = rest.abs() >= threshold
+        rest = rest.masked_fill(over, 0.0)
+        caught = _words(over)
+    codes, scale = _quantize_tokens(rest)
+    return QuantizedTokens(
+        codes, scale.squeeze(1), None if index is None else x.index_select(1, index.long()),
+        caught, x if threshold is not None else None, threshold or 0.0,
+    )  # fmt: skip
+
+
+def _words(over: Tensor) -> Tensor:
+    """bool ``[tokens, channels]`` -> int32 ``[tokens, ceil(channels / 4096)]``, a bit for each block of 128."""
+    padded = F.pad(over, (0, -over.shape[1] % WORD_CHANNELS))
+    blocks = padded.view(over.shape[0], -1, 32, NET_BLOCK).any(-1).long()
+    words = (blocks << torch.arange(32)).sum(-1)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+def _bits(words: Tensor, channels: int) -> Tensor:
+    """The reverse: bool ``[tokens, channels]``, the blocks that are marked."""
+    bits = (words.long()[:, :, None] >> torch.arange(32, device=words.device)) & 1
+    return bits.flatten(1).repeat_interleave(NET_BLOCK, 1)[:, :channels].bool()
+
+
+def gemm(
+    x: QuantizedTokens,
+    weight: MixedWeight,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    config: object = None,
+) -> Tensor:
+    """Quantised tokens times an int8 weight with outlier columns."""
+    codes = weight.codes.double()
+    y = (x.codes.double() @ codes.t()) * x.scale.double()[:, None]
+    if x.caught is not None and x.exact is not None:
+        marked = _bits(x.caught, weight.in_features) & (x.exact.float().abs() >= x.threshold)
+        y += x.exact.double().masked_fill(~marked, 0.0) @ codes.t()
+    y *= weight.scale.double()
+    if x.outliers is not None and weight.outlier_weight is not None:
+        y += x.outliers.double() @ weight.outlier_weight.double().t()
+    of = next((t.dtype for t in (x.exact, x.outliers, residual) if t is not None), torch.float16)
+    return _finished(y, bias, residual, dtype or of)
+
+
+def w8a16(
+    x: Tensor,
+    weight: MixedWeight,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    activation: str = "none",
+    config: object = None,
+) -> Tensor:
+    """16-bit tokens times an int8 weight with outlier columns; gated by an activation if the weight is ``[gate; up]``."""
+    dense = weight.codes.double() * weight.scale.double()[:, None]
+    if weight.outlier_index is not None and weight.outlier_weight is not None:
+        dense[:, weight.outlier_index.long()] = weight.outlier_weight.double()
+    y = x.double() @ dense.t()
+    if bias is not None:
+        y += bias.double()
+    if activation != "none":
+        gate, up = y.chunk(2, dim=-1)
+        y = ACTIVATIONS[activation](gate) * up
+    return _finished(y, None, residual, x.dtype)
+
+
+def _finished(y: Tensor, bias: Tensor | None, residual: Tensor | None, dtype: torch.dtype) -> Tensor:  # fmt: skip
+    y = y if bias is None else y + bias.double()
+    y = y if residual is None else y + residual.double()
+    return y.float().to(dtype)
+
+
+def attend(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float,
+    slopes: Tensor | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    config: object = None,
+) -> Tensor:
+    """Attention of the newest token of each sequence over its cache."""
+    y = torch.zeros_like(q)
+    group = q.shape[1] // keys.shape[1]
+    for i, length in enumerate(lengths.tolist()):
+        first = 0 if window is None else max(length - window, 0)
+        k, v = (t[i, :, first:length].double().repeat_interleave(group, 0) for t in (keys, values))
+        scores = (k @ q[i].double()[:, :, None]).squeeze(2) * scale
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        if slopes is not None:
+            scores += slopes.double()[:, None] * torch.arange(first - length + 1, 1)
+        if length:
+            y[i] = (scores.softmax(-1)[:, None] @ v).squeeze(1).to(q.dtype)
+    return y
+
+
+def rotate_and_store(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: tuple[Tensor, Tensor] | None,
+    positions: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    interleaved: bool = False,
+) -> Tensor:
+    """Rotary positions for queries and keys; keys and values into the cache."""
+    batch, _, _, size = keys.shape
+    queries, new_keys, new_values = (t.reshape(q.shape[0], -1, size) for t in (q, k, v))
+    if tables is not None:
+        cos, sin = (table[positions.long()].double()[:, None] for table in tables)
+        queries, new_keys = (_rotate(t, cos, sin, interleaved) for t in (queries, new_keys))
+    sequences = torch.arange(q.shape[0]) // (q.shape[0] // batch)
+    for i, (sequence, position) in enumerate(zip(sequences.tolist(), positions.tolist(), strict=True)):  # fmt: skip
+        keys[sequence, :, position] = new_keys[i]
+        values[sequence, :, position] = new_values[i]
+    return queries
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    half = cos.shape[-1]
+    y = x.double()
+    first, second = (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(half), slice(half, 2 * half))  # fmt: skip
+    a, b = y[..., first].clone(), y[..., second].clone()
+    y[..., first], y[..., second] = a * cos - b * sin, b * cos + a * sin
+    return y.to(x.dtype)
+
+
+def kept(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
+    """float64 probabilities ``[vocab]`` that a token is drawn from; for a temperature above 0."""
+    order = logits.double().unique().flip(0)
+    weights = ((logits.double() - order[0]) / temperature).exp()
+    if 0 < top_k < logits.numel():
+        border = logits.double().topk(top_k).values[-1]
+        weights = weights.where(logits.double() >= border, 0.0)
+    if top_p < 1:
+        shares = torch.stack([weights[logits == value].sum() for value in order]).cumsum(0)
+        border = order[int((shares < top_p * shares[-1]).sum())]
+        weights = weights.where(logits.double() >= border, 0.0)
+    weights = weights.where(weights >= min_p, 0.0)
+    return weights / weights.sum()
+
+
+def sample(logits: Tensor, draws: Draws, positions: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """The next token of each sequence; draws from a generator of its own."""
+    tokens = torch.empty(logits.shape[0], dtype=torch.int64) if out is None else out
+    for i, row in enumerate(logits):
+        temperature, top_k, top_p, min_p, seed = (t[i].item() for t in vars(draws).values())
+        if temperature == 0:
+            tokens[i] = row.argmax()
+            continue
+        generator = torch.Generator().manual_seed(int(seed) * 2**20 + int(positions[i]))
+        share = kept(row, temperature, int(top_k), top_p, min_p)
+        tokens[i] = torch.multinomial(share, 1, generator=generator)[0]
+    return tokens

@@ -1,0 +1,189 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
+# ruff: noqa: N803
+"""The next token of each sequence, drawn on the device: nothing that the host would have to wait for.
+
+    p_i ~ exp((logit_i - max) / temperature)     kept: the k likeliest, then the fewest whose share is at least top_p,
+                                                 then those with p_i >= min_p * max p
+
+No sorting. What top-k and top-p keep is all at or above some value: the largest value v for which the number, or the
+probability, of the tokens at or above v reaches the target. Floats are searched through their bits, made monotone, two
+bits a pass: 8 passes over 16-bit logits, 16 over float32, and none where the option is off. Tokens that equal the last
+one kept are kept too.
+
+The draw inverts the distribution's sum at one random number of Philox (Salmon et al., SC'11), from the sequence's seed and
+its position: the same in a replayed CUDA graph, in a batch and alone. One program takes one sequence; the logits of
+a large vocabulary stay in the L2 cache between passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...errors import ArgumentError
+from . import launch as L
+
+_BLOCK: Final = 4096
+"""Logits of a step; more would leave the registers."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How each sequence's token is drawn; one element a sequence, on the logits' device."""
+
+    temperature: Tensor
+    """float32; 0 takes the likeliest token, the first of equals."""
+    top_k: Tensor
+    """int32; 0: all."""
+    top_p: Tensor
+    """float32; 1: all."""
+    min_p: Tensor
+    """float32; 0: all."""
+    seed: Tensor
+    """int64; its lower 32 bits count."""
+
+
+@triton.jit
+def _keys(x, BITS: tl.constexpr):
+    """Floats to integers of the same order, from 0."""
+    if BITS == 16:
+        bits = x.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+        return tl.where(bits >= 0x8000, 0xFFFF - bits, bits + 0x8000).to(tl.int64)
+    else:
+        bits = x.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+        return tl.where(bits >= 0x80000000, 0xFFFFFFFF - bits, bits + 0x80000000)
+
+
+@triton.jit
+def _weights(x, mask, peak, temperature):
+    return tl.where(mask, tl.exp((x.to(tl.float32) - peak) / temperature), 0.0)
+
+
+@triton.jit
+def _above(row, V, peak, temperature, border, floor, COUNT: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """How many tokens, or how much weight, with keys from ``border`` and ``floor``."""
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, V, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        x = tl.load(row + i, mask=i < V, other=float("-inf"))
+        key = _keys(x, BITS)
+        kept = (i < V) & (key >= border) & (key >= floor)
+        total += kept.to(tl.float32) if COUNT else _weights(x, kept, peak, temperature)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def _border(row, V, peak, temperature, floor, target, COUNT: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """The largest key, at least ``floor``, from which on the tokens reach ``target``."""
+    border = tl.full((), 0, tl.int64)
+    for step in range(BITS // 2):
+        quarter = tl.full((), 1, tl.int64) << (BITS - 2 - 2 * step)
+        one = tl.zeros((BLOCK,), tl.float32)
+        two = tl.zeros((BLOCK,), tl.float32)
+        three = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, V, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            x = tl.load(row + i, mask=i < V, other=float("-inf"))
+            key = _keys(x, BITS)
+            kept = (i < V) & (key >= floor)
+            size = kept.to(tl.float32) if COUNT else _weights(x, kept, peak, temperature)
+            one += tl.where(key >= border + quarter, size, 0.0)
+            two += tl.where(key >= border + 2 * quarter, size, 0.0)
+            three += tl.where(key >= border + 3 * quarter, size, 0.0)
+        reached = (tl.sum(one, 0) >= target).to(tl.int64) + (tl.sum(two, 0) >= target).to(tl.int64)
+        border += quarter * (reached + (tl.sum(three, 0) >= target).to(tl.int64))
+    return tl.maximum(border, floor)
+
+
+@triton.jit
+def sampling_kernel(
+    logits, temperatures, top_ks, top_ps, min_ps, seeds, positions, tokens, V, stride,
+    BITS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One sequence."""
+    sequence = tl.program_id(0).to(tl.int64)
+    row = logits + sequence * stride
+    temperature = tl.load(temperatures + sequence)
+    best = tl.full((BLOCK,), float("-inf"), tl.float32)
+    where = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, V, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        x = tl.load(row + i, mask=i < V, other=float("-inf")).to(tl.float32)
+        higher = x > best
+        best = tl.where(higher, x, best)
+        where = tl.where(higher, i, where)
+    peak = tl.max(best, 0)
+    token = tl.min(tl.where(best == peak, where, V - 1), 0)
+    if temperature > 0:
+        floor = tl.full((), 0, tl.int64)
+        k = tl.load(top_ks + sequence)
+        if (k > 0) & (k < V):
+            floor = _border(row, V, peak, temperature, floor, k.to(tl.float32), True, BITS, BLOCK)
+        p = tl.load(top_ps + sequence)
+        if p < 1.0:
+            target = p * _above(row, V, peak, temperature, floor, floor, False, BITS, BLOCK)
+            floor = _border(row, V, peak, temperature, floor, target, False, BITS, BLOCK)
+        least = tl.load(min_ps + sequence)
+        total = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, V, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            x = tl.load(row + i, mask=i < V, other=float("-inf"))
+            w = _weights(x, (i < V) & (_keys(x, BITS) >= floor), peak, temperature)
+            total += tl.where(w >= least, w, 0.0)
+        u = tl.rand(
+            tl.load(seeds + sequence).to(tl.int32), tl.load(positions + sequence).to(tl.int32)
+        )
+        target = u * tl.sum(total, 0)
+        before = tl.full((), 0.0, tl.float32)
+        found = tl.full((), 0x7FFFFFFF, tl.int32)
+        last = tl.full((), 0, tl.int32)
+        for start in range(0, V, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            x = tl.load(row + i, mask=i < V, other=float("-inf"))
+            w = _weights(x, (i < V) & (_keys(x, BITS) >= floor), peak, temperature)
+            w = tl.where(w >= least, w, 0.0)
+            here = (before + tl.cumsum(w, 0) > target) & (w > 0.0)
+            found = tl.minimum(found, tl.min(tl.where(here, i, 0x7FFFFFFF), 0))
+            last = tl.maximum(last, tl.max(tl.where(w > 0.0, i, 0), 0))
+            before += tl.sum(w, 0)
+        token = tl.minimum(found, last)  # rounding may leave the target above the sum
+    tl.store(tokens + sequence, token.to(tl.int64))
+
+
+def sample(logits: Tensor, draws: Draws, positions: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Draw the next token of each sequence.
+
+    Args:
+        logits: float ``[batch, vocab]``, last axis contiguous; no NaN.
+        draws: how.
+        positions: int32 or int64 ``[batch]``: with the seed, what the draw depends on.
+        out: int64 ``[batch]`` to fill.
+
+    Returns:
+        int64 ``[batch]``.
+
+    Raises:
+        ArgumentError: a shape, dtype or stride that does not fit.
+    """
+    if logits.ndim != 2 or logits.stride(1) != 1 or logits.shape[1] == 0:
+        raise ArgumentError("shape of logits", expected="[batch, vocab], last axis contiguous", found=list(logits.shape))  # fmt: skip
+    if logits.dtype not in (*L.HALVES, torch.float32):
+        raise ArgumentError("dtype of logits", expected="a float of 16 or 32 bits", found=logits.dtype)  # fmt: skip
+    batch, vocab = logits.shape
+    for name, tensor in (*vars(draws).items(), ("positions", positions)):
+        if tensor.shape != (batch,):
+            raise ArgumentError(f"shape of {name}", expected=[batch], found=list(tensor.shape))
+    tokens = L.empty(batch, like=logits, dtype=torch.int64) if out is None else out
+    L.launch(
+        sampling_kernel, (batch,),
+        logits, draws.temperature, draws.top_k, draws.top_p, draws.min_p, draws.seed, positions,
+        tokens, vocab, logits.stride(0), BITS=8 * logits.element_size(),
+        BLOCK=min(_BLOCK, L.power_of_two(vocab)),
+        num_warps=8, num_stages=1,
+    )  # fmt: skip
+    return tokens

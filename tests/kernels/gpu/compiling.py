@@ -1,0 +1,124 @@
+"""Compile what the launchers launch, for GPUs that are not there, and read what came out.
+
+The launchers run on meta tensors and their launches are recorded, so that the arguments, specialisations and constants
+are those of a real call. Runs without ``TRITON_INTERPRET``: as a process of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from int8conv.kernels.gpu import launch
+
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_OPTIONS = {"num_warps", "num_stages"}
+_TYPES = {
+    torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int8: "i8",
+    torch.int32: "i32", torch.int64: "i64",
+}  # fmt: skip
+
+SHARED_BYTES = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+"""Largest shared memory of a block (CUDA C++ programming guide, technical specifications by compute capability)."""
+
+
+@dataclass
+class Recorded:
+    """One launch."""
+
+    kernel: Any
+    args: tuple[Any, ...]
+    meta: dict[str, Any]
+
+
+@contextmanager
+def recording(capability: int) -> Iterator[list[Recorded]]:
+    """Launches are put into a list instead of being started, for a GPU of this capability."""
+    launches: list[Recorded] = []
+
+    def record(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
+        launches.append(Recorded(kernel, args, meta))
+
+    real = launch.launch, launch.capability
+    launch.launch, launch.capability = record, lambda device: capability  # type: ignore[assignment]
+    try:
+        yield launches
+    finally:
+        launch.launch, launch.capability = real  # type: ignore[assignment]
+
+
+@dataclass
+class Binary:
+    """What the compiler made."""
+
+    ptx: str
+    registers: int
+    spilled: int
+    """Bytes of stack of a thread."""
+    shared: int
+    ops: Counter[str] = field(default_factory=Counter)
+    """SASS instructions."""
+
+    def count(self, start: str) -> int:
+        return sum(n for op, n in self.ops.items() if op.startswith(start))
+
+
+def compile_for(launched: Recorded, capability: int) -> Binary:
+    """Compile one launch as Triton's runtime would specialise it."""
+    names = launched.kernel.arg_names
+    values = dict(zip(names, launched.args, strict=False)) | {
+        k: v for k, v in launched.meta.items() if k not in _OPTIONS
+    }
+    signature, constants, attributes = {}, {}, {}
+    for i, name in enumerate(names):
+        value = values[name]
+        is_constant = launched.kernel.params[i].is_constexpr
+        kind = "constexpr" if is_constant or value is None else _kind(value)
+        if not is_constant and type(value) is int and value == 1:
+            kind = "constexpr"
+        signature[name] = kind
+        if kind == "constexpr":
+            constants[name] = value
+        elif kind.startswith("*") or (type(value) is int and value % 16 == 0):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(launched.kernel, signature, constants, attributes)
+    options = {k: v for k, v in launched.meta.items() if k in _OPTIONS}
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(source, target=target, options=options | {"enable_fp_fusion": True})
+    return _read(compiled)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return "*" + _TYPES[value.dtype]
+    return "fp32" if isinstance(value, float) else "i32" if abs(value) < 2**31 else "i64"
+
+
+def _read(compiled: Any) -> Binary:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "-res-usage", file.name)
+        sass = _tool("nvdisasm", "-c", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found, usage
+    ops = Counter(re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_.]+)", sass, re.M))
+    ptx = compiled.asm["ptx"]
+    return Binary(ptx, int(found[1]), int(found[2]), compiled.metadata.shared, ops)
+
+
+def _tool(name: str, *args: str) -> str:
+    command = [str(_TOOLS / name), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

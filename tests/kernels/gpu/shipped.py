@@ -1,0 +1,218 @@
+"""Every launch that the package can make, by configuration and variant, compiled for GPUs that are not there.
+
+``python -m tests.kernels.gpu.shipped`` compiles all of them; with ``--subset`` one variant of every configuration, as the
+test does. Prints one line of JSON for each. Any installed Triton from 3.6 on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from int8conv.kernels import MixedWeight
+from int8conv.kernels.gpu import attention, configs, gemm, quantize, rotary, sampling, skinny
+from int8conv.kernels.gpu.quantize import Before, QuantizedTokens
+
+from .compiling import compile_for, recording
+
+F16, BF16, F32, I8, I32 = torch.float16, torch.bfloat16, torch.float32, torch.int8, torch.int32
+
+
+def empty(*shape: int, dtype: torch.dtype = F16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A launch: kernel, GPU, which configuration of the table, variant."""
+
+    kernel: str
+    capability: int
+    row: int
+    variant: str
+
+
+@dataclass
+class Compiled:
+    """What the test looks at."""
+
+    case: Case
+    kernel: str
+    registers: int
+    spilled: int
+    shared: int
+    loads16: int
+    """SASS loads of 16 bytes a thread."""
+    copies: int
+    """Asynchronous copies to shared memory, by threads or by TMA."""
+    int8_dots: int
+    half_dots: int
+    ptx: list[str]
+
+
+def weight(out: int, channels: int, k: int, dtype: torch.dtype) -> MixedWeight:
+    index = empty(k, dtype=I32) if k else None
+    return MixedWeight(
+        empty(out, channels, dtype=I8), empty(out, dtype=F32), index,
+        empty(out, k, dtype=dtype) if k else None, 6.0,
+    )  # fmt: skip
+
+
+def run_gemm(row: Any, dtype: torch.dtype, channels: int, full: bool) -> None:
+    tokens, out = min(row.get("max_tokens", 2048), 2048), 4096
+    x = QuantizedTokens(
+        empty(tokens, channels, dtype=I8), empty(tokens, dtype=F32),
+        empty(tokens, 32, dtype=dtype) if full else None,
+        empty(tokens, -(-channels // 4096), dtype=I32) if full else None,
+        empty(tokens, channels, dtype=dtype) if full else None, 6.0,
+    )  # fmt: skip
+    extra = (empty(out, dtype=dtype), empty(tokens, out, dtype=dtype)) if full else ()
+    gemm.gemm(x, weight(out, channels, 32 if full else 0, dtype), *extra, dtype=dtype, config=row)
+
+
+def run_w8a16(row: Any, tokens: int, dtype: torch.dtype, channels: int, activation: str) -> None:
+    out = 4096 if activation == "none" else 8192
+    w = weight(out, channels, 32, dtype)
+    residual = empty(tokens, 4096, dtype=dtype)
+    skinny.w8a16(empty(tokens, channels, dtype=dtype), w, empty(out, dtype=dtype), residual, activation=activation, config=row)  # fmt: skip
+
+
+def run_attention(row: Any, dtype: torch.dtype, size: int, **options: Any) -> None:
+    cache = empty(2, 8, 4096, size, dtype=dtype)
+    lengths = empty(2, dtype=I32)
+    attention.attend(empty(2, 32, size, dtype=dtype), cache, cache, lengths, scale=0.1, config=row, **options)  # fmt: skip
+
+
+def run_rotary(dtype: torch.dtype, size: int, rotated: int, interleaved: bool) -> None:
+    cache, tables = empty(2, 8, 4096, size, dtype=dtype), empty(4096, rotated // 2, dtype=F32)
+    qkv = empty(2, 48 * size, dtype=dtype).split([32 * size, 8 * size, 8 * size], 1)
+    rope = (tables, tables) if rotated else None
+    rotary.rotate_and_store(*qkv, rope, empty(2, dtype=I32), cache, cache, interleaved=interleaved)
+
+
+def run_sampling(dtype: torch.dtype) -> None:
+    columns = [empty(2, dtype=d) for d in (F32, I32, F32, F32, torch.int64)]
+    sampling.sample(empty(2, 128256, dtype=dtype), sampling.Draws(*columns), empty(2, dtype=I32))
+
+
+def run_quantize(dtype: torch.dtype, channels: int, norm: str, activation: str) -> None:
+    x, gain = empty(8, channels, dtype=dtype), empty(channels, dtype=dtype)
+    before = Before()
+    if norm != "none":
+        shift = gain if norm == "layer" else None
+        before = Before(norm=norm, weight=gain, bias=shift, eps=1e-5, residual=x, sum_out=x)
+    elif activation != "none":
+        before = Before(activation=activation, times=x)
+    index, marks = empty(32, dtype=I32), empty(channels, dtype=I8)
+    quantize.quantize(x, before, index=index, is_outlier=marks, threshold=6.0)
+
+
+def _half(dtype: torch.dtype) -> str:
+    return "fp16" if dtype == F16 else "bf16"
+
+
+def variants(kernel: str) -> dict[str, Callable[[Any], None]]:
+    """Of a kernel: name -> launch with a configuration; the first is the one that tests compile."""
+    found: dict[str, Callable[[Any], None]] = {}
+
+    def add(name: str, run: Callable[..., None], *args: Any, **options: Any) -> None:
+        found[name] = lambda row: run(row, *args, **options)
+
+    for dtype in (BF16, F16):
+        half = _half(dtype)
+        if kernel.startswith("gemm"):
+            for channels in (4096, 4112) if kernel == "gemm" else (4104,):
+                for full in (True, False):
+                    add(f"{half} K {channels} {'full' if full else 'bare'}", run_gemm, dtype, channels, full)  # fmt: skip
+        elif kernel.startswith(("gemv", "skinny")):
+            for tokens in (1,) if kernel == "gemv" else (64, 16):
+                for channels in (4104,) if "unaligned" in kernel else (4096, 4112):
+                    for activation in ("silu", "none", "gelu"):
+                        add(f"{half} M {tokens} K {channels} {activation}", run_w8a16, tokens, dtype, channels, activation)  # fmt: skip
+        elif kernel == "attention":
+            for size in (128, 64, 80, 256):
+                add(f"{half} head {size}", run_attention, dtype, size)
+            add(f"{half} alibi", run_attention, dtype, 128, slopes=empty(32, dtype=F32))
+            add(f"{half} softcap window", run_attention, dtype, 128, softcap=30.0, window=4096)
+        elif kernel == "quantize":
+            for norm, activation in (("rms", "none"), ("layer", "none"), ("none", "silu"), ("none", "gelu"), ("none", "gelu_tanh"), ("none", "relu"), ("none", "none")):  # fmt: skip
+                for channels in (4096, 1000):
+                    add(f"{half} {channels} {norm} {activation}", lambda row, *a: run_quantize(*a), dtype, channels, norm, activation)  # fmt: skip
+        elif kernel == "rotary":
+            for size, rotated, pairs in ((128, 128, False), (80, 32, False), (64, 64, True), (64, 0, False)):  # fmt: skip
+                add(f"{half} {size} {rotated} {pairs}", lambda row, *a: run_rotary(*a), dtype, size, rotated, pairs)  # fmt: skip
+        else:
+            add(half, lambda row, *a: run_sampling(*a), dtype)
+    if kernel == "sampling":
+        add("fp32", lambda row: run_sampling(F32))
+    return found
+
+
+TABLED = ("gemm", "gemm_unaligned", "gemv", "skinny", "skinny_unaligned", "attention")
+KERNELS = (*TABLED, "quantize", "rotary", "sampling")
+
+
+def _rows(kernel: str, capability: int) -> list[int]:
+    """Rows of the table that differ in what is compiled."""
+    if kernel not in TABLED:
+        return [0]
+    ignored = {"max_tokens", "max_out", "splits"}
+    seen: dict[str, int] = {}
+    for i, row in enumerate(configs.shipped(kernel, capability)):
+        seen.setdefault(str({k: v for k, v in row.items() if k not in ignored}), i)
+    return list(seen.values())
+
+
+def cases(subset: bool) -> Iterator[Case]:
+    """All launches, or one variant of each configuration."""
+    for capability in configs.GENERATIONS:
+        for kernel in KERNELS:
+            for row in _rows(kernel, capability):
+                names = list(variants(kernel))
+                for name in names[:1] if subset else names:
+                    yield Case(kernel, capability, row, name)
+
+
+def compile_case(case: Case) -> list[Compiled]:
+    """Compile what a case launches."""
+    row = configs.shipped(case.kernel, case.capability)[case.row] if case.kernel in TABLED else None
+    with recording(case.capability) as launches:
+        variants(case.kernel)[case.variant](row)
+    found = []
+    for launched in launches:
+        b = compile_for(launched, case.capability)
+        found.append(Compiled(
+            case, launched.kernel.__name__, b.registers, b.spilled, b.shared,
+            loads16=sum(n for op, n in b.ops.items() if op.startswith("LDG.E") and ".128" in op),
+            copies=b.count("LDGSTS") + b.count("UTMALDG"),
+            int8_dots=sum(b.count(op) for op in ("IMMA", "IGMMA", "UTCIMMA")),
+            half_dots=sum(b.count(op) for op in ("HMMA", "HGMMA", "UTCHMMA")),
+            ptx=[s for s in ("mma.sync", "wgmma.mma_async", "tcgen05.mma") if s in b.ptx],
+        ))  # fmt: skip
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--subset", action="store_true")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", default="", help="kernel names, with commas between")
+    options = parser.parse_args()
+    wanted = [c for c in cases(options.subset) if not options.only or c.kernel in options.only.split(",")]  # fmt: skip
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for compiled in pool.map(compile_case, wanted, chunksize=4):
+            for one in compiled:
+                sys.stdout.write(json.dumps(asdict(one)) + "\n")
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

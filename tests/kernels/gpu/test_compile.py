@@ -1,0 +1,69 @@
+"""Shipped configurations compiled ahead of time for every GPU of the table: instructions, shared memory, spills.
+
+One variant of each configuration; ``python -m tests.kernels.gpu.shipped`` compiles every variant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from int8conv.kernels.gpu import configs
+
+SHARED_BYTES = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+"""Largest shared memory of a block (CUDA C++ programming guide, technical specifications by compute capability)."""
+DOT = {80: "mma.sync", 89: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma", 120: "mma.sync"}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """In a process of its own, for in this one Triton interprets."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    command = [sys.executable, "-m", "tests.kernels.gpu.shipped", "--subset"]
+    root = Path(__file__).parents[3]
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def of(compiled: list[dict[str, Any]], kernel: str) -> list[dict[str, Any]]:
+    found = [c for c in compiled if c["case"]["kernel"] == kernel]
+    assert {c["case"]["capability"] for c in found} == set(configs.GENERATIONS)
+    return found
+
+
+def test_nothing_spills(compiled: list[dict[str, Any]]) -> None:
+    assert [c for c in compiled if c["spilled"]] == []
+
+
+def test_shared_memory_is_within_the_chips(compiled: list[dict[str, Any]]) -> None:
+    assert [c for c in compiled if c["shared"] > SHARED_BYTES[c["case"]["capability"]]] == []
+
+
+def test_gemm_runs_on_int8_tensor_cores(compiled: list[dict[str, Any]]) -> None:
+    for c in of(compiled, "gemm"):
+        assert c["int8_dots"] > 0, c
+        assert c["half_dots"] > 0, c  # outlier columns and the net
+        assert DOT[c["case"]["capability"]] in c["ptx"], c
+    assert all(c["int8_dots"] > 0 for c in of(compiled, "gemm_unaligned"))
+
+
+@pytest.mark.parametrize("kernel", ["gemm", "skinny", "attention"])
+def test_operands_are_copied_asynchronously(compiled: list[dict[str, Any]], kernel: str) -> None:
+    for c in of(compiled, kernel):
+        if c["kernel"] != "join_kernel":
+            assert c["copies"] > 0, c
+            assert c["half_dots"] > 0, c
+
+
+def test_gemv_loads_16_bytes_at_a_time_and_multiplies_without_tensor_cores(compiled: list[dict[str, Any]]) -> None:  # fmt: skip
+    for c in of(compiled, "gemv"):
+        assert c["loads16"] > 0, c
+        assert c["half_dots"] == c["int8_dots"] == 0, c

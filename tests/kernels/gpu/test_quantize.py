@@ -1,0 +1,162 @@
+"""The activation quantiser in the interpreter: codes, scales, outliers and marks equal the reference bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from int8conv.errors import ArgumentError
+from int8conv.kernels.gpu import quantize, reference
+from int8conv.kernels.gpu.quantize import Before, QuantizedTokens
+
+from .tensors import HALVES, make_tokens
+
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # to infinity
+
+
+def outlier_channels(channels: int, k: int) -> dict[str, Tensor]:
+    if not k:
+        return {}
+    g = torch.Generator().manual_seed(5)
+    index = torch.randperm(channels, generator=g)[:k].sort().values.to(torch.int32)
+    marks = torch.zeros(channels, dtype=torch.int8).index_fill_(0, index.long(), 1)
+    return {"index": index, "is_outlier": marks}
+
+
+def check_equal(found: QuantizedTokens, expected: QuantizedTokens) -> None:
+    assert torch.equal(found.codes, expected.codes)
+    assert torch.equal(found.scale, expected.scale)
+    for name in ("outliers", "caught"):
+        left, right = getattr(found, name), getattr(expected, name)
+        assert (left is None) == (right is None)
+        assert left is None or torch.equal(left, right)
+    if found.caught is not None and found.exact is not None and expected.exact is not None:
+        marked = reference._bits(found.caught, found.codes.shape[1])
+        assert torch.equal(found.exact[marked], expected.exact[marked])
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("threshold", [None, 6.0], ids=["no net", "net"])
+@pytest.mark.parametrize(
+    ("tokens", "channels", "k"),
+    [(1, 64, 0), (3, 1, 0), (3, 1, 1), (5, 130, 16), (2, 257, 257), (4, 4096, 48), (3, 9001, 32)],
+)
+def test_bit_exact(tokens: int, channels: int, k: int, threshold: float | None, dtype: torch.dtype) -> None:  # fmt: skip
+    x = make_tokens(tokens, channels, dtype, large=30.0)
+    options = outlier_channels(channels, k)
+    found = quantize.quantize(x, **options, threshold=threshold)
+    check_equal(found, reference.quantize(x, **options, threshold=threshold))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("value", [1e-7, 5.9, 6.0, 65504.0, -65504.0])
+def test_constant_tokens(value: float, dtype: torch.dtype) -> None:
+    x = torch.full((2, 300), value).to(dtype)
+    for threshold in (None, 6.0):
+        check_equal(quantize.quantize(x, threshold=threshold), reference.quantize(x, threshold=threshold))  # fmt: skip
+
+
+def test_halves_round_to_even() -> None:
+    x = torch.tensor([[127.0, 0.5, 1.5, -2.5, -0.5, 0.0]]).half()
+    assert quantize.quantize(x).codes.tolist() == [[127, 0, 2, -2, 0, 0]]
+
+
+def test_every_sixteen_bit_value_gets_the_references_code() -> None:
+    """All finite float16 values, beside a largest one: the whole rounding function at once."""
+    patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    x = patterns[patterns.isfinite()].reshape(1, -1)
+    check_equal(quantize.quantize(x), reference.quantize(x))
+    check_equal(quantize.quantize(x, threshold=6.0), reference.quantize(x, threshold=6.0))
+
+
+@pytest.mark.parametrize("threshold", [None, 6.0])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, where the interpreter casts NaN
+def test_nan_reaches_the_scale_of_its_token_only(threshold: float | None) -> None:
+    x = make_tokens(3, 200, torch.float16)
+    x[0, 7] = float("nan")
+    found = quantize.quantize(x, threshold=threshold)
+    assert found.scale.isnan().tolist() == [True, False, False]
+
+
+def test_infinity_is_caught_by_the_net() -> None:
+    x = make_tokens(3, 200, torch.float16)
+    x[0, 7] = float("inf")
+    check_equal(quantize.quantize(x, threshold=6.0), reference.quantize(x, threshold=6.0))
+
+
+def fused(name: str, x: Tensor) -> Before:
+    g = torch.Generator().manual_seed(9)
+    gain, shift = (torch.randn(x.shape[1], generator=g).to(x.dtype) for _ in range(2))
+    other = (3 * torch.randn(x.shape, generator=g)).to(x.dtype)
+    return {
+        "rms": Before(norm="rms", weight=gain, eps=1e-5),
+        "rms + residual": Before(norm="rms", weight=gain, eps=1e-5, residual=other, sum_out=torch.empty_like(x)),
+        "layer": Before(norm="layer", weight=gain, bias=shift, eps=1e-5),
+        "layer + residual, plain": Before(norm="layer", eps=1e-5, residual=other, sum_out=torch.empty_like(x)),
+        "silu x up": Before(activation="silu", times=other),
+        "gelu": Before(activation="gelu"),
+        "gelu_tanh x up": Before(activation="gelu_tanh", times=other),
+        "relu": Before(activation="relu"),
+    }[name]  # fmt: skip
+
+
+FUSED = ["rms", "rms + residual", "layer", "layer + residual, plain", "silu x up", "gelu", "gelu_tanh x up", "relu"]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize(("tokens", "channels"), [(3, 200), (2, 5000)])
+def test_fused(name: str, tokens: int, channels: int, dtype: torch.dtype) -> None:
+    """The 16-bit result is within one unit in the last place; what is quantised is that result, bit for bit."""
+    x = make_tokens(tokens, channels, dtype, large=20.0)
+    before = fused(name, x)
+    found = quantize.apply(x, before)
+    summed = before.sum_out.clone() if before.sum_out is not None else None
+    expected = reference.apply(x, before)
+    if summed is not None and before.sum_out is not None:
+        assert torch.equal(summed, before.sum_out)
+    step = 2.0**-10 if dtype == torch.float16 else 2.0**-7
+    assert ((found.double() - expected.double()).abs() <= 2 * step * expected.double().abs() + 2.0**-24).all()  # fmt: skip
+    assert (found == expected).double().mean() > 0.98
+    options = outlier_channels(channels, 16)
+    check_equal(
+        quantize.quantize(x, before, **options, threshold=6.0),
+        reference.quantize(found, **options, threshold=6.0),
+    )
+
+
+def test_the_sum_may_replace_the_residual() -> None:
+    x = make_tokens(3, 5000, torch.float16)
+    residual = make_tokens(3, 5000, torch.float16, seed=4)
+    expected = x + residual
+    gain = torch.ones(5000).half()
+    y = quantize.apply(x, Before(norm="rms", weight=gain, eps=1e-5, residual=residual, sum_out=residual))  # fmt: skip
+    assert torch.equal(residual, expected)
+    assert torch.equal(y, quantize.apply(expected, Before(norm="rms", weight=gain, eps=1e-5)))
+
+
+def test_rows_may_be_part_of_a_wider_matrix() -> None:
+    both = make_tokens(3, 600, torch.float16, large=20.0)
+    gate, up = both.chunk(2, dim=1)
+    found = quantize.quantize(gate, Before(activation="silu", times=up), threshold=6.0)
+    copied = Before(activation="silu", times=up.contiguous())
+    check_equal(found, quantize.quantize(gate.contiguous(), copied, threshold=6.0))
+
+
+def test_no_tokens() -> None:
+    assert quantize.quantize(torch.empty(0, 64).half()).codes.shape == (0, 64)
+
+
+def test_bad_arguments_are_named() -> None:
+    x = torch.zeros(2, 64).half()
+    with pytest.raises(ArgumentError, match=r"dtype of x: expected float16 or bfloat16, found torch.float32"):  # fmt: skip
+        quantize.quantize(x.float())
+    with pytest.raises(ArgumentError, match="stride of x's last axis"):
+        quantize.quantize(x.t())
+    with pytest.raises(ArgumentError, match="shape of times"):
+        quantize.quantize(x, Before(activation="silu", times=x[:1]))
+    with pytest.raises(ArgumentError, match="residual and sum_out"):
+        quantize.quantize(x, Before(norm="rms", residual=x))
+    with pytest.raises(ArgumentError, match="index and is_outlier"):
+        quantize.quantize(x, index=torch.zeros(1, dtype=torch.int32))
