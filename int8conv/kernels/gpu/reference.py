@@ -193,7 +193,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
 def kept(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
     """float64 probabilities ``[vocab]`` that a token is drawn from; for a temperature above 0."""
-    order: Tensor = torch.unique(logits.double()).flip(0)  # type: ignore[no-untyped-call]
+    order: Tensor = torch.unique(logits.double()).flip(0)
     weights = ((logits.double() - order[0]) / temperature).exp()
     if 0 < top_k < logits.numel():
         border = logits.double().topk(top_k).values[-1]
