@@ -171,6 +171,7 @@ class Decoder:
         self.config = config = architecture.config
         modules = architecture.outside()
         self.dtype = dtype
+        self.kernels = weights.kernels
         self.embedding = Embedding(architecture, weights, dtype)
         self.blocks = [Block(architecture, i, weights) for i in range(config.num_layers)]
         self.final_norm = (

@@ -6,7 +6,7 @@ reads the result: an activation may be a ``Deferred``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..kernels.gpu.quantize import Before
 from ..kernels.gpu.rotary import rotate_and_store
 from .config import Activation, DecoderConfig
 from .gpu_cache import DeviceCache
+from .gpu_decode import DecodeSteps
 from .torch_kernels import NormWeights, causal_mask
 
 
@@ -54,25 +55,32 @@ class DevicePlaces:
 class GpuKernels:
     """Triton, and PyTorch's attention for prompts."""
 
-    def __init__(self, max_positions: int) -> None:
+    def __init__(self, max_positions: int, device: torch.device) -> None:
+        self.device = device
         self._max_positions = max_positions
-        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._tables: tuple[Tensor, Tensor] | None = None
+
+    def cache(self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype) -> DeviceCache:  # fmt: skip
+        return DeviceCache(config, batch=batch, capacity=capacity, dtype=dtype, device=self.device)
+
+    def steps(self, decoder: Any, cache: DeviceCache) -> Callable[[Tensor], Tensor]:
+        return DecodeSteps(decoder, cache)
 
     def places(self, rotary: Any, cache: DeviceCache | None, token_ids: Tensor, dtype: torch.dtype) -> DevicePlaces:  # fmt: skip
         batch, tokens = token_ids.shape
         device = token_ids.device
         steps = torch.arange(tokens, dtype=torch.int32, device=device)
         before = torch.zeros(batch, dtype=torch.int32, device=device) if cache is None else cache.lengths  # fmt: skip
-        tables = self._rotary_tables(rotary, device) if rotary else None
+        tables = self._rotary_tables(rotary) if rotary else None
         past = 0 if cache is None else cache.length
         return DevicePlaces(before[:, None] + steps, before + tokens, past, tables)
 
-    def _rotary_tables(self, rotary: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _rotary_tables(self, rotary: Any) -> tuple[Tensor, Tensor]:
         """cos and sin of all positions, float32 ``[positions, d / 2]``, made once."""
-        if device not in self._tables:
+        if self._tables is None:
             angles = torch.arange(self._max_positions).float()[:, None] * rotary.frequencies
-            self._tables[device] = (angles.cos().to(device), angles.sin().to(device))
-        return self._tables[device]
+            self._tables = (angles.cos().to(self.device), angles.sin().to(self.device))
+        return self._tables
 
     def norm(self, x: Tensor, norm: NormWeights) -> Deferred:
         kind = "rms" if norm.rms else "layer"

@@ -74,7 +74,7 @@ class DeviceConverted(ConvertedWeights):
     ) -> None:  # fmt: skip
         super().__init__(converted, dtype, mode)
         self._files: Any = DeviceFiles(device)
-        self.kernels: Kernels = GpuKernels(config.max_positions)
+        self.kernels: Kernels = GpuKernels(config.max_positions, device)
 
     def _dense(self, weight: Tensor, bias: Tensor | None) -> Projection:
         return DenseProjection([(weight, None if bias is None else bias.to(self.dtype))])
@@ -89,7 +89,7 @@ class DeviceCheckpoint(CheckpointWeights):
     def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:  # fmt: skip
         super().__init__(checkpoint, dtype)
         self.device = device
-        self.kernels: Kernels = GpuKernels(config.max_positions)
+        self.kernels: Kernels = GpuKernels(config.max_positions, device)
 
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
         return super().tensor(module, kind).to(self.device)

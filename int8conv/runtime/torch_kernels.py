@@ -41,6 +41,14 @@ class Places(Protocol):
 class Kernels(Protocol):
     """Between two linears. An activation may be an object that only the linears of the same device understand."""
 
+    device: torch.device
+
+    def cache(self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype) -> Any:
+        """An empty cache of keys and values."""
+
+    def steps(self, decoder: Any, cache: Any) -> Callable[[Tensor], Tensor]:
+        """Token ids ``[b, 1]`` -> logits ``[b, 1, vocab]``, as often as wanted."""
+
     def places(self, rotary: Any, cache: Any, token_ids: Tensor, dtype: torch.dtype) -> Any:
         """``Places`` of token ids ``[b, t]`` behind those in the cache, with what rotation needs."""
 
@@ -64,6 +72,14 @@ class _Places:
 
 class TorchKernels:
     """Operators of PyTorch."""
+
+    device = torch.device("cpu")
+
+    def cache(self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype) -> KVCache:  # fmt: skip
+        return KVCache(config, batch=batch, capacity=capacity, dtype=dtype)
+
+    def steps(self, decoder: Any, cache: KVCache) -> Callable[[Tensor], Tensor]:
+        return lambda tokens: decoder.forward(tokens, cache, last_only=True)
 
     def places(self, rotary: Any, cache: KVCache | None, token_ids: Tensor, dtype: torch.dtype) -> _Places:  # fmt: skip
         past = cache.length if cache is not None else 0

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import int8conv
 from int8conv.convert.converter import convert
+from int8conv.errors import ArgumentError
 from int8conv.formats.checkpoint import open_checkpoint
 from int8conv.formats.converted import open_converted
 from int8conv.kernels import Mode
@@ -18,6 +20,8 @@ from int8conv.runtime.decoder import Decoder
 from int8conv.runtime.gpu_cache import DeviceCache
 from int8conv.runtime.gpu_files import DeviceFiles
 from int8conv.runtime.gpu_weights import DeviceCheckpoint, DeviceConverted
+from int8conv.runtime.model import Model
+from int8conv.runtime.sampling import Sampling
 from int8conv.runtime.weights import CheckpointWeights, ConvertedWeights
 
 from ..checkpoints import LLAMA, OPT, write_checkpoint
@@ -136,3 +140,22 @@ def test_files_are_views_of_one_buffer(folder: Path) -> None:
     shards = {linear.weight.file for linear in linears}
     assert len({files.tensor(x.weight).untyped_storage().data_ptr() for x in linears}) == len(shards)  # fmt: skip
     assert files.bytes_read == sum(shard.size() for shard in shards)
+
+
+def test_generates_as_the_cpu_does(folder: Path) -> None:
+    """Through the model: prompt, then steps; the likeliest token of each is the CPU path's, or as good as it."""
+    gpu, _, wide = decoders(folder, "w8a16")
+    model = Model(folder, gpu, frozenset())
+    prompt = tokens(1, 5)[0].tolist()
+    ids: list[int] = []
+    list(model._stream(prompt, 4, Sampling(), ids))
+    logits = wide.forward(torch.tensor([prompt + ids]))[0, len(prompt) - 1 : -1]
+    chosen = logits.gather(1, torch.tensor(ids)[:, None])[:, 0]
+    assert (logits.amax(1) - chosen <= 0.01 * logits.abs().amax()).all()
+
+
+def test_no_gpu_is_one_clear_line(folder: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ArgumentError, match="PyTorch finds no GPU here"):
+        int8conv.load(folder, device="cuda")
