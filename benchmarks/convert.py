@@ -10,13 +10,13 @@ after the first, uncounted turn. Prints medians and the ratio pair by pair.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -32,21 +32,35 @@ class Usage(NamedTuple):
     wall: float
     cpu: float
     peak_mib: float
+    output: str
+
+
+COPY = "cp -r"
+OURS = "int8conv convert --outliers none"
+
+_LAUNCHER = """
+import json, os, sys, time
+start = time.perf_counter()
+child = os.fork()
+if child == 0:
+    os.execvp(sys.argv[1], sys.argv[1:])
+_, status, usage = os.wait4(child, 0)
+wall = time.perf_counter() - start
+print(json.dumps([os.waitstatus_to_exitcode(status), wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024]))
+"""
+"""A peak begins with that of the process which was forked: so with a small one, not with a benchmark full of arrays."""
 
 
 def measure(command: list[str]) -> Usage | None:
     """Run a command to its end and read the operating system's account of it; None if it failed."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    message = process.stderr.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        print(f"{' '.join(command)} failed: {message.splitlines()[-1]}", file=sys.stderr)
+    launcher = [sys.executable, "-S", "-E", "-c", _LAUNCHER, *command]
+    done = subprocess.run(launcher, capture_output=True, text=True, check=True)
+    output, _, account = done.stdout.rstrip().rpartition("\n")
+    code, wall, cpu, peak = json.loads(account)
+    if code:
+        print(f"{' '.join(command)} failed: {done.stderr.splitlines()[-1]}", file=sys.stderr)
         return None
-    wall = time.perf_counter() - start
-    return Usage(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    return Usage(wall, cpu, peak, output)
 
 
 def compare(folder: Path, runs: int, layers: int) -> None:
@@ -54,9 +68,10 @@ def compare(folder: Path, runs: int, layers: int) -> None:
     if not source.exists():
         random_checkpoint.write(source, layers)
     commands = {
-        "cp -r": ["cp", "-r", str(source), str(copied)],
-        "int8conv convert --outliers none": [
+        COPY: ["cp", "-r", str(source), str(copied)],
+        OURS: [
             sys.executable, "-m", "int8conv", "convert", str(source), str(out), "--outliers", "none",
+            "--json",
         ],
     }  # fmt: skip
     script = str(Path(__file__).parent / "convert_peers.py")
@@ -70,22 +85,42 @@ def compare(folder: Path, runs: int, layers: int) -> None:
             shutil.rmtree(out, ignore_errors=True)
             if turn and usage is not None:
                 usages[name].append(usage)
-    floor = [usage.wall for usage in usages["cp -r"]]
+    size = sum(path.stat().st_size for path in source.iterdir())
+    print(f"{size / 1e9:.2f} GB, {runs} runs, {os.cpu_count()} cores, {platform.machine()}")
+    show_usages(usages)
+    show_parts(usages[OURS])
+
+
+def show_usages(usages: dict[str, list[Usage]]) -> None:
+    """Medians, and the medians of ratios turn by turn."""
+
+    def ratio(ones: list[Usage], others: list[Usage]) -> str:
+        pairs = zip(ones, others, strict=False)
+        return f"{median(one.wall / other.wall for one, other in pairs):.2f}x"
+
     rows = [
         [
             name,
-            *(f"{median(values):.2f}" for values in zip(*measured, strict=True)),
-            f"{median(u.wall / f for u, f in zip(measured, floor, strict=False)):.2f}x",
+            f"{median(usage.wall for usage in measured):.2f}",
+            f"{median(usage.cpu for usage in measured):.2f}",
+            f"{median(usage.peak_mib for usage in measured):.1f}",
+            ratio(measured, usages[COPY]),
+            ratio(usages[OURS], measured),
         ]
         for name, measured in usages.items()
         if measured
     ]
-    size = sum(path.stat().st_size for path in source.iterdir())
-    print(f"{size / 1e9:.2f} GB, {runs} runs, {os.cpu_count()} cores, {platform.machine()}")
+    headers = ["command", "wall s", "cpu s", "peak MiB", "wall / cp", "int8conv / it"]
+    print(tabulate(rows, headers, disable_numparse=True))
+
+
+def show_parts(measured: list[Usage]) -> None:
+    """Where int8conv's median run spends its time."""
+    usage = sorted(measured)[len(measured) // 2]
+    report = json.loads(usage.output)
+    stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report["stages"].items())
     print(
-        tabulate(
-            rows, ["command", "wall s", "cpu s", "peak MiB", "wall / cp"], disable_numparse=True
-        )
+        f"\nPython's start and end {usage.wall - report['seconds']:.2f} s; of all workers together: {stages}"
     )
 
 

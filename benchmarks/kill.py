@@ -25,9 +25,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 def attack(source: Path, folder: Path, kills: int, seed: int) -> None:
     out, expected = folder / "out", folder / "expected"
     command = [sys.executable, "-m", "int8conv", "convert", str(source), "--outliers", "none"]
-    start = time.perf_counter()
-    subprocess.run([*command, str(expected)], check=True, stdout=subprocess.DEVNULL)
-    whole = time.perf_counter() - start
+    whole = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([*command, "--force", str(expected)], check=True, stdout=subprocess.DEVNULL)
+        whole = min(whole, time.perf_counter() - start)
     wanted = contents(expected)
     rng = random.Random(seed)
     killed = finished = resumed = 0

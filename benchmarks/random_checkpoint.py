@@ -49,7 +49,7 @@ def write(folder: Path, layers: int) -> None:
     for number in range(SHARDS):
         name = f"model-{number + 1:05}-of-{SHARDS:05}.safetensors"
         part = tensors[number * size : (number + 1) * size]
-        _write_shard(folder / name, part, seed=number)
+        write_shard(folder / name, part, seed=number)
         weight_map |= {t.name: name for t in part}
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -67,7 +67,8 @@ def _write_tokenizer(folder: Path, size: int) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def _write_shard(path: Path, tensors: list[TensorSpec], seed: int) -> None:
+def write_shard(path: Path, tensors: list[TensorSpec], seed: int) -> None:
+    """One safetensors file of normal fp16 values (norms of ones)."""
     rng = np.random.default_rng(seed)
     infos, position = [], 0
     for t in tensors:

@@ -53,10 +53,10 @@ class Against:
             click.echo("\nno int8 tensors; all others are the source's bit for bit")
             return
         click.echo()
-        table(
-            ["tensor, the worst first", "SQNR dB", "max error", "outlier bytes", ""],
-            [self._row(quality) for quality in self._ordered[:SHOWN]],
-        )
+        shown = self._ordered[:SHOWN]
+        headers = ["tensor, the worst first", "SQNR dB", "max error", "outlier bytes"]
+        headers += [f"below {self._limit:g} dB"] if any(map(self._is_low, shown)) else []
+        table(headers, [self._row(quality)[: len(headers)] for quality in shown])
         worst = self._ordered[0]
         click.echo(
             f"\n{len(self._ordered)} int8 tensors: worst SQNR {_db(worst.sqnr_db)} ({worst.name}), "
@@ -69,9 +69,11 @@ class Against:
 
     def _row(self, quality: TensorQuality) -> list[object]:
         sqnr = "exact" if quality.sqnr_db is None else f"{quality.sqnr_db:.1f}"
-        flag = f"below {self._limit:g} dB" if quality.order < self._limit else ""
-        share = f"{quality.outlier_share:.1%}"
-        return [quality.name, sqnr, f"{quality.max_error:.2e}", share, flag]
+        share, low = f"{quality.outlier_share:.1%}", "yes" if self._is_low(quality) else ""
+        return [quality.name, sqnr, f"{quality.max_error:.2e}", share, low]
+
+    def _is_low(self, quality: TensorQuality) -> bool:
+        return quality.order < self._limit
 
 
 def _db(sqnr: float | None) -> str:

@@ -154,6 +154,7 @@ _SHOWN: Final = 10
     metavar="SIZE",
     help="Of the process while it streams; calibration comes on top.",
 )
+@click.option("--device", default="cpu", show_default=True, help="Where to quantise: cpu or cuda.")
 @click.option("--stream", is_flag=True, help="Read a hub's weights from there and store none.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, from headers alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the report, or the dry run.")
@@ -165,6 +166,7 @@ def command(
     jobs: int | None,
     max_memory: int,
     stream: bool,
+    device: str,
     dry_run: bool,
     as_json: bool,
     verbose: bool,
@@ -199,6 +201,7 @@ def command(
             jobs=jobs,
             max_memory=max_memory,
             stream=stream,
+            device=device,
             progress=progress,
             **choices,
         )

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ def convert(
     jobs: int | None = None,
     max_memory: int = DEFAULT_MAX_MEMORY,
     stream: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> ConvertReport:
     """Convert a checkpoint folder to int8 (see ``formats/SPEC.md``).
@@ -69,6 +70,8 @@ def convert(
             top, with PyTorch and a block of the model in float32.
         stream: read the weights of a source on the hub over the network, and store none of them (but of safetensors files
             only, and twice with calibrated outliers: once to run the model).
+        device: where linears are quantised: ``"cpu"``, or one that PyTorch has, as ``"cuda"`` (its own memory comes on top).
+            Does not change the bytes.
         progress: called as the work goes on.
 
     Raises:
@@ -91,6 +94,10 @@ def convert(
     )
     if jobs is not None and jobs < 1:
         raise ArgumentError("jobs", expected="1 or more", found=jobs)
+    if device != "cpu":
+        from .device import check_device  # needs torch
+
+        check_device(device)
     tell = progress or (lambda stage, done, total: None)
     out = Path(out)
     check_replaceable(out, force=force)  # before any work
@@ -101,6 +108,7 @@ def convert(
     opened = open_source(resolved, options)
     plan = make_plan(opened.selection, {}, options)  # refuse a bad source before calibrating on it
     workers = plan_workers(plan, jobs or os.cpu_count() or 1, max_memory)
+    workers = replace(workers, device=device)
     watch.lap("open")
     with open_workspace(out, force=force) as workspace:
         journal = Journal(workspace.path, _fingerprint(opened.checkpoint, options))

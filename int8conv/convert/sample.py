@@ -30,7 +30,7 @@ class RowSample:
     def add(
         self,
         quotients: npt.NDArray[np.float32],
-        rounded: npt.NDArray[np.float32],
+        rounded: npt.NDArray[np.float32] | npt.NDArray[np.int8],
         scale: npt.NDArray[np.float32],
         first: int,
     ) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from ..formats.writer import Flusher, ShardWriter
 from .halves import INFINITY, Bits, largest_magnitudes, round_to_half, widen
 from .journal import Journal
 from .plan import KeepTask, QuantizeTask, Task
-from .quantize import NonFiniteRowError, RowQuantizer, check_finite
+from .quantize import NonFiniteRowError, QuantizedRows, RowQuantizer, check_finite
 from .sample import RowSample
 from .stopwatch import Stopwatch
 
@@ -51,12 +51,25 @@ class TaskResult:
     """Done by an earlier attempt."""
 
 
+class Quantizer(Protocol):
+    """Makes codes and scales of blocks of rows."""
+
+    def quantize(self, bits: Bits, first: int = 0) -> QuantizedRows:
+        """See ``quantize.RowQuantizer``."""
+
+
+NewQuantizer = Callable[[str, npt.NDArray[np.int32], Buffers, RowSample], Quantizer]
+"""For a tensor: dtype, outlier columns, memory to work in, what measures the loss."""
+
+
 @dataclass(frozen=True)
 class Workers:
     """How many tasks are done at once, and in blocks of how many elements."""
 
     jobs: int
     block_elements: int
+    device: str = "cpu"
+    """Where linears are quantised."""
 
 
 @dataclass
@@ -64,6 +77,7 @@ class _Worker:
     """What a task borrows while it runs."""
 
     block_elements: int
+    quantizer: NewQuantizer
     buffers: Buffers
     watch: Stopwatch
     writers: Mapping[str, ShardWriter]
@@ -91,12 +105,15 @@ def run_tasks(
         TruncatedFileError, NotFoundError: the source changed while it was read.
     """
     watch = watch or Stopwatch()
+    new_quantizer = _quantizer_for(workers.device)
     shards = _open_shards(folder, layouts)
     try:
         writers = {t.name: shard for shard in shards for t in shard.layout.tensors}
         with Flusher(shards):
             pool = [
-                _Worker(workers.block_elements, Buffers(), Stopwatch(), writers, progress)
+                _Worker(
+                    workers.block_elements, new_quantizer, Buffers(), Stopwatch(), writers, progress
+                )
                 for _ in range(workers.jobs)
             ]
             results = _in_threads(tasks, pool, journal)
@@ -108,6 +125,15 @@ def run_tasks(
         for shard in shards:
             shard.close()
         watch.lap("flush")
+
+
+def _quantizer_for(device: str) -> NewQuantizer:
+    if device == "cpu":
+        return RowQuantizer
+    from .device import DeviceQuantizer, check_device  # needs torch
+
+    place = check_device(device)
+    return lambda dtype, columns, buffers, sample: DeviceQuantizer(dtype, columns, place, sample)
 
 
 def _open_shards(folder: Path, layouts: Sequence[ShardLayout]) -> list[ShardWriter]:
@@ -195,7 +221,7 @@ def _quantize(task: QuantizeTask, worker: _Worker) -> TaskResult:
     kinds = (WEIGHT, SCALE, *((OUTLIER_INDEX, OUTLIER_WEIGHT) if k else ()))
     outputs = {kind: _Output(worker, f"{task.path}.{kind}") for kind in kinds}
     sample, rounded = RowSample(*source.shape), 0
-    quantizer = RowQuantizer(source.dtype, task.columns, worker.buffers, sample)
+    quantizer = worker.quantizer(source.dtype, task.columns, worker.buffers, sample)
     if k:
         outputs[OUTLIER_INDEX].write(task.columns)
     reader = MatrixReader(source, worker.block_elements, worker.buffers)
