@@ -88,7 +88,7 @@ def calibrate(
         absmax[module.path] = largest.numpy()
 
     layers = architecture.config.num_layers
-    x, tables = Embedding(architecture, weights, torch.float32)(windows, 0)
+    x, tables = Embedding(architecture, weights, torch.float32)(windows)
     for layer in range(layers):
         progress(layer, layers)
         x = Block(architecture, layer, weights, observe)(x, tables)
