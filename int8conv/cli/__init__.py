@@ -19,6 +19,7 @@ from ..errors import Int8convError
 
 _COMMANDS = {
     "convert": "Convert a checkpoint folder to int8.",
+    "calibrate": "Measure a checkpoint's activations.",
     "inspect": "Show what is inside a converted folder.",
     "footprint": "Predict the memory that a model needs.",
     "generate": "Continue a prompt.",
