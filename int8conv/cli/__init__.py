@@ -22,6 +22,7 @@ _COMMANDS = {
     "calibrate": "Measure a checkpoint's activations.",
     "inspect": "Show what is inside a converted folder.",
     "footprint": "Predict the memory that a model needs.",
+    "eval": "Measure perplexity, and the distance from the source.",
     "generate": "Continue a prompt.",
 }
 

@@ -32,6 +32,8 @@ def load(
     device: str = "cpu",
     mode: Mode | None = None,
     dtype: str | torch.dtype | None = None,
+    *,
+    net: bool = True,
 ) -> Model:
     """Load a converted folder, or an unconverted checkpoint in its own precision.
 
@@ -40,6 +42,7 @@ def load(
             on the hub: ``org/name`` or ``org/name@revision``.
         device: ``"cpu"``.
         mode: how activations meet int8 weights: ``"w8a16"``, ``"w8a8"``, or None to choose by the number of tokens.
+        net: whether W8A8 has its safety net: activations past the threshold of their input are multiplied in 16 bits.
         dtype: of activations and cache; None is float32, the fastest on a CPU. A source's 16-bit weights are exact in it.
 
     Raises:
@@ -60,7 +63,7 @@ def load(
     if is_converted(folder):
         converted = open_converted(folder)
         checkpoint = converted.checkpoint
-        weights = ConvertedWeights(converted, chosen, mode)
+        weights = ConvertedWeights(converted, chosen, mode, net=net)
     else:
         if mode is not None:
             raise ArgumentError("mode is for converted folders", file=folder, found=repr(mode),
@@ -70,7 +73,10 @@ def load(
         weights = CheckpointWeights(checkpoint, chosen)
     config_file = folder / CONFIG_FILE
     architecture = read_architecture(checkpoint.config, checkpoint.tensors, config_file)
-    return Model(folder, Decoder(architecture, weights, chosen), _end_tokens(checkpoint))
+    model = Model(folder, Decoder(architecture, weights, chosen), _end_tokens(checkpoint))
+    if isinstance(weights, ConvertedWeights):
+        model.net_counters = weights.counters
+    return model
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
