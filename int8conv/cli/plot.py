@@ -165,7 +165,7 @@ def _draw_errors(
     panel.set_ylabel("error, %", fontsize=8)
     panel.set_ylim(bottom=0)
     panel.xaxis.get_major_locator().set_params(integer=True)
-    panel.legend(fontsize=7, ncols=2, bbox_to_anchor=(1.01, 1), loc="upper left")
+    panel.legend(fontsize=7, ncols=4, loc="lower left")
 
 
 def expected_errors(converted: ConvertedFolder) -> dict[str, float]:
