@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, GenerationError
+from ..kernels import NetCounter
 from .decoder import Decoder
 from .footprint import Footprint, predict_footprint
+from .net import NetReport, net_report
 from .sampling import Sampling, next_token
 from .tokenizer import Tokenizer
 
@@ -40,6 +42,7 @@ class Model:
         self.config = decoder.config
         self.decoder = decoder
         self.end_tokens = end_tokens
+        self.net_counters: Mapping[str, NetCounter] = {}
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -102,6 +105,10 @@ class Model:
                 on_text(piece)
         ended = bool(token_ids) and token_ids[-1] in self.end_tokens
         return Generation("".join(pieces), token_ids, "stop" if ended else "length")
+
+    def net_report(self) -> NetReport:
+        """What the safety net has taken since the model was loaded."""
+        return net_report(self.net_counters)
 
     def footprint(self, *, context: int | None = None, batch: int = 1) -> Footprint:
         """Predicted memory at ``context`` positions (None: the most) and ``batch`` sequences, in this model's dtype."""
