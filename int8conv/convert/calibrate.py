@@ -130,7 +130,9 @@ def calibrate(
         texts=used,
         context=len(windows[0]),
         linears={path: tuple(m.path for m in groups[path]) for path in sums},
-        normalised=tuple(path for path in sums if groups[path][0].role in _AFTER_NORM),
+        normalised=tuple(
+            path for path in sums if groups[path][0].role.rpartition(".")[2] in _AFTER_NORM
+        ),
         inputs={path: s.finish(weights.error(path)) for path, s in sums.items()},
     )
 
@@ -190,7 +192,9 @@ class _CalibrationWeights(CheckpointWeights):
         self._check(tensor, module, kind)
         if module.group and kind == "weight":
             first = module.group[0]
-            self._squares[first] = self._squares.get(first, 0) + _column_errors(tensor)
+            self._squares[first] = self._squares.get(first, 0) + _column_errors(
+                tensor.t() if module.transposed else tensor
+            )
         return tensor if module.layer is None else tensor.to(self._device)
 
     def lookup(self, module: Module) -> Lookup:
