@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +21,7 @@ from ..errors import ArgumentError, CalibrationError, TokenizerError
 from ..formats.checkpoint import Checkpoint
 from ..formats.checksum import checksum
 from ..formats.hub import resolve
-from ..formats.stats import LARGE, InputStats, Stats
+from ..formats.stats import LARGE, InputStats, Stats, add_exactly
 from ..formats.storage import LocalFile
 from ..runtime.architecture import Architecture, Module, find_tensor, read_architecture
 from ..runtime.mapping import TORCH_DTYPES, MappedFiles
@@ -145,14 +146,14 @@ class _Sums:
     def __init__(self, channels: int, device: torch.device) -> None:
         self._absmax = torch.zeros(channels, device=device)
         self._large = torch.zeros(channels, dtype=torch.int64, device=device)
-        self._squares = torch.zeros(channels, dtype=torch.float64, device=device)
-        self._fourths = torch.zeros(channels, dtype=torch.float64, device=device)
+        self._squares = np.zeros((2, channels))
+        self._fourths = np.zeros((2, channels))
 
     def add(self, x: Tensor) -> int | None:
         """Add a window ``[tokens, in]``; the number of a channel that is not finite, if there is one.
 
-        A window's sums are rounded to float32 first: float64 then adds them exactly, in any order, so that statistics of two
-        halves of a text add up to those of the whole.
+        A window's sums are rounded to float32, and then added without rounding: statistics of two halves of a text add up to
+        those of the whole, bit for bit.
         """
         magnitude = x.abs()
         largest = magnitude.amax(dim=0)
@@ -161,13 +162,20 @@ class _Sums:
         self._absmax = torch.maximum(self._absmax, largest)
         self._large += (magnitude >= LARGE).sum(dim=0)
         squares = magnitude.double().square_()
-        self._squares += squares.sum(dim=0).float()
-        self._fourths += squares.square_().sum(dim=0).clamp_max_(_FLOAT32_MAX).float()
+        self._squares = _added(self._squares, squares.sum(dim=0))
+        self._fourths = _added(self._fourths, squares.square_().sum(dim=0))
         return None
 
     def finish(self, weight_error: Tensor) -> InputStats:
-        parts = (self._absmax, self._large, self._squares, self._fourths, weight_error)
-        return InputStats(*(part.cpu().numpy() for part in parts))
+        return InputStats(
+            self._absmax.cpu().numpy(), self._large.cpu().numpy(), self._squares, self._fourths,
+            weight_error.numpy(),
+        )  # fmt: skip
+
+
+def _added(sums: npt.NDArray[np.float64], window: Tensor) -> npt.NDArray[np.float64]:
+    rounded = window.clamp_max(_FLOAT32_MAX).float().double().cpu().numpy()
+    return add_exactly(sums, np.stack([rounded, np.zeros_like(rounded)]))
 
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)

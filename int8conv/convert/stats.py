@@ -13,7 +13,7 @@ from ..errors import ArgumentError, StatsError
 from ..formats.checkpoint import Checkpoint
 from ..formats.checksum import running_checksum
 from ..formats.json_file import dump_json
-from ..formats.stats import InputStats, Stats
+from ..formats.stats import InputStats, Stats, add_exactly
 
 LAYER_SHARE: Final = 0.25
 POSITION_SHARE: Final = 0.06
@@ -82,8 +82,8 @@ def merge(parts: Sequence[tuple[str, Stats]]) -> Stats:
                     f"another weight than in {name}", file=file, tensor=f"{path}.weight_error"
                 )
             inputs[path] = InputStats(
-                np.maximum(a.absmax, b.absmax), a.large + b.large, a.squares + b.squares,
-                a.fourths + b.fourths, a.weight_error,
+                np.maximum(a.absmax, b.absmax), a.large + b.large, add_exactly(a.squares, b.squares),
+                add_exactly(a.fourths, b.fourths), a.weight_error,
             )  # fmt: skip
         merged = replace(merged, inputs=inputs, texts=merged.texts + stats.texts)
     return merged
