@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -132,6 +133,10 @@ def measure(
     if magnitude != 1:
         folder = scratch / "source"
         inject(model, folder, magnitude, arguments.channels)
+
+    def wanted(name: str) -> bool:
+        return re.search(arguments.only, name) is not None
+
     windows = windows_of(folder, arguments.text, arguments.tokens, arguments.window)
     checkpoint = open_checkpoint(folder)
     stats = scratch / "stats.safetensors"
@@ -142,10 +147,12 @@ def measure(
         stats,
     )
     candidates: dict[str, Weights] = {
-        name: MethodWeights(checkpoint, method) for name, method in METHODS.items()
+        name: MethodWeights(checkpoint, method) for name, method in METHODS.items() if wanted(name)
     }
     extra: dict[str, dict[str, float]] = {}
     for number, (name, (options, mode, net)) in enumerate(OURS.items()):
+        if not wanted(name):
+            continue
         out = scratch / f"int8-{number}"
         more = {} if options.get("outliers") == "none" else {"stats": stats}
         int8conv.convert(folder, out, **options, **more)  # type: ignore[operator]
@@ -155,7 +162,11 @@ def measure(
     for name, weights in candidates.items():
         if isinstance(weights, ConvertedWeights):
             extra[name]["caught"] = net_report(weights.counters).values
-    peer = bitsandbytes(arguments.peer_python, folder, windows, scratch)
+    peer = (
+        bitsandbytes(arguments.peer_python, folder, windows, scratch)
+        if wanted(BITSANDBYTES)
+        else "not asked for"
+    )
     if isinstance(peer, str):
         print(f"{BITSANDBYTES}: not measured: {peer}", file=sys.stderr)
     else:
@@ -279,5 +290,6 @@ if __name__ == "__main__":
     parser.add_argument(
         "--peer-python", default=sys.executable, help="An interpreter with bitsandbytes."
     )
+    parser.add_argument("--only", default="", metavar="REGEX", help="Methods whose name matches.")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fidelity"))
     main(parser.parse_args())

@@ -29,6 +29,7 @@ from ..runtime.streaming import BlockStream
 from ..runtime.tokenizer import Tokenizer
 from ..runtime.weights import CheckpointWeights, Lookup
 from ..runtime.windows import Text, check_context, disjoint_windows, encode, read_text, too_short
+from .device import check_device
 from .options import ConvertOptions
 from .source import open_source
 from .stats import fingerprint
@@ -102,6 +103,7 @@ def calibrate(
     """
     if tokens is not None and tokens < 1:
         raise ArgumentError("tokens", expected="1 or more", found=tokens)
+    check_device(device)
     windows, used = _windows(checkpoint, architecture, texts, tokens, context, seed)
     weights = _CalibrationWeights(checkpoint, device)
     sums: dict[str, _Sums] = {}

@@ -120,6 +120,7 @@ def test_wrong_usage(example: Path, tmp_path: Path, stats: Path) -> None:
     ):
         assert run("calibrate", *arguments).exit_code == 2, arguments
     check_refused(run("calibrate", "--merge", stats, "-o", out), "two statistics files or more")
+    check_refused(run("calibrate", example, "-o", out, "--device", "abacus"), "device", "abacus")
     check_refused(
         run("calibrate", example, "-o", tmp_path / "no" / "file", "--tokens", 9), "no/file"
     )
