@@ -7,6 +7,7 @@ source computes; an observer at each group of linears sums up every channel (see
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -64,10 +65,11 @@ def calibrate_source(
     if opened.architecture is None:  # say which feature or family
         read_architecture(opened.checkpoint.config, opened.checkpoint.tensors, resolved.folder)
         raise AssertionError
-    return calibrate(
-        opened.checkpoint, opened.architecture, progress, source=resolved.id, texts=texts,
-        tokens=tokens, context=context, seed=seed, device=device,
+    stats = calibrate(
+        opened.checkpoint, opened.architecture, progress, texts=texts, tokens=tokens,
+        context=context, seed=seed, device=device,
     )  # fmt: skip
+    return replace(stats, source=resolved.id, fingerprint=fingerprint(opened.checkpoint))
 
 
 @torch.inference_mode()
@@ -76,20 +78,18 @@ def calibrate(
     architecture: Architecture,
     progress: Progress,
     *,
-    source: str = "",
     texts: Sequence[Path] = (),
     tokens: int | None = None,
     context: int | None = None,
     seed: int = 0,
     device: str = "cpu",
 ) -> Stats:
-    """Measure a source checkpoint.
+    """Measure a source checkpoint, with neither its name nor its fingerprint.
 
     Args:
         checkpoint: the source.
         architecture: its decoder.
         progress: told blocks done and blocks in all.
-        source: its name, for people.
         texts: files of UTF-8 text; none: a built-in text (random tokens if the source has no usable tokenizer).
         tokens: of all texts, at most; whole windows are drawn from them. None: all.
         context: tokens of a window; None: 256, or fewer where the model has fewer positions.
@@ -128,8 +128,8 @@ def calibrate(
     progress(layers, layers)
     groups = {group[0].path: group for group in architecture.groups()}
     return Stats(
-        source=source,
-        fingerprint=fingerprint(checkpoint),
+        source="",
+        fingerprint="",
         texts=used,
         context=len(windows[0]),
         linears={path: tuple(m.path for m in groups[path]) for path in sums},
