@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -41,8 +41,10 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return running.hexdigest()
 
 
-def check_source(stats: Stats, checkpoint: Checkpoint, file: object) -> None:
-    """Raise StatsError if statistics are of another checkpoint."""
+def check_source(
+    stats: Stats, checkpoint: Checkpoint, inputs: Mapping[str, int], file: object
+) -> None:
+    """Raise StatsError if statistics are of another checkpoint, or not of its inputs and their widths."""
     found = fingerprint(checkpoint)
     if found != stats.fingerprint:
         raise StatsError(
@@ -50,6 +52,11 @@ def check_source(stats: Stats, checkpoint: Checkpoint, file: object) -> None:
             expected=f"fingerprint {found}", found=stats.fingerprint,
             hint="calibrate this one",
         )  # fmt: skip
+    for path, in_features in inputs.items():
+        found_channels = len(stats.inputs[path].absmax) if path in stats.inputs else None
+        if found_channels != in_features:
+            raise StatsError("not the channels that the checkpoint has", file=file,
+                             tensor=f"{path}.absmax", expected=in_features, found=found_channels)  # fmt: skip
 
 
 def merge(parts: Sequence[tuple[str, Stats]]) -> Stats:
