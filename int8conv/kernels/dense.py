@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import jit
+
 _BLOCK_ELEMENTS = 1 << 19
 """2 MiB in float32: a widened block stays in the cache until it is multiplied."""
 
@@ -25,7 +27,12 @@ def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     if weight.dtype == x.dtype:
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
-    y = linear_by_blocks(rows, weight)
+    narrow = x.dtype == torch.float32 and weight.dtype in (torch.float16, torch.bfloat16)
+    y = (
+        jit.dense(rows, weight)
+        if narrow and jit.takes(rows, weight)
+        else linear_by_blocks(rows, weight)
+    )
     y = y if bias is None else y + bias
     return y.reshape(*x.shape[:-1], weight.shape[0])
 

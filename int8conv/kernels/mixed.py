@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
+from . import jit
 
 Mode = Literal["w8a8", "w8a16"]
 MODES: Final[tuple[Mode, ...]] = ("w8a8", "w8a16")
@@ -102,7 +103,8 @@ def mixed_linear(
         weight: int8 ``[out, in]`` with its scales and outlier columns.
         bias: ``[out]`` or None.
         mode: how activations are treated; None takes ``w8a16`` for few tokens and ``w8a8`` for many.
-        implementation: one of ``IMPLEMENTATIONS``, to force it; None takes the best for the device.
+        implementation: one of ``IMPLEMENTATIONS``, to force it; None takes the best: compiled code (``jit``) for a few tokens in
+            ``w8a16``, else ``cpu``.
 
     Returns:
         ``[..., out]`` in the dtype of ``x``; accumulated in int32 or float32, rounded once.
@@ -117,14 +119,23 @@ def mixed_linear(
     rows = x.reshape(-1, weight.in_features)
     if mode is None:
         mode = "w8a16" if rows.shape[0] <= _FEW_TOKENS else "w8a8"
-    chosen = _implementation(implementation)
-    y = (chosen.w8a8 if mode == "w8a8" else chosen.w8a16)(rows.float(), weight)
-    if weight.outlier_index is not None and weight.outlier_weight is not None:
-        outliers = rows.index_select(1, weight.outlier_index).float()
-        y = y.addmm_(outliers, weight.outlier_weight.float().t())
+    if implementation is None and mode == "w8a16" and jit.takes(rows, weight.codes):
+        y = jit.mixed(rows.float(), weight)
+    else:
+        y = _by_columns(rows, weight, mode, implementation or "cpu")
     if bias is not None:
         y += bias.float()
     return y.to(x.dtype).reshape(*x.shape[:-1], weight.out_features)
+
+
+def _by_columns(rows: Tensor, weight: MixedWeight, mode: Mode, implementation: str) -> Tensor:
+    """int8 columns by an implementation, and outlier columns by PyTorch."""
+    chosen = _implementation(implementation)
+    y = (chosen.w8a8 if mode == "w8a8" else chosen.w8a16)(rows.float(), weight)
+    if weight.outlier_index is None or weight.outlier_weight is None:
+        return y
+    outliers = rows.index_select(1, weight.outlier_index).float()
+    return y.addmm_(outliers, weight.outlier_weight.float().t())
 
 
 def dequantized_rows(weight: MixedWeight, rows: Tensor) -> Tensor:
@@ -139,8 +150,7 @@ _FEW_TOKENS = 16
 """Up to here reading the weight takes longer than multiplying in either mode, and w8a16 is the more exact one."""
 
 
-def _implementation(name: str | None) -> _Implementation:
-    name = name or "cpu"
+def _implementation(name: str) -> _Implementation:
     if name not in IMPLEMENTATIONS:
         raise ArgumentError("implementation", expected=" or ".join(IMPLEMENTATIONS), found=name)
     return cast("_Implementation", importlib.import_module(f".{name}", __package__))

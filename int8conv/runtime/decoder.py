@@ -7,43 +7,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .architecture import Architecture, Module
 from .cache import KVCache
 from .config import DecoderConfig, Rope
+from .torch_kernels import Kernels, NormWeights, Places
 from .weights import Projection, Weights
 
 Observer = Callable[[Module, Tensor], None]
 """Told the first linear of a group and the group's input ``[b, t, in]``, before it is multiplied."""
-
-_ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
-    "silu": F.silu,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-}
 
 
 class Norm:
     """RMSNorm (arXiv:1910.07467) or LayerNorm, computed in float32."""
 
     def __init__(self, config: DecoderConfig, module: Module, weights: Weights) -> None:
-        self.eps = config.norm_eps
-        self.rms = config.norm == "rms"
-        self.weight = weights.tensor(module)
-        self.bias = weights.tensor(module, "bias") if module.bias else None
+        bias = weights.tensor(module, "bias") if module.bias else None
+        self.weights = NormWeights(
+            config.norm == "rms", config.norm_eps, weights.tensor(module), bias
+        )
+        self.kernels = weights.kernels
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if not self.rms:
-            return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return wide.to(x.dtype) * self.weight
+    def __call__(self, x: Tensor) -> Any:
+        return self.kernels.norm(x, self.weights)
 
 
 class Rotary:
@@ -58,13 +48,6 @@ class Rotary:
         angles = positions.float()[:, None] * self.frequencies
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos().to(dtype), angles.sin().to(dtype)
-
-    @staticmethod
-    def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-        """Rotate ``[b, h, t, d]``."""
-        cos, sin = tables
-        first, second = x.chunk(2, dim=-1)
-        return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 def _scaled(frequencies: Tensor, rope: Rope) -> Tensor:
@@ -82,48 +65,34 @@ def _scaled(frequencies: Tensor, rope: Rope) -> Tensor:
 class Attention:
     """Causal attention with grouped key/value heads."""
 
-    def __init__(self, config: DecoderConfig, layer: int, qkv: Projection, out: Projection) -> None:
+    def __init__(
+        self, config: DecoderConfig, layer: int, qkv: Projection, out: Projection, kernels: Kernels
+    ) -> None:
         self.config = config
         self.layer = layer
         self.qkv = qkv
         self.out = out
+        self.kernels = kernels
 
-    def __call__(
-        self, x: Tensor, tables: tuple[Tensor, Tensor] | None, cache: KVCache | None
-    ) -> Tensor:
-        tokens, size = x.shape[1], self.config.head_dim
-        q, k, v = (y.view(*y.shape[:2], -1, size).transpose(1, 2) for y in self.qkv(x))  # b h t d
-        if tables is not None:
-            q, k = Rotary.rotate(q, tables), Rotary.rotate(k, tables)
-        past = 0
-        if cache is not None:
-            past = cache.length
-            k, v = cache.update(self.layer, k, v)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=_causal_mask(tokens, past) if past and tokens > 1 else None,
-            is_causal=past == 0 and tokens > 1,
-            enable_gqa=self.config.num_heads != self.config.num_kv_heads,
-        )  # fmt: skip
-        return self.out(y.transpose(1, 2).flatten(2))[0]
-
-
-def _causal_mask(tokens: int, past: int) -> Tensor:
-    """True where a token ``[t]`` may look at a position ``[s]``."""
-    return torch.ones(tokens, past + tokens, dtype=torch.bool).tril(past)
+    def __call__(self, x: Any, places: Places, cache: KVCache | None, residual: Tensor) -> Tensor:
+        y = self.kernels.attend(self.qkv(x), self.config, self.layer, places, cache)
+        return self.out(y, residual=residual)[0]
 
 
 class FeedForward:
     """``down(act(up(x)))``, or ``down(act(gate(x)) * up(x))``."""
 
-    def __init__(self, config: DecoderConfig, wide: Projection, down: Projection) -> None:
-        self.activation = _ACTIVATIONS[config.activation]
+    def __init__(
+        self, config: DecoderConfig, wide: Projection, down: Projection, kernels: Kernels
+    ) -> None:
+        self.activation = config.activation
         self.wide = wide
         self.down = down
+        self.kernels = kernels
 
-    def __call__(self, x: Tensor) -> Tensor:
-        first, *rest = self.wide(x)
-        y = self.activation(first)
-        return self.down(y * rest[0] if rest else y)[0]
+    def __call__(self, x: Any, residual: Tensor) -> Tensor:
+        inner = self.kernels.inner(self.wide, x, self.activation)
+        return self.down(inner, residual=residual)[0]
 
 
 class Block:
@@ -145,24 +114,24 @@ class Block:
 
         self.pre_norm = config.pre_norm
         self.attn_norm = Norm(config, modules["attn_norm"], weights)
-        self.attention = Attention(config, layer, projection("q", "k", "v"), projection("o"))
+        self.kernels = kernels = weights.kernels
+        qkv, out = projection("q", "k", "v"), projection("o")
+        self.attention = Attention(config, layer, qkv, out, kernels)
         self.mlp_norm = Norm(config, modules["mlp_norm"], weights)
-        self.ffn = FeedForward(config, projection("gate", "up"), projection("down"))
+        self.ffn = FeedForward(config, projection("gate", "up"), projection("down"), kernels)
 
-    def __call__(
-        self, x: Tensor, tables: tuple[Tensor, Tensor] | None, cache: KVCache | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, places: Places, cache: KVCache | None = None) -> Tensor:
         if self.pre_norm:
-            x = x + self.attention(self.attn_norm(x), tables, cache)
-            return x + self.ffn(self.mlp_norm(x))
-        x = self.attn_norm(x + self.attention(x, tables, cache))
-        return self.mlp_norm(x + self.ffn(x))
+            x = self.attention(self.attn_norm(x), places, cache, x)
+            return self.ffn(self.mlp_norm(x), x)
+        x = self.kernels.value(self.attn_norm(self.attention(x, places, cache, x)))
+        return self.kernels.value(self.mlp_norm(self.ffn(x, x)))
 
 
 def _observed(project: Projection, module: Module, observe: Observer) -> Projection:
-    def observing(x: Tensor) -> Any:
+    def observing(x: Tensor, residual: Tensor | None = None) -> Any:
         observe(module, x)
-        return project(x)
+        return project(x, residual=residual)
 
     return observing
 
@@ -173,21 +142,22 @@ class Embedding:
     def __init__(self, architecture: Architecture, weights: Weights, dtype: torch.dtype) -> None:
         config, modules = architecture.config, architecture.outside()
         self.dtype = dtype
+        self.kernels = weights.kernels
         self.tokens = weights.lookup(modules["embed"])
         self.positions = weights.lookup(modules["positions"]) if "positions" in modules else None
         self.offset = config.position_offset
         self.project = _optional(weights, modules.get("project_in"))
         self.rotary = Rotary(config, config.rope) if config.rope is not None else None
 
-    def __call__(self, token_ids: Tensor, past: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """``[b, t]`` -> ``[b, t, hidden]`` and the rotary tables of these positions."""
+    def __call__(self, token_ids: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Any]:
+        """``[b, t]`` -> ``[b, t, hidden]`` and the places of these tokens, behind those in the cache."""
+        places = self.kernels.places(self.rotary, cache, token_ids, self.dtype)
         x = self.tokens(token_ids)
         if self.project is not None:
             (x,) = self.project(x)
-        positions = torch.arange(past, past + token_ids.shape[1])
         if self.positions is not None:
-            x = x + self.positions(positions + self.offset)
-        return x, self.rotary.tables(positions, self.dtype) if self.rotary else None
+            x = x + self.positions(places.positions + self.offset)
+        return x, places
 
 
 def _optional(weights: Weights, module: Module | None) -> Projection | None:
@@ -218,6 +188,7 @@ class Decoder:
     def __init__(self, architecture: Architecture, weights: Weights, dtype: torch.dtype) -> None:
         self.config = config = architecture.config
         self.dtype = dtype
+        self.kernels = weights.kernels
         self.embedding = Embedding(architecture, weights, dtype)
         self.blocks = [Block(architecture, i, weights) for i in range(config.num_layers)]
         self.output = Output(architecture, weights)
@@ -230,9 +201,9 @@ class Decoder:
 
         With a cache the tokens stand behind those in it, and are added to it.
         """
-        x, tables = self.embedding(token_ids, cache.length if cache is not None else 0)
+        x, places = self.embedding(token_ids, cache)
         for block in self.blocks:
-            x = block(x, tables, cache)
+            x = block(x, places, cache)
         if cache is not None:
             cache.advance(token_ids.shape[1])
         return self.output(x[:, -1:] if last_only else x)

@@ -10,12 +10,12 @@ import torch
 
 from ..errors import ArgumentError, NotFoundError
 from ..formats.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
-from ..formats.converted import is_converted, open_converted
+from ..formats.converted import ConvertedFolder, is_converted, open_converted
 from ..formats.hub import resolve
 from ..formats.json_file import read_json
 from ..formats.source_checks import check_not_quantized
 from ..kernels import MODES, Mode
-from .architecture import read_architecture
+from .architecture import Architecture, read_architecture
 from .decoder import Decoder
 from .model import Model
 from .weights import CheckpointWeights, ConvertedWeights, Weights
@@ -40,10 +40,11 @@ def load(
     Args:
         path: a folder written by ``convert``, or a Hugging Face checkpoint folder of a known family, or the id of either
             on the hub: ``org/name`` or ``org/name@revision``.
-        device: ``"cpu"``.
+        device: ``"cpu"``, or ``"cuda"`` for PyTorch's current GPU (Ampere or newer).
         mode: how activations meet int8 weights: ``"w8a16"``, ``"w8a8"``, or None to choose by the number of tokens.
         net: whether W8A8 has its safety net: activations past the threshold of their input are multiplied in 16 bits.
-        dtype: of activations and cache; None is float32, the fastest on a CPU. A source's 16-bit weights are exact in it.
+        dtype: of activations and cache; None is float32 on a CPU, the fastest there, in which a source's 16-bit weights are
+            exact, and the embedding's own on a GPU, where it has to be a 16-bit one.
 
     Raises:
         NotFoundError: no such folder, or nothing to load in it.
@@ -52,9 +53,7 @@ def load(
         UnsupportedModelError: a family, or a feature of its config, that the runtime does not know.
         CheckpointError, SafetensorsError, ConvertedFormatError: a malformed folder.
     """
-    chosen = _dtype(dtype)
-    if device != "cpu":
-        raise ArgumentError("device", expected="cpu", found=device)
+    _check_device(device)
     if mode is not None and mode not in MODES:
         raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
     source = resolve(path)
@@ -63,29 +62,59 @@ def load(
     if is_converted(folder):
         converted = open_converted(folder)
         checkpoint = converted.checkpoint
-        weights = ConvertedWeights(converted, chosen, mode, net=net)
     else:
         if mode is not None:
             raise ArgumentError("mode is for converted folders", file=folder, found=repr(mode),
                                 hint="an unconverted checkpoint runs in its own precision")  # fmt: skip
         checkpoint = open_checkpoint(folder, only=source.only)
         check_not_quantized(checkpoint)
-        weights = CheckpointWeights(checkpoint, chosen)
+        converted = None
     config_file = folder / CONFIG_FILE
     architecture = read_architecture(checkpoint.config, checkpoint.tensors, config_file)
+    chosen = _dtype(dtype, device, architecture, checkpoint)
+    if device == "cuda":
+        weights = _on_gpu(converted, checkpoint, architecture, chosen, mode, net)
+    elif converted is not None:
+        weights = ConvertedWeights(converted, chosen, mode, net=net)
+    else:
+        weights = CheckpointWeights(checkpoint, chosen)
     model = Model(folder, Decoder(architecture, weights, chosen), _end_tokens(checkpoint))
     if isinstance(weights, ConvertedWeights):
         model.net_counters = weights.counters
     return model
 
 
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+def _check_device(device: str) -> None:
+    if device not in ("cpu", "cuda"):
+        raise ArgumentError("device", expected="cpu or cuda", found=device)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError("device", expected="cpu: PyTorch finds no GPU here", found=device)
+
+
+def _on_gpu(
+    converted: ConvertedFolder | None, checkpoint: Checkpoint, architecture: Architecture, dtype: torch.dtype,
+    mode: Mode | None, net: bool,
+) -> Weights:  # fmt: skip
+    from .gpu_weights import DeviceCheckpoint, DeviceConverted  # imports triton
+
+    device, config = torch.device("cuda", torch.cuda.current_device()), architecture.config
+    if converted is None:
+        return DeviceCheckpoint(checkpoint, config, dtype, device)
+    return DeviceConverted(converted, config, dtype, device, mode, net=net)
+
+
+def _dtype(
+    dtype: str | torch.dtype | None, device: str, architecture: Architecture, checkpoint: Checkpoint
+) -> torch.dtype:
+    allowed = {k: v for k, v in DTYPES.items() if device == "cpu" or v != torch.float32}
     if dtype is None:
-        return torch.float32
+        embed = checkpoint.tensors.get(f"{architecture.outside()['embed'].path}.weight")
+        half = torch.bfloat16 if embed is not None and embed.dtype == "BF16" else torch.float16
+        return torch.float32 if device == "cpu" else half
     name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise ArgumentError("dtype", expected=" or ".join(DTYPES), found=name)
-    return DTYPES[name]
+    if name not in allowed:
+        raise ArgumentError("dtype", expected=" or ".join(allowed), found=name)
+    return allowed[name]
 
 
 def _end_tokens(checkpoint: Checkpoint) -> frozenset[int]:

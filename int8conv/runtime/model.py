@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, GenerationError
 from ..kernels import NetCounter
-from .cache import KVCache
 from .decoder import Decoder
 from .footprint import Footprint, predict_footprint
 from .net import NetReport, net_report
@@ -20,6 +20,8 @@ from .sampling import Sampling, next_token
 from .tokenizer import Tokenizer
 
 DEFAULT_NEW_TOKENS = 128
+PREFILL_TOKENS = 2048
+"""Tokens of a prompt that pass through the decoder at once."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Model:
             raise ArgumentError("token_ids", expected="int64 [batch, tokens]",
                                 found=f"{token_ids.dtype} {list(token_ids.shape)}")  # fmt: skip
         self._check_tokens(token_ids, new_tokens=0)
-        return self.decoder.forward(token_ids)
+        return self.decoder.forward(token_ids.to(self.decoder.kernels.device))
 
     def generate(
         self,
@@ -131,16 +133,26 @@ class Model:
             raise ArgumentError("max_new_tokens", expected="0 or more", found=count)
         tokens = torch.tensor([ids])
         self._check_tokens(tokens, count)
-        cache = KVCache(self.config, batch=1, capacity=len(ids) + count, dtype=self.decoder.dtype)
+        kernels, dtype = self.decoder.kernels, self.decoder.dtype
+        cache = kernels.cache(self.config, batch=1, capacity=len(ids) + count, dtype=dtype)
+        step = kernels.steps(self.decoder, cache)
         generator = sampling.generator()
-        for _ in range(count):
-            logits = self.decoder.forward(tokens, cache, last_only=True)[0, -1]
-            token = next_token(logits, sampling, generator)
+        for i in range(count):
+            logits = self._prefill(tokens, cache) if i == 0 else step(tokens.to(kernels.device))
+            token = next_token(logits[0, -1].cpu(), sampling, generator)
             token_ids.append(token)
             if token in self.end_tokens:
                 return
             yield token
             tokens = torch.tensor([[token]])
+
+    def _prefill(self, tokens: Tensor, cache: Any) -> Tensor:
+        """The last token's logits; a long prompt passes in parts, which bounds the activations' memory."""
+        parts = tokens.to(self.decoder.kernels.device).split_with_sizes(
+            [min(PREFILL_TOKENS, tokens.shape[1] - i) for i in range(0, tokens.shape[1], PREFILL_TOKENS)],
+            dim=1,
+        )  # fmt: skip
+        return [self.decoder.forward(part, cache, last_only=True) for part in parts][-1]
 
     def _check_tokens(self, token_ids: Tensor, new_tokens: int) -> None:
         length = token_ids.shape[1]

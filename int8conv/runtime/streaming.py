@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .architecture import Architecture
 from .decoder import Block, Embedding, Observer, Output
+from .torch_kernels import Places
 from .weights import Weights
 
 
@@ -40,20 +41,18 @@ class BlockStream:
         embedding = Embedding(architecture, weights, torch.float32)
         self.hidden: list[Tensor] = []
         """The next block's input, or after the last block its output: float32 ``[1, tokens, hidden]`` of each window."""
-        self._tables: dict[int, tuple[Tensor, Tensor] | None] = {}
+        self._places: dict[int, Places] = {}
         for window in windows:
-            x, tables = embedding(window[None], 0)
+            x, places = embedding(window[None])
             self.hidden.append(x.to(self._device))
-            if len(window) not in self._tables:
-                self._tables[len(window)] = tables and (
-                    tables[0].to(self._device), tables[1].to(self._device)
-                )  # fmt: skip
+            if len(window) not in self._places:
+                self._places[len(window)] = places.to(self._device)
 
     def advance(self, layer: int, observe: Observer | None = None) -> None:
         """Load a block, run every window through it, and forget it."""
         block = Block(self.architecture, layer, self._weights, observe)
         for number, x in enumerate(self.hidden):
-            self.hidden[number] = block(x, self._tables[x.shape[1]])
+            self.hidden[number] = block(x, self._places[x.shape[1]])
 
     def output(self) -> Output:
         """Final norm and head, for hidden states behind the last block."""

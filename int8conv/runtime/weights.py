@@ -6,7 +6,7 @@ Both give a ``Projection`` for linears that share an input: a call takes the inp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +20,24 @@ from ..formats.storage import LocalFile
 from ..kernels import MixedWeight, Mode, NetCounter, dense_linear, dequantized_rows, mixed_linear
 from .architecture import Module, find_tensor, shape_error
 from .mapping import MappedFiles, read_matrix, read_tensor, torch_dtype
+from .torch_kernels import Kernels, TorchKernels
 
-Projection = Callable[[Tensor], Sequence[Tensor]]
-"""``[batch, tokens, in]`` -> for each linear ``[batch, tokens, out]``."""
+
+class Projection(Protocol):
+    """Linears of one input."""
+
+    def __call__(self, x: Any, *, residual: Tensor | None = None) -> Sequence[Tensor]:
+        """``[batch, tokens, in]`` -> for each linear ``[batch, tokens, out]``; of a single one with ``residual`` added."""
+
+
 Lookup = Callable[[Tensor], Tensor]
 """Row numbers of any shape ``[...]`` -> ``[..., columns]`` in the activations' dtype."""
 
 
 class Weights(Protocol):
     """What the decoder asks for when it is built."""
+
+    kernels: Kernels
 
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
         """A small tensor in the activations' dtype."""
@@ -47,6 +56,7 @@ class CheckpointWeights:
         self.checkpoint = checkpoint
         self.dtype = dtype
         self._files = MappedFiles()
+        self.kernels: Kernels = TorchKernels()
         self._embeddings: dict[str, Tensor] = {}
 
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
@@ -73,7 +83,7 @@ class CheckpointWeights:
         pairs = [
             (self._weight(m), self.tensor(m, "bias") if m.bias else None) for m in modules
         ]  # fmt: skip
-        return lambda x: [dense_linear(x, weight, bias) for weight, bias in pairs]
+        return _added(lambda x: [dense_linear(x, weight, bias) for weight, bias in pairs])
 
 
 class ConvertedWeights:
@@ -91,6 +101,7 @@ class ConvertedWeights:
         self.dtype = dtype
         self.mode: Mode | None = mode
         self._files = MappedFiles()
+        self.kernels: Kernels = TorchKernels()
         inputs = converted.manifest.inputs
         self._groups = {path: group.linears for group in inputs for path in group.linears}
         self._thresholds = {
@@ -121,7 +132,8 @@ class ConvertedWeights:
             return parts[0][1]
         order = [m.path for members, _ in parts for m in members]
 
-        def project(x: Tensor) -> Sequence[Tensor]:
+        def project(x: Any, *, residual: Tensor | None = None) -> Sequence[Tensor]:
+            assert residual is None  # of one linear alone
             outputs = dict(
                 zip(order, (y for _, multiply in parts for y in multiply(x)), strict=True)
             )
@@ -147,9 +159,17 @@ class ConvertedWeights:
         bias = self._bias(modules)
         if not linears:  # one that the converter kept in 16 bits
             weight = self._stored(modules[0])
-            return lambda x: [dense_linear(x, weight, bias)]
+            return self._dense(weight, bias)
         mixed, sizes = self._mixed(modules, linears), [m.shape[0] for m in modules]
-        return lambda x: torch.split(mixed_linear(x, mixed, bias, mode=self.mode), sizes, dim=-1)
+        return self._quantized(mixed, bias, sizes)
+
+    def _dense(self, weight: Tensor, bias: Tensor | None) -> Projection:
+        return _added(lambda x: [dense_linear(x, weight, bias)])
+
+    def _quantized(self, mixed: MixedWeight, bias: Tensor | None, sizes: Sequence[int]) -> Projection:  # fmt: skip
+        return _added(
+            lambda x: mixed_linear(x, mixed, bias, mode=self.mode).split_with_sizes(sizes, dim=-1)
+        )
 
     def _mixed(self, modules: Sequence[Module], linears: Sequence[QuantizedLinear]) -> MixedWeight:
         for linear, module in zip(linears, modules, strict=True):
@@ -176,3 +196,13 @@ class ConvertedWeights:
             return None
         stored = [find_tensor(self.converted.checkpoint, m, "bias") for m in modules]
         return self._files.fused(stored)
+
+
+def _added(multiply: Callable[[Tensor], Sequence[Tensor]]) -> Projection:
+    """With the residual added to the only output."""
+
+    def project(x: Tensor, *, residual: Tensor | None = None) -> Sequence[Tensor]:
+        outputs = multiply(x)
+        return outputs if residual is None else [residual + outputs[0]]
+
+    return project

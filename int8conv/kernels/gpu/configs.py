@@ -55,6 +55,18 @@ def shipped(kernel: str, capability: int) -> list[Config]:
     return list(_table()[kernel][str(generation(capability))])
 
 
+def dumps(table: Mapping[str, Mapping[str, list[Config]]]) -> str:
+    """The table as its file has it: a row a line."""
+    kernels = []
+    for kernel, generations in table.items():
+        parts = []
+        for name, rows in generations.items():
+            lines = ",\n".join(f"      {json.dumps(dict(row))}" for row in rows)
+            parts.append(f'    "{name}": [\n{lines}\n    ]')
+        kernels.append(f'  "{kernel}": {{\n' + ",\n".join(parts) + "\n  }")
+    return "{\n" + ",\n".join(kernels) + "\n}\n"
+
+
 @functools.cache
 def _table() -> dict[str, Any]:
     text = resources.files(__package__).joinpath("configs.json").read_text(encoding="utf-8")

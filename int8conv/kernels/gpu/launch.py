@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,6 +68,3 @@ def capability(device: torch.device) -> int:
 def empty(*shape: int, like: Tensor, dtype: torch.dtype) -> Tensor:
     """Memory that a kernel fills; tests replace this with poisoned memory."""
     return torch.empty(shape, dtype=dtype, device=like.device)
-
-
-Launch = Callable[..., None]

@@ -60,6 +60,9 @@ class Before:
         return self.norm == "none" and self.activation == "none" and self.residual is None
 
 
+NOTHING: Final = Before()
+
+
 @dataclass(frozen=True)
 class QuantizedTokens:
     """int8 activations with all that the GEMM needs beside them."""
@@ -270,7 +273,7 @@ def apply(x: Tensor, before: Before) -> Tensor:
 
 def quantize(
     x: Tensor,
-    before: Before = Before(),
+    before: Before = NOTHING,
     *,
     index: Tensor | None = None,
     is_outlier: Tensor | None = None,

@@ -193,17 +193,17 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
 def kept(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
     """float64 probabilities ``[vocab]`` that a token is drawn from; for a temperature above 0."""
-    order: Tensor = torch.unique(logits.double()).flip(0)
-    weights = ((logits.double() - order[0]) / temperature).exp()
-    if 0 < top_k < logits.numel():
-        border = logits.double().topk(top_k).values[-1]
-        weights = weights.where(logits.double() >= border, 0.0)
+    wide = logits.double()
+    order = wide.sort(descending=True).values
+    weights = ((wide - order[0]) / temperature).exp()
+    if 0 < top_k < wide.numel():
+        weights = weights.where(wide >= order[top_k - 1], 0.0)
     if top_p < 1:
-        shares = torch.stack([weights[logits == value].sum() for value in order]).cumsum(0)
-        border = order[int((shares < top_p * shares[-1]).sum())]
-        weights = weights.where(logits.double() >= border, 0.0)
+        shares = torch.stack([weights[wide >= value].sum() for value in order])
+        weights = weights.where(wide >= order[int((shares < top_p * shares[-1]).sum())], 0.0)
     weights = weights.where(weights >= min_p, 0.0)
-    return weights / weights.sum()
+    share: Tensor = weights / weights.sum()
+    return share
 
 
 def sample(logits: Tensor, draws: Draws, positions: Tensor, *, out: Tensor | None = None) -> Tensor:

@@ -30,9 +30,6 @@ _TYPES = {
     torch.int32: "i32", torch.int64: "i64",
 }  # fmt: skip
 
-SHARED_BYTES = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
-"""Largest shared memory of a block (CUDA C++ programming guide, technical specifications by compute capability)."""
-
 
 @dataclass
 class Recorded:

@@ -205,8 +205,14 @@ def main() -> None:
     parser.add_argument("--subset", action="store_true")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="kernel names, with commas between")
+    parser.add_argument("--capability", type=int, help="of one GPU alone")
     options = parser.parse_args()
-    wanted = [c for c in cases(options.subset) if not options.only or c.kernel in options.only.split(",")]  # fmt: skip
+    wanted = [
+        case
+        for case in cases(options.subset)
+        if (not options.only or case.kernel in options.only.split(","))
+        and options.capability in (None, case.capability)
+    ]
     with ProcessPoolExecutor(options.jobs) as pool:
         for compiled in pool.map(compile_case, wanted, chunksize=4):
             for one in compiled:

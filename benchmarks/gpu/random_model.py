@@ -1,0 +1,72 @@
+"""A decoder with random weights made on the device, of the shape of a known model; int8 or 16-bit, the same runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from int8conv.runtime.architecture import Architecture, Module, read_architecture
+from int8conv.runtime.decoder import Decoder
+from int8conv.runtime.gpu_kernels import GpuKernels
+from int8conv.runtime.gpu_weights import DenseProjection, QuantizedProjection
+from int8conv.runtime.torch_kernels import Kernels
+from int8conv.runtime.weights import Lookup, Projection
+
+from .layers import random_weight
+
+CONFIGS = {
+    "Llama-3.1-8B": {
+        "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "max_position_embeddings": 8192, "rope_theta": 500000.0,
+    },
+    "tiny": {
+        "model_type": "llama", "vocab_size": 96, "hidden_size": 64, "intermediate_size": 160,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    },
+}  # fmt: skip
+
+
+class RandomWeights:
+    """Every linear of attention and FFN in int8 with ``share`` outlier columns, or (None) in 16 bits like the rest."""
+
+    def __init__(self, form: Architecture, dtype: torch.dtype, device: torch.device, share: float | None) -> None:  # fmt: skip
+        self.dtype = dtype
+        self.device = device
+        self.share = share
+        self.kernels: Kernels = GpuKernels(form.config.max_positions, device)
+        self.linear_bytes = 0
+        """Read at each step."""
+
+    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
+        shape = module.shape if kind == "weight" else module.shape[:1]
+        if module.kind == "norm":
+            return torch.ones(shape, dtype=self.dtype, device=self.device)
+        return torch.randn(shape, dtype=self.dtype, device=self.device) * 0.02
+
+    def lookup(self, module: Module) -> Lookup:
+        weight = self.tensor(module)
+        return lambda rows: F.embedding(rows, weight)
+
+    def projection(self, modules: Sequence[Module]) -> Projection:
+        if self.share is None or modules[0].kind not in ("attention", "ffn"):
+            pairs = [(self.tensor(m), None) for m in modules]
+            self.linear_bytes += sum(weight.nbytes for weight, _ in pairs)
+            return DenseProjection(pairs)
+        sizes = [m.shape[0] for m in modules]
+        weight = random_weight(sum(sizes), modules[0].shape[1], self.share, self.dtype, self.device)
+        tensors = (weight.codes, weight.scale, weight.outlier_weight)
+        self.linear_bytes += sum(t.nbytes for t in tensors if t is not None)
+        return QuantizedProjection(weight, None, sizes, None)
+
+
+def random_decoder(name: str, dtype: torch.dtype, device: torch.device, share: float | None) -> tuple[Decoder, int]:  # fmt: skip
+    """The decoder, and the bytes of weights that a step reads."""
+    form = read_architecture(CONFIGS[name], ())
+    weights = RandomWeights(form, dtype, device, share)
+    decoder = Decoder(form, weights, dtype)
+    return decoder, weights.linear_bytes

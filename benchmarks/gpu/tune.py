@@ -1,0 +1,120 @@
+"""Measures launch configurations on this GPU and writes its rows of ``int8conv/kernels/gpu/configs.json``.
+
+    python -m benchmarks.gpu.tune [--kernels gemm,skinny,gemv] [--dry-run]
+
+For each kernel and bound of the table, every candidate is held to the PyTorch reference and timed on the layers of
+Llama-3.1-8B; the one with the smallest sum of times relative to each layer's best wins. A candidate that does not compile,
+spills or is wrong drops out. ``TRITON_INTERPRET=1 ... --tiny`` rehearses it without a GPU and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from int8conv.kernels.gpu import configs, launch, reference
+from int8conv.kernels.gpu.gemm import gemm
+from int8conv.kernels.gpu.quantize import quantize
+from int8conv.kernels.gpu.skinny import w8a16
+
+from .layers import SHAPES, random_tokens, random_weight
+from .timing import seconds
+
+Config = dict[str, int]
+
+
+def candidates(kernel: str) -> Iterator[Config]:
+    """Configurations worth trying."""
+    if kernel == "gemm":
+        for m, n, k, net, warps, stages in itertools.product((64, 128, 256), (64, 128, 256), (64, 128), (64, 128), (4, 8), (3, 4)):  # fmt: skip
+            if m * n <= 32768 and m * n >= 4096 * warps // 4:
+                yield {"block_m": m, "block_n": n, "block_k": k, "group": 8, "net_k": net, "num_warps": warps, "num_stages": stages}  # fmt: skip
+    elif kernel == "skinny":
+        for n, k, split, warps, stages in itertools.product((32, 64, 128), (64, 128), (1, 2, 4, 8), (4, 8), (3, 4, 6)):  # fmt: skip
+            yield {"block_n": n, "block_k": k, "split": split, "num_warps": warps, "num_stages": stages}  # fmt: skip
+    else:
+        for n, k, warps in itertools.product((1, 2, 4, 8, 16), (512, 1024, 2048, 4096), (2, 4, 8)):
+            if 2048 <= n * k <= 16384:
+                yield {"block_n": n, "block_k": k, "num_warps": warps}
+
+
+def bounds(kernel: str) -> list[dict[str, int]]:
+    """The conditions of the rows to write, the last without any."""
+    if kernel == "gemm":
+        return [{"max_tokens": 64}, {"max_tokens": 256}, {"max_tokens": 1024}, {}]
+    return [{"max_out": 4096}, {"max_out": 16384}, {}]
+
+
+def calls(kernel: str, row: dict[str, int], shapes: list[tuple[int, int]], device: torch.device) -> list[tuple[Callable[[Config], Tensor], Tensor]]:  # fmt: skip
+    """For each layer that the row is for: the launch, and its right result."""
+    found = []
+    dtype = torch.float16
+    for out, channels in shapes:
+        if out > row.get("max_out", out):
+            continue
+        weight = random_weight(out, channels, 0.001, dtype, device)
+        tokens = row.get("max_tokens", 4096 if device.type == "cuda" else 70) if kernel == "gemm" else 16 if kernel == "skinny" else 1  # fmt: skip
+        x = random_tokens(tokens, channels, dtype, device)
+        if kernel == "gemm":
+            q = quantize(x, index=weight.outlier_index, is_outlier=weight.is_outlier, threshold=6.0)
+            found.append((lambda c, q=q, w=weight: gemm(q, w, config=c), gemm(q, weight)))
+        else:
+            found.append((lambda c, x=x, w=weight: w8a16(x, w, config=c), w8a16(x, weight)))
+            if device.type == "cpu":
+                torch.testing.assert_close(found[-1][1], reference.w8a16(x, weight), atol=1e-2, rtol=1e-2)  # fmt: skip
+    return found
+
+
+def best(kernel: str, row: dict[str, int], shapes: list[tuple[int, int]], device: torch.device, limit: int | None) -> Config | None:  # fmt: skip
+    """The candidate with the smallest times on the row's layers."""
+    layers = calls(kernel, row, shapes, device)
+    times: dict[str, list[float]] = {}
+    for config in itertools.islice(candidates(kernel), limit):
+        try:
+            for run, expected in layers:
+                torch.testing.assert_close(run(config), expected, atol=1e-2, rtol=1e-2)
+            times[json.dumps(config)] = [seconds([lambda r=run, c=config: r(c)], device) for run, _ in layers]  # fmt: skip
+        except Exception as error:
+            sys.stderr.write(f"{kernel} {config}: {type(error).__name__}\n")
+    if not times or not layers:
+        return None
+    least = [min(t[i] for t in times.values()) for i in range(len(layers))]
+    winner = min(times, key=lambda c: sum(t / s for t, s in zip(times[c], least, strict=True)))
+    found: Config = json.loads(winner)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kernels", default="gemm,skinny,gemv")
+    parser.add_argument("--dry-run", action="store_true", help="print the rows, write nothing")
+    parser.add_argument("--tiny", action="store_true", help="two candidates on tiny layers, on the CPU")  # fmt: skip
+    options = parser.parse_args()
+    device = torch.device("cpu" if options.tiny else "cuda")
+    shapes = list(SHAPES["tiny" if options.tiny else "Llama-3.1-8B"].values())
+    table: dict[str, Any] = json.loads(resources.files(configs.__package__).joinpath("configs.json").read_text())  # fmt: skip
+    gpu = str(configs.generation(launch.capability(device)))
+    for kernel in options.kernels.split(","):
+        rows = []
+        for row in bounds(kernel)[-1 if options.tiny else 0 :]:
+            config = best(kernel, row, shapes, device, 2 if options.tiny else None)
+            if config is not None:
+                rows.append(row | config)
+        if rows:
+            table[kernel][gpu] = rows
+            sys.stdout.write(f"{kernel} {gpu}: {json.dumps(rows)}\n")
+    if not options.dry_run and not options.tiny:
+        Path(str(resources.files(configs.__package__))).joinpath("configs.json").write_text(configs.dumps(table))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

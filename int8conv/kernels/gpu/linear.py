@@ -1,0 +1,116 @@
+"""The mixed linear on a GPU: the kernels joined in its two modes, and the choice between them.
+
+- ``w8a8``: ``quantize`` (with the norm or activation function before it), then ``gemm`` (with bias and residual).
+- ``w8a16``: that norm or function alone, then ``gemv`` or ``skinny`` (with bias, gate and residual).
+
+An input travels as ``Pending``: a matrix and what is to happen to it, so that whichever kernel reads it next does that on
+the way. The mode follows from the number of tokens by the table's crossover.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..mixed import MixedWeight, Mode
+from . import launch as L
+from .configs import choose
+from .gemm import gemm
+from .quantize import NOTHING, Before, QuantizedTokens, apply, quantize
+from .skinny import MAX_TOKENS, w8a16
+
+
+@dataclass(frozen=True)
+class Pending:
+    """16-bit ``[tokens, in]`` to which ``before`` is still to be applied."""
+
+    x: Tensor
+    before: Before = NOTHING
+
+    def value(self) -> Tensor:
+        """With ``before`` applied."""
+        return self.x if self.before.nothing else apply(self.x, self.before)
+
+
+def mode_for(tokens: int, device: torch.device) -> Mode:
+    """The faster mode for so many tokens on this GPU."""
+    most = choose("crossover", L.capability(device))["w8a16_tokens"]
+    return "w8a16" if tokens <= most else "w8a8"
+
+
+def linear(
+    pending: Pending,
+    weight: MixedWeight,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    mode: Mode | None = None,
+) -> Tensor:
+    """``x @ weight^T + bias + residual``: 16-bit ``[tokens, out]``.
+
+    Args:
+        pending: 16-bit ``[tokens, in]``.
+        weight: int8 ``[out, in]`` with scales and outlier columns, as the file holds it.
+        bias: float ``[out]``.
+        residual: 16-bit ``[tokens, out]``.
+        mode: None takes the faster one.
+
+    Raises:
+        ArgumentError: a shape, dtype or stride that does not fit.
+    """
+    mode = _mode(mode, pending, weight)
+    if mode == "w8a8":
+        return gemm(_quantized(pending, weight), weight, bias, residual)
+    return _few(pending.value(), weight, bias, residual, "none")
+
+
+def gated(
+    pending: Pending,
+    weight: MixedWeight,
+    bias: Tensor | None = None,
+    *,
+    activation: str,
+    mode: Mode | None = None,
+) -> Pending:
+    """``act(x @ gate^T) * (x @ up^T)`` for a weight ``[gate; up]``; in ``w8a8`` the product is left to the next kernel.
+
+    Raises:
+        ArgumentError: as for ``linear``.
+    """
+    mode = _mode(mode, pending, weight)
+    if mode == "w8a16":
+        return Pending(_few(pending.value(), weight, bias, None, activation))
+    gate, up = gemm(_quantized(pending, weight), weight, bias).chunk(2, dim=1)
+    return Pending(gate, Before(activation=activation, times=up))
+
+
+def _mode(mode: Mode | None, pending: Pending, weight: MixedWeight) -> Mode:
+    if weight.threshold == 0.0:  # the net would take everything
+        return "w8a16"
+    return mode or mode_for(pending.x.shape[0], pending.x.device)
+
+
+def _quantized(pending: Pending, weight: MixedWeight) -> QuantizedTokens:
+    has_outliers = weight.outlier_index is not None and weight.outlier_index.shape[0] > 0
+    return quantize(
+        pending.x, pending.before,
+        index=weight.outlier_index if has_outliers else None,
+        is_outlier=weight.is_outlier if has_outliers else None,
+        threshold=weight.threshold,
+    )  # fmt: skip
+
+
+def _few(
+    x: Tensor, weight: MixedWeight, bias: Tensor | None, residual: Tensor | None, activation: str
+) -> Tensor:
+    """Any number of tokens in ``w8a16``, ``MAX_TOKENS`` at a time."""
+    if x.shape[0] <= MAX_TOKENS:
+        return w8a16(x, weight, bias, residual, activation=activation)
+    parts = [slice(i, i + MAX_TOKENS) for i in range(0, x.shape[0], MAX_TOKENS)]
+    rests = [None if residual is None else residual[part] for part in parts]
+    return torch.cat([
+        w8a16(x[part], weight, bias, rest, activation=activation)
+        for part, rest in zip(parts, rests, strict=True)
+    ])  # fmt: skip

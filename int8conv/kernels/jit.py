@@ -1,0 +1,95 @@
+"""Few tokens on a CPU at the speed at which memory gives the weight, compiled by numba where that is installed.
+
+    y = (x @ codes^T) * scale + x[:, O] @ outlier_weight^T          int8 weights, ``mixed``
+    y = x @ weight^T                                                16-bit weights, ``dense``
+
+A weight is read once and multiplied in float32: W8A16 with nothing rounded but the sums. PyTorch's operators are slower at
+this, most of all with 16-bit weights. Compiled code is kept on disk; the first use ever takes some seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .mixed import MixedWeight
+
+
+MAX_TOKENS: Final = 4
+"""Beyond, arithmetic counts and not memory, and int8 products are faster."""
+
+_KINDS: Final = {torch.float16: 1, torch.bfloat16: 2}
+
+
+_LOCK: Final = threading.Lock()
+"""Numba's own thread pool ends the process when two threads use it at once."""
+
+
+@functools.cache
+def available() -> bool:
+    """Whether numba is there, and ``INT8CONV_JIT=0`` does not switch it off."""
+    return os.environ.get("INT8CONV_JIT") != "0" and importlib.util.find_spec("numba") is not None
+
+
+def takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product of ``x`` ``[tokens, in]`` with ``weight`` ``[out, in]``, int8 or 16-bit, should be done here."""
+    return (
+        0 < x.shape[0] <= MAX_TOKENS
+        and (weight.dtype == torch.int8 or weight.dtype in _KINDS)
+        and weight.device.type == "cpu"
+        and weight.is_contiguous()
+        and available()
+    )
+
+
+def mixed(x: Tensor, weight: MixedWeight) -> Tensor:
+    """float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, outlier columns included, without bias."""
+    index, columns = weight.outlier_index, weight.outlier_weight
+    y = torch.empty(x.shape[0], weight.out_features)
+    if index is None or columns is None:
+        outliers = np.empty(0, np.int32), np.empty((weight.out_features, 0), np.uint16), 1
+    else:
+        outliers = index.numpy(), _bits(columns), _KINDS[columns.dtype]
+    arrays = _array(x), weight.codes.numpy(), weight.scale.numpy(), *outliers, y.numpy()
+    with _threads() as kernels:
+        kernels.mixed(*arrays)
+    return y
+
+
+def dense(x: Tensor, weight: Tensor) -> Tensor:
+    """float32 ``[tokens, in]`` times a float16 or bfloat16 weight ``[out, in]``: float32 ``[tokens, out]``."""
+    y = torch.empty(x.shape[0], weight.shape[0])
+    with _threads() as kernels:
+        kernels.dense(_array(x), _bits(weight), _KINDS[weight.dtype], y.numpy())
+    return y
+
+
+def _array(x: Tensor) -> Any:
+    return x.detach().contiguous().numpy()
+
+
+def _bits(weight: Tensor) -> Any:
+    return weight.detach().view(torch.uint16).numpy()
+
+
+@contextmanager
+def _threads() -> Iterator[ModuleType]:
+    """The compiled functions, on as many threads as PyTorch uses."""
+    import numba
+
+    from . import jit_kernels
+
+    with _LOCK:
+        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        yield jit_kernels

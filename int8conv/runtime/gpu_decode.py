@@ -1,0 +1,55 @@
+"""Decoding step by step, captured in a CUDA graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .gpu_cache import DeviceCache
+
+
+class DecodeSteps:
+    """One token for every sequence of a cache, again and again.
+
+    The first call runs the kernels, which compiles them, and captures the step; every call replays it. All that changes from
+    step to step (tokens, lengths, cache) lies in memory of the device that the graph reads. Off a GPU it just runs.
+    """
+
+    def __init__(self, decoder: Any, cache: DeviceCache) -> None:
+        self.decoder = decoder
+        self.cache = cache
+        device = cache.lengths.device
+        self.tokens = torch.zeros(len(cache.lengths), 1, dtype=torch.int64, device=device)
+        self._logits: Tensor | None = None
+        self._graph: Any = None
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Token ids ``[b, 1]`` -> logits ``[b, 1, vocab]``, overwritten by the next call."""
+        self.tokens.copy_(tokens)
+        if self.tokens.device.type != "cuda":
+            return self._run()
+        if self._graph is None:
+            self._capture()
+        self._graph.replay()
+        self.cache.length += 1
+        assert self._logits is not None
+        return self._logits
+
+    def _run(self) -> Tensor:
+        logits: Tensor = self.decoder.forward(self.tokens, self.cache, last_only=True)
+        return logits
+
+    def _capture(self) -> None:
+        lengths, length = self.cache.lengths.clone(), self.cache.length
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._run()
+        torch.cuda.current_stream().wait_stream(side)
+        self.cache.lengths.copy_(lengths)  # the positions that it wrote are written again
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._logits = self._run()
+        self.cache.length = length

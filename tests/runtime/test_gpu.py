@@ -1,0 +1,163 @@
+"""The whole runtime with the kernels for GPUs, in Triton's interpreter, against the CPU's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import int8conv
+from int8conv.convert.converter import convert
+from int8conv.errors import ArgumentError
+from int8conv.formats.checkpoint import open_checkpoint
+from int8conv.formats.converted import open_converted
+from int8conv.kernels import Mode
+from int8conv.runtime.architecture import Architecture, read_architecture
+from int8conv.runtime.cache import KVCache
+from int8conv.runtime.decoder import Decoder
+from int8conv.runtime.gpu_cache import DeviceCache
+from int8conv.runtime.gpu_files import DeviceFiles
+from int8conv.runtime.gpu_weights import DeviceCheckpoint, DeviceConverted
+from int8conv.runtime.model import Model
+from int8conv.runtime.sampling import Sampling
+from int8conv.runtime.weights import CheckpointWeights, ConvertedWeights
+
+from ..checkpoints import LLAMA, OPT, write_checkpoint
+
+CPU = torch.device("cpu")
+TOLERANCE = 1.5
+"""Root mean square error of the logits against the CPU path in float32 without quantised activations, in units of what the
+CPU path in float16 has there. In W8A8 most of either is codes that rounding moved by one, so the two differ by as much."""
+ROUNDING = 2.0**-10
+"""Of the logits' root mean square: what is allowed in any case, as activations are rounded to float16 (2^-11) many times."""
+FAMILIES = {
+    "llama": LLAMA,
+    "opt": OPT,
+    "opt, norms after": {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 32},
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("gpu") / "source", FAMILIES[request.param])
+
+
+@pytest.fixture(scope="module")
+def folder(source: Path) -> Path:
+    convert(source, source.parent / "int8")
+    return source.parent / "int8"
+
+
+def architecture(folder: Path) -> Architecture:
+    checkpoint = open_checkpoint(folder)
+    return read_architecture(checkpoint.config, checkpoint.tensors)
+
+
+def decoders(folder: Path, mode: Mode) -> tuple[Decoder, Decoder, Decoder]:
+    """With the GPU's kernels, on the CPU in float16, and in float32 with activations as they are."""
+    form, converted, half = architecture(folder), open_converted(folder), torch.float16
+    gpu = Decoder(form, DeviceConverted(converted, form.config, half, CPU, mode), half)
+    cpu = Decoder(form, ConvertedWeights(converted, half, mode), half)
+    wide = ConvertedWeights(converted, torch.float32, "w8a16")
+    return gpu, cpu, Decoder(form, wide, torch.float32)
+
+
+def tokens(batch: int, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(96, (batch, count), generator=generator)
+
+
+def error(found: Tensor, truth: Tensor) -> float:
+    assert found.shape == truth.shape
+    return ((found - truth).square().mean().sqrt() / truth.square().mean().sqrt()).item()
+
+
+def check(found: Tensor, cpu: Tensor, truth: Tensor) -> None:
+    assert error(found, truth) <= max(TOLERANCE * error(cpu, truth), ROUNDING)
+    assert error(cpu, truth) < 0.05
+
+
+def device_cache(decoder: Decoder, batch: int, capacity: int) -> DeviceCache:
+    return DeviceCache(decoder.config, batch=batch, capacity=capacity, dtype=decoder.dtype, device=CPU)  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["w8a16", "w8a8"])
+def test_logits_without_a_cache(folder: Path, mode: Mode) -> None:
+    ids = tokens(2, 9)
+    check(*(decoder.forward(ids) for decoder in decoders(folder, mode)))
+
+
+@pytest.mark.parametrize("mode", ["w8a16", "w8a8"])
+def test_prompt_in_chunks_then_token_by_token(folder: Path, mode: Mode) -> None:
+    gpu, cpu, wide = decoders(folder, mode)
+    ids = tokens(2, 9)
+    cache = device_cache(gpu, 2, 12)
+    logits = []
+    for decoder, filled in ((gpu, cache), (cpu, cpu_cache(cpu)), (wide, cpu_cache(wide))):
+        parts = ids.split([4, 3, 1, 1], dim=1)
+        logits.append(torch.cat([decoder.forward(part, filled) for part in parts], dim=1))
+    check(*logits)
+    assert cache.lengths.tolist() == [9, 9]
+
+
+def cpu_cache(decoder: Decoder) -> KVCache:
+    return KVCache(decoder.config, batch=2, capacity=12, dtype=decoder.dtype)
+
+
+def test_sequences_of_different_length_in_a_batch(folder: Path) -> None:
+    gpu, cpu, wide = decoders(folder, "w8a16")
+    cache = device_cache(gpu, 2, 12)
+    prompts = [tokens(1, 7), tokens(1, 3)]
+    for i, prompt in enumerate(prompts):
+        gpu.forward(prompt, cache.sequence(i))
+    assert cache.lengths.tolist() == [7, 3]
+    step = torch.tensor([[5], [6]])
+    together = gpu.forward(step, cache)
+    for i, prompt in enumerate(prompts):
+        whole = torch.cat([prompt, step[i : i + 1]], dim=1)
+        check(together[i], cpu.forward(whole)[0, -1:], wide.forward(whole)[0, -1:])
+
+
+def test_a_source_in_16_bits(source: Path) -> None:
+    form, half = architecture(source), torch.float16
+    checkpoint = open_checkpoint(source)
+    gpu = Decoder(form, DeviceCheckpoint(checkpoint, form.config, half, CPU), half)
+    cpu = Decoder(form, CheckpointWeights(checkpoint, half), half)
+    wide = Decoder(form, CheckpointWeights(checkpoint, torch.float32), torch.float32)
+    check(*(decoder.forward(tokens(2, 6)) for decoder in (gpu, cpu, wide)))
+
+
+def test_files_are_views_of_one_buffer(folder: Path) -> None:
+    """Also through a ring that is smaller than the file."""
+    converted = open_converted(folder)
+    files = DeviceFiles(CPU, stage_bytes=4096)
+    linears = list(converted.linears.values())
+    for linear in linears:
+        codes = files.tensor(linear.weight)
+        path = linear.weight.file.path  # type: ignore[attr-defined]
+        data = path.read_bytes()[linear.weight.offset :][: linear.weight.nbytes]
+        assert codes.flatten().numpy().tobytes() == data
+    shards = {linear.weight.file for linear in linears}
+    assert len({files.tensor(x.weight).untyped_storage().data_ptr() for x in linears}) == len(shards)  # fmt: skip
+    assert files.bytes_read == sum(shard.size() for shard in shards)
+
+
+def test_generates_as_the_cpu_does(folder: Path) -> None:
+    """Through the model: prompt, then steps; the likeliest token of each is the CPU path's, or as good as it."""
+    gpu, _, wide = decoders(folder, "w8a16")
+    model = Model(folder, gpu, frozenset())
+    prompt = tokens(1, 5)[0].tolist()
+    ids: list[int] = []
+    list(model._stream(prompt, 4, Sampling(), ids))
+    logits = wide.forward(torch.tensor([prompt + ids]))[0, len(prompt) - 1 : -1]
+    chosen = logits.gather(1, torch.tensor(ids)[:, None])[:, 0]
+    assert (logits.amax(1) - chosen <= 0.01 * logits.abs().amax()).all()
+
+
+def test_no_gpu_is_one_clear_line(folder: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ArgumentError, match="PyTorch finds no GPU here"):
+        int8conv.load(folder, device="cuda")
