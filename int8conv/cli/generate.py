@@ -9,11 +9,15 @@ import click
 @click.argument("path", type=click.Path())
 @click.option("--prompt", "-p", required=True, help="Text to continue.")
 @click.option("--max-new-tokens", "-n", type=click.IntRange(min=0), help="Default: 128.")
-@click.option(
-    "--temperature", "-t", type=float, default=0.0, show_default=True, help="0: the most likely."
-)
-@click.option("--top-k", type=int, help="Draw from the k most likely tokens.")
+@click.option("--temperature", "-t", type=float, help="0: the most likely token each time.")
+@click.option("--top-k", type=int, help="Draw from the k most likely tokens; 0: from all.")
 @click.option("--top-p", type=float, help="Draw from the fewest tokens of this probability.")
+@click.option("--min-p", type=float, help="Draw from tokens this likely in parts of the likeliest.")
+@click.option(
+    "--repetition-penalty", type=float, help="Above 1: what has occurred becomes less likely."
+)
+@click.option("--stop", multiple=True, help="Text to end at, not printed; may be repeated.")
+@click.option("--logprobs", is_flag=True, help="Print each new token's log-probability afterwards.")
 @click.option("--seed", type=int, help="Makes drawing repeatable.")
 @click.option(
     "--mode",
@@ -26,9 +30,13 @@ def command(
     path: str,
     prompt: str,
     max_new_tokens: int | None,
-    temperature: float,
+    temperature: float | None,
     top_k: int | None,
     top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+    stop: tuple[str, ...],
+    logprobs: bool,
     seed: int | None,
     mode: str | None,
     dtype: str | None,
@@ -36,10 +44,14 @@ def command(
 ) -> None:
     """Continue a prompt with PATH (a converted folder, or a source in its own precision); text comes as it is made.
 
+    What is not given (temperature, top-k, top-p, min-p, repetition penalty, number of tokens, stop strings) is as the
+    checkpoint's generation_config.json says; without one, or with do_sample false in it, the most likely token is taken.
+
     PATH may be the id of one on the hub, org/name or org/name@revision, which is downloaded.
     """
     from ..errors import GenerationError
     from ..runtime.loader import load
+    from .output import table
 
     try:
         prompt.encode()
@@ -50,14 +62,28 @@ def command(
         click.echo(text, nl=False)  # which flushes
 
     model = load(path, device=device, mode=mode, dtype=dtype)  # type: ignore[arg-type]
+    for unsupported in model.defaults.unsupported:
+        click.echo(
+            f"int8conv: note: generation_config.json: {unsupported} is not followed", err=True
+        )
     show(prompt)
-    model.generate(
+    result = model.generate(
         prompt,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop or None,
+        logprobs=logprobs,
         seed=seed,
         on_text=show,
     )
     click.echo()
+    if result.logprobs is not None:
+        rows = [
+            (token, repr(model.tokenizer.decode([token])), f"{logprob:.4f}")
+            for token, logprob in zip(result.token_ids, result.logprobs, strict=True)
+        ]
+        table(("token", "text", "log-probability"), rows)

@@ -45,6 +45,34 @@ def test_one_candidate_is_the_most_likely(example_int8: Path) -> None:
     assert generate(example_int8, "-t", 1.0, "--top-p", 1e-9) == greedy
 
 
+def test_a_stop_string_is_not_printed(example_int8: Path) -> None:
+    free = generate(example_int8)
+    stop = free[len(PROMPT) + 7 : len(PROMPT) + 12]
+    assert generate(example_int8, "--stop", stop) == free[: free.index(stop, len(PROMPT))] + "\n"
+    assert generate(example_int8, "--stop", "nowhere", "--stop", stop) == generate(example_int8, "--stop", stop)  # fmt: skip
+
+
+def test_a_penalty_and_min_p_change_what_is_drawn(example_int8: Path) -> None:
+    drawn = generate(example_int8, "-t", 2.0, "--seed", 1)
+    assert generate(example_int8, "-t", 2.0, "--seed", 1, "--min-p", 1) == generate(example_int8)
+    assert generate(example_int8, "--repetition-penalty", 5) not in (drawn, generate(example_int8))
+
+
+def test_log_probabilities_are_printed_after_the_text(example_int8: Path) -> None:
+    expected = int8conv.load(example_int8).generate(PROMPT, max_new_tokens=12, logprobs=True)
+    text, table = generate(example_int8, "--logprobs").split("token", 1)
+    assert text.rstrip(" ") == f"{PROMPT}{expected.text}\n"
+    rows = [line.split() for line in table.splitlines()[2:]]
+    assert [int(row[0]) for row in rows] == expected.token_ids
+    assert [float(row[-1]) for row in rows] == [round(x, 4) for x in expected.logprobs or []]
+
+
+def test_what_the_checkpoint_asks_for_and_does_not_get_is_said(converted: Path) -> None:
+    (converted / "generation_config.json").write_text('{"num_beams": 4, "top_k": 3}')
+    result = succeed("generate", converted, "--prompt", PROMPT, "-n", 1)
+    assert result.stderr == "int8conv: note: generation_config.json: num_beams=4 is not followed\n"
+
+
 @pytest.mark.parametrize("mode", ["w8a8", "w8a16"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_modes_and_dtypes(example_int8: Path, mode: str, dtype: str) -> None:
@@ -74,7 +102,10 @@ def test_a_prompt_that_is_not_text(example_int8: Path) -> None:
         (["-p", "Once", "--top-p", 1.5], "top_p: expected above 0, at most 1, found 1.5"),
         (["-p", "Once", "--top-p", 0], "top_p"),
         (["-p", "Once", "--top-p", "nan"], "top_p"),
-        (["-p", "Once", "--top-k", 0], "top_k: expected 1 or more, found 0"),
+        (["-p", "Once", "--top-k", -1], "top_k: expected 0 or more, found -1"),
+        (["-p", "Once", "--min-p", 1.5], "min_p: expected 0 to 1, found 1.5"),
+        (["-p", "Once", "--repetition-penalty", 0], "repetition_penalty: expected above 0, found 0.0"),
+        (["-p", "Once", "--stop", ""], "stop: expected strings that are not empty"),
         (["-p", "Once", "-t", -0.5], "temperature: expected 0 or more, found -0.5"),
         (["-p", "Once", "-t", "nan"], "temperature"),
         (["-p", "Once", "--dtype", "float8"], "dtype: expected float32 or float16 or bfloat16, found float8"),

@@ -147,7 +147,7 @@ def test_files_are_views_of_one_buffer(folder: Path) -> None:
 def test_generates_as_the_cpu_does(folder: Path) -> None:
     """Through the model: prompt, then steps; the likeliest token of each is the CPU path's, or as good as it."""
     gpu, _, wide = decoders(folder, "w8a16")
-    model = Model(folder, gpu, frozenset())
+    model = Model(folder, gpu)
     prompt = tokens(1, 5)[0].tolist()
     ids: list[int] = []
     list(model._stream(prompt, 4, Sampling(), ids))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import int8conv
 from int8conv.errors import (
@@ -60,6 +61,37 @@ def test_generation_stops_at_an_end_token(example_int8: Path) -> None:
 def test_default_length_ends_with_the_context(model: Model) -> None:
     generation = model.generate([5] * 1020, temperature=1.0, seed=0)
     assert len(generation.token_ids) <= 4
+
+
+def test_a_stop_string_ends_across_tokens(model: Model) -> None:
+    """Every piece of the text, also those that begin or end within a token."""
+    free = model.generate("The function", max_new_tokens=12)
+    for start in range(1, len(free.text) - 6, 5):
+        stop = free.text[start : start + 6]
+        pieces: list[str] = []
+        found = model.generate("The function", max_new_tokens=12, stop=["never", stop], on_text=pieces.append)  # fmt: skip
+        assert found.text == "".join(pieces) == free.text[: free.text.index(stop)]
+        assert found.finish_reason == "stop"
+        assert found.token_ids == free.token_ids[: len(found.token_ids)]
+        assert stop in model.tokenizer.decode(found.token_ids)
+
+
+def test_log_probabilities_are_of_the_models_own_distribution(model: Model) -> None:
+    prompt = model.tokenizer.encode("The function")
+    options: dict[str, Any] = {"temperature": 0.7, "top_k": 9, "repetition_penalty": 1.2, "seed": 3}
+    found = model.generate(prompt, max_new_tokens=8, logprobs=True, **options)
+    logits = model.logits(torch.tensor([prompt + found.token_ids]))[0, len(prompt) - 1 : -1]
+    expected = logits.log_softmax(-1)[torch.arange(8), found.token_ids]
+    torch.testing.assert_close(torch.tensor(found.logprobs), expected, rtol=0, atol=1e-3)
+    assert model.generate(prompt, max_new_tokens=1).logprobs is None
+
+
+def test_a_repetition_penalty_is_transformers(example: Path) -> None:
+    prompt = [5, 6, 7, 8, 5]
+    theirs = AutoModelForCausalLM.from_pretrained(example, dtype=torch.float32)
+    expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False, repetition_penalty=1.3)  # fmt: skip
+    found = int8conv.load(example).generate(prompt, max_new_tokens=40, repetition_penalty=1.3)
+    assert found.token_ids == expected[0, len(prompt) :].tolist()
 
 
 def test_no_new_tokens(model: Model) -> None:
