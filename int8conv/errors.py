@@ -45,6 +45,8 @@
     |  `- UnsupportedFeatureError    a feature that its config asks for
     |- TokenizerError                tokenizer files are absent or unusable
     |- CalibrationError              calibration cannot run on this input
+    |- StatsError                    a statistics file is malformed, or of another checkpoint
+    |- EvaluationError               a text that a model cannot be evaluated on, or a model that overflows on it
     `- GenerationError               a prompt or a limit that the model cannot take
 
 This module imports nothing, so that every room may import it.
@@ -288,6 +290,14 @@ class TokenizerError(Int8convError):
 
 class CalibrationError(Int8convError):
     """Calibration cannot run on this input."""
+
+
+class StatsError(Int8convError):
+    """A statistics file is malformed, or of another checkpoint."""
+
+
+class EvaluationError(Int8convError):
+    """A text that a model cannot be evaluated on, or a model that overflows on it."""
 
 
 class GenerationError(Int8convError):

@@ -19,8 +19,10 @@ from ..errors import Int8convError
 
 _COMMANDS = {
     "convert": "Convert a checkpoint folder to int8.",
+    "calibrate": "Measure a checkpoint's activations.",
     "inspect": "Show what is inside a converted folder.",
     "footprint": "Predict the memory that a model needs.",
+    "eval": "Measure perplexity, and the distance from the source.",
     "generate": "Continue a prompt.",
 }
 

@@ -100,10 +100,37 @@ _SHOWN: Final = 10
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--outliers",
-    type=click.Choice(["calibrated", "none"]),
+    type=click.Choice(["calibrated", "data-free", "none"]),
     default="calibrated",
     show_default=True,
-    help="Which input columns stay in 16 bits: those that a short run of the model shows, or none.",
+    help="Which input columns stay in 16 bits: those that a run of the model shows, a guess from norms and weights, or none.",
+)
+@click.option(
+    "--stats",
+    type=click.Path(path_type=Path),
+    help="Statistics of SRC by 'int8conv calibrate', instead of a short run on a built-in text.",
+)
+@click.option(
+    "--outlier-rule",
+    type=click.Choice(["absmax", "error", "paper"]),
+    default="absmax",
+    show_default=True,
+    help="Columns far above the median channel, of largest expected error, or LLM.int8()'s systematic dimensions.",
+)
+@click.option(
+    "--max-outliers",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    metavar="SHARE",
+    help="Of an input's columns in 16 bits, at most (or 16, if that is more); 0: none, but the safety net.",
+)
+@click.option(
+    "--heavy-tails",
+    type=click.Choice(["16bit", "8bit"]),
+    default="16bit",
+    show_default=True,
+    help="Activations of heavy-tailed inputs in W8A8: in 16 bits (exact), or in 8 as all others.",
 )
 @click.option(
     "--dtype",
@@ -166,6 +193,7 @@ def command(
     jobs: int | None,
     max_memory: int,
     stream: bool,
+    stats: Path | None,
     device: str,
     dry_run: bool,
     as_json: bool,
@@ -201,6 +229,7 @@ def command(
             jobs=jobs,
             max_memory=max_memory,
             stream=stream,
+            stats=stats,
             device=device,
             progress=progress,
             **choices,

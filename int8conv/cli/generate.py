@@ -26,6 +26,8 @@ import click
 )
 @click.option("--dtype", help="float32, float16 or bfloat16; default: float32, fastest on a CPU.")
 @click.option("--device", default="cpu", show_default=True)
+@click.option("--net/--no-net", default=True, show_default=True, help="The safety net of W8A8.")
+@click.option("--report-outliers", is_flag=True, help="On stderr: what the safety net took.")
 def command(
     path: str,
     prompt: str,
@@ -41,6 +43,8 @@ def command(
     mode: str | None,
     dtype: str | None,
     device: str,
+    net: bool,
+    report_outliers: bool,
 ) -> None:
     """Continue a prompt with PATH (a converted folder, or a source in its own precision); text comes as it is made.
 
@@ -61,7 +65,7 @@ def command(
     def show(text: str) -> None:
         click.echo(text, nl=False)  # which flushes
 
-    model = load(path, device=device, mode=mode, dtype=dtype)  # type: ignore[arg-type]
+    model = load(path, device=device, mode=mode, dtype=dtype, net=net)  # type: ignore[arg-type]
     for unsupported in model.defaults.unsupported:
         click.echo(
             f"int8conv: note: generation_config.json: {unsupported} is not followed", err=True
@@ -87,3 +91,7 @@ def command(
             for token, logprob in zip(result.token_ids, result.logprobs, strict=True)
         ]
         table(("token", "text", "log-probability"), rows)
+    if report_outliers:
+        from .net import show_net
+
+        show_net(model.net_report(), err=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from .output import print_json, progress_bars, size, table
@@ -23,6 +25,18 @@ from .output import print_json, progress_bars, size, table
     metavar="DB",
     help="With --against: exit code 1 if an int8 tensor's SQNR is below.",
 )
+@click.option(
+    "--plot",
+    "picture",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw a map of outliers and each layer's error: .png or .svg (needs matplotlib).",
+)
+@click.option(
+    "--stats",
+    type=click.Path(path_type=Path),
+    help="With --plot: the source's statistics, for the magnitude of every channel.",
+)
 def command(
     path: str,
     as_json: bool,
@@ -30,6 +44,8 @@ def command(
     verify: bool,
     against: str | None,
     min_sqnr: float,
+    picture: Path | None,
+    stats: Path | None,
 ) -> None:
     """Show what is inside the converted folder PATH: kinds, layers, outlier columns, bytes against 16 bits.
 
@@ -39,6 +55,12 @@ def command(
     from ..formats.hub import resolve
     from ..formats.summary import summarize
 
+    if stats is not None and picture is None:
+        raise click.UsageError("--stats is for --plot")
+    if picture is not None:
+        from .plot import check_plot
+
+        check_plot(picture)
     converted = open_converted(resolve(path).folder)
     summary = summarize(converted)
     verified = None
@@ -60,6 +82,19 @@ def command(
         from .against import Against
 
         compared = Against(converted, against, min_sqnr)
+    if picture is not None:
+        from ..formats.stats import read_stats
+        from .plot import plot
+
+        errors = None
+        if compared is not None:
+            errors = {
+                q.name.removesuffix(".weight"): 0.0
+                if q.sqnr_db is None
+                else 10 ** (-q.sqnr_db / 20)
+                for q in compared.qualities
+            }
+        plot(converted, picture, stats=None if stats is None else read_stats(stats), errors=errors)
     if as_json:
         more = {"verified_bytes": verified} if verify else {}
         print_json(summary.to_json() | more | ({"quality": compared.to_json()} if compared else {}))

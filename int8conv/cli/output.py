@@ -22,13 +22,13 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.1f} {_UNITS[unit]}" if unit else f"{nbytes:.0f} B"
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, err: bool = False) -> None:
     """Print a table; text is left-aligned, figures right."""
     from tabulate import tabulate
 
     texts = [[str(cell) for cell in row] for row in rows]
     align = ["left" if _is_label(column) else "right" for column in zip(*texts, strict=True)]
-    click.echo(tabulate(texts, headers, "simple", disable_numparse=True, colalign=align))
+    click.echo(tabulate(texts, headers, "simple", disable_numparse=True, colalign=align), err=err)
 
 
 def _is_label(column: Sequence[str]) -> bool:

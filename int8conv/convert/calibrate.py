@@ -1,131 +1,278 @@
-"""Find each input's channel magnitudes: run a short text through the source, one block in memory at a time.
+"""Find each input's channel magnitudes: run a text through the source, one block in memory at a time.
 
 The blocks are the runtime's decoder in float32 on the source's own weights, so what is measured is what the
-source computes; an observer at each group of linears keeps the largest magnitude of every channel.
+source computes; an observer at each group of linears sums up every channel (see ``formats/stats.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from importlib import resources
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import CalibrationError, TokenizerError
+from ..errors import ArgumentError, CalibrationError, TokenizerError
 from ..formats.checkpoint import Checkpoint
 from ..formats.checksum import checksum
-from ..runtime.architecture import Architecture, Module, find_tensor
-from ..runtime.decoder import Block, Embedding
+from ..formats.hub import resolve
+from ..formats.stats import LARGE, InputStats, Stats
+from ..formats.storage import LocalFile
+from ..runtime.architecture import Architecture, Module, find_tensor, read_architecture
+from ..runtime.mapping import TORCH_DTYPES, MappedFiles
+from ..runtime.streaming import BlockStream
 from ..runtime.tokenizer import Tokenizer
-from ..runtime.weights import CheckpointWeights
+from ..runtime.weights import CheckpointWeights, Lookup
+from ..runtime.windows import Text, check_context, disjoint_windows, encode, read_text, too_short
+from .options import ConvertOptions
+from .source import open_source
+from .stats import fingerprint
 from .stream import non_finite_weight
 
 Progress = Callable[[int, int], None]
 """Called with blocks done and blocks in all."""
 
-TOKENS: Final = 1024
 CONTEXT: Final = 256
-_SEED: Final = 0
+RANDOM_TOKENS: Final = 1024
+_ROWS_AT_ONCE: Final = 1 << 19
+"""Weights whose int8 error is computed at once."""
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """What was measured, and on what."""
+def calibrate_source(
+    source: str | Path,
+    *,
+    texts: Sequence[Path] = (),
+    tokens: int | None = None,
+    context: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress = lambda done, total: None,
+) -> Stats:
+    """``calibrate`` for a checkpoint folder, or the id of one on the hub.
 
-    absmax: dict[str, npt.NDArray[np.float32]]
-    """Largest magnitude of each input channel ``[in]``, by the path of the group's first linear."""
-    text: str | None
-    """Checksum of the text; None for random tokens."""
-    windows: int
-    context: int
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know."""
-        if self.text is not None:
-            return ()
-        return ("the source has no usable tokenizer: calibrated on random tokens",)
-
-    def record(self) -> dict[str, Any]:
-        """For the manifest."""
-        return {
-            "text": self.text,
-            "tokens": self.windows * self.context,
-            "context": self.context,
-            "rule": "absmax >= 4 * median, at most max(16, 1 %) columns",
-        }
+    Raises:
+        The errors of ``convert`` that concern the source, and those of ``calibrate``.
+    """
+    resolved = resolve(source)
+    opened = open_source(resolved, ConvertOptions("none"))
+    if opened.architecture is None:  # say which feature or family
+        read_architecture(opened.checkpoint.config, opened.checkpoint.tensors, resolved.folder)
+        raise AssertionError
+    return calibrate(
+        opened.checkpoint, opened.architecture, progress, source=resolved.id, texts=texts,
+        tokens=tokens, context=context, seed=seed, device=device,
+    )  # fmt: skip
 
 
 @torch.inference_mode()
 def calibrate(
-    checkpoint: Checkpoint, architecture: Architecture, progress: Progress
-) -> Calibration:
-    """Measure a source checkpoint on the built-in text (random tokens if it has no usable tokenizer).
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    progress: Progress,
+    *,
+    source: str = "",
+    texts: Sequence[Path] = (),
+    tokens: int | None = None,
+    context: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Stats:
+    """Measure a source checkpoint.
+
+    Args:
+        checkpoint: the source.
+        architecture: its decoder.
+        progress: told blocks done and blocks in all.
+        source: its name, for people.
+        texts: files of UTF-8 text; none: a built-in text (random tokens if the source has no usable tokenizer).
+        tokens: of all texts, at most; whole windows are drawn from them. None: all.
+        context: tokens of a window; None: 256, or fewer where the model has fewer positions.
+        seed: decides which windows are drawn.
+        device: where blocks run: ``"cpu"``, or one that PyTorch has.
 
     Raises:
-        CalibrationError: an activation is NaN or infinite; names module and channel.
+        CalibrationError: a text that cannot be used; an activation is NaN or infinite (names module and channel).
         NonFiniteWeightError: a weight is; names tensor and row.
         CheckpointError: a tensor is absent or has another shape than the config implies.
     """
-    windows, text = _token_windows(checkpoint, architecture)
-    weights = _FiniteWeights(checkpoint, torch.float32)
-    absmax: dict[str, npt.NDArray[np.float32]] = {}
+    if tokens is not None and tokens < 1:
+        raise ArgumentError("tokens", expected="1 or more", found=tokens)
+    windows, used = _windows(checkpoint, architecture, texts, tokens, context, seed)
+    weights = _CalibrationWeights(checkpoint, device)
+    sums: dict[str, _Sums] = {}
 
     def observe(module: Module, x: Tensor) -> None:
-        largest = x.abs().flatten(0, -2).amax(dim=0)
-        if not bool(largest.isfinite().all()):
-            channel = int((~largest.isfinite()).nonzero()[0])
+        path = module.path
+        if path not in sums:
+            sums[path] = _Sums(x.shape[-1], x.device)
+        channel = sums[path].add(x.flatten(0, -2))
+        if channel is not None:
             raise CalibrationError(
                 f"activation is NaN or infinite in channel {channel}", file=checkpoint.folder,
-                tensor=f"{module.path}.weight",
+                tensor=f"{path}.weight",
                 hint="the source overflows; --outliers none converts without running it",
             )  # fmt: skip
-        absmax[module.path] = largest.numpy()
 
     layers = architecture.config.num_layers
-    x, tables = Embedding(architecture, weights, torch.float32)(windows)
+    stream = BlockStream(architecture, weights, windows, device)
     for layer in range(layers):
         progress(layer, layers)
-        x = Block(architecture, layer, weights, observe)(x, tables)
+        stream.advance(layer, observe)
     progress(layers, layers)
-    return Calibration(absmax, text, *windows.shape)
+    groups = {group[0].path: group for group in architecture.groups()}
+    return Stats(
+        source=source,
+        fingerprint=fingerprint(checkpoint),
+        texts=used,
+        context=len(windows[0]),
+        linears={path: tuple(m.path for m in groups[path]) for path in sums},
+        normalised=tuple(path for path in sums if groups[path][0].role in _AFTER_NORM),
+        inputs={path: s.finish(weights.error(path)) for path, s in sums.items()},
+    )
 
 
-class _FiniteWeights(CheckpointWeights):
-    """Refuses a NaN or an infinity where it stands, rather than in the activation that it leads to."""
+_AFTER_NORM: Final = {"q", "qkv", "gate", "up", "gate_up"}
+"""Roles of linears that a norm feeds."""
+
+
+class _Sums:
+    """Running sums of one input."""
+
+    def __init__(self, channels: int, device: torch.device) -> None:
+        self._absmax = torch.zeros(channels, device=device)
+        self._large = torch.zeros(channels, dtype=torch.int64, device=device)
+        self._squares = torch.zeros(channels, dtype=torch.float64, device=device)
+        self._fourths = torch.zeros(channels, dtype=torch.float64, device=device)
+
+    def add(self, x: Tensor) -> int | None:
+        """Add a window ``[tokens, in]``; the number of a channel that is not finite, if there is one.
+
+        A window's sums are rounded to float32 first: float64 then adds them exactly, in any order, so that statistics of two
+        halves of a text add up to those of the whole.
+        """
+        magnitude = x.abs()
+        largest = magnitude.amax(dim=0)
+        if not bool(largest.isfinite().all()):
+            return int((~largest.isfinite()).nonzero()[0])
+        self._absmax = torch.maximum(self._absmax, largest)
+        self._large += (magnitude >= LARGE).sum(dim=0)
+        squares = magnitude.double().square_()
+        self._squares += squares.sum(dim=0).float()
+        self._fourths += squares.square_().sum(dim=0).clamp_max_(_FLOAT32_MAX).float()
+        return None
+
+    def finish(self, weight_error: Tensor) -> InputStats:
+        parts = (self._absmax, self._large, self._squares, self._fourths, weight_error)
+        return InputStats(*(part.cpu().numpy() for part in parts))
+
+
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+
+
+class _CalibrationWeights(CheckpointWeights):
+    """Refuses a NaN or an infinity where it stands, rather than in the activation that it leads to.
+
+    Reads only those rows of an embedding that are looked up, and notes the error that int8 rows would make in each column.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str) -> None:
+        super().__init__(checkpoint, torch.float32)
+        self._squares: dict[str, Tensor | int] = {}
+        self._device = device
+        self._mapped = MappedFiles()
 
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
         tensor = super().tensor(module, kind)
+        self._check(tensor, module, kind)
+        if module.group and kind == "weight":
+            first = module.group[0]
+            self._squares[first] = self._squares.get(first, 0) + _column_errors(tensor)
+        return tensor if module.layer is None else tensor.to(self._device)
+
+    def lookup(self, module: Module) -> Lookup:
+        stored = find_tensor(self.checkpoint, module)
+        if stored.dtype not in TORCH_DTYPES or not isinstance(stored.file, LocalFile):
+            return super().lookup(module)
+        table = self._mapped.tensor(stored)
+
+        def look_up(rows: Tensor) -> Tensor:
+            found = F.embedding(rows, table).float()
+            self._check(found.flatten(0, -2), module, "weight", rows.flatten())
+            return found
+
+        return look_up
+
+    def error(self, path: str) -> Tensor:
+        """Of each column, float32 ``[in]``, for the input of that first linear."""
+        return torch.as_tensor(self._squares[path]).sqrt().float()
+
+    def _check(self, tensor: Tensor, module: Module, kind: str, rows: Tensor | None = None) -> None:
         finite = tensor.isfinite()
         if not bool(finite.all()):
             row = int((~finite).nonzero()[0, 0])
+            row = row if rows is None else int(rows[row])
             raise non_finite_weight(find_tensor(self.checkpoint, module, kind), row)
-        return tensor
 
 
-def _token_windows(checkpoint: Checkpoint, architecture: Architecture) -> tuple[Tensor, str | None]:
-    """Token ids ``[windows, context]`` and the text's checksum."""
+def _column_errors(weight: Tensor) -> Tensor:
+    """Sum over rows of the squared error of int8 rows, float64 ``[in]``, for a weight ``[out, in]``."""
+    total = torch.zeros(weight.shape[1], dtype=torch.float64)
+    for rows in torch.split(weight, max(1, _ROWS_AT_ONCE // max(weight.shape[1], 1))):
+        scale = rows.abs().amax(dim=1, keepdim=True) / 127
+        steps = rows / scale.masked_fill(scale == 0, 1.0)
+        total += ((steps - steps.round()) * scale).double().square_().sum(dim=0)
+    return total
+
+
+def _windows(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    texts: Sequence[Path],
+    tokens: int | None,
+    context: int | None,
+    seed: int,
+) -> tuple[list[Tensor], tuple[tuple[str | None, int], ...]]:
+    """Token ids of each window, and each text's checksum and tokens that are used."""
     config = architecture.config
-    context = min(CONTEXT, config.max_positions)
-    windows = -(-TOKENS // context)
+    if context is not None:
+        check_context(context, config.max_positions, CalibrationError)
+    context = context or min(CONTEXT, config.max_positions)
+    read = [read_text(path, CalibrationError) for path in texts] or [_built_in()]
     try:
         tokenizer = Tokenizer.load(checkpoint.folder)
     except TokenizerError:
-        generator = torch.Generator().manual_seed(_SEED)
-        shape = (windows, context)
-        return torch.randint(config.vocab_size, shape, generator=generator), None
+        if texts:
+            raise
+        generator = torch.Generator().manual_seed(seed)
+        shape = (-(-(tokens or RANDOM_TOKENS) // context), context)
+        ids = torch.randint(config.vocab_size, shape, generator=generator)
+        return list(ids.unbind()), ((None, ids.numel()),)
+    windows: list[tuple[int, Tensor]] = []
+    for number, text in enumerate(read):
+        ids = encode(tokenizer, text, config.vocab_size, checkpoint.folder, CalibrationError)
+        if len(ids) < context:
+            if texts:
+                raise too_short(text, len(ids), context, CalibrationError)
+            ids = ids.repeat(-(-context // len(ids)))
+        windows += [(number, window) for window in disjoint_windows(ids, context)]
+    if tokens is not None:
+        windows = _drawn(windows, -(-tokens // context), seed)
+    counts = [sum(len(w) for n, w in windows if n == number) for number in range(len(read))]
+    used = tuple((t.xxh3_128, count) for t, count in zip(read, counts, strict=True) if count)
+    return [window for _, window in windows], used
+
+
+def _drawn(windows: list[tuple[int, Tensor]], count: int, seed: int) -> list[tuple[int, Tensor]]:
+    """So many windows at random, in their order."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(windows), generator=generator)[:count].sort().values
+    return [windows[number] for number in chosen.tolist()]
+
+
+def _built_in() -> Text:
     data = (resources.files(__package__) / "calibration_text.txt").read_bytes()
-    ids = tokenizer.encode(data.decode())
-    if not ids or max(ids) >= config.vocab_size:
-        raise CalibrationError(
-            "the tokenizer gives tokens outside the vocabulary", file=checkpoint.folder,
-            expected=f"0..{config.vocab_size - 1}", found=max(ids, default=None),
-            hint="tokenizer and config.json do not belong together",
-        )  # fmt: skip
-    ids = (ids * -(-windows * context // len(ids)))[: windows * context]
-    return torch.tensor(ids).reshape(windows, context), checksum(data)
+    return Text("the built-in text", data.decode(), checksum(data))

@@ -13,19 +13,23 @@ from typing import Any
 from .. import __version__
 from ..errors import ArgumentError
 from ..formats.checkpoint import Checkpoint
-from ..formats.checksum import checksum
+from ..formats.checksum import checksum, checksum_range
 from ..formats.hub import resolve
 from ..formats.json_file import dump_json
 from ..formats.layout import plan_layout
+from ..formats.stats import Stats, read_stats
 from ..formats.workspace import check_replaceable, open_workspace
+from .data_free import RULE as DATA_FREE_RULE
+from .data_free import choose_data_free
 from .journal import Journal
 from .memory import DEFAULT_MAX_MEMORY, plan_workers
 from .options import DEFAULT_SHARD_BYTES, ConvertOptions, Outliers
-from .outliers import OutlierChoice, choose_outliers
+from .outliers import CAP_SHARE, HeavyTails, OutlierChoice, Rule, choose_all
 from .plan import QuantizeTask, make_plan
 from .report import ConvertReport, measured
 from .small_files import make_manifest, write_small_files
 from .source import OpenedSource, open_source
+from .stats import check_source
 from .stopwatch import Stopwatch
 from .stream import run_tasks
 
@@ -44,6 +48,10 @@ def convert(
     quantize: Sequence[str] = (),
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    outlier_rule: Rule = "absmax",
+    max_outliers: float = CAP_SHARE,
+    heavy_tails: HeavyTails = "16bit",
+    stats: str | os.PathLike[str] | None = None,
     force: bool = False,
     jobs: int | None = None,
     max_memory: int = DEFAULT_MAX_MEMORY,
@@ -58,12 +66,18 @@ def convert(
             of one on the hub, ``org/name`` or ``org/name@revision``.
         out: the folder to make; it appears whole or not at all.
         outliers: ``"calibrated"`` keeps the input columns with outlier activations in 16 bits, found by a short run of
-            the model; ``"none"`` keeps no columns and needs no run.
+            the model (by the data-free rule where the runtime does not know it); ``"data-free"`` guesses them from norms and
+            weights; ``"none"`` keeps no columns and needs no run.
         dtype: ``"float16"`` or ``"bfloat16"``, for what stays in 16 bits of an F32 source.
         max_shard_bytes: payload of an output file, at most (a larger group of linears gets a file of its own).
         keep: regular expressions; linears whose path one of them matches somewhere stay in 16 bits.
         quantize: the same, for further matrices that become int8: head, embeddings.
         include, exclude: the same, for names of source tensors; the others are left out.
+        outlier_rule: ``"absmax"``, ``"error"`` or ``"paper"`` (see ``outliers``).
+        max_outliers: share of an input's columns that stay in 16 bits at most, or 16 columns if that is more; 0: none.
+        heavy_tails: what W8A8 does with an input whose activations are heavy-tailed outside of its columns: ``"16bit"`` multiplies
+            them in 16 bits, which is the most exact, ``"8bit"`` as all others.
+        stats: a statistics file of this checkpoint (``int8conv calibrate``) instead of a short run.
         force: replace ``out`` if it is a converted folder.
         jobs: tensors to work on at once; None: one for each processor. Does not change the bytes.
         max_memory: bytes of the process while it streams; fewer workers and smaller blocks if need be. Calibration comes on
@@ -91,7 +105,14 @@ def convert(
         tuple(quantize),
         tuple(include),
         tuple(exclude),
+        outlier_rule,
+        max_outliers,
+        heavy_tails,
     )
+    measured_before = None if stats is None else read_stats(stats)
+    if stats is not None and outliers != "calibrated":
+        raise ArgumentError("stats are for calibrated outliers", expected="outliers calibrated",
+                            found=outliers)  # fmt: skip
     if jobs is not None and jobs < 1:
         raise ArgumentError("jobs", expected="1 or more", found=jobs)
     if device != "cpu":
@@ -106,15 +127,17 @@ def convert(
         raise ArgumentError("stream is for sources on the hub", file=source, expected="org/name",
                             found="a local folder")  # fmt: skip
     opened = open_source(resolved, options)
+    if measured_before is not None:
+        check_source(measured_before, opened.checkpoint, stats)
     plan = make_plan(opened.selection, {}, options)  # refuse a bad source before calibrating on it
     workers = plan_workers(plan, jobs or os.cpu_count() or 1, max_memory)
     workers = replace(workers, device=device)
     watch.lap("open")
     with open_workspace(out, force=force) as workspace:
-        journal = Journal(workspace.path, _fingerprint(opened.checkpoint, options))
+        journal = Journal(workspace.path, _fingerprint(opened.checkpoint, options, stats))
         if not journal.resumed:
             workspace.clear()
-        choices, calibration, notes = _choose(opened, options, journal, tell)
+        choices, calibration, notes = _choose(opened, options, measured_before, journal, tell)
         watch.lap("calibrate")
         if journal.outdated:
             notes += ("an unfinished attempt had another source or options: started again",)
@@ -143,12 +166,15 @@ def convert(
     )
 
 
-def _fingerprint(checkpoint: Checkpoint, options: ConvertOptions) -> str:
-    """Changes with the options, the release, and the source's config, headers, file sizes and times of change."""
+def _fingerprint(
+    checkpoint: Checkpoint, options: ConvertOptions, stats: str | os.PathLike[str] | None
+) -> str:
+    """Changes with the options, the statistics, the release, and the source's config, headers, file sizes and times of change."""
     files = {str(t.file): t.file for t in checkpoint.tensors.values()}
     identity = {
         "generator": __version__,
         "options": asdict(options),
+        "stats": None if stats is None else checksum_range(Path(stats)),
         "source": str(checkpoint.folder.resolve()),
         "config": checkpoint.config,
         "files": {name: file.stamp() for name, file in files.items()},
@@ -158,24 +184,38 @@ def _fingerprint(checkpoint: Checkpoint, options: ConvertOptions) -> str:
 
 
 def _choose(
-    opened: OpenedSource, options: ConvertOptions, journal: Journal, tell: Progress
+    opened: OpenedSource,
+    options: ConvertOptions,
+    stats: Stats | None,
+    journal: Journal,
+    tell: Progress,
 ) -> tuple[dict[str, OutlierChoice], dict[str, Any] | None, tuple[str, ...]]:
     """The outlier columns of each input, how they were found, and notes for the user; from the journal if it has them."""
-    if options.outliers == "none" or opened.architecture is None:
+    if options.outliers == "none":
         return {}, None, ()
     if "outliers" not in journal.entries:
-        from .calibrate import calibrate  # needs torch
+        notes = []
+        if options.outliers == "data-free" or opened.architecture is None:
+            found = choose_data_free(opened.checkpoint, opened.selection, options.max_outliers)
+            about: dict[str, Any] = {"rule": DATA_FREE_RULE}
+        else:
+            if stats is None:
+                from .calibrate import calibrate  # needs torch
 
-        calibration = calibrate(
-            opened.checkpoint,
-            opened.architecture,
-            lambda done, total: tell("calibrate", done, total),
-        )
-        found = {path: choose_outliers(absmax) for path, absmax in calibration.absmax.items()}
+                stats = calibrate(
+                    opened.checkpoint, opened.architecture, lambda done, total: tell("calibrate", done, total)
+                )  # fmt: skip
+            found = choose_all(stats, options.choosing)
+            about = {
+                "texts": [text for text, _ in stats.texts], "tokens": stats.tokens,
+                "context": stats.context, "rule": options.choosing.describe(),
+            }  # fmt: skip
+            if stats.random:
+                notes.append("the source has no usable tokenizer: calibrated on random tokens")
         entry = {
             "choices": {path: choice.to_json() for path, choice in found.items()},
-            "calibration": calibration.record(),
-            "notes": calibration.notes,
+            "calibration": about,
+            "notes": notes,
         }
         journal.record("outliers", entry)
     recorded = journal.entries["outliers"]

@@ -1,7 +1,7 @@
 """The selection for a family that the runtime does not know: by names and shapes alone.
 
 A matrix in a numbered block becomes int8 unless its name says embedding, norm, router or the like; a stack of experts
-``[experts, ., .]`` becomes one linear an expert. Nothing is calibrated, so no column stays in 16 bits.
+``[experts, ., .]`` becomes one linear an expert. Nothing is calibrated: see ``data_free``.
 """
 
 from __future__ import annotations

@@ -10,9 +10,11 @@ from typing import Any, Final, Literal
 from ..errors import ArgumentError, JsonFileError
 from ..formats.converted import ConvertedFolder
 from ..formats.names import MANIFEST_FILE
+from .outliers import CAP_SHARE, HEAVY_TAILS, RULES, Choosing, HeavyTails, Rule
 from .selection import Patterns
 
-Outliers = Literal["calibrated", "none"]
+Outliers = Literal["calibrated", "data-free", "none"]
+OUTLIERS: Final[tuple[Outliers, ...]] = ("calibrated", "data-free", "none")
 HALVES: Final = {"float16": "F16", "bfloat16": "BF16"}
 DEFAULT_SHARD_BYTES: Final = 5_000_000_000
 
@@ -32,10 +34,23 @@ class ConvertOptions:
     """The same, for names of tensors: only these take part, if there are any."""
     exclude: tuple[str, ...] = ()
     """The same: these are left out."""
+    outlier_rule: Rule = "absmax"
+    max_outliers: float = CAP_SHARE
+    """Of an input's columns, at most (or 16, if that is more); 0: none."""
+    heavy_tails: HeavyTails = "16bit"
 
     def __post_init__(self) -> None:
-        if self.outliers not in ("calibrated", "none"):
-            raise ArgumentError("outliers", expected="calibrated or none", found=self.outliers)
+        for name, choices in (
+            ("outliers", OUTLIERS),
+            ("outlier_rule", RULES),
+            ("heavy_tails", HEAVY_TAILS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ArgumentError(name, expected=" or ".join(choices), found=getattr(self, name))
+        if not 0 <= self.max_outliers <= 1:
+            raise ArgumentError(
+                "max_outliers", expected="a share from 0 to 1", found=self.max_outliers
+            )
         if self.dtype not in HALVES:
             raise ArgumentError("dtype", expected=" or ".join(HALVES), found=self.dtype)
         if self.max_shard_bytes < 1:
@@ -47,6 +62,11 @@ class ConvertOptions:
                 except re.error as error:
                     raise ArgumentError(option, expected="a regular expression",
                                         found=f"{pattern!r}: {error}") from None  # fmt: skip
+
+    @property
+    def choosing(self) -> Choosing:
+        """How outlier columns are chosen, once activations are known."""
+        return Choosing(self.outlier_rule, self.max_outliers, self.heavy_tails)
 
     @property
     def half(self) -> str:
@@ -91,4 +111,7 @@ _KINDS: Final[dict[str, Callable[[object], bool]]] = {
     "quantize": _is_patterns,
     "include": _is_patterns,
     "exclude": _is_patterns,
+    "outlier_rule": lambda value: isinstance(value, str),
+    "max_outliers": lambda value: type(value) in (int, float),
+    "heavy_tails": lambda value: isinstance(value, str),
 }

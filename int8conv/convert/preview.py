@@ -18,6 +18,7 @@ from .memory import DEFAULT_MAX_MEMORY, plan_workers
 from .options import ConvertOptions
 from .outliers import OutlierChoice, most_outliers
 from .plan import Task, make_plan
+from .selection import Group
 from .source import OpenedSource, open_source
 
 
@@ -77,7 +78,8 @@ def preview(
     """
     opened = open_source(resolve_headers(source), options)
     calibrated = options.outliers == "calibrated" and opened.architecture is not None
-    plan = make_plan(opened.selection, _most_outliers(opened) if calibrated else {}, options)
+    columns = _most_outliers(opened, options) if options.outliers != "none" else {}
+    plan = make_plan(opened.selection, columns, options)
     workers = plan_workers(plan, jobs or os.cpu_count() or 1, max_memory)
     layouts = plan_layout(plan.units, max_shard_bytes=options.max_shard_bytes)
     return Preview(
@@ -93,11 +95,11 @@ def preview(
     )
 
 
-def _most_outliers(opened: OpenedSource) -> dict[str, OutlierChoice]:
+def _most_outliers(opened: OpenedSource, options: ConvertOptions) -> dict[str, OutlierChoice]:
     choices = {}
-    for first, *_ in opened.architecture.groups() if opened.architecture else ():
-        columns = np.arange(most_outliers(first.shape[1]), dtype=np.int32)
-        choices[first.path] = OutlierChoice(columns, None)
+    for group in (item for item in opened.selection.items if isinstance(item, Group)):
+        most = most_outliers(group.linears[0].weight.shape[1], options.max_outliers)
+        choices[group.input] = OutlierChoice(np.arange(most, dtype=np.int32), None)
     return choices
 
 

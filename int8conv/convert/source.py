@@ -45,7 +45,7 @@ def open_source(source: Source, options: ConvertOptions) -> OpenedSource:
     except UnsupportedModelError as error:
         notes.append(
             f"the runtime cannot run this model ({error.problem}): linears are chosen by names and shapes, "
-            "with no outlier columns"
+            "outlier columns by norms and weights"
         )
     try:
         if architecture is not None:

@@ -5,13 +5,22 @@ plain 16- or 32-bit one. ``reference`` is the formula; ``cpu`` is the fast path 
 """
 
 from .dense import dense_linear
-from .mixed import IMPLEMENTATIONS, MODES, MixedWeight, Mode, dequantized_rows, mixed_linear
+from .mixed import (
+    IMPLEMENTATIONS,
+    MODES,
+    MixedWeight,
+    Mode,
+    NetCounter,
+    dequantized_rows,
+    mixed_linear,
+)
 
 __all__ = [
     "IMPLEMENTATIONS",
     "MODES",
     "MixedWeight",
     "Mode",
+    "NetCounter",
     "dense_linear",
     "dequantized_rows",
     "mixed_linear",

@@ -41,7 +41,10 @@ class MixedWeight:
     outlier_weight: Tensor | None = None
     """float16 or bfloat16 ``[out, k]``."""
     threshold: float | None = None
-    """Magnitude from which the safety net of ``w8a8`` takes an activation; None: no net."""
+    """Magnitude from which the safety net of ``w8a8`` takes an activation; None: no net. 0.0: all of them, so the input is
+    multiplied as in ``w8a16``."""
+    counter: NetCounter | None = None
+    """Told what the net takes, by ``reference`` and ``cpu``; not at a threshold of 0.0, where that is everything."""
 
     @cached_property
     def is_outlier(self) -> Tensor | None:
@@ -58,6 +61,25 @@ class MixedWeight:
     @property
     def in_features(self) -> int:
         return self.codes.shape[1]
+
+
+class NetCounter:
+    """What the safety net of one input has taken."""
+
+    def __init__(self, in_features: int) -> None:
+        self.tokens = 0
+        """Tokens that went through W8A8."""
+        self.caught = torch.zeros(in_features, dtype=torch.int64)
+        """Values taken, of each channel ``[in]``."""
+        self.tokens_caught = 0
+        """Tokens with at least one."""
+
+    def add(self, tokens: int, caught: Tensor | None) -> None:
+        """Count a call of so many tokens; bool ``[tokens, in]`` where the net took a value, None for nowhere."""
+        self.tokens += tokens
+        if caught is not None:
+            self.caught += caught.sum(dim=0).cpu()
+            self.tokens_caught += int(caught.any(dim=1).sum())
 
 
 class _Implementation(Protocol):
@@ -97,6 +119,8 @@ def mixed_linear(
     rows = x.reshape(-1, weight.in_features)
     if mode is None:
         mode = "w8a16" if rows.shape[0] <= _FEW_TOKENS else "w8a8"
+    if mode == "w8a8" and weight.threshold == 0.0:  # the net takes everything
+        mode = "w8a16"
     if implementation is None and mode == "w8a16" and jit.takes(rows, weight.codes):
         y = jit.mixed(rows.float(), weight)
     else:
@@ -141,12 +165,15 @@ def without_outliers(x: Tensor, weight: MixedWeight) -> Tensor:
     return x.index_fill(1, weight.outlier_index.long(), 0.0)
 
 
-def split_by_threshold(x: Tensor, threshold: float | None) -> tuple[Tensor, Tensor | None]:
+def split_by_threshold(x: Tensor, weight: MixedWeight) -> tuple[Tensor, Tensor | None]:
     """``x`` without the values that the safety net takes, and those values alone (None if there are none)."""
-    if threshold is None:
+    if weight.threshold is None:
         return x, None
-    caught = x.abs() >= threshold
-    if not bool(caught.any()):
+    caught = x.abs() >= weight.threshold
+    found = bool(caught.any())
+    if weight.counter is not None:
+        weight.counter.add(x.shape[0], caught if found else None)
+    if not found:
         return x, None
     return x.masked_fill(caught, 0.0), x.masked_fill(~caught, 0.0)
 

@@ -10,7 +10,7 @@ from .mixed import MixedWeight, quantize_tokens, split_by_threshold, without_out
 
 def w8a8(x: Tensor, weight: MixedWeight) -> Tensor:
     """int8 activations: float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, without outlier columns and bias."""
-    small, caught = split_by_threshold(without_outliers(x, weight), weight.threshold)
+    small, caught = split_by_threshold(without_outliers(x, weight), weight)
     codes, scale = quantize_tokens(small)
     products = codes.double() @ weight.codes.double().t()  # integers below 2^53: exact
     y = products.float() * scale * weight.scale

@@ -164,21 +164,34 @@ def _optional(weights: Weights, module: Module | None) -> Projection | None:
     return weights.projection([module]) if module is not None else None
 
 
-class Decoder:
-    """Embedding, blocks, final norm and head."""
+class Output:
+    """Final norm and head: hidden states to logits."""
 
-    def __init__(self, architecture: Architecture, weights: Weights, dtype: torch.dtype) -> None:
-        self.config = config = architecture.config
-        modules = architecture.outside()
-        self.dtype = dtype
-        self.kernels = weights.kernels
-        self.embedding = Embedding(architecture, weights, dtype)
-        self.blocks = [Block(architecture, i, weights) for i in range(config.num_layers)]
+    def __init__(self, architecture: Architecture, weights: Weights) -> None:
+        config, modules = architecture.config, architecture.outside()
         self.final_norm = (
             Norm(config, modules["final_norm"], weights) if "final_norm" in modules else None
         )
         self.project = _optional(weights, modules.get("project_out"))
         self.head = weights.projection([modules["embed" if config.tied else "head"]])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[b, t, hidden]`` -> float32 ``[b, t, vocab]``."""
+        x = self.final_norm(x) if self.final_norm is not None else x
+        x = self.project(x)[0] if self.project is not None else x
+        return self.head(x)[0].float()
+
+
+class Decoder:
+    """Embedding, blocks, final norm and head."""
+
+    def __init__(self, architecture: Architecture, weights: Weights, dtype: torch.dtype) -> None:
+        self.config = config = architecture.config
+        self.dtype = dtype
+        self.kernels = weights.kernels
+        self.embedding = Embedding(architecture, weights, dtype)
+        self.blocks = [Block(architecture, i, weights) for i in range(config.num_layers)]
+        self.output = Output(architecture, weights)
 
     @torch.inference_mode()
     def forward(
@@ -193,7 +206,4 @@ class Decoder:
             x = block(x, places, cache)
         if cache is not None:
             cache.advance(token_ids.shape[1])
-        x = x[:, -1:] if last_only else x
-        x = self.final_norm(x) if self.final_norm is not None else x
-        x = self.project(x)[0] if self.project is not None else x
-        return self.head(x)[0].float()
+        return self.output(x[:, -1:] if last_only else x)

@@ -71,8 +71,9 @@ class DeviceConverted(ConvertedWeights):
 
     def __init__(
         self, converted: ConvertedFolder, config: DecoderConfig, dtype: torch.dtype, device: torch.device, mode: Mode | None = None,
+        *, net: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__(converted, dtype, mode)
+        super().__init__(converted, dtype, mode, net=net)
         self._files: Any = DeviceFiles(device)
         self.kernels: Kernels = GpuKernels(config.max_positions, device)
 

@@ -31,6 +31,8 @@ def load(
     device: str = "cpu",
     mode: Mode | None = None,
     dtype: str | torch.dtype | None = None,
+    *,
+    net: bool = True,
 ) -> Model:
     """Load a converted folder, or an unconverted checkpoint in its own precision.
 
@@ -39,6 +41,7 @@ def load(
             on the hub: ``org/name`` or ``org/name@revision``.
         device: ``"cpu"``, or ``"cuda"`` for PyTorch's current GPU (Ampere or newer).
         mode: how activations meet int8 weights: ``"w8a16"``, ``"w8a8"``, or None to choose by the number of tokens.
+        net: whether W8A8 has its safety net: activations past the threshold of their input are multiplied in 16 bits.
         dtype: of activations and cache; None is float32 on a CPU, the fastest there, in which a source's 16-bit weights are
             exact, and the embedding's own on a GPU, where it has to be a 16-bit one.
 
@@ -69,13 +72,16 @@ def load(
     architecture = read_architecture(checkpoint.config, checkpoint.tensors, config_file)
     chosen = _dtype(dtype, device, architecture, checkpoint)
     if device == "cuda":
-        weights = _on_gpu(converted, checkpoint, architecture, chosen, mode)
+        weights = _on_gpu(converted, checkpoint, architecture, chosen, mode, net)
     elif converted is not None:
-        weights = ConvertedWeights(converted, chosen, mode)
+        weights = ConvertedWeights(converted, chosen, mode, net=net)
     else:
         weights = CheckpointWeights(checkpoint, chosen)
     defaults = read_generation_defaults(folder, checkpoint.config)
-    return Model(folder, Decoder(architecture, weights, chosen), defaults)
+    model = Model(folder, Decoder(architecture, weights, chosen), defaults)
+    if isinstance(weights, ConvertedWeights):
+        model.net_counters = weights.counters
+    return model
 
 
 def _check_device(device: str) -> None:
@@ -86,14 +92,15 @@ def _check_device(device: str) -> None:
 
 
 def _on_gpu(
-    converted: ConvertedFolder | None, checkpoint: Checkpoint, architecture: Architecture, dtype: torch.dtype, mode: Mode | None,
+    converted: ConvertedFolder | None, checkpoint: Checkpoint, architecture: Architecture, dtype: torch.dtype,
+    mode: Mode | None, net: bool,
 ) -> Weights:  # fmt: skip
     from .gpu_weights import DeviceCheckpoint, DeviceConverted  # imports triton
 
     device, config = torch.device("cuda", torch.cuda.current_device()), architecture.config
     if converted is None:
         return DeviceCheckpoint(checkpoint, config, dtype, device)
-    return DeviceConverted(converted, config, dtype, device, mode)
+    return DeviceConverted(converted, config, dtype, device, mode, net=net)
 
 
 def _dtype(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, GenerationError
+from ..kernels import NetCounter
 from .decoder import Decoder
 from .footprint import Footprint, predict_footprint
 from .generation import Continuation, Generation, continue_all
 from .generation_config import GenerationDefaults
+from .net import NetReport, net_report
 from .sampling import Sampling
 from .stopping import read_stops
 from .tokenizer import Detokenizer, Tokenizer
@@ -34,6 +36,7 @@ class Model:
         self.defaults = defaults or GenerationDefaults()
         """What ``generate`` does where it is told nothing; from the folder's generation_config.json."""
         self.end_tokens = self.defaults.end_tokens
+        self.net_counters: Mapping[str, NetCounter] = {}
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -106,6 +109,10 @@ class Model:
         cache = kernels.cache(self.config, batch=1, capacity=capacity, dtype=dtype)
         continue_all(self.decoder, [continuation], cache)
         return continuation.result()
+
+    def net_report(self) -> NetReport:
+        """What the safety net has taken since the model was loaded."""
+        return net_report(self.net_counters)
 
     def footprint(self, *, context: int | None = None, batch: int = 1) -> Footprint:
         """Predicted memory at ``context`` positions (None: the most) and ``batch`` sequences, in this model's dtype."""

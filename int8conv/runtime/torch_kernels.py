@@ -37,6 +37,9 @@ class Places(Protocol):
     positions: Tensor
     """Integers ``[t]`` or ``[b, t]``."""
 
+    def to(self, device: torch.device) -> Places:
+        """On another device."""
+
 
 class Kernels(Protocol):
     """Between two linears. An activation may be an object that only the linears of the same device understand."""
@@ -68,6 +71,10 @@ class Kernels(Protocol):
 class _Places:
     positions: Tensor
     tables: tuple[Tensor, Tensor] | None
+
+    def to(self, device: torch.device) -> _Places:
+        tables = self.tables and (self.tables[0].to(device), self.tables[1].to(device))
+        return _Places(self.positions.to(device), tables)
 
 
 class TorchKernels:

@@ -17,7 +17,7 @@ from ..formats.converted import ConvertedFolder, QuantizedLinear
 from ..formats.fp8 import FP8_DTYPES
 from ..formats.matrix import find_matrix
 from ..formats.storage import LocalFile
-from ..kernels import MixedWeight, Mode, dense_linear, dequantized_rows, mixed_linear
+from ..kernels import MixedWeight, Mode, NetCounter, dense_linear, dequantized_rows, mixed_linear
 from .architecture import Module, find_tensor, shape_error
 from .mapping import MappedFiles, read_matrix, read_tensor, torch_dtype
 from .torch_kernels import Kernels, TorchKernels
@@ -90,7 +90,12 @@ class ConvertedWeights:
     """A converted folder: every large tensor is a view of the mapped file, a group's codes are one matrix."""
 
     def __init__(
-        self, converted: ConvertedFolder, dtype: torch.dtype, mode: Mode | None = None
+        self,
+        converted: ConvertedFolder,
+        dtype: torch.dtype,
+        mode: Mode | None = None,
+        *,
+        net: bool = True,
     ) -> None:
         self.converted = converted
         self.dtype = dtype
@@ -99,7 +104,11 @@ class ConvertedWeights:
         self.kernels: Kernels = TorchKernels()
         inputs = converted.manifest.inputs
         self._groups = {path: group.linears for group in inputs for path in group.linears}
-        self._thresholds = {path: group.threshold for group in inputs for path in group.linears}
+        self._thresholds = {
+            path: group.threshold if net else None for group in inputs for path in group.linears
+        }
+        self.counters: dict[str, NetCounter] = {}
+        """What the safety net took at each input, by the path of its first linear."""
 
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
         return self._files.tensor(find_tensor(self.converted.checkpoint, module, kind)).to(
@@ -170,12 +179,16 @@ class ConvertedWeights:
         first = linears[0]
         index = first.outlier_index
         slices = [t for t in (linear.outlier_weight for linear in linears) if t is not None]
+        threshold, counter = self._thresholds[first.path], None
+        if threshold:
+            counter = self.counters.setdefault(first.path, NetCounter(first.in_features))
         return MixedWeight(
             codes=self._files.fused([linear.weight for linear in linears]).squeeze(-1),
             scale=self._files.fused([linear.scale for linear in linears]),
             outlier_index=self._files.tensor(index) if index is not None else None,
             outlier_weight=self._files.fused(slices) if slices else None,
-            threshold=self._thresholds[first.path],
+            threshold=threshold,
+            counter=counter,
         )
 
     def _bias(self, modules: Sequence[Module]) -> Tensor | None:

@@ -120,3 +120,14 @@ def test_options_that_cannot_be(example_int8: Path, flags: list[object], words: 
 def test_a_mode_is_for_converted_folders(example: Path) -> None:
     result = run("generate", example, "-p", "Once", "--mode", "w8a8")
     check_refused(result, example, "mode is for converted folders")
+
+
+def test_outliers_are_reported_on_stderr(example_int8: Path) -> None:
+    options = ["-p", "A vector is a thing that " * 10, "-n", 2, "--mode", "w8a8"]
+    plain = succeed("generate", example_int8, *options)
+    told = succeed("generate", example_int8, *options, "--report-outliers")
+    assert told.stdout == plain.stdout
+    assert told.stderr.splitlines()[-1].startswith("safety net: ")
+    assert " inputs" in told.stderr
+    off = succeed("generate", example_int8, *options, "--no-net", "--report-outliers")
+    assert off.stderr == "safety net: no tokens went through W8A8 with it\n"

@@ -86,7 +86,10 @@ def test_a_stream_gives_the_bytes_of_a_conversion_from_disk(
     weights = (example / "model.safetensors").stat().st_size
     assert sum(path.stat().st_size for path in home.rglob("*") if path.is_file()) < weights / 4
     asked = sum(last - first + 1 for first, last in hub.ranges())
-    assert asked <= weights * (1 if outliers == "none" else 2)
+    passes = 1 if outliers == "none" else 2
+    assert (
+        asked <= 1.1 * passes * weights
+    )  # some is asked for again where a busy machine lets a connection drop
 
 
 def test_shards_in_a_stream_and_from_disk(hub: HubServer, tmp_path: Path, home: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +12,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from int8conv.convert.outliers import choose_outliers
+from int8conv.convert.outliers import (
+    Choosing,
+    OutlierChoice,
+    choose_all,
+    kurtosis,
+    most_outliers,
+)
+from int8conv.convert.outliers import choose_outliers as choose
+from int8conv.convert.stats import systematic_dimensions
+from int8conv.formats.stats import InputStats, Stats
+
+TOKENS = 1000
+
+
+def seen(absmax: npt.NDArray[np.float32], tails: float = 3.0, large: Any = None) -> InputStats:
+    """Statistics of channels of unit variance, with a given kurtosis."""
+    count = len(absmax)
+    return InputStats(
+        absmax=absmax,
+        large=np.zeros(count, np.int64) if large is None else np.asarray(large, np.int64),
+        squares=np.full(count, float(TOKENS)),
+        fourths=np.full(count, tails * TOKENS),
+        weight_error=np.ones(count, np.float32),
+    )
+
+
+def choose_outliers(absmax: npt.NDArray[np.float32], **choosing: Any) -> OutlierChoice:
+    return choose(seen(absmax), TOKENS, Choosing(**choosing))
 
 
 def channels(count: int, large: dict[int, float], rest: float = 1.0) -> npt.NDArray[np.float32]:
@@ -20,18 +49,18 @@ def channels(count: int, large: dict[int, float], rest: float = 1.0) -> npt.NDAr
     return absmax
 
 
-def test_no_outliers_among_equals() -> None:
+def test_sixteen_columns_at_least() -> None:
+    """Kernels read 16 at a time: fewer cost as much."""
     choice = choose_outliers(channels(64, {}))
-    assert choice.columns.tolist() == []
+    assert choice.columns.tolist() == list(range(16))
     assert choice.columns.dtype == np.int32
     assert choice.threshold == 1.01
 
 
-@pytest.mark.parametrize(("value", "kept"), [(3.99, 0), (4.0, 16), (400.0, 16)])
+@pytest.mark.parametrize(("value", "kept"), [(3.99, 16), (4.0, 32), (400.0, 32)])
 def test_an_outlier_is_four_times_the_median(value: float, kept: int) -> None:
-    choice = choose_outliers(channels(64, {7: value}))
+    choice = choose_outliers(channels(3200, dict.fromkeys(range(7, 24), value)))
     assert len(choice.columns) == kept
-    assert (7 in choice.columns) == (kept > 0)
 
 
 def test_the_rule_is_free_of_scale() -> None:
@@ -157,3 +186,88 @@ def test_any_channels(values: list[float]) -> None:
         assert float(rest.max()) < choice.threshold
     else:
         assert choice.threshold is None
+
+
+@pytest.mark.parametrize(("tails", "threshold"), [(3.0, 1.01), (16.0, 1.01), (16.1, 0.0)])
+def test_heavy_tails_are_multiplied_in_16_bits(tails: float, threshold: float) -> None:
+    absmax = channels(64, {5: 50.0})
+    assert choose(seen(absmax, tails), TOKENS).threshold == threshold
+    assert choose(seen(absmax, tails), TOKENS, Choosing(heavy_tails="8bit")).threshold == 1.01
+
+
+def test_columns_that_are_kept_have_no_tails() -> None:
+    found = seen(channels(64, {5: 50.0}))
+    found.fourths[5] = 1e6 * TOKENS
+    everything = np.arange(64)
+    assert kurtosis(found, TOKENS, everything) > 1e4
+    assert kurtosis(found, TOKENS, np.delete(everything, 5)) == pytest.approx(3)
+    assert choose(found, TOKENS).threshold == 1.01
+
+
+def test_kurtosis_is_that_of_the_values() -> None:
+    values = np.random.default_rng(0).standard_t(5, (TOKENS, 64))
+    found = replace(
+        seen(np.ones(64, np.float32)), squares=(values**2).sum(0), fourths=(values**4).sum(0)
+    )
+    expected = (values**4).mean() / (values**2).mean() ** 2
+    assert kurtosis(found, TOKENS, np.arange(64)) == pytest.approx(expected)
+
+
+def test_none_kept_leaves_the_net_where_it_is() -> None:
+    """The net alone has to catch what the columns would have held."""
+    absmax = channels(64, {3: 50.0, 40: 90.0})
+    alone, kept = choose_outliers(absmax, share=0.0), choose_outliers(absmax)
+    assert alone.columns.tolist() == []
+    assert alone.threshold == kept.threshold == 1.01
+
+
+@pytest.mark.parametrize(
+    ("in_features", "share", "most"),
+    [
+        (4096, 0.01, 32),
+        (4096, 0.1, 400),
+        (4096, 0.0, 0),
+        (256, 0.01, 16),
+        (256, 1.0, 256),
+        (8, 1.0, 0),
+    ],
+)
+def test_the_share(in_features: int, share: float, most: int) -> None:
+    assert most_outliers(in_features, share) == most
+
+
+def test_by_expected_error() -> None:
+    absmax = np.linspace(1, 2, 64, dtype=np.float32)
+    error = np.ones(64, np.float32)
+    error[:16] = 10
+    found = replace(seen(absmax), weight_error=error)
+    assert choose(found, TOKENS, Choosing("error")).columns.tolist() == list(range(16))
+    assert choose(found, TOKENS).columns.tolist() == list(range(48, 64))
+
+
+def layers(hits: dict[int, tuple[int, int]], count: int = 8) -> Stats:
+    """Inputs behind a norm; by channel: in how many of them it passes 6.0, at how many positions."""
+    inputs = {}
+    for layer in range(count):
+        large = np.zeros(64, np.int64)
+        for channel, (inputs_hit, positions) in hits.items():
+            large[channel] = positions if layer < inputs_hit else 0
+        inputs[f"norm{layer}"] = seen(np.ones(64, np.float32), large=large)
+    inputs["other"] = seen(np.ones(64, np.float32), large=np.full(64, TOKENS))
+    linears = {path: (path,) for path in inputs}
+    return Stats("", "", ((None, TOKENS),), 10, linears, tuple(inputs)[:-1], inputs)
+
+
+def test_the_papers_rule() -> None:
+    """A quarter of the layers, 6 % of the positions; nothing where no norm is in front."""
+    stats = layers({1: (2, 60), 2: (1, 1000), 3: (8, 59), 4: (8, 600)})
+    assert systematic_dimensions(stats).tolist() == [1, 4]
+    choices = choose_all(stats, Choosing("paper"))
+    assert {1, 4} <= set(choices["norm0"].columns.tolist())
+    assert len(choices["norm0"].columns) == 16
+    assert choices["other"].columns.tolist() == []
+
+
+def test_no_systematic_dimension() -> None:
+    assert systematic_dimensions(layers({})).tolist() == []
+    assert systematic_dimensions(replace(layers({}), normalised=())).tolist() == []

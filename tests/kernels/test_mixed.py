@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from int8conv.errors import ArgumentError
-from int8conv.kernels import IMPLEMENTATIONS, MODES, MixedWeight, Mode, cpu, mixed_linear
+from int8conv.kernels import (
+    IMPLEMENTATIONS,
+    MODES,
+    MixedWeight,
+    Mode,
+    NetCounter,
+    cpu,
+    mixed_linear,
+)
 from int8conv.kernels.mixed import quantize_tokens
 
 TOLERANCE = 2e-6
@@ -131,6 +141,44 @@ def test_safety_net(implementation: str, processor: str) -> None:
         check(y, w8a8_truth(x, weight), x, weight)
         errors[threshold] = (y - x.double() @ dense(weight).t())[2].norm()
     assert errors[6.0] < 0.05 * errors[None]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("channels", [1, 3, 8, 9, 64])
+def test_few_and_many_channels_caught(implementation: str, channels: int, processor: str) -> None:
+    """Columns of few channels are gathered; of many, the whole weight is taken."""
+    weight = make_weight(40, 64, 16, threshold=6.0)
+    x = torch.randn(20, 64, generator=torch.Generator().manual_seed(1)).clamp(-3, 3)
+    x[::3, :channels] = 50.0
+    y = mixed_linear(x, weight, mode="w8a8", implementation=implementation)
+    check(y, w8a8_truth(x, weight), x, weight)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_the_net_counts_what_it_takes(implementation: str, processor: str) -> None:
+    weight = make_weight(8, 64, 16, threshold=6.0)
+    assert weight.outlier_index is not None
+    kept = weight.outlier_index.tolist()
+    free = [channel for channel in range(64) if channel not in kept]
+    weight = replace(weight, counter=NetCounter(64))
+    counter = weight.counter
+    assert counter is not None
+    x = torch.zeros(5, 64)
+    mixed_linear(x, weight, mode="w8a8", implementation=implementation)
+    x[1, free[3]], x[1, free[9]], x[4, free[3]] = 6.0, -7.0, 100.0
+    x[2, kept[0]], x[3, free[0]] = 100.0, 5.99  # stored; below
+    mixed_linear(x, weight, mode="w8a8", implementation=implementation)
+    mixed_linear(x, weight, mode="w8a16", implementation=implementation)
+    assert (counter.tokens, counter.tokens_caught) == (10, 2)
+    assert {c: int(n) for c, n in enumerate(counter.caught) if n} == {free[3]: 2, free[9]: 1}
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_threshold_of_zero_takes_everything(implementation: str, processor: str) -> None:
+    weight = make_weight(24, 64, 16, threshold=0.0)
+    x = torch.randn(20, 64, generator=torch.Generator().manual_seed(1))
+    y = mixed_linear(x, weight, mode="w8a8", implementation=implementation)
+    assert torch.equal(y, mixed_linear(x, weight, mode="w8a16", implementation=implementation))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -68,8 +68,10 @@ def test_linears_that_were_kept_run_beside_quantised_ones(
         assert (kept - truth).abs().max() < 1e-4
 
 
-def test_groups_of_the_manifest_decide_what_is_fused(converted: Path) -> None:
+def test_groups_of_the_manifest_decide_what_is_fused(example: Path, tmp_path: Path) -> None:
     """A writer may put every linear into an input of its own: what does not lie together is not read together."""
+    converted = tmp_path / "out"
+    int8conv.convert(example, converted, outliers="none")
     ids = torch.arange(30)[None]
     before = int8conv.load(converted, mode="w8a16").logits(ids)
     path = converted / "int8conv.json"

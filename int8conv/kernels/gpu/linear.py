@@ -60,7 +60,7 @@ def linear(
     Raises:
         ArgumentError: a shape, dtype or stride that does not fit.
     """
-    mode = mode or mode_for(pending.x.shape[0], pending.x.device)
+    mode = _mode(mode, pending, weight)
     if mode == "w8a8":
         return gemm(_quantized(pending, weight), weight, bias, residual)
     return _few(pending.value(), weight, bias, residual, "none")
@@ -79,11 +79,17 @@ def gated(
     Raises:
         ArgumentError: as for ``linear``.
     """
-    mode = mode or mode_for(pending.x.shape[0], pending.x.device)
+    mode = _mode(mode, pending, weight)
     if mode == "w8a16":
         return Pending(_few(pending.value(), weight, bias, None, activation))
     gate, up = gemm(_quantized(pending, weight), weight, bias).chunk(2, dim=1)
     return Pending(gate, Before(activation=activation, times=up))
+
+
+def _mode(mode: Mode | None, pending: Pending, weight: MixedWeight) -> Mode:
+    if weight.threshold == 0.0:  # the net would take everything
+        return "w8a16"
+    return mode or mode_for(pending.x.shape[0], pending.x.device)
 
 
 def _quantized(pending: Pending, weight: MixedWeight) -> QuantizedTokens:

@@ -1,0 +1,89 @@
+"""``int8conv eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .output import print_json, progress_bars, table
+
+
+@click.command("eval")
+@click.argument("path", type=click.Path())
+@click.option(
+    "--text", type=click.Path(path_type=Path), required=True, help="UTF-8 text to predict."
+)
+@click.option("--against", metavar="SRC", help="PATH's source: also compare with it.")
+@click.option(
+    "--mode", type=click.Choice(["w8a8", "w8a16"]), default="w8a8", show_default=True,
+    help="8- or 16-bit activations.",
+)  # fmt: skip
+@click.option("--window", type=click.IntRange(min=2), help="Tokens; default: 512.")
+@click.option(
+    "--stride", type=click.IntRange(min=1), help="Tokens between windows; default: --window."
+)
+@click.option("--tokens", type=click.IntRange(min=2), help="From the text's start; default: all.")
+@click.option("--net/--no-net", default=True, show_default=True, help="The safety net of W8A8.")
+@click.option("--report-outliers", is_flag=True, help="Show what the safety net took.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    path: str,
+    text: Path,
+    against: str | None,
+    mode: str,
+    window: int | None,
+    stride: int | None,
+    tokens: int | None,
+    net: bool,
+    report_outliers: bool,
+    as_json: bool,
+) -> None:
+    """Perplexity of PATH (a converted folder, or a source in float32) on a text; with --against, how far it is from its source.
+
+    One block of one model is in memory at a time.
+    """
+    from ..runtime.evaluate import evaluate
+
+    with progress_bars("it") as progress:
+        result = evaluate(
+            path,
+            text,
+            against=against,
+            mode=mode,  # type: ignore[arg-type]
+            net=net,
+            window=window,
+            stride=stride,
+            tokens=tokens,
+            progress=progress,
+        )
+    if as_json:
+        print_json(result.to_json())
+        return
+    rows: list[list[object]] = [
+        [f"perplexity, {result.mode or 'source'}", f"{result.perplexity:.4f}"]
+    ]
+    compared = result.against
+    if compared is not None:
+        rows += [
+            ["perplexity, source", f"{compared.perplexity:.4f}"],
+            ["ratio", f"{compared.ratio:.5f}"],
+            ["KL divergence, mean", f"{compared.kl_mean:.3e} nats"],
+            ["KL divergence, worst", f"{compared.kl_worst:.3e} nats at token {compared.worst_position}"],
+            ["same most likely token", f"{compared.top1:.2%}"],
+        ]  # fmt: skip
+    table(["", Path(path).name], rows)
+    if compared is not None:
+        click.echo()
+        table(
+            ["layer", "relative RMS error of its output"],
+            [[e.layer, f"{e.relative_rms:.3%}"] for e in compared.layers],
+        )
+    click.echo(
+        f"\n{result.scored:,} of {result.tokens:,} tokens scored, windows of {result.window} every "
+        f"{result.stride}; text {result.text}"
+    )
+    if report_outliers and result.net is not None:
+        from .net import show_net
+
+        show_net(result.net)

@@ -1,0 +1,194 @@
+"""``inspect --plot``: a map of outliers, layers by channels, and the error of each layer's int8 weights."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArgumentError, NotWritableError
+from ..formats.converted import ConvertedFolder, read_array, read_rows
+from ..formats.manifest import InputGroup
+from ..formats.stats import Stats
+from ..formats.summary import layer_of
+
+SUFFIXES: Final = (".png", ".svg")
+_MOST_BINS: Final = 1024
+"""Across a map: of wider inputs, neighbouring channels share a bin, which shows the largest."""
+_BLOCK_ROWS: Final = 256
+
+
+def check_plot(file: Path) -> Any:
+    """Matplotlib's pyplot, for a file that it can write; called before any work.
+
+    Raises:
+        ArgumentError: another suffix, or no matplotlib.
+    """
+    if file.suffix not in SUFFIXES:
+        raise ArgumentError("plot", expected=" or ".join(SUFFIXES), found=file.name)
+    try:
+        importlib.import_module("matplotlib").use("Agg")
+        return importlib.import_module("matplotlib.pyplot")
+    except ImportError as error:
+        raise ArgumentError("plot needs matplotlib", hint="pip install 'int8conv[plot]'") from error
+
+
+def plot(
+    converted: ConvertedFolder,
+    file: Path,
+    *,
+    stats: Stats | None = None,
+    errors: Mapping[str, float] | None = None,
+) -> None:
+    """Draw a converted folder.
+
+    Args:
+        converted: the folder.
+        file: ``.png`` or ``.svg``.
+        stats: statistics of its source: the map then shows every channel's largest activation. None: kept columns alone, by
+            their largest weight.
+        errors: relative RMS error of each linear's weight by path, as measured; None: as expected from codes and scales.
+    """
+    pyplot = check_plot(file)
+    roles = _by_role(converted.manifest.inputs)
+    found = errors if errors is not None else expected_errors(converted)
+    figure, panels = pyplot.subplots(
+        len(roles) + 1, 1, figsize=(11, 2.1 * (len(roles) + 1) + 1.2), layout="constrained"
+    )
+    for panel, (role, groups) in zip(panels, roles.items(), strict=False):
+        _draw_map(panel, role, groups, converted, stats)
+    _draw_errors(panels[-1], roles, found, "measured" if errors is not None else "expected")
+    source = converted.manifest.source.get("id")
+    figure.suptitle(f"{source}: outlier channels of each input, and error of int8 weights")
+    try:
+        figure.savefig(file, dpi=110, metadata={"Date": None} if file.suffix == ".svg" else None)
+    except OSError as error:
+        raise NotWritableError(f"cannot be written: {error.strerror}", file=file) from error
+    finally:
+        pyplot.close(figure)
+
+
+def _by_role(inputs: Sequence[InputGroup]) -> dict[str, list[InputGroup]]:
+    """Inputs by the names of their linears, in layers."""
+    roles: dict[str, list[InputGroup]] = {}
+    for group in inputs:
+        if layer_of(group.linears[0]) is not None:
+            names = (path.rpartition(".")[2] for path in group.linears[:4])
+            roles.setdefault(", ".join(names), []).append(group)
+    return roles
+
+
+def outlier_map(
+    groups: Sequence[InputGroup], converted: ConvertedFolder, stats: Stats | None
+) -> npt.NDArray[np.float64]:
+    """Magnitudes ``[inputs, channels]``; NaN where there is nothing to show."""
+    values = np.full((len(groups), max(g.in_features for g in groups)), np.nan)
+    for row, group in enumerate(groups):
+        found = None if stats is None else stats.inputs.get(group.linears[0])
+        if found is not None:
+            values[row, : group.in_features] = found.absmax
+            continue
+        for path in group.linears if group.outliers else ():
+            linear = converted.linears[path]
+            assert linear.outlier_index is not None and linear.outlier_weight is not None
+            columns = read_array(linear.outlier_index)
+            largest = _floats(linear.outlier_weight).max(axis=0)
+            values[row, columns] = np.fmax(values[row, columns], largest)
+    return values
+
+
+def _floats(stored: Any) -> npt.NDArray[np.float32]:
+    """Magnitudes of a 16-bit tensor."""
+    values = read_array(stored)
+    if stored.dtype == "BF16":
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return np.abs(values.astype(np.float32))
+
+
+def binned(values: npt.NDArray[np.float64], most: int = _MOST_BINS) -> npt.NDArray[np.float64]:
+    """The largest value of neighbouring columns, so that at most ``most`` are left."""
+    wide = -(-values.shape[1] // most)
+    padded = np.full((values.shape[0], -(-values.shape[1] // wide) * wide), np.nan)
+    padded[:, : values.shape[1]] = values
+    parts = padded.reshape(values.shape[0], -1, wide)
+    return np.asarray(np.fmax.reduce(parts, axis=2))
+
+
+def _draw_map(
+    panel: Any, role: str, groups: list[InputGroup], converted: ConvertedFolder, stats: Stats | None
+) -> None:
+    channels = max(group.in_features for group in groups)
+    values = binned(outlier_map(groups, converted, stats))
+    values[values <= 0] = np.nan
+    some = bool(np.isfinite(values).any())
+    image = panel.imshow(
+        values, aspect="auto", interpolation="nearest", cmap="viridis",
+        norm="log" if some else None, extent=(-0.5, channels - 0.5, len(groups) - 0.5, -0.5),
+    )  # fmt: skip
+    for row, group in enumerate(groups):
+        index = converted.linears[group.linears[0]].outlier_index
+        if index is not None and stats is not None:
+            columns = read_array(index)
+            panel.plot(columns, np.full(len(columns), row + 0.38), "|", color="red", ms=4, mew=1)
+    what = "largest |activation|" if stats is not None else "largest |weight|"
+    if some:
+        panel.figure.colorbar(image, ax=panel, label=what, pad=0.01)
+    kept = sum(group.outliers for group in groups)
+    marked = ", red: kept in 16 bits" if stats is not None else ""
+    panel.set_title(
+        f"input of {role} ({kept} of {channels * len(groups)} columns kept{marked})", fontsize=9
+    )
+    panel.set_xlabel("channel", fontsize=8)
+    panel.set_ylabel("layer", fontsize=8)
+    step = -(-len(groups) // 12)
+    panel.set_yticks(range(0, len(groups), step))
+    panel.set_yticklabels([layer_of(group.linears[0]) for group in groups[::step]])
+
+
+def _draw_errors(
+    panel: Any, roles: dict[str, list[InputGroup]], errors: Mapping[str, float], how: str
+) -> None:
+    names: dict[str, list[tuple[int, float]]] = {}
+    for groups in roles.values():
+        for path in (path for group in groups for path in group.linears if path in errors):
+            layer = layer_of(path)
+            assert layer is not None
+            names.setdefault(path.rpartition(".")[2], []).append((layer, 100 * errors[path]))
+    for number, (name, points) in enumerate(names.items()):
+        panel.plot(*zip(*points, strict=True), marker="osD^vXP"[number % 7], ms=4, lw=1, label=name)
+    panel.set_title(f"relative RMS error of int8 weights, {how}", fontsize=9)
+    panel.set_xlabel("layer", fontsize=8)
+    panel.set_ylabel("error, %", fontsize=8)
+    panel.set_ylim(bottom=0)
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.legend(fontsize=7, ncols=4, loc="lower left")
+
+
+def expected_errors(converted: ConvertedFolder) -> dict[str, float]:
+    """Root of noise over signal of each linear, from the file alone.
+
+    Rounding to codes is uniform noise of ``scale^2 / 12`` for each weight outside the outlier columns; the signal is what
+    codes and columns stand for.
+    """
+    errors = {}
+    for path, linear in converted.linears.items():
+        scale = read_array(linear.scale).astype(np.float64)
+        signal = 0.0
+        for first in range(0, linear.out_features, _BLOCK_ROWS):
+            last = min(first + _BLOCK_ROWS, linear.out_features)
+            rows = read_rows(linear.weight, first, last)[:, :, 0].astype(np.float32)
+            signal += float(
+                np.einsum("ij,ij->i", rows, rows) @ scale[first : first + len(rows)] ** 2
+            )
+        columns = linear.in_features
+        if linear.outlier_weight is not None:
+            kept = _floats(linear.outlier_weight)
+            signal += float(np.square(kept, dtype=np.float64).sum())
+            columns -= kept.shape[1]
+        noise = float((scale**2).sum()) / 12 * columns
+        errors[path] = float(np.sqrt(noise / signal)) if signal else 0.0
+    return errors

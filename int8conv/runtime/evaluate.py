@@ -1,0 +1,295 @@
+"""Perplexity of a model on a text, and how far a converted one is from its source; both streamed block by block.
+
+Windows of W tokens start every S tokens. A window scores its last S positions (the first window all it can), so that every
+token but the text's first is scored once, with W - S tokens or more in front of it where there are so many; with S = W,
+windows are disjoint and their first tokens are not scored.
+
+    perplexity = exp(-mean log q(token)),   KL = sum over the vocabulary of p log(p / q),   p the source, q the converted
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ArgumentError, EvaluationError, SourceMismatchError
+from ..formats.checkpoint import CONFIG_FILE, open_checkpoint
+from ..formats.converted import is_converted, open_converted
+from ..formats.hub import resolve
+from ..formats.source_checks import check_not_quantized
+from ..kernels import MODES, Mode, NetCounter
+from .architecture import Architecture, read_architecture
+from .net import NetReport, net_report
+from .streaming import BlockStream
+from .tokenizer import Tokenizer
+from .weights import CheckpointWeights, ConvertedWeights, Weights
+from .windows import check_context, encode, read_text, too_short
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, units done, and units in all."""
+
+WINDOW: Final = 512
+_POSITIONS_AT_ONCE: Final = 128
+"""Positions whose logits are held at once."""
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far a layer's output is from the source's, both run from the tokens on."""
+
+    layer: int
+    relative_rms: float
+    """Root of the mean squared difference over that of the source's output."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A converted model beside its source, over the same positions."""
+
+    perplexity: float
+    """The source's."""
+    ratio: float
+    """The converted model's perplexity over it."""
+    kl_mean: float
+    """Nats a position."""
+    kl_worst: float
+    worst_position: int
+    """Number of that token in the text."""
+    top1: float
+    """Share of positions at which both find the same token most likely."""
+    layers: tuple[LayerError, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, and on what."""
+
+    perplexity: float
+    window: int
+    stride: int
+    tokens: int
+    """Of the text, that were run."""
+    scored: int
+    """Of them, predicted from others."""
+    text: str
+    """Checksum of the text."""
+    mode: Mode | None
+    """None: a source in its own precision."""
+    net: NetReport | None = None
+    against: Comparison | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        value = asdict(self)
+        value["net"] = None if self.net is None else self.net.to_json()
+        return value
+
+
+@dataclass
+class _Model:
+    """A model to be streamed."""
+
+    folder: Path
+    architecture: Architecture
+    weights: Weights
+    counters: Mapping[str, NetCounter] = field(default_factory=dict)
+
+
+@torch.inference_mode()
+def evaluate(
+    path: str | os.PathLike[str],
+    text: str | os.PathLike[str],
+    *,
+    against: str | os.PathLike[str] | None = None,
+    mode: Mode = "w8a8",
+    net: bool = True,
+    window: int | None = None,
+    stride: int | None = None,
+    tokens: int | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Evaluation:
+    """Measure a converted folder, or a source, on a text.
+
+    Args:
+        path: a converted folder or a source, or the id of either on the hub.
+        text: a file of UTF-8 text.
+        against: the converted folder's source: adds its perplexity, KL divergence, agreement and errors by layer.
+        mode: how activations meet int8 weights.
+        net: whether W8A8 has its safety net.
+        window: tokens of a window; None: 512, or fewer where the model has fewer positions.
+        stride: tokens from one window to the next; None: the window.
+        tokens: of the text, from its start, at most; None: all.
+        progress: called as the work goes on.
+
+    Raises:
+        EvaluationError: a text that cannot be used; an activation is NaN or infinite (names layer and channel).
+        ArgumentError: an option out of range.
+        SourceMismatchError: ``against`` is another kind of model.
+        The errors of ``load``.
+    """
+    if mode not in MODES:
+        raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
+    if tokens is not None and tokens < 2:
+        raise ArgumentError("tokens", expected="2 or more", found=tokens)
+    model = _open(path, mode, net)
+    models = [model] if against is None else [_open(against, None, net), model]
+    config = model.architecture.config
+    if against is not None:
+        _check_same(models[0], model)
+    window = min(WINDOW, config.max_positions) if window is None else window
+    check_context(window, config.max_positions, EvaluationError)
+    stride = window if stride is None else stride
+    if not 1 <= stride <= window:
+        raise ArgumentError("stride", expected=f"1 to the window's {window}", found=stride)
+    content = read_text(Path(text), EvaluationError)
+    tokenizer = Tokenizer.load(model.folder)
+    ids = encode(tokenizer, content, config.vocab_size, model.folder, EvaluationError)[:tokens]
+    if len(ids) < window:
+        raise too_short(content, len(ids), window, EvaluationError)
+    starts = range(0, len(ids) - window + 1, stride)
+    windows = [ids[start : start + window] for start in starts]
+    streams = [BlockStream(m.architecture, m.weights, windows) for m in models]
+    errors = _run(models, streams, progress)
+    firsts = [1 if number == 0 else max(1, window - stride) for number in range(len(windows))]
+    scores = _score(streams, windows, firsts, progress)
+    nll, source_nll = scores.means()
+    comparison = None
+    if source_nll is not None:
+        spot, place = scores.worst
+        comparison = Comparison(
+            math.exp(source_nll), math.exp(nll - source_nll), scores.kl / scores.scored,
+            scores.kl_worst, starts[spot] + place, scores.same / scores.scored, errors,
+        )  # fmt: skip
+    converted = isinstance(model.weights, ConvertedWeights)
+    return Evaluation(
+        math.exp(nll), window, stride, starts[-1] + window, scores.scored, content.xxh3_128,
+        mode if converted else None, net_report(model.counters) if converted else None, comparison,
+    )  # fmt: skip
+
+
+def _open(path: str | os.PathLike[str], mode: Mode | None, net: bool) -> _Model:
+    source = resolve(path)
+    if is_converted(source.folder):
+        if mode is None:
+            raise ArgumentError("against is for the source", file=path, found="a converted folder")
+        converted = open_converted(source.folder)
+        weights = ConvertedWeights(converted, torch.float32, mode, net=net)
+        checkpoint = converted.checkpoint
+        counters = weights.counters
+        found: Weights = weights
+    else:
+        checkpoint = open_checkpoint(source.folder, only=source.only)
+        check_not_quantized(checkpoint)
+        found, counters = CheckpointWeights(checkpoint, torch.float32), {}
+    architecture = read_architecture(
+        checkpoint.config, checkpoint.tensors, source.folder / CONFIG_FILE
+    )
+    return _Model(source.folder, architecture, found, counters)
+
+
+def _check_same(source: _Model, converted: _Model) -> None:
+    """Refuse two models whose layers or vocabularies do not correspond."""
+    for what in ("model_type", "num_layers", "hidden_size", "vocab_size"):
+        expected = getattr(source.architecture.config, what)
+        found = getattr(converted.architecture.config, what)
+        if expected != found:
+            raise SourceMismatchError(
+                f"not the source of {converted.folder}: {what} differs", file=source.folder,
+                expected=found, found=expected,
+            )  # fmt: skip
+
+
+def _run(
+    models: Sequence[_Model], streams: Sequence[BlockStream], progress: Progress
+) -> tuple[LayerError, ...]:
+    """Advance all models layer by layer; one block of one model is in memory at a time."""
+    errors = []
+    layers = models[0].architecture.config.num_layers
+    for layer in range(layers):
+        progress("blocks", layer, layers)
+        for model, stream in zip(models, streams, strict=True):
+            stream.advance(layer)
+            _check_finite(model, stream, layer)
+        if len(streams) == 2:
+            errors.append(LayerError(layer, _relative_rms(streams[0], streams[1])))
+    progress("blocks", layers, layers)
+    return tuple(errors)
+
+
+def _check_finite(model: _Model, stream: BlockStream, layer: int) -> None:
+    for hidden in stream.hidden:
+        finite = hidden.isfinite().flatten(0, -2).all(dim=0)
+        if not bool(finite.all()):
+            channel = int((~finite).nonzero()[0])
+            raise EvaluationError(
+                f"activation is NaN or infinite behind layer {layer} in channel {channel}",
+                file=model.folder, hint="the model overflows on this text",
+            )  # fmt: skip
+
+
+def _relative_rms(source: BlockStream, converted: BlockStream) -> float:
+    pairs = list(zip(source.hidden, converted.hidden, strict=True))
+    noise = sum(float((a - b).double().square().sum()) for a, b in pairs)
+    signal = sum(float(a.double().square().sum()) for a, _ in pairs)
+    return math.sqrt(noise / signal) if signal else math.sqrt(noise)
+
+
+@dataclass
+class _Scores:
+    """Sums over scored positions."""
+
+    nll: list[float]
+    """Of each model."""
+    scored: int = 0
+    kl: float = 0.0
+    kl_worst: float = -1.0
+    worst: tuple[int, int] = (0, 0)
+    """Window and position of the worst."""
+    same: int = 0
+
+    def means(self) -> tuple[float, float | None]:
+        """Negative log-likelihood of the last model and, where there are two, of the first."""
+        means = [total / self.scored for total in self.nll]
+        return means[-1], means[0] if len(means) == 2 else None
+
+
+def _score(
+    streams: Sequence[BlockStream],
+    windows: Sequence[Tensor],
+    firsts: Sequence[int],
+    progress: Progress,
+) -> _Scores:
+    outputs = [stream.output() for stream in streams]
+    scores = _Scores([0.0] * len(streams))
+    for number, (ids, first) in enumerate(zip(windows, firsts, strict=True)):
+        progress("scores", number, len(windows))
+        for begin in range(first, len(ids), _POSITIONS_AT_ONCE):
+            end = min(begin + _POSITIONS_AT_ONCE, len(ids))
+            logs = [
+                F.log_softmax(output(stream.hidden[number][:, begin - 1 : end - 1])[0], dim=-1)
+                for output, stream in zip(outputs, streams, strict=True)
+            ]
+            targets = ids[begin:end, None]
+            for model, log in enumerate(logs):
+                scores.nll[model] -= float(log.gather(1, targets).double().sum())
+            scores.scored += end - begin
+            if len(logs) == 2:
+                _compare(scores, logs[0], logs[1], number, begin)
+    progress("scores", len(windows), len(windows))
+    return scores
+
+
+def _compare(scores: _Scores, source: Tensor, found: Tensor, window: int, begin: int) -> None:
+    divergence = (source.exp() * (source - found)).double().sum(dim=-1).clamp_(min=0)
+    scores.kl += float(divergence.sum())
+    worst = int(divergence.argmax())
+    if float(divergence[worst]) > scores.kl_worst:
+        scores.kl_worst, scores.worst = float(divergence[worst]), (window, begin + worst)
+    scores.same += int((source.argmax(dim=-1) == found.argmax(dim=-1)).sum())
