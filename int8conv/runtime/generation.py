@@ -95,21 +95,26 @@ class Continuation:
 
 
 def continue_all(decoder: Decoder, continuations: Sequence[Continuation], cache: Any) -> None:
-    """Run until all are done. The cache has a place for each, and may have the beginning of a prompt there already."""
+    """Run until all are done. The cache has a place for each; what it has there already of a prompt is not computed again."""
+    device, batch = decoder.kernels.device, len(continuations)
+    tokens = [0] * batch  # those of sequences that are done count for nothing
+    for i, each in enumerate(continuations):
+        if not each.done:
+            part = cache.sequence(i) if batch > 1 else cache
+            tokens[i] = each.take(_prefill(decoder, torch.tensor([each.prompt]), part)[0, -1].cpu())
     step = decoder.kernels.steps(decoder, cache)
-    tokens = [0]
+    going = list(range(batch))
     while not all(each.done for each in continuations):
-        first = not continuations[0].token_ids
-        if first:
-            prompt = torch.tensor([continuations[0].prompt])
-            logits = _prefill(decoder, prompt, cache)
-        else:
-            logits = step(torch.tensor([tokens]).to(decoder.kernels.device))
-        tokens = [each.take(row) for each, row in zip(continuations, logits[:, -1].cpu(), strict=True)]  # fmt: skip
+        for i in [i for i in going if continuations[i].done]:
+            cache.clear(i)
+        going = [i for i in going if not continuations[i].done]
+        logits = step(torch.tensor(tokens, device=device)[:, None])[:, -1].cpu()
+        for i in going:
+            tokens[i] = continuations[i].take(logits[i])
 
 
 def _prefill(decoder: Decoder, tokens: Tensor, cache: Any) -> Tensor:
-    """The last token's logits; a long prompt passes in parts, which bounds the activations' memory."""
-    tokens = tokens.to(decoder.kernels.device)
+    """The last token's logits ``[1, 1, vocab]``; a long prompt passes in parts, which bounds the activations' memory."""
+    tokens = tokens[:, cache.length :].to(decoder.kernels.device)
     parts = [tokens[:, i : i + PREFILL_TOKENS] for i in range(0, tokens.shape[1], PREFILL_TOKENS)]
     return [decoder.forward(part, cache, last_only=True) for part in parts][-1]

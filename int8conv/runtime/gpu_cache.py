@@ -46,3 +46,12 @@ class DeviceCache:
         """Count positions as filled, once all layers have them."""
         self.lengths += tokens
         self.length += tokens
+
+    def truncate(self, length: int) -> None:
+        """Forget what stands from position ``length`` on, in every sequence."""
+        self.lengths.clamp_(max=length)
+        self.length = min(self.length, length)
+
+    def clear(self, i: int) -> None:
+        """Forget a sequence: one that is done steps on with the others, in its own memory again from the start."""
+        self.lengths[i] = 0

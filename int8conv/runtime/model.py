@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,18 +98,63 @@ class Model:
             GenerationError: an empty prompt, a token outside the vocabulary, or a context that is too short.
             TokenizerError: the folder has no usable tokenizer.
         """
+
+        def show(_: int, text: str) -> None:
+            if on_text is not None:
+                on_text(text)
+
+        (generation,) = self.generate_batch(
+            [prompt], max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, stop=stop,
+            logprobs=logprobs, on_text=show,
+        )  # fmt: skip
+        return generation
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        logprobs: bool = False,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[Generation]:
+        """Continue several prompts, which may differ in length, together: in the time of little more than one.
+
+        Each gets what ``generate`` gives it alone with the same options, in W8A16 and in source precision up to the rounding of
+        float sums; in W8A8 small differences are larger.
+
+        Args:
+            prompts: as in ``generate``, all of whose other arguments are taken too.
+            seed: prompt ``i`` draws as alone with ``seed + i``.
+            on_text: called with a prompt's number, from 0, and each piece of its text as it comes.
+
+        Returns:
+            A generation a prompt, in their order.
+
+        Raises:
+            ArgumentError, GenerationError, TokenizerError: as ``generate``.
+        """
         sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         stops = read_stops(self.defaults.stop if stop is None else stop)
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        continuation = Continuation(
-            ids, self._limit(ids, max_new_tokens), sampling, end_tokens=self.end_tokens, stops=stops,
-            detokenizer=Detokenizer(self.tokenizer, ids), logprobs=logprobs, on_text=on_text,
-        )  # fmt: skip
-        capacity = len(ids) + continuation.limit
-        kernels, dtype = self.decoder.kernels, self.decoder.dtype
-        cache = kernels.cache(self.config, batch=1, capacity=capacity, dtype=dtype)
-        continue_all(self.decoder, [continuation], cache)
-        return continuation.result()
+        continuations = [
+            self._continuation(
+                self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt),
+                max_new_tokens, sampling if seed is None else replace(sampling, seed=seed + i), stops,
+                logprobs=logprobs, on_text=None if on_text is None else partial(on_text, i),
+            )
+            for i, prompt in enumerate(prompts)
+        ]  # fmt: skip
+        if continuations:
+            capacity = max(len(each.prompt) + each.limit for each in continuations)
+            continue_all(self.decoder, continuations, self._cache(len(continuations), capacity))
+        return [each.result() for each in continuations]
 
     def net_report(self) -> NetReport:
         """What the safety net has taken since the model was loaded."""
@@ -134,6 +180,19 @@ class Model:
         }  # fmt: skip
         given = {name: value for name, value in asked.items() if value is not None}
         return replace(sampling, **given)  # type: ignore[arg-type]
+
+    def _continuation(
+        self, ids: list[int], max_new_tokens: int | None, sampling: Sampling, stops: Sequence[str],
+        *, logprobs: bool, on_text: Callable[[str], None] | None,
+    ) -> Continuation:  # fmt: skip
+        return Continuation(
+            ids, self._limit(ids, max_new_tokens), sampling, end_tokens=self.end_tokens, stops=stops,
+            detokenizer=Detokenizer(self.tokenizer, ids), logprobs=logprobs, on_text=on_text,
+        )  # fmt: skip
+
+    def _cache(self, batch: int, capacity: int) -> Any:
+        dtype = self.decoder.dtype
+        return self.decoder.kernels.cache(self.config, batch=batch, capacity=capacity, dtype=dtype)
 
     def _limit(self, ids: Sequence[int], max_new_tokens: int | None) -> int:
         """How many tokens may follow a prompt, which is checked."""

@@ -89,9 +89,14 @@ class TorchKernels:
         return lambda tokens: decoder.forward(tokens, cache, last_only=True)
 
     def places(self, rotary: Any, cache: KVCache | None, token_ids: Tensor, dtype: torch.dtype) -> _Places:  # fmt: skip
-        past = cache.length if cache is not None else 0
-        positions = torch.arange(past, past + token_ids.shape[1])
-        return _Places(positions, rotary.tables(positions, dtype) if rotary else None)
+        positions = torch.arange(token_ids.shape[1])
+        if cache is None or cache.length == cache.lengths.min():
+            positions += cache.length if cache is not None else 0
+            return _Places(positions, rotary.tables(positions, dtype) if rotary else None)
+        positions = positions + cache.lengths[:, None]
+        tables = rotary.tables(positions.flatten(), dtype) if rotary else ()
+        cos_sin = [table.view(*positions.shape, -1)[:, None] for table in tables]  # b 1 t d
+        return _Places(positions, (cos_sin[0], cos_sin[1]) if cos_sin else None)
 
     def norm(self, x: Tensor, norm: NormWeights) -> Tensor:
         if not norm.rms:
@@ -117,16 +122,18 @@ class TorchKernels:
         if cache is not None:
             past = cache.length
             k, v = cache.update(layer, k, v)
+        mask = causal_mask(tokens, past) if past and tokens > 1 else None
+        if places.positions.ndim == 2:
+            mask = (places.positions[:, :, None] >= torch.arange(k.shape[2]))[:, None]  # b 1 t s
         y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=causal_mask(tokens, past) if past and tokens > 1 else None,
-            is_causal=past == 0 and tokens > 1,
+            q, k, v, attn_mask=mask, is_causal=past == 0 and tokens > 1,
             enable_gqa=config.num_heads != config.num_kv_heads,
         )  # fmt: skip
         return y.transpose(1, 2).flatten(2)
 
 
 def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate ``[b, h, t, d]`` by tables of cos and sin ``[t, d]``."""
+    """Rotate ``[b, h, t, d]`` by tables of cos and sin ``[t, d]`` or ``[b, 1, t, d]``."""
     cos, sin = tables
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin

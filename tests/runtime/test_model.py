@@ -94,6 +94,48 @@ def test_a_repetition_penalty_is_transformers(example: Path) -> None:
     assert found.token_ids == expected[0, len(prompt) :].tolist()
 
 
+PROMPTS = [
+    "The function", "A", "Once upon a time there was a list of names, and", [5, 6, 7],
+    "A vector is", "import json\n\ndef read(path):\n", "In the", "The the the",
+]  # fmt: skip
+
+
+def test_a_batch_gives_what_each_prompt_gives_alone(example_int8: Path) -> None:
+    model = int8conv.load(example_int8, mode="w8a16")
+    alone = [model.generate(prompt, max_new_tokens=24) for prompt in PROMPTS]
+    pieces: list[list[str]] = [[] for _ in PROMPTS]
+    found = model.generate_batch(PROMPTS, max_new_tokens=24, on_text=lambda i, text: pieces[i].append(text))  # fmt: skip
+    assert found == alone
+    assert ["".join(each) for each in pieces] == [each.text for each in alone]
+    assert len({len(model.tokenizer.encode(p)) for p in PROMPTS if isinstance(p, str)}) > 3
+
+
+def test_sequences_of_a_batch_end_each_at_its_own_time(example_int8: Path) -> None:
+    model = int8conv.load(example_int8, mode="w8a16")
+    free = [model.generate(prompt, max_new_tokens=24).token_ids for prompt in PROMPTS]
+    model.end_tokens = frozenset({free[0][3], free[2][11], free[5][0]})
+    alone = [model.generate(prompt, max_new_tokens=24) for prompt in PROMPTS]
+    assert len({len(each.token_ids) for each in alone}) > 2
+    assert model.generate_batch(PROMPTS, max_new_tokens=24) == alone
+
+
+def test_a_batch_draws_with_a_seed_for_each(example_int8: Path) -> None:
+    model = int8conv.load(example_int8, mode="w8a16")
+    options: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.8, "repetition_penalty": 1.1}
+    alone = [
+        model.generate(p, seed=4 + i, **options) for i, p in enumerate(["The", "The", "A b c"])
+    ]
+    assert model.generate_batch(["The", "The", "A b c"], seed=4, **options) == alone
+    assert alone[0] != alone[1]
+
+
+def test_a_prompt_that_fills_the_context_beside_a_short_one(model: Model) -> None:
+    full, short = model.generate_batch([[5] * 1024, [5, 6]])
+    assert full.token_ids == []
+    assert len(short.token_ids) == 128 or short.finish_reason == "stop"
+    assert model.generate_batch([]) == []
+
+
 def test_no_new_tokens(model: Model) -> None:
     assert model.generate("A", max_new_tokens=0).token_ids == []
 
