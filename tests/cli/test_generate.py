@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import int8conv
+from int8conv.cli import main
 
-from .helpers import check_refused, run, succeed
+from .helpers import ROOT, check_refused, run, succeed
 
 PROMPT = "Once upon a time"
 
@@ -131,3 +139,62 @@ def test_outliers_are_reported_on_stderr(example_int8: Path) -> None:
     assert " inputs" in told.stderr
     off = succeed("generate", example_int8, *options, "--no-net", "--report-outliers")
     assert off.stderr == "safety net: no tokens went through W8A8 with it\n"
+
+
+TEXT = "naïve 文字\n\nA list of"
+
+
+def test_a_prompt_from_a_file_or_stdin(example_int8: Path, tmp_path: Path) -> None:
+    """With one line break at the end that is not part of it."""
+    expected = succeed("generate", example_int8, "-p", TEXT, "-n", 5).stdout
+    for end in ("", "\n", "\r\n"):
+        (tmp_path / "prompt.txt").write_bytes((TEXT + end).encode())
+        assert succeed("generate", example_int8, "--prompt-file", tmp_path / "prompt.txt", "-n", 5).stdout == expected  # fmt: skip
+    args = ["generate", str(example_int8), "--prompt", "-", "-n", "5"]
+    result = CliRunner().invoke(main, args, input=TEXT + "\n")
+    assert (result.exit_code, result.stdout) == (0, expected)
+
+
+def test_several_prompts_print_one_after_the_other(example_int8: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text(TEXT)
+    options = ["-n", 6, "--mode", "w8a16"]
+    single = [succeed("generate", example_int8, "-p", p, *options).stdout for p in (PROMPT, "A", TEXT)]  # fmt: skip
+    found = succeed("generate", example_int8, "-p", PROMPT, "--prompt-file", tmp_path / "prompt.txt", "-p", "A", *options)  # fmt: skip
+    assert found.stdout == "".join(f"==> prompt {i} <==\n{s}" for i, s in enumerate(single, 1))
+
+
+def test_json(example_int8: Path) -> None:
+    options = ["-n", 5, "--json", "--logprobs", "--mode", "w8a16"]
+    found = json.loads(succeed("generate", example_int8, "-p", PROMPT, "-p", "A", *options).stdout)
+    model = int8conv.load(example_int8, mode="w8a16")
+    results = model.generate_batch([PROMPT, "A"], max_new_tokens=5, logprobs=True)
+    assert found == [{"prompt": p, **asdict(r)} for p, r in zip([PROMPT, "A"], results, strict=True)]  # fmt: skip
+
+
+def test_a_prompt_file_that_cannot_be(example_int8: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.txt"
+    check_refused(
+        run("generate", example_int8, "--prompt-file", missing), missing, "cannot be read"
+    )
+    check_refused(run("generate", example_int8, "--prompt-file", tmp_path), tmp_path, "cannot be read")  # fmt: skip
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"a\xff")
+    check_refused(run("generate", example_int8, "--prompt-file", bad), bad, "not UTF-8 text")
+
+
+def test_interrupted_text_ends_cleanly(example_int8: Path) -> None:
+    """Ctrl-C after the first text has come: exit code 130, the text so far, one line on stderr."""
+    args = ["generate", str(example_int8), "-p", PROMPT, "-n", "1000", "-t", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "int8conv", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    begun = process.stdout.read(len(PROMPT) + 20)
+    process.send_signal(signal.SIGINT)
+    rest, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr == b"int8conv: interrupted\n"
+    assert begun.startswith(PROMPT.encode())
+    assert (begun + rest).endswith(b"\n")
+    (begun + rest).decode()
