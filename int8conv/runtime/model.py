@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from .generation import Continuation, Generation, continue_all
 from .generation_config import GenerationDefaults
 from .net import NetReport, net_report
 from .sampling import Sampling
+from .session import Session
 from .stopping import read_stops
 from .tokenizer import Detokenizer, Tokenizer
 
@@ -76,6 +76,8 @@ class Model:
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         logprobs: bool = False,
+        end_tokens: Sequence[int] = (),
+        session: Session | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> Generation:
         """Continue a prompt. What is None is as the checkpoint's generation_config.json says, else as said here.
@@ -91,6 +93,8 @@ class Model:
             seed: makes drawing repeatable.
             stop: text at which to end, which is not part of the result; an empty list: none.
             logprobs: also return each chosen token's log-probability.
+            end_tokens: end at these too, beside the model's own.
+            session: what it has of the prompt is not computed again, and it keeps this prompt and what follows.
             on_text: called with each piece of text as it comes.
 
         Raises:
@@ -99,16 +103,15 @@ class Model:
             TokenizerError: the folder has no usable tokenizer.
         """
 
-        def show(_: int, text: str) -> None:
-            if on_text is not None:
-                on_text(text)
-
-        (generation,) = self.generate_batch(
-            [prompt], max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, stop=stop,
-            logprobs=logprobs, on_text=show,
+        sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        continuation = self._continuation(
+            prompt, max_new_tokens, sampling, stop, logprobs=logprobs, end_tokens=end_tokens, on_text=on_text,
         )  # fmt: skip
-        return generation
+        session = Session(self.decoder) if session is None else session
+        cache = session.cache_for(continuation.prompt, continuation.limit)
+        continue_all(self.decoder, [continuation], cache)
+        session.keep(continuation.prompt + continuation.token_ids)
+        return continuation.result()
 
     def generate_batch(
         self,
@@ -131,7 +134,7 @@ class Model:
         float sums; in W8A8 small differences are larger.
 
         Args:
-            prompts: as in ``generate``, all of whose other arguments are taken too.
+            prompts: as in ``generate``, as are the arguments not named here.
             seed: prompt ``i`` draws as alone with ``seed + i``.
             on_text: called with a prompt's number, from 0, and each piece of its text as it comes.
 
@@ -142,18 +145,19 @@ class Model:
             ArgumentError, GenerationError, TokenizerError: as ``generate``.
         """
         sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        stops = read_stops(self.defaults.stop if stop is None else stop)
         continuations = [
             self._continuation(
-                self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt),
-                max_new_tokens, sampling if seed is None else replace(sampling, seed=seed + i), stops,
+                prompt, max_new_tokens, sampling if seed is None else replace(sampling, seed=seed + i), stop,
                 logprobs=logprobs, on_text=None if on_text is None else partial(on_text, i),
             )
             for i, prompt in enumerate(prompts)
         ]  # fmt: skip
         if continuations:
             capacity = max(len(each.prompt) + each.limit for each in continuations)
-            continue_all(self.decoder, continuations, self._cache(len(continuations), capacity))
+            cache = self.decoder.kernels.cache(
+                self.config, batch=len(continuations), capacity=capacity, dtype=self.decoder.dtype
+            )
+            continue_all(self.decoder, continuations, cache)
         return [each.result() for each in continuations]
 
     def net_report(self) -> NetReport:
@@ -182,17 +186,16 @@ class Model:
         return replace(sampling, **given)  # type: ignore[arg-type]
 
     def _continuation(
-        self, ids: list[int], max_new_tokens: int | None, sampling: Sampling, stops: Sequence[str],
-        *, logprobs: bool, on_text: Callable[[str], None] | None,
+        self, prompt: str | Sequence[int], max_new_tokens: int | None, sampling: Sampling,
+        stop: str | Sequence[str] | None, *, logprobs: bool, end_tokens: Sequence[int] = (),
+        on_text: Callable[[str], None] | None,
     ) -> Continuation:  # fmt: skip
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         return Continuation(
-            ids, self._limit(ids, max_new_tokens), sampling, end_tokens=self.end_tokens, stops=stops,
-            detokenizer=Detokenizer(self.tokenizer, ids), logprobs=logprobs, on_text=on_text,
+            ids, self._limit(ids, max_new_tokens), sampling, end_tokens=self.end_tokens.union(end_tokens),
+            stops=read_stops(self.defaults.stop if stop is None else stop), logprobs=logprobs,
+            detokenizer=Detokenizer(self.tokenizer, ids), on_text=on_text,
         )  # fmt: skip
-
-    def _cache(self, batch: int, capacity: int) -> Any:
-        dtype = self.decoder.dtype
-        return self.decoder.kernels.cache(self.config, batch=batch, capacity=capacity, dtype=dtype)
 
     def _limit(self, ids: Sequence[int], max_new_tokens: int | None) -> int:
         """How many tokens may follow a prompt, which is checked."""

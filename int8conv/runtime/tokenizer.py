@@ -54,6 +54,11 @@ class Tokenizer:
         """Text without special tokens."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its own text, such as ``<s>``; None if there is no such token."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
     def decode_stream(self, token_ids: Iterable[int]) -> Iterator[str]:
         """Text as its tokens come; characters of several tokens come whole."""
         detokenizer = Detokenizer(self)
