@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from .convert.report import ConvertReport
     from .errors import Int8convError
     from .runtime.footprint import Footprint
+    from .runtime.generation import Generation
     from .runtime.loader import load
-    from .runtime.model import Generation, Model
+    from .runtime.model import Model
 
 _HOMES = {
     "ConvertReport": ".convert.report",
     "Footprint": ".runtime.footprint",
-    "Generation": ".runtime.model",
+    "Generation": ".runtime.generation",
     "Int8convError": ".errors",
     "Model": ".runtime.model",
     "load": ".runtime.loader",

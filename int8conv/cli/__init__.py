@@ -24,6 +24,7 @@ _COMMANDS = {
     "footprint": "Predict the memory that a model needs.",
     "eval": "Measure perplexity, and the distance from the source.",
     "generate": "Continue a prompt.",
+    "chat": "Talk with a model.",
 }
 
 

@@ -2,70 +2,94 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
 import click
+
+from .generating import check_text, generation_options, load_model, read_text
+
+if TYPE_CHECKING:
+    from ..runtime.generation import Generation
+    from ..runtime.model import Model
 
 
 @click.command("generate")
 @click.argument("path", type=click.Path())
-@click.option("--prompt", "-p", required=True, help="Text to continue.")
-@click.option("--max-new-tokens", "-n", type=click.IntRange(min=0), help="Default: 128.")
+@click.option("--prompt", "-p", "given", multiple=True, help="Text to continue; -: from stdin.")
 @click.option(
-    "--temperature", "-t", type=float, default=0.0, show_default=True, help="0: the most likely."
+    "--prompt-file", "files", multiple=True, type=click.Path(), help="A file with such a text."
 )
-@click.option("--top-k", type=int, help="Draw from the k most likely tokens.")
-@click.option("--top-p", type=float, help="Draw from the fewest tokens of this probability.")
-@click.option("--seed", type=int, help="Makes drawing repeatable.")
-@click.option(
-    "--mode",
-    type=click.Choice(["w8a8", "w8a16"]),
-    help="8- or 16-bit activations; default: by the number of tokens.",
-)
-@click.option("--dtype", help="float32, float16 or bfloat16; default: float32, fastest on a CPU.")
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--net/--no-net", default=True, show_default=True, help="The safety net of W8A8.")
+@generation_options
+@click.option("--logprobs", is_flag=True, help="Print each new token's log-probability afterwards.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, an object a prompt.")
 @click.option("--report-outliers", is_flag=True, help="On stderr: what the safety net took.")
 def command(
-    path: str,
-    prompt: str,
-    max_new_tokens: int | None,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int | None,
-    mode: str | None,
-    dtype: str | None,
-    device: str,
-    net: bool,
-    report_outliers: bool,
-) -> None:
+    path: str, given: tuple[str, ...], files: tuple[str, ...], as_json: bool, report_outliers: bool,
+    **options: Any,
+) -> None:  # fmt: skip
     """Continue a prompt with PATH (a converted folder, or a source in its own precision); text comes as it is made.
+
+    Several prompts, by --prompt and --prompt-file repeated, are continued together, and printed one after the other. A line
+    break at the end of a file or of stdin is not part of the prompt.
+
+    What is not given (temperature, top-k, top-p, min-p, repetition penalty, number of tokens, stop strings) is as the
+    checkpoint's generation_config.json says; without one, or with do_sample not true in it, the most likely token is taken.
 
     PATH may be the id of one on the hub, org/name or org/name@revision, which is downloaded.
     """
-    from ..errors import GenerationError
-    from ..runtime.loader import load
-
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise GenerationError("the prompt is not UTF-8 text") from error
-
-    def show(text: str) -> None:
-        click.echo(text, nl=False)  # which flushes
-
-    model = load(path, device=device, mode=mode, dtype=dtype, net=net)  # type: ignore[arg-type]
-    show(prompt)
-    model.generate(
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        on_text=show,
-    )
-    click.echo()
+    if not given and not files:
+        raise click.UsageError("Missing option '--prompt' / '-p' or '--prompt-file'.")
+    prompts = [read_text("-") if each == "-" else check_text(each, "the prompt") for each in given]
+    prompts += [read_text(each) for each in files]
+    model = load_model(path, options)
+    if as_json:
+        _print_json(prompts, model.generate_batch(prompts, **options))
+    else:
+        _print_text(model, prompts, options)
     if report_outliers:
         from .net import show_net
 
         show_net(model.net_report(), err=True)
+
+
+def _print_json(prompts: list[str], results: list[Generation]) -> None:
+    from .output import print_json
+
+    print_json([{"prompt": p, **asdict(r)} for p, r in zip(prompts, results, strict=True)])
+
+
+def _print_text(model: Model, prompts: list[str], options: dict[str, Any]) -> None:
+    """The first prompt's text as it comes, then those of the others."""
+
+    def show(i: int, text: str) -> None:
+        if i == 0:
+            click.echo(text, nl=False)  # which flushes
+
+    def head(i: int) -> None:
+        title = f"==> prompt {i + 1} <==\n" if len(prompts) > 1 else ""
+        click.echo(title + prompts[i], nl=False)
+
+    head(0)
+    try:
+        results = model.generate_batch(prompts, on_text=show, **options)
+    except KeyboardInterrupt:
+        click.echo()
+        raise
+    for i, result in enumerate(results):
+        if i > 0:
+            head(i)
+            click.echo(result.text, nl=False)
+        click.echo()
+        if result.logprobs is not None:
+            _print_logprobs(model, result)
+
+
+def _print_logprobs(model: Model, result: Generation) -> None:
+    from .output import table
+
+    rows = [
+        (token, repr(model.tokenizer.decode([token])), f"{logprob:.4f}")
+        for token, logprob in zip(result.token_ids, result.logprobs or (), strict=True)
+    ]
+    table(("token", "text", "log-probability"), rows)

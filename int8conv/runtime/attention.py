@@ -64,20 +64,25 @@ class AttentionSpec:
         )
 
 
-def scores_bias(spec: AttentionSpec, tokens: int, past: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:  # fmt: skip
-    """What masks do to scores of ``tokens`` behind ``past``: bool (True may look) or float ``[(h,) t, s]``; None: nothing."""
-    end = past + tokens
+def scores_bias(
+    spec: AttentionSpec, positions: Tensor, end: int, dtype: torch.dtype
+) -> Tensor | None:
+    """What masks do to scores of tokens at ``positions`` ``[t]`` or ``[b, t]``, with keys at 0 to before ``end``.
+
+    Bool (True may look) or float, ``[(h,) t, s]`` or ``[b, 1 or h, t, s]``; None: nothing.
+    """
     windowed = spec.window is not None and spec.window < end
-    if not spec.alibi and not windowed and tokens == 1:
+    if not spec.alibi and not windowed and positions.shape == (1,):
         return None
-    places, keys = torch.arange(past, end, device=device), torch.arange(end, device=device)
-    distance = places[:, None] - keys
+    distance = positions[..., None] - torch.arange(end, device=positions.device)
+    if positions.ndim == 2:
+        distance = distance[:, None]
     allowed = distance >= 0
     if windowed:
         allowed &= distance < (spec.window or end)
     if not spec.alibi:
         return allowed
-    slopes = alibi_slopes(spec.heads).to(device)
+    slopes = alibi_slopes(spec.heads).to(positions.device)
     bias = -slopes[:, None, None] * spec.alibi * distance
     return bias.masked_fill(~allowed, -math.inf).to(dtype)
 

@@ -46,3 +46,18 @@ class DeviceCache:
         """Count positions as filled, once all layers have them."""
         self.lengths += tokens
         self.length += tokens
+
+    def truncate(self, length: int) -> None:
+        """Forget what stands from position ``length`` on, in every sequence."""
+        self.lengths.clamp_(max=length)
+        self.length = min(self.length, length)
+
+    def clear(self, i: int) -> None:
+        """Forget a sequence: one that is done steps on with the others, in its own memory again from the start."""
+        self.lengths[i] = 0
+
+    def enlarge(self, capacity: int) -> None:
+        """Move to larger memory; what is there stays."""
+        data = self._data.new_zeros(*self._data.shape[:-2], capacity, self._data.shape[-1])
+        data[..., : self.length, :] = self._data[..., : self.length, :]
+        self._data, self.capacity = data, capacity

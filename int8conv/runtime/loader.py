@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 import torch
 
-from ..errors import ArgumentError, NotFoundError
+from ..errors import ArgumentError
 from ..formats.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
 from ..formats.converted import ConvertedFolder, is_converted, open_converted
 from ..formats.hub import resolve
-from ..formats.json_file import read_json
 from ..formats.source_checks import check_not_quantized
 from ..kernels import MODES, Mode
 from .architecture import Architecture, read_architecture
 from .decoder import Decoder
+from .generation_config import read_generation_defaults
 from .model import Model
 from .weights import CheckpointWeights, ConvertedWeights, Weights
 
@@ -78,7 +77,8 @@ def load(
         weights = ConvertedWeights(converted, chosen, mode, net=net)
     else:
         weights = CheckpointWeights(checkpoint, chosen)
-    model = Model(folder, Decoder(architecture, weights, chosen), _end_tokens(checkpoint))
+    defaults = read_generation_defaults(folder, checkpoint.config)
+    model = Model(folder, Decoder(architecture, weights, chosen), defaults)
     if isinstance(weights, ConvertedWeights):
         model.net_counters = weights.counters
     return model
@@ -115,13 +115,3 @@ def _dtype(
     if name not in allowed:
         raise ArgumentError("dtype", expected=" or ".join(allowed), found=name)
     return allowed[name]
-
-
-def _end_tokens(checkpoint: Checkpoint) -> frozenset[int]:
-    """``eos_token_id`` of generation_config.json, else of the config: an integer or a list."""
-    settings: dict[str, Any] = {}
-    with suppress(NotFoundError):
-        settings = read_json(checkpoint.folder / "generation_config.json")
-    value = settings.get("eos_token_id", checkpoint.config.get("eos_token_id"))
-    values = value if isinstance(value, list) else [value]
-    return frozenset(v for v in values if type(v) is int)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,33 +14,29 @@ from ..errors import ArgumentError, GenerationError
 from ..kernels import NetCounter
 from .decoder import Decoder
 from .footprint import Footprint, predict_footprint
+from .generation import Continuation, Generation, continue_all
+from .generation_config import GenerationDefaults
 from .net import NetReport, net_report
-from .sampling import Sampling, next_token
-from .tokenizer import Tokenizer
+from .sampling import Sampling
+from .session import Session
+from .stopping import read_stops
+from .tokenizer import Detokenizer, Tokenizer
 
 DEFAULT_NEW_TOKENS = 128
-PREFILL_TOKENS = 2048
-"""Tokens of a prompt that pass through the decoder at once."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What was generated, without the prompt."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str
-    """``"stop"`` at an end token, else ``"length"``."""
 
 
 class Model:
     """A decoder with its tokenizer; made by ``int8conv.load``."""
 
-    def __init__(self, folder: Path, decoder: Decoder, end_tokens: frozenset[int]) -> None:
+    def __init__(
+        self, folder: Path, decoder: Decoder, defaults: GenerationDefaults | None = None
+    ) -> None:
         self.folder = folder
         self.config = decoder.config
         self.decoder = decoder
-        self.end_tokens = end_tokens
+        self.defaults = defaults or GenerationDefaults()
+        """What ``generate`` does where it is told nothing; from the folder's generation_config.json."""
+        self.end_tokens = self.defaults.end_tokens
         self.net_counters: Mapping[str, NetCounter] = {}
 
     @cached_property
@@ -73,38 +68,97 @@ class Model:
         prompt: str | Sequence[int],
         *,
         max_new_tokens: int | None = None,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
         seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        logprobs: bool = False,
+        end_tokens: Sequence[int] = (),
+        session: Session | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> Generation:
-        """Continue a prompt.
+        """Continue a prompt. What is None is as the checkpoint's generation_config.json says, else as said here.
 
         Args:
             prompt: text, or token ids.
-            max_new_tokens: at most so many; None: 128, or fewer where the context ends.
-            temperature: 0 takes the most likely token each time.
-            top_k: draw from the k most likely tokens only.
+            max_new_tokens: at most so many; else 128, or fewer where the context ends.
+            temperature: 0 takes the most likely token each time, and is the default unless ``do_sample`` is true.
+            top_k: draw from the k most likely tokens only; 0: from all.
             top_p: draw from the fewest tokens that have this probability together.
+            min_p: draw from the tokens that are at least so likely in parts of the likeliest one's probability.
+            repetition_penalty: above 1, tokens that have occurred become less likely.
             seed: makes drawing repeatable.
+            stop: text at which to end, which is not part of the result; an empty list: none.
+            logprobs: also return each chosen token's log-probability.
+            end_tokens: end at these too, beside the model's own.
+            session: what it has of the prompt is not computed again, and it keeps this prompt and what follows.
             on_text: called with each piece of text as it comes.
 
         Raises:
-            ArgumentError: a sampling option out of range.
+            ArgumentError: an option out of range.
             GenerationError: an empty prompt, a token outside the vocabulary, or a context that is too short.
             TokenizerError: the folder has no usable tokenizer.
         """
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        token_ids: list[int] = []
-        stream = self._stream(prompt, max_new_tokens, sampling, token_ids)
-        pieces = []
-        for piece in self.tokenizer.decode_stream(stream):
-            pieces.append(piece)
-            if on_text is not None:
-                on_text(piece)
-        ended = bool(token_ids) and token_ids[-1] in self.end_tokens
-        return Generation("".join(pieces), token_ids, "stop" if ended else "length")
+
+        sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        continuation = self._continuation(
+            prompt, max_new_tokens, sampling, stop, logprobs=logprobs, end_tokens=end_tokens, on_text=on_text,
+        )  # fmt: skip
+        session = Session(self.decoder) if session is None else session
+        cache = session.cache_for(continuation.prompt, continuation.limit)
+        continue_all(self.decoder, [continuation], cache)
+        session.keep(continuation.prompt + continuation.token_ids)
+        return continuation.result()
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        logprobs: bool = False,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[Generation]:
+        """Continue several prompts, which may differ in length, together: in the time of little more than one.
+
+        Each gets what ``generate`` gives it alone with the same options, in W8A16 and in source precision up to the rounding of
+        float sums; in W8A8 small differences are larger.
+
+        Args:
+            prompts: as in ``generate``, as are the arguments not named here.
+            seed: prompt ``i`` draws as alone with ``seed + i``.
+            on_text: called with a prompt's number, from 0, and each piece of its text as it comes.
+
+        Returns:
+            A generation a prompt, in their order.
+
+        Raises:
+            ArgumentError, GenerationError, TokenizerError: as ``generate``.
+        """
+        sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        continuations = [
+            self._continuation(
+                prompt, max_new_tokens, sampling if seed is None else replace(sampling, seed=seed + i), stop,
+                logprobs=logprobs, on_text=None if on_text is None else partial(on_text, i),
+            )
+            for i, prompt in enumerate(prompts)
+        ]  # fmt: skip
+        if continuations:
+            capacity = max(len(each.prompt) + each.limit for each in continuations)
+            cache = self.decoder.kernels.cache(
+                self.config, batch=len(continuations), capacity=capacity, dtype=self.decoder.dtype
+            )
+            continue_all(self.decoder, continuations, cache)
+        return [each.result() for each in continuations]
 
     def net_report(self) -> NetReport:
         """What the safety net has taken since the model was loaded."""
@@ -115,44 +169,45 @@ class Model:
         dtype = str(self.decoder.dtype).removeprefix("torch.")
         return predict_footprint(self.folder, context=context, batch=batch, dtype=dtype)
 
-    def _stream(
-        self,
-        prompt: str | Sequence[int],
-        max_new_tokens: int | None,
-        sampling: Sampling,
-        token_ids: list[int],
-    ) -> Iterator[int]:
-        """Yield new tokens, and keep them in ``token_ids`` with the end token, which is not yielded."""
+    def _sampling(
+        self, temperature: float | None, top_k: int | None, top_p: float | None, min_p: float | None,
+        repetition_penalty: float | None, seed: int | None,
+    ) -> Sampling:  # fmt: skip
+        defaults = self.defaults
+        sampling = Sampling(
+            defaults.temperature, defaults.top_k, defaults.top_p, defaults.min_p,
+            defaults.repetition_penalty, seed,
+        )  # fmt: skip
+        asked = {
+            "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+        }  # fmt: skip
+        given = {name: value for name, value in asked.items() if value is not None}
+        return replace(sampling, **given)  # type: ignore[arg-type]
+
+    def _continuation(
+        self, prompt: str | Sequence[int], max_new_tokens: int | None, sampling: Sampling,
+        stop: str | Sequence[str] | None, *, logprobs: bool, end_tokens: Sequence[int] = (),
+        on_text: Callable[[str], None] | None,
+    ) -> Continuation:  # fmt: skip
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        return Continuation(
+            ids, self._limit(ids, max_new_tokens), sampling, end_tokens=self.end_tokens.union(end_tokens),
+            stops=read_stops(self.defaults.stop if stop is None else stop), logprobs=logprobs,
+            detokenizer=Detokenizer(self.tokenizer, ids), on_text=on_text,
+        )  # fmt: skip
+
+    def _limit(self, ids: Sequence[int], max_new_tokens: int | None) -> int:
+        """How many tokens may follow a prompt, which is checked."""
         if not ids:
             raise GenerationError("the prompt has no tokens")
+        if max_new_tokens is not None and max_new_tokens < 0:
+            raise ArgumentError("max_new_tokens", expected="0 or more", found=max_new_tokens)
         left = self.config.max_positions - len(ids)
-        default = max(0, min(DEFAULT_NEW_TOKENS, left))
-        count = default if max_new_tokens is None else max_new_tokens
-        if count < 0:
-            raise ArgumentError("max_new_tokens", expected="0 or more", found=count)
-        tokens = torch.tensor([ids])
-        self._check_tokens(tokens, count)
-        kernels, dtype = self.decoder.kernels, self.decoder.dtype
-        cache = kernels.cache(self.config, batch=1, capacity=len(ids) + count, dtype=dtype)
-        step = kernels.steps(self.decoder, cache)
-        generator = sampling.generator()
-        for i in range(count):
-            logits = self._prefill(tokens, cache) if i == 0 else step(tokens.to(kernels.device))
-            token = next_token(logits[0, -1].cpu(), sampling, generator)
-            token_ids.append(token)
-            if token in self.end_tokens:
-                return
-            yield token
-            tokens = torch.tensor([[token]])
-
-    def _prefill(self, tokens: Tensor, cache: Any) -> Tensor:
-        """The last token's logits; a long prompt passes in parts, which bounds the activations' memory."""
-        parts = tokens.to(self.decoder.kernels.device).split_with_sizes(
-            [min(PREFILL_TOKENS, tokens.shape[1] - i) for i in range(0, tokens.shape[1], PREFILL_TOKENS)],
-            dim=1,
-        )  # fmt: skip
-        return [self.decoder.forward(part, cache, last_only=True) for part in parts][-1]
+        default = self.defaults.max_new_tokens or DEFAULT_NEW_TOKENS
+        limit = max(0, min(default, left)) if max_new_tokens is None else max_new_tokens
+        self._check_tokens(torch.tensor([ids]), limit)
+        return limit
 
     def _check_tokens(self, token_ids: Tensor, new_tokens: int) -> None:
         length = token_ids.shape[1]

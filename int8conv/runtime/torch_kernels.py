@@ -85,9 +85,13 @@ class TorchKernels:
         return lambda tokens: decoder.forward(tokens, cache, last_only=True)
 
     def places(self, rotaries: Any, cache: KVCache | None, token_ids: Tensor, dtype: torch.dtype) -> _Places:  # fmt: skip
-        past = cache.length if cache is not None else 0
-        positions = torch.arange(past, past + token_ids.shape[1])
-        return _Places(positions, [rotary.tables(positions, dtype) for rotary in rotaries], {})
+        positions = torch.arange(token_ids.shape[1])
+        if cache is None or cache.length == cache.lengths.min():
+            positions += cache.length if cache is not None else 0
+            return _Places(positions, [rotary.tables(positions, dtype) for rotary in rotaries], {})
+        positions = positions + cache.lengths[:, None]
+        both = [rotary.tables(positions, dtype) for rotary in rotaries]  # b t d
+        return _Places(positions, [(cos[:, None], sin[:, None]) for cos, sin in both], {})
 
     def norm(self, x: Tensor, norm: NormWeights) -> Tensor:
         return normalised(x, norm)
@@ -101,20 +105,17 @@ class TorchKernels:
         return y * rest[0] if rest else y
 
     def attend(self, qkv: Sequence[Tensor], spec: AttentionSpec, places: _Places, cache: KVCache | None) -> Tensor:  # fmt: skip
-        tokens = qkv[0].shape[1]
         q, k, v = (y.reshape(*y.shape[:2], -1, spec.size) for y in qkv)  # b t h d
         q, k = _normed(q, spec.query_norm, spec.by_head), _normed(k, spec.key_norm, spec.by_head)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         if places.tables:
             tables = places.tables[spec.rotary]
             q, k = rotate(q, tables, spec.neighbours), rotate(k, tables, spec.neighbours)
-        past = 0
         if cache is not None:
-            past = cache.length
             k, v = cache.update(spec.layer, k, v)
         if spec.window not in places.biases:
-            bias = scores_bias(spec, tokens, past, q.dtype, q.device)
-            places.biases[spec.window] = bias
+            positions = places.positions.to(q.device)
+            places.biases[spec.window] = scores_bias(spec, positions, k.shape[2], q.dtype)
         y = attend(q, k, v, spec, places.biases[spec.window])
         return y.transpose(1, 2).flatten(2)
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import int8conv
+from int8conv.cli import main
 
-from .helpers import check_refused, run, succeed
+from .helpers import ROOT, check_refused, run, succeed
 
 PROMPT = "Once upon a time"
 
@@ -45,6 +53,34 @@ def test_one_candidate_is_the_most_likely(example_int8: Path) -> None:
     assert generate(example_int8, "-t", 1.0, "--top-p", 1e-9) == greedy
 
 
+def test_a_stop_string_is_not_printed(example_int8: Path) -> None:
+    free = generate(example_int8)
+    stop = free[len(PROMPT) + 7 : len(PROMPT) + 12]
+    assert generate(example_int8, "--stop", stop) == free[: free.index(stop, len(PROMPT))] + "\n"
+    assert generate(example_int8, "--stop", "nowhere", "--stop", stop) == generate(example_int8, "--stop", stop)  # fmt: skip
+
+
+def test_a_penalty_and_min_p_change_what_is_drawn(example_int8: Path) -> None:
+    drawn = generate(example_int8, "-t", 2.0, "--seed", 1)
+    assert generate(example_int8, "-t", 2.0, "--seed", 1, "--min-p", 1) == generate(example_int8)
+    assert generate(example_int8, "--repetition-penalty", 5) not in (drawn, generate(example_int8))
+
+
+def test_log_probabilities_are_printed_after_the_text(example_int8: Path) -> None:
+    expected = int8conv.load(example_int8).generate(PROMPT, max_new_tokens=12, logprobs=True)
+    text, table = generate(example_int8, "--logprobs").split("token", 1)
+    assert text.rstrip(" ") == f"{PROMPT}{expected.text}\n"
+    rows = [line.split() for line in table.splitlines()[2:]]
+    assert [int(row[0]) for row in rows] == expected.token_ids
+    assert [float(row[-1]) for row in rows] == [round(x, 4) for x in expected.logprobs or []]
+
+
+def test_what_the_checkpoint_asks_for_and_does_not_get_is_said(converted: Path) -> None:
+    (converted / "generation_config.json").write_text('{"num_beams": 4, "top_k": 3}')
+    result = succeed("generate", converted, "--prompt", PROMPT, "-n", 1)
+    assert result.stderr == "int8conv: note: generation_config.json: num_beams=4 is not followed\n"
+
+
 @pytest.mark.parametrize("mode", ["w8a8", "w8a16"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_modes_and_dtypes(example_int8: Path, mode: str, dtype: str) -> None:
@@ -74,7 +110,10 @@ def test_a_prompt_that_is_not_text(example_int8: Path) -> None:
         (["-p", "Once", "--top-p", 1.5], "top_p: expected above 0, at most 1, found 1.5"),
         (["-p", "Once", "--top-p", 0], "top_p"),
         (["-p", "Once", "--top-p", "nan"], "top_p"),
-        (["-p", "Once", "--top-k", 0], "top_k: expected 1 or more, found 0"),
+        (["-p", "Once", "--top-k", -1], "top_k: expected 0 or more, found -1"),
+        (["-p", "Once", "--min-p", 1.5], "min_p: expected 0 to 1, found 1.5"),
+        (["-p", "Once", "--repetition-penalty", 0], "repetition_penalty: expected above 0, found 0.0"),
+        (["-p", "Once", "--stop", ""], "stop: expected strings that are not empty"),
         (["-p", "Once", "-t", -0.5], "temperature: expected 0 or more, found -0.5"),
         (["-p", "Once", "-t", "nan"], "temperature"),
         (["-p", "Once", "--dtype", "float8"], "dtype: expected float32 or float16 or bfloat16, found float8"),
@@ -100,3 +139,62 @@ def test_outliers_are_reported_on_stderr(example_int8: Path) -> None:
     assert " inputs" in told.stderr
     off = succeed("generate", example_int8, *options, "--no-net", "--report-outliers")
     assert off.stderr == "safety net: no tokens went through W8A8 with it\n"
+
+
+TEXT = "naïve 文字\n\nA list of"
+
+
+def test_a_prompt_from_a_file_or_stdin(example_int8: Path, tmp_path: Path) -> None:
+    """With one line break at the end that is not part of it."""
+    expected = succeed("generate", example_int8, "-p", TEXT, "-n", 5).stdout
+    for end in ("", "\n", "\r\n"):
+        (tmp_path / "prompt.txt").write_bytes((TEXT + end).encode())
+        assert succeed("generate", example_int8, "--prompt-file", tmp_path / "prompt.txt", "-n", 5).stdout == expected  # fmt: skip
+    args = ["generate", str(example_int8), "--prompt", "-", "-n", "5"]
+    result = CliRunner().invoke(main, args, input=TEXT + "\n")
+    assert (result.exit_code, result.stdout) == (0, expected)
+
+
+def test_several_prompts_print_one_after_the_other(example_int8: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text(TEXT)
+    options = ["-n", 6, "--mode", "w8a16"]
+    single = [succeed("generate", example_int8, "-p", p, *options).stdout for p in (PROMPT, "A", TEXT)]  # fmt: skip
+    found = succeed("generate", example_int8, "-p", PROMPT, "--prompt-file", tmp_path / "prompt.txt", "-p", "A", *options)  # fmt: skip
+    assert found.stdout == "".join(f"==> prompt {i} <==\n{s}" for i, s in enumerate(single, 1))
+
+
+def test_json(example_int8: Path) -> None:
+    options = ["-n", 5, "--json", "--logprobs", "--mode", "w8a16"]
+    found = json.loads(succeed("generate", example_int8, "-p", PROMPT, "-p", "A", *options).stdout)
+    model = int8conv.load(example_int8, mode="w8a16")
+    results = model.generate_batch([PROMPT, "A"], max_new_tokens=5, logprobs=True)
+    assert found == [{"prompt": p, **asdict(r)} for p, r in zip([PROMPT, "A"], results, strict=True)]  # fmt: skip
+
+
+def test_a_prompt_file_that_cannot_be(example_int8: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.txt"
+    check_refused(
+        run("generate", example_int8, "--prompt-file", missing), missing, "cannot be read"
+    )
+    check_refused(run("generate", example_int8, "--prompt-file", tmp_path), tmp_path, "cannot be read")  # fmt: skip
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"a\xff")
+    check_refused(run("generate", example_int8, "--prompt-file", bad), bad, "not UTF-8 text")
+
+
+def test_interrupted_text_ends_cleanly(example_int8: Path) -> None:
+    """Ctrl-C after the first text has come: exit code 130, the text so far, one line on stderr."""
+    args = ["generate", str(example_int8), "-p", PROMPT, "-n", "1000", "-t", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "int8conv", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    begun = process.stdout.read(len(PROMPT) + 20)
+    process.send_signal(signal.SIGINT)
+    rest, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr == b"int8conv: interrupted\n"
+    assert begun.startswith(PROMPT.encode())
+    assert (begun + rest).endswith(b"\n")
+    (begun + rest).decode()

@@ -18,12 +18,13 @@ from int8conv.kernels import Mode
 from int8conv.runtime.architecture import Architecture, read_architecture
 from int8conv.runtime.cache import KVCache
 from int8conv.runtime.decoder import Decoder
+from int8conv.runtime.generation import Continuation, continue_all
 from int8conv.runtime.gpu_cache import DeviceCache
 from int8conv.runtime.gpu_files import DeviceFiles
 from int8conv.runtime.gpu_kernels import check_supported
 from int8conv.runtime.gpu_weights import DeviceCheckpoint, DeviceConverted
-from int8conv.runtime.model import Model
 from int8conv.runtime.sampling import Sampling
+from int8conv.runtime.tokenizer import Detokenizer
 from int8conv.runtime.weights import CheckpointWeights, ConvertedWeights
 
 from ..checkpoints import LLAMA, OPT, write_checkpoint
@@ -146,16 +147,33 @@ def test_files_are_views_of_one_buffer(folder: Path) -> None:
     assert files.bytes_read == sum(shard.size() for shard in shards)
 
 
+class NoText(Detokenizer):
+    """These checkpoints have no tokenizer."""
+
+    def __init__(self) -> None: ...
+
+    def push(self, token: int) -> str:
+        return ""
+
+    def finish(self) -> str:
+        return ""
+
+
 def test_generates_as_the_cpu_does(folder: Path) -> None:
-    """Through the model: prompt, then steps; the likeliest token of each is the CPU path's, or as good as it."""
+    """Prompts of different length together, then steps; one ends before the others. The likeliest token of each step is the
+    CPU path's, or as good as it."""
     gpu, _, wide = decoders(folder, "w8a16")
-    model = Model(folder, gpu, frozenset())
-    prompt = tokens(1, 5)[0].tolist()
-    ids: list[int] = []
-    list(model._stream(prompt, 4, Sampling(), ids))
-    logits = wide.forward(torch.tensor([prompt + ids]))[0, len(prompt) - 1 : -1]
-    chosen = logits.gather(1, torch.tensor(ids)[:, None])[:, 0]
-    assert (logits.amax(1) - chosen <= 0.01 * logits.abs().amax()).all()
+    continuations = [
+        Continuation(tokens(1, length)[0].tolist(), limit, Sampling(), end_tokens=frozenset(), detokenizer=NoText())
+        for length, limit in ((5, 4), (3, 2), (7, 4))
+    ]  # fmt: skip
+    continue_all(gpu, continuations, device_cache(gpu, 3, 12))
+    for each in continuations:
+        prompt, ids = each.prompt, each.result().token_ids
+        assert len(ids) == each.limit
+        logits = wide.forward(torch.tensor([prompt + ids]))[0, len(prompt) - 1 : -1]
+        chosen = logits.gather(1, torch.tensor(ids)[:, None])[:, 0]
+        assert (logits.amax(1) - chosen <= 0.01 * logits.abs().amax()).all()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import int8conv
 from int8conv.errors import (
@@ -60,6 +61,79 @@ def test_generation_stops_at_an_end_token(example_int8: Path) -> None:
 def test_default_length_ends_with_the_context(model: Model) -> None:
     generation = model.generate([5] * 1020, temperature=1.0, seed=0)
     assert len(generation.token_ids) <= 4
+
+
+def test_a_stop_string_ends_across_tokens(model: Model) -> None:
+    """Every piece of the text, also those that begin or end within a token."""
+    free = model.generate("The function", max_new_tokens=12)
+    for start in range(1, len(free.text) - 6, 5):
+        stop = free.text[start : start + 6]
+        pieces: list[str] = []
+        found = model.generate("The function", max_new_tokens=12, stop=["never", stop], on_text=pieces.append)  # fmt: skip
+        assert found.text == "".join(pieces) == free.text[: free.text.index(stop)]
+        assert found.finish_reason == "stop"
+        assert found.token_ids == free.token_ids[: len(found.token_ids)]
+        assert stop in model.tokenizer.decode(found.token_ids)
+
+
+def test_log_probabilities_are_of_the_models_own_distribution(model: Model) -> None:
+    prompt = model.tokenizer.encode("The function")
+    options: dict[str, Any] = {"temperature": 0.7, "top_k": 9, "repetition_penalty": 1.2, "seed": 3}
+    found = model.generate(prompt, max_new_tokens=8, logprobs=True, **options)
+    logits = model.logits(torch.tensor([prompt + found.token_ids]))[0, len(prompt) - 1 : -1]
+    expected = logits.log_softmax(-1)[torch.arange(8), found.token_ids]
+    torch.testing.assert_close(torch.tensor(found.logprobs), expected, rtol=0, atol=1e-3)
+    assert model.generate(prompt, max_new_tokens=1).logprobs is None
+
+
+def test_a_repetition_penalty_is_transformers(example: Path) -> None:
+    prompt = [5, 6, 7, 8, 5]
+    theirs = AutoModelForCausalLM.from_pretrained(example, dtype=torch.float32)
+    expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False, repetition_penalty=1.3)  # fmt: skip
+    found = int8conv.load(example).generate(prompt, max_new_tokens=40, repetition_penalty=1.3)
+    assert found.token_ids == expected[0, len(prompt) :].tolist()
+
+
+PROMPTS = [
+    "The function", "A", "Once upon a time there was a list of names, and", [5, 6, 7],
+    "A vector is", "import json\n\ndef read(path):\n", "In the", "The the the",
+]  # fmt: skip
+
+
+def test_a_batch_gives_what_each_prompt_gives_alone(example_int8: Path) -> None:
+    model = int8conv.load(example_int8, mode="w8a16")
+    alone = [model.generate(prompt, max_new_tokens=24) for prompt in PROMPTS]
+    pieces: list[list[str]] = [[] for _ in PROMPTS]
+    found = model.generate_batch(PROMPTS, max_new_tokens=24, on_text=lambda i, text: pieces[i].append(text))  # fmt: skip
+    assert found == alone
+    assert ["".join(each) for each in pieces] == [each.text for each in alone]
+    assert len({len(model.tokenizer.encode(p)) for p in PROMPTS if isinstance(p, str)}) > 3
+
+
+def test_sequences_of_a_batch_end_each_at_its_own_time(example_int8: Path) -> None:
+    model = int8conv.load(example_int8, mode="w8a16")
+    free = [model.generate(prompt, max_new_tokens=24).token_ids for prompt in PROMPTS]
+    model.end_tokens = frozenset({free[0][3], free[2][11], free[5][0]})
+    alone = [model.generate(prompt, max_new_tokens=24) for prompt in PROMPTS]
+    assert len({len(each.token_ids) for each in alone}) > 2
+    assert model.generate_batch(PROMPTS, max_new_tokens=24) == alone
+
+
+def test_a_batch_draws_with_a_seed_for_each(example_int8: Path) -> None:
+    model = int8conv.load(example_int8, mode="w8a16")
+    options: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.8, "repetition_penalty": 1.1}
+    alone = [
+        model.generate(p, seed=4 + i, **options) for i, p in enumerate(["The", "The", "A b c"])
+    ]
+    assert model.generate_batch(["The", "The", "A b c"], seed=4, **options) == alone
+    assert alone[0] != alone[1]
+
+
+def test_a_prompt_that_fills_the_context_beside_a_short_one(model: Model) -> None:
+    full, short = model.generate_batch([[5] * 1024, [5, 6]])
+    assert full.token_ids == []
+    assert len(short.token_ids) == 128 or short.finish_reason == "stop"
+    assert model.generate_batch([]) == []
 
 
 def test_no_new_tokens(model: Model) -> None:

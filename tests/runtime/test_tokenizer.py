@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.decoders import Metaspace
+from tokenizers.models import WordLevel
 
 from int8conv.errors import TokenizerError
-from int8conv.runtime.tokenizer import Tokenizer
+from int8conv.runtime.tokenizer import Detokenizer, Tokenizer
 
 TEXT = "A list of names: größer, 日本語, naïve 🙂.\n\tdef f(x): return x"
 
@@ -52,6 +54,37 @@ def test_characters_of_several_tokens_come_whole(example: Path) -> None:
     assert "".join(pieces) == TEXT
     assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
     assert len(pieces) > 10
+
+
+def push_all(detokenizer: Detokenizer, token_ids: list[int]) -> list[str]:
+    return [*map(detokenizer.push, token_ids), detokenizer.finish()]
+
+
+def test_a_character_without_its_end_is_left_out(example: Path) -> None:
+    tokenizer = Tokenizer.load(example)
+    ids = tokenizer.encode("ok 🙂")
+    assert tokenizer.decode(ids[:-1]).endswith("\N{REPLACEMENT CHARACTER}")
+    assert "".join(push_all(Detokenizer(tokenizer), ids[:-1])) == "ok "
+
+
+def test_bytes_that_are_no_text_do_not_hold_it_up(example: Path) -> None:
+    tokenizer = Tokenizer.load(example)
+    (byte, *_) = tokenizer.encode("🙂", special=False)
+    ids = [byte] * 30 + tokenizer.encode("ok")
+    pieces = push_all(Detokenizer(tokenizer), ids)
+    assert "".join(pieces) == tokenizer.decode(ids)
+    assert sum(map(bool, pieces)) > 3
+
+
+def test_a_space_between_prompt_and_text_is_kept() -> None:
+    """Tokenizers in the manner of SentencePiece take the space off the first token of a text."""
+    vocabulary = {"▁Once": 0, "▁upon": 1, "▁a": 2, "<s>": 3}
+    rust = RustTokenizer(WordLevel(vocabulary, unk_token="<s>"))
+    rust.decoder = Metaspace()
+    rust.add_special_tokens(["<s>"])
+    tokenizer = Tokenizer(rust)
+    assert push_all(Detokenizer(tokenizer, [3, 0]), [1, 3, 2]) == [" upon", "", " a", ""]
+    assert push_all(Detokenizer(tokenizer), [1, 2]) == ["upon", " a", ""]
 
 
 def test_no_tokenizer_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""``int8conv chat``."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from io import TextIOWrapper
+from typing import Any
+
+import click
+
+from .generating import check_text, generation_options, load_model
+
+
+@click.command("chat")
+@click.argument("path", type=click.Path())
+@click.option("--system", help="What the model is told before the first message.")
+@generation_options
+def command(path: str, system: str | None, **options: Any) -> None:
+    """Talk with PATH (a converted folder, or a source in its own precision): a line is a message, the reply comes as it is made.
+
+    The conversation is put in the form of the checkpoint's chat template, and stays in the cache. Ctrl-D ends it. --max-new-tokens
+    is for a reply; its default is 1024. What is not given is as the checkpoint's generation_config.json says.
+
+    PATH may be the id of one on the hub, org/name or org/name@revision, which is downloaded.
+    """
+    from ..runtime.chat import Chat
+
+    if system is not None:
+        check_text(system, "the system message")
+    chat = Chat(load_model(path, options), system=system, **options)
+    try:
+        for line in _lines():
+            if line.strip():
+                chat.say(check_text(line, "stdin"), on_text=_show)
+                click.echo()
+    except KeyboardInterrupt:
+        click.echo()
+        raise
+
+
+def _show(text: str) -> None:
+    click.echo(text, nl=False)  # which flushes
+
+
+def _lines() -> Iterator[str]:
+    """Messages: at a terminal with a prompt and line editing, else the lines of stdin."""
+    if sys.stdin is None:  # closed
+        return
+    if not sys.stdin.isatty():
+        for line in sys.stdin.buffer:
+            yield line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+        return
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # makes input() edit and remember lines
+    with contextlib.suppress(EOFError):
+        while True:
+            yield input("> ")
+    click.echo()

@@ -1,0 +1,85 @@
+"""What ``generate`` and ``chat`` share: options, loading, text from files and stdin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from ..runtime.model import Model
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_SAMPLING: Final = (
+    click.option("--max-new-tokens", "-n", type=click.IntRange(min=0), help="Default: 128."),
+    click.option("--temperature", "-t", type=float, help="0: the most likely token each time."),
+    click.option("--top-k", type=int, help="Draw from the k most likely tokens; 0: from all."),
+    click.option("--top-p", type=float, help="Draw from the fewest tokens of this probability."),
+    click.option("--min-p", type=float, help="Draw from tokens this likely in parts of the likeliest."),
+    click.option("--repetition-penalty", type=float, help="Above 1: what has occurred becomes less likely."),
+    click.option("--stop", multiple=True, help="Text to end at, not printed; may be repeated."),
+    click.option("--seed", type=int, help="Makes drawing repeatable."),
+)  # fmt: skip
+_LOADING: Final = (
+    click.option(
+        "--mode", type=click.Choice(["w8a8", "w8a16"]),
+        help="8- or 16-bit activations; default: by the number of tokens.",
+    ),
+    click.option("--dtype", help="float32, float16 or bfloat16; default: float32, fastest on a CPU."),
+    click.option("--device", default="cpu", show_default=True),
+    click.option("--net/--no-net", default=True, show_default=True, help="The safety net of W8A8."),
+)  # fmt: skip
+_LOADING_NAMES: Final = ("mode", "dtype", "device", "net")
+
+
+def generation_options(command: _Command) -> _Command:
+    """How tokens are drawn, and how the model is loaded."""
+    for option in reversed((*_SAMPLING, *_LOADING)):
+        command = option(command)
+    return command
+
+
+def load_model(path: str, options: dict[str, Any]) -> Model:
+    """Load as ``options`` ask, which those of ``generate`` are left in; say what of the checkpoint's wishes is not followed."""
+    from ..runtime.loader import load
+
+    model = load(path, **{name: options.pop(name) for name in _LOADING_NAMES})
+    options["stop"] = list(options["stop"]) or None
+    for unsupported in model.defaults.unsupported:
+        click.echo(f"int8conv: note: generation_config.json: {unsupported} is not followed", err=True)  # fmt: skip
+    return model
+
+
+def read_text(path: str) -> str:
+    """A file's text, or that of stdin if the path is ``-``, without one line break at its end.
+
+    Raises:
+        NotFoundError: it cannot be read.
+        GenerationError: it is not UTF-8.
+    """
+    from ..errors import NotFoundError
+
+    try:
+        with click.open_file(path, "rb") as file:
+            data: bytes = file.read()
+    except OSError as error:
+        raise NotFoundError(f"cannot be read: {error.strerror}", file=path) from error
+    text = check_text(data.decode("utf-8", "surrogateescape"), "stdin" if path == "-" else path)
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def check_text(text: str, where: str) -> str:
+    """Bytes that are not UTF-8 come, from the shell or from ``read_text``, as lone surrogates.
+
+    Raises:
+        GenerationError: there are some.
+    """
+    from ..errors import GenerationError
+
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise GenerationError(f"{where} is not UTF-8 text") from error
+    return text

@@ -1,0 +1,115 @@
+"""``int8conv chat``: lines in, replies out; how it ends."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import int8conv
+from int8conv.cli import main
+from int8conv.runtime.chat import Chat
+
+from .helpers import ROOT, check_refused
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
+
+
+@pytest.fixture
+def folder(converted: Path) -> Path:
+    (converted / "chat_template.jinja").write_text(TEMPLATE)
+    return converted
+
+
+def talk(folder: Path, text: str | bytes, *flags: object) -> Result:
+    return CliRunner().invoke(main, ["chat", str(folder), *map(str, flags)], input=text)
+
+
+def test_a_line_a_message(folder: Path) -> None:
+    chat = Chat(int8conv.load(folder), system="Be naïve.", max_new_tokens=6)
+    expected = "".join(chat.say(message).text + "\n" for message in ("The function", "größer"))
+    result = talk(folder, "The function\n\n  \ngrößer\r\n", "-n", 6, "--system", "Be naïve.")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, expected, "")
+
+
+def test_options_are_those_of_generate(folder: Path) -> None:
+    flags = ["-n", 8, "-t", 1.0, "--top-p", 0.9, "--seed", 1, "--repetition-penalty", 1.1]
+    first, again = (talk(folder, "The function\n", *flags).stdout for _ in range(2))
+    assert first == again != talk(folder, "The function\n", "-n", 8).stdout
+
+
+def test_no_messages(folder: Path) -> None:
+    assert (talk(folder, "").exit_code, talk(folder, "").output) == (0, "")
+
+
+def test_what_cannot_be_talked_with(converted: Path, example_int8: Path) -> None:
+    check_refused(talk(example_int8, "a\n"), example_int8, "no chat template in this folder")
+    (converted / "chat_template.jinja").write_text("{% for %}")
+    check_refused(
+        talk(converted, "a\n"), "chat_template.jinja", "the chat template fails in line 1"
+    )
+    (converted / "chat_template.jinja").write_text(TEMPLATE)
+    check_refused(talk(converted, b"a\xff\n"), "stdin is not UTF-8 text")
+    check_refused(talk(converted, "word " * 1500), "do not fit the context", "1 to 1024 positions")
+    check_refused(talk(converted, "a\n", "--top-p", 7), "top_p")
+
+
+class Terminal:
+    """A chat at a terminal of its own."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self._own, other = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "int8conv", "chat", str(folder), *flags], stdin=other, stdout=other,
+            stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb"},
+            start_new_session=True,
+        )  # fmt: skip
+        os.close(other)
+        self.seen = b""
+
+    def wait(self, enough: Callable[[bytes], bool]) -> None:
+        end = time.monotonic() + 60
+        while not enough(self.seen):
+            assert time.monotonic() < end, self.seen
+            if select.select([self._own], [], [], 1)[0]:
+                self.seen += os.read(self._own, 4096)
+
+    def type(self, data: bytes) -> None:
+        os.write(self._own, data)
+
+    def end(self) -> tuple[int, bytes]:
+        assert self.process.stderr is not None
+        with self.process.stderr as stderr:
+            message = stderr.read()
+        code = self.process.wait(60)
+        os.close(self._own)
+        return code, message
+
+
+def test_at_a_terminal_the_end_of_input_ends_it(folder: Path) -> None:
+    terminal = Terminal(folder, "-n", "4")
+    terminal.wait(lambda seen: b"> " in seen)
+    terminal.type(b"The function\r")
+    terminal.wait(lambda seen: seen.count(b"> ") >= 2)
+    terminal.type(b"\x04")
+    assert terminal.end() == (0, b"")
+
+
+@pytest.mark.parametrize("when", ["while it waits", "while it replies"])
+def test_at_a_terminal_ctrl_c_ends_it(folder: Path, when: str) -> None:
+    terminal = Terminal(folder, "-n", "900", "-t", "1")
+    terminal.wait(lambda seen: b"> " in seen)
+    if when == "while it replies":
+        terminal.type(b"The function\r")
+        terminal.wait(lambda seen: len(seen) > 60)
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.end() == (130, b"int8conv: interrupted\n")
