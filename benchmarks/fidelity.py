@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -132,6 +133,10 @@ def measure(
     if magnitude != 1:
         folder = scratch / "source"
         inject(model, folder, magnitude, arguments.channels)
+
+    def wanted(name: str) -> bool:
+        return re.search(arguments.only, name) is not None
+
     windows = windows_of(folder, arguments.text, arguments.tokens, arguments.window)
     checkpoint = open_checkpoint(folder)
     stats = scratch / "stats.safetensors"
@@ -142,10 +147,12 @@ def measure(
         stats,
     )
     candidates: dict[str, Weights] = {
-        name: MethodWeights(checkpoint, method) for name, method in METHODS.items()
+        name: MethodWeights(checkpoint, method) for name, method in METHODS.items() if wanted(name)
     }
     extra: dict[str, dict[str, float]] = {}
     for number, (name, (options, mode, net)) in enumerate(OURS.items()):
+        if not wanted(name):
+            continue
         out = scratch / f"int8-{number}"
         more = {} if options.get("outliers") == "none" else {"stats": stats}
         int8conv.convert(folder, out, **options, **more)  # type: ignore[operator]
@@ -155,7 +162,11 @@ def measure(
     for name, weights in candidates.items():
         if isinstance(weights, ConvertedWeights):
             extra[name]["caught"] = net_report(weights.counters).values
-    peer = bitsandbytes(arguments.peer_python, folder, windows, scratch)
+    peer = (
+        bitsandbytes(arguments.peer_python, folder, windows, scratch)
+        if wanted(BITSANDBYTES)
+        else "not asked for"
+    )
     if isinstance(peer, str):
         print(f"{BITSANDBYTES}: not measured: {peer}", file=sys.stderr)
     else:
@@ -186,7 +197,7 @@ def as_table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """Perplexity against magnitude, a line a method."""
+    """Perplexity and KL divergence against magnitude, a line a method."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -194,29 +205,39 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
 
     models = list(dict.fromkeys(r["model"] for r in rows))
     shown = [m for m in dict.fromkeys(r["method"] for r in rows) if m != "source"]
-    figure, panels = plt.subplots(1, len(models), figsize=(6.2 * len(models) + 3, 5), squeeze=False)
-    styles = ["-", "--", ":", "-."]
-    for panel, model in zip(panels[0], models, strict=True):
-        for number, method in enumerate(shown):
-            points = [(r["magnitude"], max(r["ratio"] - 1, 1e-5)) for r in rows
-                      if (r["model"], r["method"]) == (model, method)]  # fmt: skip
-            panel.plot(*zip(*points, strict=True), styles[number // 10 % 4], marker="osD^v"[number % 5], ms=4,
-                       color=f"C{number % 10}", label=method, lw=2.4 if method == "int8conv W8A8" else 1.2)  # fmt: skip
+    figure, panels = plt.subplots(
+        2, len(models), figsize=(5.6 * len(models) + 3.4, 9), squeeze=False, layout="constrained"
+    )
+    values: list[tuple[str, Callable[[dict[str, Any]], float]]] = [
+        ("perplexity against the source's: |ratio - 1|", lambda r: max(abs(r["ratio"] - 1), 1e-5)),
+        ("mean KL divergence from the source, nats", lambda r: r["kl"]),
+    ]
+    for line, (label, value) in zip(panels, values, strict=True):
+        for panel, model in zip(line, models, strict=True):
+            for number, method in enumerate(shown):
+                points = [(r["magnitude"], value(r)) for r in rows
+                          if (r["model"], r["method"]) == (model, method)]  # fmt: skip
+                ours = method.startswith("int8conv")
+                panel.plot(
+                    *zip(*points, strict=True), "-" if ours else "--", marker="osD^v<>PX"[number % 9], ms=5,
+                    color=f"C{number % 10}", label=method, lw=2.6 if method == "int8conv W8A8" else 1.2,
+                )  # fmt: skip
+            magnitudes = sorted({r["magnitude"] for r in rows})
+            panel.set(
+                xscale="log",
+                yscale="log",
+                title=model,
+                xlabel="factor of the injected outlier channels",
+            )
+            panel.set_xticks(magnitudes, [f"{m:g}" for m in magnitudes])
+            panel.minorticks_off()
+        line[0].set_ylabel(label)
+    for panel in panels[0]:
         panel.axhline(1e-3, color="grey", lw=0.8)
-        panel.text(1, 1.08e-3, "0.1 %", color="grey", fontsize=8)
-        panel.set(
-            xscale="log",
-            yscale="log",
-            xlabel="factor of the injected outlier channels",
-            title=model,
-        )
-        panel.set_xticks(sorted({r["magnitude"] for r in rows}), minor=False)
-        panel.set_xticklabels([f"{m:g}" for m in sorted({r["magnitude"] for r in rows})])
-        panel.minorticks_off()
-    panels[0][0].set_ylabel("perplexity above the source's (ratio - 1, at least 1e-5)")
+        panel.annotate("0.1 %", (1, 1e-3), xycoords=("axes fraction", "data"), color="grey", fontsize=8,
+                       ha="right", va="bottom")  # fmt: skip
     panels[0][-1].legend(bbox_to_anchor=(1.02, 1), loc="upper left", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=100)
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -269,5 +290,6 @@ if __name__ == "__main__":
     parser.add_argument(
         "--peer-python", default=sys.executable, help="An interpreter with bitsandbytes."
     )
+    parser.add_argument("--only", default="", metavar="REGEX", help="Methods whose name matches.")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fidelity"))
     main(parser.parse_args())

@@ -127,10 +127,13 @@ def one_layer(seed: int = 0) -> dict[str, float]:
     def error(y: Tensor) -> float:
         return float((y.double() - truth).norm() / truth.norm())
 
+    def sums(values: Tensor) -> np.ndarray:
+        return np.stack([values.sum(0).numpy(), np.zeros(1024)])
+
     double = x.double()
     found = InputStats(
-        x.abs().amax(0).numpy(), np.zeros(1024, np.int64), double.square().sum(0).numpy(),
-        double.square().square().sum(0).numpy(), np.ones(1024, np.float32),
+        x.abs().amax(0).numpy(), np.zeros(1024, np.int64), sums(double**2), sums(double**4),
+        np.ones(1024, np.float32),
     )  # fmt: skip
     choice = choose_outliers(found, len(x))
     columns = torch.from_numpy(choice.columns).long()

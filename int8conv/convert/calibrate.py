@@ -7,11 +7,13 @@ source computes; an observer at each group of linears sums up every channel (see
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +22,7 @@ from ..errors import ArgumentError, CalibrationError, TokenizerError
 from ..formats.checkpoint import Checkpoint
 from ..formats.checksum import checksum
 from ..formats.hub import resolve
-from ..formats.stats import LARGE, InputStats, Stats
+from ..formats.stats import LARGE, InputStats, Stats, add_exactly
 from ..formats.storage import LocalFile
 from ..runtime.architecture import Architecture, Module, find_tensor, read_architecture
 from ..runtime.mapping import TORCH_DTYPES, MappedFiles
@@ -28,6 +30,7 @@ from ..runtime.streaming import BlockStream
 from ..runtime.tokenizer import Tokenizer
 from ..runtime.weights import CheckpointWeights, Lookup
 from ..runtime.windows import Text, check_context, disjoint_windows, encode, read_text, too_short
+from .device import check_device
 from .options import ConvertOptions
 from .source import open_source
 from .stats import fingerprint
@@ -62,10 +65,11 @@ def calibrate_source(
     if opened.architecture is None:  # say which feature or family
         read_architecture(opened.checkpoint.config, opened.checkpoint.tensors, resolved.folder)
         raise AssertionError
-    return calibrate(
-        opened.checkpoint, opened.architecture, progress, source=resolved.id, texts=texts,
-        tokens=tokens, context=context, seed=seed, device=device,
+    stats = calibrate(
+        opened.checkpoint, opened.architecture, progress, texts=texts, tokens=tokens,
+        context=context, seed=seed, device=device,
     )  # fmt: skip
+    return replace(stats, source=resolved.id, fingerprint=fingerprint(opened.checkpoint))
 
 
 @torch.inference_mode()
@@ -74,20 +78,18 @@ def calibrate(
     architecture: Architecture,
     progress: Progress,
     *,
-    source: str = "",
     texts: Sequence[Path] = (),
     tokens: int | None = None,
     context: int | None = None,
     seed: int = 0,
     device: str = "cpu",
 ) -> Stats:
-    """Measure a source checkpoint.
+    """Measure a source checkpoint, with neither its name nor its fingerprint.
 
     Args:
         checkpoint: the source.
         architecture: its decoder.
         progress: told blocks done and blocks in all.
-        source: its name, for people.
         texts: files of UTF-8 text; none: a built-in text (random tokens if the source has no usable tokenizer).
         tokens: of all texts, at most; whole windows are drawn from them. None: all.
         context: tokens of a window; None: 256, or fewer where the model has fewer positions.
@@ -101,6 +103,7 @@ def calibrate(
     """
     if tokens is not None and tokens < 1:
         raise ArgumentError("tokens", expected="1 or more", found=tokens)
+    check_device(device)
     windows, used = _windows(checkpoint, architecture, texts, tokens, context, seed)
     weights = _CalibrationWeights(checkpoint, device)
     sums: dict[str, _Sums] = {}
@@ -125,12 +128,14 @@ def calibrate(
     progress(layers, layers)
     groups = {group[0].path: group for group in architecture.groups()}
     return Stats(
-        source=source,
-        fingerprint=fingerprint(checkpoint),
+        source="",
+        fingerprint="",
         texts=used,
         context=len(windows[0]),
         linears={path: tuple(m.path for m in groups[path]) for path in sums},
-        normalised=tuple(path for path in sums if groups[path][0].role in _AFTER_NORM),
+        normalised=tuple(
+            path for path in sums if groups[path][0].role.rpartition(".")[2] in _AFTER_NORM
+        ),
         inputs={path: s.finish(weights.error(path)) for path, s in sums.items()},
     )
 
@@ -145,14 +150,14 @@ class _Sums:
     def __init__(self, channels: int, device: torch.device) -> None:
         self._absmax = torch.zeros(channels, device=device)
         self._large = torch.zeros(channels, dtype=torch.int64, device=device)
-        self._squares = torch.zeros(channels, dtype=torch.float64, device=device)
-        self._fourths = torch.zeros(channels, dtype=torch.float64, device=device)
+        self._squares = np.zeros((2, channels))
+        self._fourths = np.zeros((2, channels))
 
     def add(self, x: Tensor) -> int | None:
         """Add a window ``[tokens, in]``; the number of a channel that is not finite, if there is one.
 
-        A window's sums are rounded to float32 first: float64 then adds them exactly, in any order, so that statistics of two
-        halves of a text add up to those of the whole.
+        A window's sums are rounded to float32, and then added without rounding: statistics of two halves of a text add up to
+        those of the whole, bit for bit.
         """
         magnitude = x.abs()
         largest = magnitude.amax(dim=0)
@@ -161,13 +166,20 @@ class _Sums:
         self._absmax = torch.maximum(self._absmax, largest)
         self._large += (magnitude >= LARGE).sum(dim=0)
         squares = magnitude.double().square_()
-        self._squares += squares.sum(dim=0).float()
-        self._fourths += squares.square_().sum(dim=0).clamp_max_(_FLOAT32_MAX).float()
+        self._squares = _added(self._squares, squares.sum(dim=0))
+        self._fourths = _added(self._fourths, squares.square_().sum(dim=0))
         return None
 
     def finish(self, weight_error: Tensor) -> InputStats:
-        parts = (self._absmax, self._large, self._squares, self._fourths, weight_error)
-        return InputStats(*(part.cpu().numpy() for part in parts))
+        return InputStats(
+            self._absmax.cpu().numpy(), self._large.cpu().numpy(), self._squares, self._fourths,
+            weight_error.numpy(),
+        )  # fmt: skip
+
+
+def _added(sums: npt.NDArray[np.float64], window: Tensor) -> npt.NDArray[np.float64]:
+    rounded = window.clamp_max(_FLOAT32_MAX).float().double().cpu().numpy()
+    return add_exactly(sums, np.stack([rounded, np.zeros_like(rounded)]))
 
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
@@ -190,7 +202,9 @@ class _CalibrationWeights(CheckpointWeights):
         self._check(tensor, module, kind)
         if module.group and kind == "weight":
             first = module.group[0]
-            self._squares[first] = self._squares.get(first, 0) + _column_errors(tensor)
+            self._squares[first] = self._squares.get(first, 0) + _column_errors(
+                tensor.t() if module.transposed else tensor
+            )
         return tensor if module.layer is None else tensor.to(self._device)
 
     def lookup(self, module: Module) -> Lookup:

@@ -128,7 +128,9 @@ def convert(
                             found="a local folder")  # fmt: skip
     opened = open_source(resolved, options)
     if measured_before is not None:
-        check_source(measured_before, opened.checkpoint, stats)
+        groups = opened.architecture.groups() if opened.architecture else ()
+        inputs = {first.path: first.shape[1] for first, *_ in groups}
+        check_source(measured_before, opened.checkpoint, inputs, stats)
     plan = make_plan(opened.selection, {}, options)  # refuse a bad source before calibrating on it
     workers = plan_workers(plan, jobs or os.cpu_count() or 1, max_memory)
     workers = replace(workers, device=device)

@@ -144,7 +144,10 @@ def _threshold(
 
 def kurtosis(found: InputStats, tokens: int, channels: npt.NDArray[np.intp]) -> float:
     """Mean fourth power over squared mean square of the values of some channels."""
-    squares, fourths = float(found.squares[channels].sum()), float(found.fourths[channels].sum())
+    squares, fourths = (
+        float(found.squares[0, channels].sum()),
+        float(found.fourths[0, channels].sum()),
+    )
     return fourths * tokens * len(channels) / squares**2 if squares else 0.0
 
 

@@ -126,7 +126,7 @@ def _members(modules: Sequence[Module], module: Module) -> list[Module]:
 
 
 def _linear(checkpoint: Checkpoint, module: Module) -> Linear:
-    weight = find_matrix(checkpoint, find_tensor(checkpoint, module))
+    weight = find_matrix(checkpoint, find_tensor(checkpoint, module), transposed=module.transposed)
     return Linear(module.path, weight, _bias(checkpoint, module))
 
 

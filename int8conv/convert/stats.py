@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -13,7 +13,7 @@ from ..errors import ArgumentError, StatsError
 from ..formats.checkpoint import Checkpoint
 from ..formats.checksum import running_checksum
 from ..formats.json_file import dump_json
-from ..formats.stats import InputStats, Stats
+from ..formats.stats import InputStats, Stats, add_exactly
 
 LAYER_SHARE: Final = 0.25
 POSITION_SHARE: Final = 0.06
@@ -41,8 +41,10 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return running.hexdigest()
 
 
-def check_source(stats: Stats, checkpoint: Checkpoint, file: object) -> None:
-    """Raise StatsError if statistics are of another checkpoint."""
+def check_source(
+    stats: Stats, checkpoint: Checkpoint, inputs: Mapping[str, int], file: object
+) -> None:
+    """Raise StatsError if statistics are of another checkpoint, or not of its inputs and their widths."""
     found = fingerprint(checkpoint)
     if found != stats.fingerprint:
         raise StatsError(
@@ -50,6 +52,11 @@ def check_source(stats: Stats, checkpoint: Checkpoint, file: object) -> None:
             expected=f"fingerprint {found}", found=stats.fingerprint,
             hint="calibrate this one",
         )  # fmt: skip
+    for path, in_features in inputs.items():
+        found_channels = len(stats.inputs[path].absmax) if path in stats.inputs else None
+        if found_channels != in_features:
+            raise StatsError("not the channels that the checkpoint has", file=file,
+                             tensor=f"{path}.absmax", expected=in_features, found=found_channels)  # fmt: skip
 
 
 def merge(parts: Sequence[tuple[str, Stats]]) -> Stats:
@@ -82,8 +89,8 @@ def merge(parts: Sequence[tuple[str, Stats]]) -> Stats:
                     f"another weight than in {name}", file=file, tensor=f"{path}.weight_error"
                 )
             inputs[path] = InputStats(
-                np.maximum(a.absmax, b.absmax), a.large + b.large, a.squares + b.squares,
-                a.fourths + b.fourths, a.weight_error,
+                np.maximum(a.absmax, b.absmax), a.large + b.large, add_exactly(a.squares, b.squares),
+                add_exactly(a.fourths, b.fourths), a.weight_error,
             )  # fmt: skip
         merged = replace(merged, inputs=inputs, texts=merged.texts + stats.texts)
     return merged

@@ -34,9 +34,9 @@ class InputStats:
     large: npt.NDArray[np.int64]
     """Positions whose magnitude is at least 6.0."""
     squares: npt.NDArray[np.float64]
-    """Sum of squares over all positions."""
+    """``[2, in]``: sum of squares over all positions, see ``add_exactly``."""
     fourths: npt.NDArray[np.float64]
-    """Sum of fourth powers."""
+    """``[2, in]``: sum of fourth powers."""
     weight_error: npt.NDArray[np.float32]
     """Root of the sum, over the rows of all linears of the input, of the squared error that int8 rows make in the column."""
 
@@ -44,6 +44,7 @@ class InputStats:
 _DTYPES: Final = {
     "absmax": "F32", "large": "I64", "squares": "F64", "fourths": "F64", "weight_error": "F32",
 }  # fmt: skip
+_PAIRS: Final = ("squares", "fourths")
 assert list(_DTYPES) == [f.name for f in fields(InputStats)]
 
 
@@ -73,6 +74,21 @@ class Stats:
     def random(self) -> bool:
         """Whether any of it was measured on random tokens."""
         return any(text is None for text, _ in self.texts)
+
+
+def add_exactly(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The sum of two sums ``[2, n]``, each the nearest float64 and what that leaves out.
+
+    With 106 bits, terms of float32's precision add up without rounding, so that the order does not matter (Knuth's TwoSum).
+    """
+    high, rest = _two_sum(a[0], b[0])
+    return np.stack(_two_sum(high, rest + (a[1] + b[1])))
+
+
+def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
 
 
 def write_stats(stats: Stats, path: Path) -> None:
@@ -167,17 +183,18 @@ def _read_input(path: Path, header: Header, data: bytes, input_: str) -> InputSt
         info = header.tensors.get(name)
         if info is None:
             raise StatsError("absent from the statistics", file=path, tensor=name)
-        length = arrays["absmax"].shape if arrays else info.shape
-        if info.dtype != dtype or len(info.shape) != 1 or info.shape != length:
+        channels = arrays["absmax"].shape if arrays else info.shape[-1:]
+        shape = (2, *channels) if kind in _PAIRS else channels
+        if info.dtype != dtype or info.shape != shape or not channels:
             raise StatsError(
-                "not what statistics have", file=path, tensor=name,
-                expected=f"{dtype} {list(length) if len(length) == 1 else '[in]'}",
+                "not what statistics have", file=path, tensor=name, expected=f"{dtype} {list(shape)}",
                 found=f"{info.dtype} {list(info.shape)}",
             )  # fmt: skip
-        array = np.frombuffer(data[info.begin : info.end], numpy_dtype(dtype))
-        wrong = ~np.isfinite(array) | (array < 0)
+        array = np.frombuffer(data[info.begin : info.end], numpy_dtype(dtype)).reshape(shape)
+        values = array.sum(axis=0) if kind in _PAIRS else array
+        wrong = ~np.isfinite(values) | (values < 0)
         if wrong.any():
             raise StatsError("negative, NaN or infinite", file=path, tensor=name,
-                             found=f"{array[wrong][0]} in channel {int(wrong.argmax())}")  # fmt: skip
+                             found=f"{values[wrong][0]} in channel {int(wrong.argmax())}")  # fmt: skip
         arrays[kind] = array
     return InputStats(**arrays)

@@ -8,6 +8,8 @@ weight as it lies in the file:
   digits are three rows of one multiplication. The step is 2^-23 of the token's largest magnitude: float32's precision, on
   int8 units, at the memory traffic of int8.
 
+- an input at threshold 0.0 in ``w8a8``: two digits, 2^-15 of the token's largest magnitude.
+
 Elsewhere the weight is widened to float32 a block at a time. Two operators are left out on purpose: ``_weight_int8pack_mm``
 (rounds results to bfloat16; wrong when in % 8 != 0) and FBGEMM's dynamic linear (one scale for all tokens, saturates).
 """
@@ -20,57 +22,76 @@ import torch
 from torch import Tensor
 
 from .dense import linear_by_blocks
-from .mixed import MixedWeight, quantize_tokens, split_by_threshold, without_outliers
+from .mixed import (
+    MixedWeight,
+    largest_of_tokens,
+    quantize_tokens,
+    take_large,
+    without_outliers,
+)
 
 _DIGIT = 256
-_LARGEST = 127 * _DIGIT**2
-"""What a token's largest magnitude becomes: exact in float32, and far enough below 127.5 * 65536 that rounding the step
-cannot carry the upper digit to 128."""
 
 
 def w8a8(x: Tensor, weight: MixedWeight) -> Tensor:
     """int8 activations: float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, without outlier columns and bias."""
-    small, caught = split_by_threshold(without_outliers(x, weight), weight)
+    small = without_outliers(x, weight)
+    if weight.threshold == 0.0:
+        return _multiply(small, weight, digits=2)
+    caught = take_large(small, weight)
     codes, scale = quantize_tokens(small)
     if has_int8_products():
         y = torch._int_mm(codes, weight.codes.t()).float()
     else:
         y = linear_by_blocks(codes.float(), weight.codes)
     y.mul_(scale).mul_(weight.scale)
-    return y if caught is None else _add_caught(y, caught, weight)
+    if caught is not None:
+        y[caught.rows] += _caught_products(caught.values, weight)
+    return y
 
 
-def _add_caught(y: Tensor, caught: Tensor, weight: MixedWeight) -> Tensor:
-    """Add what the safety net took: the dequantised columns of those channels alone, where they are few."""
-    channels = (caught != 0).any(dim=0).nonzero().flatten()
+def w8a16(x: Tensor, weight: MixedWeight) -> Tensor:
+    """float activations: float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, without outlier columns and bias."""
+    return _multiply(without_outliers(x, weight), weight, digits=3)
+
+
+def _multiply(x: Tensor, weight: MixedWeight, digits: int) -> Tensor:
+    many = has_int8_products()
+    y = _by_digits(x, weight.codes, digits) if many else linear_by_blocks(x, weight.codes)
+    return y.mul_(weight.scale)
+
+
+def _caught_products(values: Tensor, weight: MixedWeight) -> Tensor:
+    """Products of what the safety net took: with the dequantised columns of those channels alone, where they are few."""
+    channels = (values != 0).any(dim=0).nonzero().flatten()
     if len(channels) * _FEW_CHANNELS > weight.in_features:
-        return y + w8a16(caught, weight)
+        return _multiply(values, weight, digits=3)
     columns = weight.codes.index_select(1, channels).float().mul_(weight.scale[:, None])
-    return y.addmm_(caught.index_select(1, channels), columns.t())
+    return values.index_select(1, channels) @ columns.t()
 
 
 _FEW_CHANNELS = 8
 """Below one channel in so many, gathering columns costs less than three int8 products of the whole weight."""
 
 
-def w8a16(x: Tensor, weight: MixedWeight) -> Tensor:
-    """float activations: float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, without outlier columns and bias."""
-    x = without_outliers(x, weight)
-    y = _by_digits(x, weight.codes) if has_int8_products() else linear_by_blocks(x, weight.codes)
-    return y.mul_(weight.scale)
+def _by_digits(x: Tensor, codes: Tensor, count: int) -> Tensor:
+    """``x @ codes^T`` by integers of so many int8 digits for each activation.
 
-
-def _by_digits(x: Tensor, codes: Tensor) -> Tensor:
-    step = x.abs().amax(dim=1, keepdim=True) / _LARGEST
+    A token's largest magnitude becomes 127 with zeros behind it: exact in float32, and so far below 127.5 that rounding the step
+    cannot carry the upper digit to 128.
+    """
+    step = largest_of_tokens(x) / (127 * _DIGIT ** (count - 1))
     integers = (x / step.masked_fill(step == 0, 1.0)).round_().to(torch.int32)
     digits = []
-    for _ in range(2):
+    for _ in range(count - 1):
         digit = (integers + 128).remainder_(_DIGIT).sub_(128)
         digits.append(digit)
         integers = (integers - digit).div_(_DIGIT, rounding_mode="trunc")
     rows = torch.cat([*digits, integers]).to(torch.int8)
-    low, middle, high = torch._int_mm(rows, codes.t()).float().chunk(3)
-    return high.mul_(_DIGIT).add_(middle).mul_(_DIGIT).add_(low).mul_(step)
+    *lower, y = torch._int_mm(rows, codes.t()).float().chunk(count)
+    for products in reversed(lower):
+        y = y.mul_(_DIGIT).add_(products)
+    return y.mul_(step)
 
 
 @functools.cache

@@ -41,8 +41,8 @@ class MixedWeight:
     outlier_weight: Tensor | None = None
     """float16 or bfloat16 ``[out, k]``."""
     threshold: float | None = None
-    """Magnitude from which the safety net of ``w8a8`` takes an activation; None: no net. 0.0: all of them, so the input is
-    multiplied as in ``w8a16``."""
+    """Magnitude from which the safety net of ``w8a8`` takes an activation; None: no net. 0.0: all of them, so that the
+    whole input is multiplied in 16 bits."""
     counter: NetCounter | None = None
     """Told what the net takes, by ``reference`` and ``cpu``; not at a threshold of 0.0, where that is everything."""
 
@@ -74,12 +74,12 @@ class NetCounter:
         self.tokens_caught = 0
         """Tokens with at least one."""
 
-    def add(self, tokens: int, caught: Tensor | None) -> None:
-        """Count a call of so many tokens; bool ``[tokens, in]`` where the net took a value, None for nowhere."""
+    def add(self, tokens: int, caught: Tensor) -> None:
+        """Count a call of so many tokens; bool ``[r, in]`` where the net took a value of one of the r tokens concerned."""
         self.tokens += tokens
-        if caught is not None:
+        self.tokens_caught += len(caught)
+        if len(caught):
             self.caught += caught.sum(dim=0).cpu()
-            self.tokens_caught += int(caught.any(dim=1).sum())
 
 
 class _Implementation(Protocol):
@@ -119,8 +119,6 @@ def mixed_linear(
     rows = x.reshape(-1, weight.in_features)
     if mode is None:
         mode = "w8a16" if rows.shape[0] <= _FEW_TOKENS else "w8a8"
-    if mode == "w8a8" and weight.threshold == 0.0:  # the net takes everything
-        mode = "w8a16"
     if implementation is None and mode == "w8a16" and jit.takes(rows, weight.codes):
         y = jit.mixed(rows.float(), weight)
     else:
@@ -165,20 +163,37 @@ def without_outliers(x: Tensor, weight: MixedWeight) -> Tensor:
     return x.index_fill(1, weight.outlier_index.long(), 0.0)
 
 
-def split_by_threshold(x: Tensor, weight: MixedWeight) -> tuple[Tensor, Tensor | None]:
-    """``x`` without the values that the safety net takes, and those values alone (None if there are none)."""
+@dataclass(frozen=True)
+class Caught:
+    """What the safety net takes of a call."""
+
+    rows: Tensor
+    """Numbers of the tokens concerned ``[r]``."""
+    values: Tensor
+    """Their values that are taken, zero elsewhere: float32 ``[r, in]``."""
+
+
+def take_large(x: Tensor, weight: MixedWeight) -> Caught | None:
+    """Take the values from the threshold on out of ``x`` ``[tokens, in]``, which is changed; None: there are none."""
     if weight.threshold is None:
-        return x, None
-    caught = x.abs() >= weight.threshold
-    found = bool(caught.any())
+        return None
+    rows = (largest_of_tokens(x).flatten() >= weight.threshold).nonzero().flatten()
+    found = x[rows]
+    large = found.abs() >= weight.threshold
     if weight.counter is not None:
-        weight.counter.add(x.shape[0], caught if found else None)
-    if not found:
-        return x, None
-    return x.masked_fill(caught, 0.0), x.masked_fill(~caught, 0.0)
+        weight.counter.add(x.shape[0], large)
+    if not len(rows):
+        return None
+    x[rows] = found.masked_fill(large, 0.0)
+    return Caught(rows, found.masked_fill(~large, 0.0))
+
+
+def largest_of_tokens(x: Tensor) -> Tensor:
+    """``[tokens, in]`` -> ``[tokens, 1]``."""
+    return torch.maximum(x.amax(dim=1, keepdim=True), -x.amin(dim=1, keepdim=True))
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric int8 codes and scale of each token: float32 ``[tokens, in]`` -> int8 the same, float32 ``[tokens, 1]``."""
-    scale = x.abs().amax(dim=1, keepdim=True) / 127.0
+    scale = largest_of_tokens(x) / 127.0
     return (x / scale.masked_fill(scale == 0, 1.0)).round_().to(torch.int8), scale

@@ -5,16 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .mixed import MixedWeight, quantize_tokens, split_by_threshold, without_outliers
+from .mixed import MixedWeight, quantize_tokens, take_large, without_outliers
 
 
 def w8a8(x: Tensor, weight: MixedWeight) -> Tensor:
     """int8 activations: float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, without outlier columns and bias."""
-    small, caught = split_by_threshold(without_outliers(x, weight), weight)
+    if weight.threshold == 0.0:
+        return w8a16(x, weight)
+    small = without_outliers(x, weight)
+    caught = take_large(small, weight)
     codes, scale = quantize_tokens(small)
     products = codes.double() @ weight.codes.double().t()  # integers below 2^53: exact
     y = products.float() * scale * weight.scale
-    return y if caught is None else y + w8a16(caught, weight)
+    if caught is not None:
+        y[caught.rows] += caught.values @ dequantize(weight).t()
+    return y
 
 
 def w8a16(x: Tensor, weight: MixedWeight) -> Tensor:

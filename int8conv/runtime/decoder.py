@@ -5,78 +5,77 @@ Shapes: ``b`` batch, ``t`` tokens of this call, ``s`` positions in the cache, ``
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .architecture import Architecture, Module
+from .attention import AttentionSpec
 from .cache import KVCache
-from .config import DecoderConfig, Rope
-from .torch_kernels import Kernels, NormWeights, Places
+from .config import DecoderConfig
+from .experts import MixtureOfExperts
+from .norms import NormWeights
+from .rotary import Rotary
+from .torch_kernels import Kernels, Places
 from .weights import Projection, Weights
 
 Observer = Callable[[Module, Tensor], None]
 """Told the first linear of a group and the group's input ``[b, t, in]``, before it is multiplied."""
 
 
+def norm_weights(config: DecoderConfig, module: Module, weights: Weights) -> NormWeights:
+    """A norm's parameters."""
+    weight = weights.tensor(module)
+    if config.norm_offset:
+        weight = weight + config.norm_offset
+    bias = weights.tensor(module, "bias") if module.bias else None
+    return NormWeights(config.norm == "rms", config.norm_eps, weight, bias)
+
+
 class Norm:
     """RMSNorm (arXiv:1910.07467) or LayerNorm, computed in float32."""
 
     def __init__(self, config: DecoderConfig, module: Module, weights: Weights) -> None:
-        bias = weights.tensor(module, "bias") if module.bias else None
-        self.weights = NormWeights(
-            config.norm == "rms", config.norm_eps, weights.tensor(module), bias
-        )
+        self.weights = norm_weights(config, module, weights)
         self.kernels = weights.kernels
 
     def __call__(self, x: Tensor) -> Any:
         return self.kernels.norm(x, self.weights)
 
 
-class Rotary:
-    """Rotary positions (arXiv:2104.09864), the two halves of a head as the pairs' members."""
-
-    def __init__(self, config: DecoderConfig, rope: Rope) -> None:
-        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-        self.frequencies = _scaled(1.0 / (rope.theta**exponents), rope)
-
-    def tables(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin ``[t, d]`` for positions ``[t]``."""
-        angles = positions.float()[:, None] * self.frequencies
-        angles = torch.cat([angles, angles], dim=-1)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def _scaled(frequencies: Tensor, rope: Rope) -> Tensor:
-    """Radians a position, stretched to a longer context."""
-    if rope.kind == "default":
-        return frequencies
-    slow = frequencies / rope.factor
-    if rope.kind == "linear":
-        return slow
-    turns = rope.original_positions * frequencies / (2 * math.pi)
-    kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    return torch.lerp(slow, frequencies, kept.clamp(0, 1))
-
-
 class Attention:
     """Causal attention with grouped key/value heads."""
 
     def __init__(
-        self, config: DecoderConfig, layer: int, qkv: Projection, out: Projection, kernels: Kernels
-    ) -> None:
+        self, config: DecoderConfig, spec: AttentionSpec, qkv: Projection, out: Projection, kernels: Kernels
+    ) -> None:  # fmt: skip
         self.config = config
-        self.layer = layer
+        self.spec = spec
         self.qkv = qkv
         self.out = out
         self.kernels = kernels
 
-    def __call__(self, x: Any, places: Places, cache: KVCache | None, residual: Tensor) -> Tensor:
-        y = self.kernels.attend(self.qkv(x), self.config, self.layer, places, cache)
+    def __call__(
+        self, x: Any, places: Places, cache: KVCache | None, residual: Tensor | None
+    ) -> Tensor:
+        y = self.kernels.attend(self._split(self.qkv(x)), self.spec, places, cache)
         return self.out(y, residual=residual)[0]
+
+    def _split(self, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """q, k and v ``[b, t, heads * d]``."""
+        c = self.config
+        if c.fused_qkv is None:
+            return outputs
+        queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        if c.fused_qkv == "rows":
+            return outputs[0].split_with_sizes([queries, keys, keys], dim=-1)
+        group = c.num_heads // c.num_kv_heads
+        y = outputs[0]
+        each = y.view(*y.shape[:-1], c.num_kv_heads, group + 2, c.head_dim)
+        parts = each.split_with_sizes([group, 1, 1], dim=-2)
+        return [part.flatten(-3) for part in parts]
 
 
 class FeedForward:
@@ -86,17 +85,21 @@ class FeedForward:
         self, config: DecoderConfig, wide: Projection, down: Projection, kernels: Kernels
     ) -> None:
         self.activation = config.activation
-        self.wide = wide
+        self.wide = _halved(wide) if config.fused_gate else wide
         self.down = down
         self.kernels = kernels
 
-    def __call__(self, x: Any, residual: Tensor) -> Tensor:
+    def __call__(self, x: Any, residual: Tensor | None = None) -> Tensor:
         inner = self.kernels.inner(self.wide, x, self.activation)
         return self.down(inner, residual=residual)[0]
 
 
+def _halved(project: Projection) -> Any:
+    return lambda x: project(x)[0].chunk(2, dim=-1)
+
+
 class Block:
-    """One layer: attention and FFN, each with its norm (before, or after the sum) and residual."""
+    """One layer: attention and FFN, each with its norms and residual."""
 
     def __init__(
         self,
@@ -105,27 +108,66 @@ class Block:
         weights: Weights,
         observe: Observer | None = None,
     ) -> None:
-        config, modules = architecture.config, architecture.layer(layer)
+        self.config = config = architecture.config
+        modules = architecture.layer(layer)
 
         def projection(*roles: str) -> Projection:
             group = [modules[role] for role in roles if role in modules]
             project = weights.projection(group)
-            return project if observe is None else _observed(project, group[0], observe)
+            quantised = observe is not None and group[0].group
+            return _observed(project, group[0], observe) if observe and quantised else project
 
-        self.pre_norm = config.pre_norm
-        self.attn_norm = Norm(config, modules["attn_norm"], weights)
-        self.kernels = kernels = weights.kernels
-        qkv, out = projection("q", "k", "v"), projection("o")
-        self.attention = Attention(config, layer, qkv, out, kernels)
-        self.mlp_norm = Norm(config, modules["mlp_norm"], weights)
-        self.ffn = FeedForward(config, projection("gate", "up"), projection("down"), kernels)
+        def norm(role: str) -> Norm | None:
+            return Norm(config, modules[role], weights) if role in modules else None
+
+        def ffn(prefix: str = "") -> FeedForward:
+            wide = projection(f"{prefix}gate_up", f"{prefix}gate", f"{prefix}up")
+            return FeedForward(config, wide, projection(f"{prefix}down"), self.kernels)
+
+        self.kernels = weights.kernels
+        self.attn_norm, self.attn_post_norm = norm("attn_norm"), norm("attn_post_norm")
+        self.mlp_norm, self.mlp_post_norm = norm("mlp_norm"), norm("mlp_post_norm")
+        norms = [
+            norm_weights(config, modules[role], weights) if role in modules else None
+            for role in ("q_norm", "k_norm")
+        ]
+        spec = AttentionSpec.of(config, layer, *norms)
+        qkv, out = projection("qkv", "q", "k", "v"), projection("o")
+        self.attention = Attention(config, spec, qkv, out, self.kernels)
+        self.ffn: FeedForward | MixtureOfExperts
+        if config.experts is not None and config.is_sparse(layer):
+            experts = [ffn(f"{expert}.") for expert in range(config.experts.count)]
+            shared = ffn("shared_") if config.experts.shared_size else None
+            gate = projection("shared_router") if shared else None
+            self.ffn = MixtureOfExperts(config.experts, projection("router"), experts, shared, gate)
+        else:
+            self.ffn = ffn()
 
     def __call__(self, x: Tensor, places: Places, cache: KVCache | None = None) -> Tensor:
-        if self.pre_norm:
-            x = self.attention(self.attn_norm(x), places, cache, x)
-            return self.ffn(self.mlp_norm(x), x)
-        x = self.kernels.value(self.attn_norm(self.attention(x, places, cache, x)))
-        return self.kernels.value(self.mlp_norm(self.ffn(x, x)))
+        def attention(h: Any, residual: Tensor | None) -> Tensor:
+            return self.attention(h, places, cache, residual)
+
+        if self.config.parallel:
+            h = x if self.attn_norm is None else self.attn_norm(x)
+            inner = self.ffn(h if self.mlp_norm is None else self.mlp_norm(x))
+            return x + attention(h, None) + inner
+        if self.config.norms == "after sum":
+            assert self.attn_norm is not None and self.mlp_norm is not None
+            x = self.kernels.value(self.attn_norm(attention(x, x)))
+            return self.kernels.value(self.mlp_norm(self.ffn(x, x)))
+        x = self._add(x, self.attn_norm, attention, self.attn_post_norm)
+        return self._add(x, self.mlp_norm, self.ffn, self.mlp_post_norm)
+
+    def _add(
+        self, x: Tensor, norm: Norm | None, branch: Callable[[Any, Tensor | None], Tensor], post: Norm | None
+    ) -> Tensor:  # fmt: skip
+        """``x`` plus a branch of it."""
+        h = x if norm is None else norm(x)
+        if post is None and self.config.residual_scale == 1:
+            return branch(h, x)
+        y = branch(h, None)
+        y = y if post is None else self.kernels.value(post(y))
+        return x + y * self.config.residual_scale
 
 
 def _observed(project: Projection, module: Module, observe: Observer) -> Projection:
@@ -147,16 +189,25 @@ class Embedding:
         self.positions = weights.lookup(modules["positions"]) if "positions" in modules else None
         self.offset = config.position_offset
         self.project = _optional(weights, modules.get("project_in"))
-        self.rotary = Rotary(config, config.rope) if config.rope is not None else None
+        self.norm = (
+            Norm(config, modules["embedding_norm"], weights) if config.embedding_norm else None
+        )
+        self.scale = config.embedding_scale
+        ropes = [rope for rope in (config.rope, config.local_rope) if rope is not None]
+        self.rotaries = [Rotary(rope, config.head_dim) for rope in ropes]
 
     def __call__(self, token_ids: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Any]:
         """``[b, t]`` -> ``[b, t, hidden]`` and the places of these tokens, behind those in the cache."""
-        places = self.kernels.places(self.rotary, cache, token_ids, self.dtype)
+        places = self.kernels.places(self.rotaries, cache, token_ids, self.dtype)
         x = self.tokens(token_ids)
+        if self.scale != 1:
+            x = x * torch.tensor(self.scale, dtype=x.dtype, device=x.device)
         if self.project is not None:
             (x,) = self.project(x)
         if self.positions is not None:
             x = x + self.positions(places.positions + self.offset)
+        if self.norm is not None:
+            x = self.kernels.value(self.norm(x))
         return x, places
 
 
@@ -174,12 +225,18 @@ class Output:
         )
         self.project = _optional(weights, modules.get("project_out"))
         self.head = weights.projection([modules["embed" if config.tied else "head"]])
+        self.scale, self.softcap = config.logit_scale, config.logit_softcap
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[b, t, hidden]`` -> float32 ``[b, t, vocab]``."""
         x = self.final_norm(x) if self.final_norm is not None else x
         x = self.project(x)[0] if self.project is not None else x
-        return self.head(x)[0].float()
+        logits = self.head(x)[0].float()
+        if self.scale != 1:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
 
 
 class Decoder:

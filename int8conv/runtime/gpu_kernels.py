@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import UnsupportedFeatureError
 from ..kernels.gpu.attention import attend
 from ..kernels.gpu.linear import Pending
 from ..kernels.gpu.quantize import Before
 from ..kernels.gpu.rotary import rotate_and_store
+from .attention import AttentionSpec
 from .config import Activation, DecoderConfig
 from .gpu_cache import DeviceCache
 from .gpu_decode import DecodeSteps
-from .torch_kernels import NormWeights, causal_mask
+from .norms import NormWeights
+from .torch_kernels import causal_mask
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,29 @@ class DevicePlaces:
     tables: tuple[Tensor, Tensor] | None
 
 
+_NOT_YET: Final = (
+    "norm_offset", "alibi", "parallel", "embedding_norm", "attention_softcap", "windows", "local_rope",
+    "query_norm", "fused_qkv", "fused_gate", "transposed", "experts",
+)  # fmt: skip
+
+
+def check_supported(config: DecoderConfig) -> None:
+    """Refuse what the kernels are not joined for yet.
+
+    Raises:
+        UnsupportedFeatureError: names the features.
+    """
+    missing = [name for name in _NOT_YET if getattr(config, name)]
+    rope = config.rope
+    if rope is not None and (rope.neighbours or rope.share != 1 or rope.kind in ("dynamic", "longrope", "yarn")):  # fmt: skip
+        missing.append(f"rotary positions of the kind {rope.kind}")
+    if config.norms not in ("before", "after sum"):
+        missing.append(f"norms {config.norms}")
+    if missing:
+        raise UnsupportedFeatureError(f"not on a GPU yet: {', '.join(missing)}",
+                                      found=config.model_type, hint="run it on the CPU")  # fmt: skip
+
+
 class GpuKernels:
     """Triton, and PyTorch's attention for prompts."""
 
@@ -66,12 +92,12 @@ class GpuKernels:
     def steps(self, decoder: Any, cache: DeviceCache) -> Callable[[Tensor], Tensor]:
         return DecodeSteps(decoder, cache)
 
-    def places(self, rotary: Any, cache: DeviceCache | None, token_ids: Tensor, dtype: torch.dtype) -> DevicePlaces:  # fmt: skip
+    def places(self, rotaries: Any, cache: DeviceCache | None, token_ids: Tensor, dtype: torch.dtype) -> DevicePlaces:  # fmt: skip
         batch, tokens = token_ids.shape
         device = token_ids.device
         steps = torch.arange(tokens, dtype=torch.int32, device=device)
         before = torch.zeros(batch, dtype=torch.int32, device=device) if cache is None else cache.lengths  # fmt: skip
-        tables = self._rotary_tables(rotary) if rotary else None
+        tables = self._rotary_tables(rotaries[0]) if rotaries else None
         past = 0 if cache is None else cache.length
         return DevicePlaces(before[:, None] + steps, before + tokens, past, tables)
 
@@ -95,14 +121,14 @@ class GpuKernels:
         inner: Pending = wide.inner(rows, activation)
         return Deferred(inner, (*shape, inner.x.shape[1]))
 
-    def attend(self, qkv: Sequence[Tensor], config: DecoderConfig, layer: int, places: DevicePlaces, cache: DeviceCache | None) -> Tensor:  # fmt: skip
+    def attend(self, qkv: Sequence[Tensor], spec: AttentionSpec, places: DevicePlaces, cache: DeviceCache | None) -> Tensor:  # fmt: skip
         batch, tokens = qkv[0].shape[:2]
-        size, scale = config.head_dim, config.head_dim**-0.5
+        size, scale = spec.size, spec.scale
         if cache is None:
-            shape = (2, batch, config.num_kv_heads, tokens, size)
+            shape = (2, batch, spec.kv_heads, tokens, size)
             keys, values = torch.empty(shape, dtype=qkv[0].dtype, device=qkv[0].device)
         else:
-            keys, values = cache.layer(layer)
+            keys, values = cache.layer(spec.layer)
         q, k, v = (y.flatten(0, 1) for y in qkv)
         q = rotate_and_store(q, k, v, places.tables, places.positions.flatten(), keys, values)
         if tokens == 1 and cache is not None:
@@ -113,6 +139,6 @@ class GpuKernels:
             q.view(batch, tokens, -1, size).transpose(1, 2), keys[:, :, :end], values[:, :, :end],
             attn_mask=causal_mask(tokens, places.past, q.device) if places.past else None,
             is_causal=places.past == 0, scale=scale,
-            enable_gqa=config.num_heads != config.num_kv_heads,
+            enable_gqa=spec.heads != spec.kv_heads,
         )  # fmt: skip
         return y.transpose(1, 2).flatten(2)

@@ -17,7 +17,7 @@ from ..kernels.gpu.quantize import Before
 from .architecture import Module
 from .config import Activation, DecoderConfig
 from .gpu_files import DeviceFiles
-from .gpu_kernels import Deferred, GpuKernels, pending
+from .gpu_kernels import Deferred, GpuKernels, check_supported, pending
 from .torch_kernels import Kernels
 from .weights import CheckpointWeights, ConvertedWeights, Projection
 
@@ -73,6 +73,7 @@ class DeviceConverted(ConvertedWeights):
         self, converted: ConvertedFolder, config: DecoderConfig, dtype: torch.dtype, device: torch.device, mode: Mode | None = None,
         *, net: bool = True,
     ) -> None:  # fmt: skip
+        check_supported(config)
         super().__init__(converted, dtype, mode, net=net)
         self._files: Any = DeviceFiles(device)
         self.kernels: Kernels = GpuKernels(config.max_positions, device)
@@ -88,6 +89,7 @@ class DeviceCheckpoint(CheckpointWeights):
     """A source checkpoint in 16 bits."""
 
     def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:  # fmt: skip
+        check_supported(config)
         super().__init__(checkpoint, dtype)
         self.device = device
         self.kernels: Kernels = GpuKernels(config.max_positions, device)

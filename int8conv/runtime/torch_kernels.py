@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention import AttentionSpec, attend, scores_bias
 from .cache import KVCache
 from .config import Activation, DecoderConfig
+from .norms import NormWeights, normalised
+from .rotary import rotate
 
 ACTIVATIONS: Final[dict[Activation, Callable[[Tensor], Tensor]]] = {
     "silu": F.silu,
@@ -19,16 +22,6 @@ ACTIVATIONS: Final[dict[Activation, Callable[[Tensor], Tensor]]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
-
-
-@dataclass(frozen=True)
-class NormWeights:
-    """A norm's parameters, in the dtype of the activations."""
-
-    rms: bool
-    eps: float
-    weight: Tensor
-    bias: Tensor | None
 
 
 class Places(Protocol):
@@ -52,7 +45,7 @@ class Kernels(Protocol):
     def steps(self, decoder: Any, cache: Any) -> Callable[[Tensor], Tensor]:
         """Token ids ``[b, 1]`` -> logits ``[b, 1, vocab]``, as often as wanted."""
 
-    def places(self, rotary: Any, cache: Any, token_ids: Tensor, dtype: torch.dtype) -> Any:
+    def places(self, rotaries: Any, cache: Any, token_ids: Tensor, dtype: torch.dtype) -> Any:
         """``Places`` of token ids ``[b, t]`` behind those in the cache, with what rotation needs."""
 
     def norm(self, x: Tensor, norm: NormWeights) -> Any: ...
@@ -63,18 +56,21 @@ class Kernels(Protocol):
     def inner(self, wide: Any, x: Any, activation: Activation) -> Any:
         """``act(up)``, or ``act(gate) * up``, of the FFN."""
 
-    def attend(self, qkv: Sequence[Tensor], config: DecoderConfig, layer: int, places: Any, cache: Any) -> Tensor:  # fmt: skip
+    def attend(self, qkv: Sequence[Tensor], spec: AttentionSpec, places: Any, cache: Any) -> Tensor:
         """``[b, t, heads * d]`` for q, k and v of ``[b, t, ...]``; k and v go into the cache."""
 
 
 @dataclass(frozen=True)
 class _Places:
     positions: Tensor
-    tables: tuple[Tensor, Tensor] | None
+    tables: Sequence[tuple[Tensor, Tensor]]
+    """Of each rotary embedding."""
+    biases: dict[int | None, Tensor | None]
+    """Of scores, by window; filled as layers ask for them."""
 
     def to(self, device: torch.device) -> _Places:
-        tables = self.tables and (self.tables[0].to(device), self.tables[1].to(device))
-        return _Places(self.positions.to(device), tables)
+        tables = [(cos.to(device), sin.to(device)) for cos, sin in self.tables]
+        return _Places(self.positions.to(device), tables, {})
 
 
 class TorchKernels:
@@ -88,22 +84,16 @@ class TorchKernels:
     def steps(self, decoder: Any, cache: KVCache) -> Callable[[Tensor], Tensor]:
         return lambda tokens: decoder.forward(tokens, cache, last_only=True)
 
-    def places(self, rotary: Any, cache: KVCache | None, token_ids: Tensor, dtype: torch.dtype) -> _Places:  # fmt: skip
+    def places(self, rotaries: Any, cache: KVCache | None, token_ids: Tensor, dtype: torch.dtype) -> _Places:  # fmt: skip
         positions = torch.arange(token_ids.shape[1])
         if cache is None or cache.length == cache.lengths.min():
             positions += cache.length if cache is not None else 0
-            return _Places(positions, rotary.tables(positions, dtype) if rotary else None)
+            return _Places(positions, [rotary.tables(positions, dtype) for rotary in rotaries], {})
         positions = positions + cache.lengths[:, None]
-        tables = rotary.tables(positions.flatten(), dtype) if rotary else ()
-        cos_sin = [table.view(*positions.shape, -1)[:, None] for table in tables]  # b 1 t d
-        return _Places(positions, (cos_sin[0], cos_sin[1]) if cos_sin else None)
+        return _Places(positions, [_tables_of_each(rotary, positions, dtype) for rotary in rotaries], {})  # fmt: skip
 
     def norm(self, x: Tensor, norm: NormWeights) -> Tensor:
-        if not norm.rms:
-            return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)
-        return wide.to(x.dtype) * norm.weight
+        return normalised(x, norm)
 
     def value(self, x: Tensor) -> Tensor:
         return x
@@ -113,30 +103,33 @@ class TorchKernels:
         y = ACTIVATIONS[activation](first)
         return y * rest[0] if rest else y
 
-    def attend(self, qkv: Sequence[Tensor], config: DecoderConfig, layer: int, places: _Places, cache: KVCache | None) -> Tensor:  # fmt: skip
-        tokens, size = qkv[0].shape[1], config.head_dim
-        q, k, v = (y.view(*y.shape[:2], -1, size).transpose(1, 2) for y in qkv)  # b h t d
-        if places.tables is not None:
-            q, k = rotate(q, places.tables), rotate(k, places.tables)
-        past = 0
+    def attend(self, qkv: Sequence[Tensor], spec: AttentionSpec, places: _Places, cache: KVCache | None) -> Tensor:  # fmt: skip
+        q, k, v = (y.reshape(*y.shape[:2], -1, spec.size) for y in qkv)  # b t h d
+        q, k = _normed(q, spec.query_norm, spec.by_head), _normed(k, spec.key_norm, spec.by_head)
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+        if places.tables:
+            tables = places.tables[spec.rotary]
+            q, k = rotate(q, tables, spec.neighbours), rotate(k, tables, spec.neighbours)
         if cache is not None:
-            past = cache.length
-            k, v = cache.update(layer, k, v)
-        mask = causal_mask(tokens, past) if past and tokens > 1 else None
-        if places.positions.ndim == 2:
-            mask = (places.positions[:, :, None] >= torch.arange(k.shape[2]))[:, None]  # b 1 t s
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=past == 0 and tokens > 1,
-            enable_gqa=config.num_heads != config.num_kv_heads,
-        )  # fmt: skip
+            k, v = cache.update(spec.layer, k, v)
+        if spec.window not in places.biases:
+            bias = scores_bias(spec, places.positions, k.shape[2], q.dtype)
+            places.biases[spec.window] = bias
+        y = attend(q, k, v, spec, places.biases[spec.window])
         return y.transpose(1, 2).flatten(2)
 
 
-def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate ``[b, h, t, d]`` by tables of cos and sin ``[t, d]`` or ``[b, 1, t, d]``."""
-    cos, sin = tables
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+def _tables_of_each(rotary: Any, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin ``[b, 1, t, size]`` for ``[b, t]``: one by one, as some scalings go by the sequence's length."""
+    cos, sin = zip(*(rotary.tables(row, dtype) for row in positions), strict=True)
+    return torch.stack(cos)[:, None], torch.stack(sin)[:, None]
+
+
+def _normed(x: Tensor, norm: NormWeights | None, by_head: bool) -> Tensor:
+    """``[b, t, h, d]``, normalised."""
+    if norm is None:
+        return x
+    return normalised(x, norm) if by_head else normalised(x.flatten(2), norm).view(x.shape)
 
 
 def causal_mask(tokens: int, past: int, device: torch.device | None = None) -> Tensor:

@@ -74,7 +74,8 @@ class CheckpointWeights:
     def _weight(self, module: Module) -> Tensor:
         """One copy of an embedding, which may be the head as well."""
         if module.kind != "embedding":
-            return self.tensor(module)
+            weight = self.tensor(module)
+            return weight.t() if module.transposed else weight
         if module.path not in self._embeddings:
             self._embeddings[module.path] = self.tensor(module)
         return self._embeddings[module.path]
@@ -124,7 +125,8 @@ class ConvertedWeights:
         return lambda rows: dequantized_rows(mixed, rows).to(self.dtype)
 
     def _stored(self, module: Module) -> Tensor:
-        return self._files.tensor(find_tensor(self.converted.checkpoint, module))
+        weight = self._files.tensor(find_tensor(self.converted.checkpoint, module))
+        return weight.t() if module.transposed else weight
 
     def projection(self, modules: Sequence[Module]) -> Projection:
         parts = [(members, self._multiply(members)) for members in self._fusable(modules)]

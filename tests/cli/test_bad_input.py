@@ -539,14 +539,14 @@ def test_a_source_that_cannot_be_run(
 
 
 UNRUNNABLE: dict[str, tuple[Damage, list[str]]] = {
-    "unknown model_type": (after_config(model_type="mamba"), ["/config.json", "'mamba'", "expected one of llama, opt"]),
+    "unknown model_type": (after_config(model_type="mamba"), ["/config.json", "'mamba'", "expected one of bloom, cohere"]),
     "no model_type": (after_config(model_type=None), ["/config.json", "model_type None"]),
     "rope_scaling": (
-        after_config(rope_scaling={"rope_type": "yarn", "factor": 8.0}),
-        ["/config.json", "'rope_scaling.rope_type'", "expected one of default, linear, llama3, found 'yarn'"],
+        after_config(rope_scaling={"rope_type": "ntk", "factor": 8.0}),
+        ["/config.json", "'rope_scaling.rope_type'", "expected one of default, linear", "found 'ntk'"],
     ),
     "rope_scaling of old": (
-        after_config(rope_scaling={"type": "dynamic", "factor": 2.0}), ["'rope_scaling.type'", "found 'dynamic'"],
+        after_config(rope_scaling={"type": "xpos", "factor": 2.0}), ["'rope_scaling.type'", "found 'xpos'"],
     ),
     "rope_parameters": (
         after_config(rope_parameters={"rope_theta": 1e4, "factor": 8.0}), ["'rope_parameters.factor'", "found 8.0"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from int8conv.formats.converted import open_converted
-from int8conv.formats.stats import read_stats
+from int8conv.formats.stats import InputStats, read_stats, write_stats
 
 from ..checkpoints import write_checkpoint
 from .helpers import check_refused, run, snapshot, succeed
@@ -84,6 +85,25 @@ def test_stats_of_another_checkpoint(stats: Path, source: Path, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+def test_stats_of_other_channels(example: Path, stats: Path, tmp_path: Path) -> None:
+    """The right checkpoint by its fingerprint, but arrays of another length, or none."""
+    found = read_stats(stats)
+    path = "model.layers.2.mlp.down_proj"
+    whole = found.inputs[path]
+    short = InputStats(
+        whole.absmax[:-1], whole.large[:-1], whole.squares[:, :-1], whole.fourths[:, :-1], whole.weight_error[:-1]
+    )  # fmt: skip
+    write_stats(replace(found, inputs=found.inputs | {path: short}), tmp_path / "short")
+    result = run("convert", example, tmp_path / "out", "--stats", tmp_path / "short")
+    check_refused(result, f"{path}.absmax", "expected 704, found 703")
+    inputs = {p: i for p, i in found.inputs.items() if p != path}
+    linears = {p: i for p, i in found.linears.items() if p != path}
+    write_stats(replace(found, inputs=inputs, linears=linears), tmp_path / "absent")
+    result = run("convert", example, tmp_path / "out", "--stats", tmp_path / "absent")
+    check_refused(result, f"{path}.absmax", "expected 704")
+    assert not (tmp_path / "out").exists()
+
+
 def test_stats_that_are_none(example: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     check_refused(run("convert", example, out, "--stats", tmp_path / "absent"), "absent")
@@ -120,6 +140,7 @@ def test_wrong_usage(example: Path, tmp_path: Path, stats: Path) -> None:
     ):
         assert run("calibrate", *arguments).exit_code == 2, arguments
     check_refused(run("calibrate", "--merge", stats, "-o", out), "two statistics files or more")
+    check_refused(run("calibrate", example, "-o", out, "--device", "abacus"), "device", "abacus")
     check_refused(
         run("calibrate", example, "-o", tmp_path / "no" / "file", "--tokens", 9), "no/file"
     )

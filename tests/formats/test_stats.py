@@ -21,8 +21,8 @@ def make_stats(seed: int = 0, channels: int = 24, **changes: Any) -> Stats:
     rng = np.random.default_rng(seed)
     inputs = {
         path: InputStats(
-            rng.random(count, np.float32), rng.integers(0, 99, count), rng.random(count),
-            rng.random(count), np.full(count, 0.5, np.float32),
+            rng.random(count, np.float32), rng.integers(0, 99, count), rng.random((2, count)),
+            rng.random((2, count)), np.full(count, 0.5, np.float32),
         )
         for path, count in (("model.q", channels), ("model.down", 7))
     }  # fmt: skip
@@ -128,7 +128,7 @@ def test_malformed_fields(file: Path, change: dict[str, Any]) -> None:
     ("change", "tensor"),
     [
         (lambda t: t.pop("model.q.large"), "model.q.large"),
-        (lambda t: t.update({"model.q.squares": np.zeros(23)}), "model.q.squares"),
+        (lambda t: t.update({"model.q.squares": np.zeros((2, 23))}), "model.q.squares"),
         (lambda t: t.update({"model.q.absmax": np.zeros((24, 1), np.float32)}), "model.q.absmax"),
         (lambda t: t.update({"model.q.absmax": np.zeros(24)}), "model.q.absmax"),
         (lambda t: t.update({"model.o.absmax": np.zeros(24, np.float32)}), "model.o.absmax"),
@@ -145,8 +145,8 @@ def test_wrong_tensors(file: Path, change: Callable[[dict[str, Any]], object], t
 @pytest.mark.rule("S3")
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
 def test_values_that_no_magnitude_has(file: Path, value: float) -> None:
-    rewrite(file, lambda tensors: tensors["model.down.fourths"].__setitem__(3, value))
-    with pytest.raises(StatsError, match=f"found {value} in channel 3") as caught:
+    rewrite(file, lambda tensors: tensors["model.down.fourths"].__setitem__((0, 3), value))
+    with pytest.raises(StatsError, match="in channel 3") as caught:
         read_stats(file)
     assert caught.value.tensor == "model.down.fourths"
 

@@ -174,11 +174,21 @@ def test_the_net_counts_what_it_takes(implementation: str, processor: str) -> No
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_a_threshold_of_zero_takes_everything(implementation: str, processor: str) -> None:
-    weight = make_weight(24, 64, 16, threshold=0.0)
+@pytest.mark.parametrize("k", [0, 16])
+def test_a_threshold_of_zero_is_16_bits_for_all(
+    k: int, implementation: str, processor: str
+) -> None:
+    """An error of at most half a step of 16-bit integers, whose largest is the token's largest."""
+    weight = make_weight(24, 64, k, threshold=0.0)
     x = torch.randn(20, 64, generator=torch.Generator().manual_seed(1))
-    y = mixed_linear(x, weight, mode="w8a8", implementation=implementation)
-    assert torch.equal(y, mixed_linear(x, weight, mode="w8a16", implementation=implementation))
+    x[3, 5], x[7], x[9] = 300.0, 0.0, -65504.0
+    y = mixed_linear(x, weight, mode="w8a8", implementation=implementation).double()
+    half_step = x.double().abs().amax(1, keepdim=True) / 32512 / 2
+    bound = half_step * dense(weight).abs().sum(1) * 1.01
+    magnitude = x.double().abs() @ dense(weight).abs().t()
+    truth = x.double() @ dense(weight).t()
+    assert ((y - truth).abs() <= bound + TOLERANCE * magnitude).all()
+    assert (y[7] == 0).all()
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

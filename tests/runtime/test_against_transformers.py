@@ -7,18 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig
 
 import int8conv
-from int8conv.formats.converted import open_converted, read_array
-from int8conv.runtime.cache import KVCache
-from int8conv.runtime.model import Model
+from int8conv.formats.converted import open_converted
 
 from ..checkpoints import put_fp8
-
-TOLERANCE = 1e-4
-"""Largest difference of two float32 logits that counts as equal."""
+from .reference import TOLERANCE, put_dequantised_weights, token_by_token
+from .reference import logits as logits_of
+from .reference import reference as make_reference
 
 _LLAMA: dict[str, Any] = {
     "vocab_size": 101, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 3,
@@ -64,88 +61,34 @@ CONFIGS: dict[str, PretrainedConfig] = {
 _params = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 
-def _reference(config: PretrainedConfig, folder: Path, dtype: torch.dtype) -> Any:
-    """A random transformers model, saved to ``folder`` in ``dtype`` and held in float32."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
-    for (
-        name,
-        parameter,
-    ) in model.named_parameters():  # its own initialisation leaves biases and norms trivial
-        if parameter.ndim == 1:
-            parameter.data += 0.1 * torch.randn_like(parameter)
-        elif "embed" not in name:
-            parameter.data *= 4
-    model.to(dtype).save_pretrained(folder)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
-def _logits(reference: Any, token_ids: Tensor) -> Tensor:
-    with torch.inference_mode():
-        logits: Tensor = reference(token_ids).logits
-    return logits
-
-
-def _token_by_token(model: Model, token_ids: Tensor, prompt: int) -> Tensor:
-    """Logits of a prompt in one pass, a few tokens in a second, and the rest one at a time, through the cache."""
-    batch, tokens = token_ids.shape
-    cache = KVCache(model.config, batch=batch, capacity=tokens, dtype=torch.float32)
-    steps = [token_ids[:, :prompt], token_ids[:, prompt : prompt + 3]]
-    steps += token_ids[:, prompt + 3 :].split(1, dim=1)
-    return torch.cat([model.decoder.forward(step, cache) for step in steps], dim=1)
-
-
 @_params
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_source_precision(config: PretrainedConfig, dtype: torch.dtype, tmp_path: Path) -> None:
-    reference = _reference(config, tmp_path, dtype)
+    reference = make_reference(config, tmp_path, dtype)
     model = int8conv.load(tmp_path)
     token_ids = torch.randint(101, (2, 40), generator=torch.Generator().manual_seed(1))
-    expected = _logits(reference, token_ids)
+    expected = logits_of(reference, token_ids)
     assert expected.std() > 0.03  # not a model that answers the same to everything
     assert (model.logits(token_ids) - expected).abs().max() <= TOLERANCE
-    assert (_token_by_token(model, token_ids, 17) - expected).abs().max() <= TOLERANCE
-
-
-@_params
-def test_sequences_of_different_length_together(config: PretrainedConfig, tmp_path: Path) -> None:
-    """Prompts one by one, then all of them a token at a time; one is cleared on the way and its memory used again."""
-    reference = _reference(config, tmp_path, torch.float32)
-    model = int8conv.load(tmp_path)
-    token_ids = torch.randint(101, (4, 30), generator=torch.Generator().manual_seed(1))
-    cache = KVCache(model.config, batch=4, capacity=30, dtype=torch.float32)
-    cache._data.fill_(1e4)  # what is not written must not count
-    prompts = [17, 3, 9, 1]
-    for i, length in enumerate(prompts):
-        model.decoder.forward(token_ids[i : i + 1, :length], cache.sequence(i))
-    expected = _logits(reference, token_ids)
-    for step in range(8):
-        tokens = torch.stack([token_ids[i, n + step] for i, n in enumerate(prompts)])[:, None]
-        found = model.decoder.forward(tokens, cache)
-        for i, length in enumerate(prompts):
-            assert (found[i, 0] - expected[i, length + step]).abs().max() <= TOLERANCE
-    cache.clear(0)
-    assert cache.lengths.tolist() == [0, 11, 17, 9]
-    found = model.decoder.forward(token_ids[:, :1], cache)
-    assert (found[0, 0] - expected[0, 0]).abs().max() <= TOLERANCE
+    assert (token_by_token(model, token_ids, 17) - expected).abs().max() <= TOLERANCE
 
 
 @_params
 def test_converted(config: PretrainedConfig, tmp_path: Path) -> None:
     """W8A16 is the source with its weights replaced by dequantised weights and outlier columns."""
-    reference = _reference(config, tmp_path / "source", torch.float16)
+    reference = make_reference(config, tmp_path / "source", torch.float16)
     int8conv.convert(tmp_path / "source", tmp_path / "int8")
     put_dequantised_weights(reference, tmp_path / "int8")
     model = int8conv.load(tmp_path / "int8", mode="w8a16")
     token_ids = torch.randint(101, (2, 40), generator=torch.Generator().manual_seed(1))
-    expected = _logits(reference, token_ids)
+    expected = logits_of(reference, token_ids)
     assert (model.logits(token_ids) - expected).abs().max() <= TOLERANCE
-    assert (_token_by_token(model, token_ids, 17) - expected).abs().max() <= TOLERANCE
+    assert (token_by_token(model, token_ids, 17) - expected).abs().max() <= TOLERANCE
 
 
 @_params
 def test_head_and_embedding_quantised_on_request(config: PretrainedConfig, tmp_path: Path) -> None:
-    reference = _reference(config, tmp_path / "source", torch.float16)
+    reference = make_reference(config, tmp_path / "source", torch.float16)
     patterns = ["embed_tokens$"] if config.tie_word_embeddings else ["embed_tokens$", "lm_head"]
     int8conv.convert(tmp_path / "source", tmp_path / "int8", quantize=patterns)
     linears = open_converted(tmp_path / "int8").linears
@@ -153,7 +96,7 @@ def test_head_and_embedding_quantised_on_request(config: PretrainedConfig, tmp_p
     put_dequantised_weights(reference, tmp_path / "int8")
     model = int8conv.load(tmp_path / "int8", mode="w8a16")
     token_ids = torch.randint(101, (2, 40), generator=torch.Generator().manual_seed(1))
-    expected = _logits(reference, token_ids)
+    expected = logits_of(reference, token_ids)
     assert (model.logits(token_ids) - expected).abs().max() <= TOLERANCE
 
 
@@ -161,32 +104,18 @@ def test_head_and_embedding_quantised_on_request(config: PretrainedConfig, tmp_p
 def test_fp8_source(scales: str, tmp_path: Path) -> None:
     """A Llama in FP8, as a source and converted; the reference has its weights decoded by torch."""
     config = CONFIGS["llama, grouped queries, tied"]
-    reference = _reference(config, tmp_path / "source", torch.bfloat16)
+    reference = make_reference(config, tmp_path / "source", torch.bfloat16)
     decoded = put_fp8(tmp_path / "source", scales)
     for name, parameter in reference.named_parameters():
         parameter.data = decoded.get(name, parameter.data)
     token_ids = torch.randint(101, (2, 40), generator=torch.Generator().manual_seed(1))
-    expected = _logits(reference, token_ids)
+    expected = logits_of(reference, token_ids)
     logits = int8conv.load(tmp_path / "source").logits(token_ids)
     assert (logits - expected).abs().max() <= TOLERANCE
     int8conv.convert(tmp_path / "source", tmp_path / "int8")
     put_dequantised_weights(reference, tmp_path / "int8")
     logits = int8conv.load(tmp_path / "int8", mode="w8a16").logits(token_ids)
-    assert (logits - _logits(reference, token_ids)).abs().max() <= TOLERANCE
-
-
-def put_dequantised_weights(reference: Any, folder: Path) -> None:
-    """Replace each quantised linear's weight in a transformers model."""
-    parameters = dict(reference.named_parameters())
-    for path, linear in open_converted(folder).linears.items():
-        weight = torch.from_numpy(read_array(linear.weight).astype("float32")).squeeze(-1)
-        weight *= torch.from_numpy(read_array(linear.scale).copy())[:, None]
-        if linear.outlier_index is not None and linear.outlier_weight is not None:
-            columns = torch.from_numpy(read_array(linear.outlier_index).astype("int64"))
-            weight[:, columns] = torch.from_numpy(
-                read_array(linear.outlier_weight).astype("float32")
-            )
-        parameters[f"{path}.weight"].data = weight
+    assert (logits - logits_of(reference, token_ids)).abs().max() <= TOLERANCE
 
 
 def test_trained_checkpoint(example: Path, example_int8: Path) -> None:
@@ -194,10 +123,10 @@ def test_trained_checkpoint(example: Path, example_int8: Path) -> None:
     reference = AutoModelForCausalLM.from_pretrained(example, dtype=torch.float32).eval()
     model = int8conv.load(example)
     token_ids = torch.tensor([model.tokenizer.encode("The function returns a list of " * 12)])
-    expected = _logits(reference, token_ids)
+    expected = logits_of(reference, token_ids)
     assert (model.logits(token_ids) - expected).abs().max() <= TOLERANCE
     put_dequantised_weights(reference, example_int8)
-    dequantised = _logits(reference, token_ids)
+    dequantised = logits_of(reference, token_ids)
     assert (
         int8conv.load(example_int8, mode="w8a16").logits(token_ids) - dequantised
     ).abs().max() <= TOLERANCE

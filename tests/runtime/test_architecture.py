@@ -45,16 +45,16 @@ def test_a_checkpoint_of_the_base_model_lacks_the_prefix() -> None:
 
 @pytest.mark.parametrize("model_type", ["gpt_oss", None, 7, ["llama"]])
 def test_unknown_families_are_named(model_type: object) -> None:
-    with pytest.raises(UnknownFamilyError, match="expected one of llama, opt"):
+    with pytest.raises(UnknownFamilyError, match="expected one of bloom, cohere, falcon"):
         read_architecture(LLAMA | {"model_type": model_type}, (), "some/config.json")
 
 
 @pytest.mark.parametrize(
     ("family", "key", "value"),
     [
-        (LLAMA, "rope_scaling", {"factor": 8.0, "rope_type": "longrope"}),
-        (LLAMA, "rope_scaling", {"type": "dynamic", "factor": 2.0}),
-        (LLAMA, "rope_parameters", {"rope_type": "yarn", "factor": 4.0}),
+        (LLAMA, "rope_scaling", {"factor": 8.0, "rope_type": "ntk"}),
+        (LLAMA, "rope_scaling", {"type": "xpos", "factor": 2.0}),
+        (LLAMA, "rope_parameters", {"rope_type": "proportional"}),
         (LLAMA, "rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
         (LLAMA, "hidden_act", "swiglu_oai"),
         (LLAMA, "hidden_act", ["silu"]),
@@ -103,8 +103,33 @@ def test_malformed_keys_are_named(key: str, value: object) -> None:
         read_architecture(LLAMA | {key: value}, (), "some/config.json")
 
 
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"type": "dynamic", "factor": 2.0, "alpha": 3}, "alpha"),
+        (
+            {
+                "type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "truncate": False,
+            },
+            "truncate",
+        ),
+        (
+            {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "mscale": 0.7},
+            "mscale",
+        ),
+        ({"type": "linear", "factor": 4.0, "beta_fast": 16}, "beta_fast"),
+    ],
+)
+def test_unknown_keys_of_a_scaling_are_refused_by_name(values: dict[str, Any], key: str) -> None:
+    with pytest.raises(UnsupportedFeatureError, match=rf"rope_scaling\.{key}"):
+        read_architecture(LLAMA | {"rope_scaling": values}, ())
+
+
 def test_new_rope_parameters_do_not_hide_an_old_scaling() -> None:
-    rope = {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "yarn"}}
+    rope = {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "ntk"}}
     with pytest.raises(UnsupportedFeatureError, match=r"rope_scaling\.rope_type"):
         read_architecture(LLAMA | rope, ())
 

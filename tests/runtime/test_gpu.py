@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 import int8conv
 from int8conv.convert.converter import convert
-from int8conv.errors import ArgumentError
+from int8conv.errors import ArgumentError, UnsupportedFeatureError
 from int8conv.formats.checkpoint import open_checkpoint
 from int8conv.formats.converted import open_converted
 from int8conv.kernels import Mode
@@ -20,12 +21,13 @@ from int8conv.runtime.decoder import Decoder
 from int8conv.runtime.generation import Continuation, continue_all
 from int8conv.runtime.gpu_cache import DeviceCache
 from int8conv.runtime.gpu_files import DeviceFiles
+from int8conv.runtime.gpu_kernels import check_supported
 from int8conv.runtime.gpu_weights import DeviceCheckpoint, DeviceConverted
 from int8conv.runtime.sampling import Sampling
-from int8conv.runtime.tokenizer import Detokenizer
 from int8conv.runtime.weights import CheckpointWeights, ConvertedWeights
 
 from ..checkpoints import LLAMA, OPT, write_checkpoint
+from .reference import NoText
 
 CPU = torch.device("cpu")
 TOLERANCE = 1.5
@@ -145,18 +147,6 @@ def test_files_are_views_of_one_buffer(folder: Path) -> None:
     assert files.bytes_read == sum(shard.size() for shard in shards)
 
 
-class NoText(Detokenizer):
-    """These checkpoints have no tokenizer."""
-
-    def __init__(self) -> None: ...
-
-    def push(self, token: int) -> str:
-        return ""
-
-    def finish(self) -> str:
-        return ""
-
-
 def test_generates_as_the_cpu_does(folder: Path) -> None:
     """Prompts of different length together, then steps; one ends before the others. The likeliest token of each step is the
     CPU path's, or as good as it."""
@@ -172,6 +162,26 @@ def test_generates_as_the_cpu_does(folder: Path) -> None:
         logits = wide.forward(torch.tensor([prompt + ids]))[0, len(prompt) - 1 : -1]
         chosen = logits.gather(1, torch.tensor(ids)[:, None])[:, 0]
         assert (logits.amax(1) - chosen <= 0.01 * logits.abs().amax()).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "mistral", "sliding_window": 8}, "windows"),
+        ({"model_type": "qwen3", "head_dim": 16}, "query_norm"),
+        ({"model_type": "olmo2"}, "norms behind"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "rotary positions of the kind dynamic",
+        ),
+    ],
+)
+def test_what_the_kernels_are_not_joined_for_is_refused(
+    changes: dict[str, Any], words: str
+) -> None:
+    config = read_architecture(LLAMA | changes, ()).config
+    with pytest.raises(UnsupportedFeatureError, match=f"not on a GPU yet: .*{words}"):
+        check_supported(config)
 
 
 def test_no_gpu_is_one_clear_line(folder: Path) -> None:

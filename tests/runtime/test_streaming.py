@@ -13,13 +13,14 @@ from int8conv.runtime.architecture import read_architecture
 from int8conv.runtime.streaming import BlockStream
 from int8conv.runtime.weights import CheckpointWeights
 
-from .test_against_transformers import CONFIGS, TOLERANCE, _reference
+from .reference import TOLERANCE, reference
+from .test_against_transformers import CONFIGS
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 @torch.inference_mode()
 def test_hidden_states(config: PretrainedConfig, tmp_path: Path) -> None:
-    reference = _reference(config, tmp_path, torch.float32)
+    reference = reference(config, tmp_path, torch.float32)
     checkpoint = open_checkpoint(tmp_path)
     architecture = read_architecture(checkpoint.config, checkpoint.tensors)
     generator = torch.Generator().manual_seed(1)

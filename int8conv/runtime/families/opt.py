@@ -35,7 +35,7 @@ def read_config(raw: RawConfig) -> DecoderConfig:
         out_bias=bias,
         mlp_bias=bias,
         position_offset=2,
-        pre_norm=pre_norm,
+        norms="before" if pre_norm else "after sum",
         final_norm=pre_norm and not raw.flag("_remove_final_layer_norm", False),
     )
 

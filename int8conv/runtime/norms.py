@@ -1,0 +1,28 @@
+"""A norm's parameters, and its formula in PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NormWeights:
+    """A norm's parameters, in the dtype of the activations."""
+
+    rms: bool
+    eps: float
+    weight: Tensor
+    bias: Tensor | None
+
+
+def normalised(x: Tensor, norm: NormWeights) -> Tensor:
+    """RMSNorm (arXiv:1910.07467) or LayerNorm of the last axis, computed in float32."""
+    if not norm.rms:
+        return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)
+    return wide.to(x.dtype) * norm.weight

@@ -1,0 +1,112 @@
+"""Models of transformers that ours are held to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from int8conv.formats.converted import open_converted, read_array
+from int8conv.runtime.architecture import read_architecture
+from int8conv.runtime.cache import KVCache
+from int8conv.runtime.generation import Continuation, continue_all
+from int8conv.runtime.model import Model
+from int8conv.runtime.sampling import Sampling
+from int8conv.runtime.tokenizer import Detokenizer
+
+TOLERANCE = 1e-4
+"""Largest difference of two float32 logits that counts as equal."""
+
+
+def reference(config: PretrainedConfig, folder: Path, dtype: torch.dtype) -> Any:
+    """A random transformers model, saved to ``folder`` in ``dtype`` and held in float32."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    for (
+        name,
+        parameter,
+    ) in model.named_parameters():  # its own initialisation leaves biases and norms trivial
+        if parameter.ndim == 1:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        elif "embed" not in name:
+            parameter.data *= 4
+    model.to(dtype).save_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def logits(reference: Any, token_ids: Tensor) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = reference(token_ids).logits
+    return logits
+
+
+def token_by_token(model: Model, token_ids: Tensor, prompt: int) -> Tensor:
+    """Logits of a prompt in one pass, a few tokens in a second, and the rest one at a time, through the cache."""
+    batch, tokens = token_ids.shape
+    cache = KVCache(model.config, batch=batch, capacity=tokens, dtype=torch.float32)
+    steps = [token_ids[:, :prompt], token_ids[:, prompt : prompt + 3]]
+    steps += token_ids[:, prompt + 3 :].split(1, dim=1)
+    return torch.cat([model.decoder.forward(step, cache) for step in steps], dim=1)
+
+
+def put_dequantised_weights(reference: Any, folder: Path) -> None:
+    """Replace each quantised linear's weight in a transformers model."""
+    parameters = dict(reference.named_parameters())
+    for path, linear in open_converted(folder).linears.items():
+        weight = torch.from_numpy(read_array(linear.weight).astype("float32")).squeeze(-1)
+        weight *= torch.from_numpy(read_array(linear.scale).copy())[:, None]
+        if linear.outlier_index is not None and linear.outlier_weight is not None:
+            columns = torch.from_numpy(read_array(linear.outlier_index).astype("int64"))
+            weight[:, columns] = torch.from_numpy(
+                read_array(linear.outlier_weight).astype("float32")
+            )
+        parameters[f"{path}.weight"].data = weight
+
+
+def dequantised_reference(source: Path, converted: Path, folder: Path) -> Any:
+    """The transformers model of a source whose quantised linears have their dequantised weights, by way of a checkpoint."""
+    tensors = load_file(source / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    modules = {m.path: m for m in read_architecture(config, tensors).modules}
+    for path, linear in open_converted(converted).linears.items():
+        weight = torch.from_numpy(read_array(linear.weight).astype("float32")).squeeze(-1)
+        weight *= torch.from_numpy(read_array(linear.scale).copy())[:, None]
+        if linear.outlier_index is not None and linear.outlier_weight is not None:
+            columns = torch.from_numpy(read_array(linear.outlier_index).astype("int64"))
+            assert linear.outlier_weight.dtype == "F16"
+            weight[:, columns] = torch.from_numpy(
+                read_array(linear.outlier_weight).astype("float32")
+            )
+        stored = weight.t() if modules[path].transposed else weight
+        tensors[f"{path}.weight"] = stored.contiguous()
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+class NoText(Detokenizer):
+    """These checkpoints have no tokenizer."""
+
+    def __init__(self) -> None: ...
+
+    def push(self, token: int) -> str:
+        return ""
+
+    def finish(self) -> str:
+        return ""
+
+
+def greedy(model: Model, prompt: list[int], count: int) -> list[int]:
+    """The likeliest tokens behind a prompt, end tokens among them, of a model whose folder has no tokenizer."""
+    continuation = Continuation(
+        prompt, count, Sampling(), end_tokens=frozenset(), detokenizer=NoText()
+    )
+    cache = KVCache(model.config, batch=1, capacity=len(prompt) + count, dtype=torch.float32)
+    continue_all(model.decoder, [continuation], cache)
+    return continuation.token_ids
