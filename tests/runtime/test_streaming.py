@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PretrainedConfig
 
 from int8conv.formats.checkpoint import open_checkpoint
 from int8conv.runtime.architecture import read_architecture
@@ -15,12 +14,15 @@ from int8conv.runtime.weights import CheckpointWeights
 
 from .reference import TOLERANCE, reference
 from .test_against_transformers import CONFIGS
+from .test_families import CONFIGS as FAMILY_CONFIGS
+from .test_families import config_of
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.mark.parametrize("name", [*CONFIGS, *FAMILY_CONFIGS])
 @torch.inference_mode()
-def test_hidden_states(config: PretrainedConfig, tmp_path: Path) -> None:
-    reference = reference(config, tmp_path, torch.float32)
+def test_hidden_states(name: str, tmp_path: Path) -> None:
+    config = CONFIGS[name] if name in CONFIGS else config_of(name)
+    model = reference(config, tmp_path, torch.float32)
     checkpoint = open_checkpoint(tmp_path)
     architecture = read_architecture(checkpoint.config, checkpoint.tensors)
     generator = torch.Generator().manual_seed(1)
@@ -32,7 +34,7 @@ def test_hidden_states(config: PretrainedConfig, tmp_path: Path) -> None:
         found.append(list(stream.hidden))
     output = stream.output()
     for number, window in enumerate(windows):
-        expected = reference(window[None], output_hidden_states=True)
+        expected = model(window[None], output_hidden_states=True)
         # transformers' last hidden state has the final norm on it, where there is one
         for layer, states in enumerate(expected.hidden_states[:-1]):
             assert (found[layer][number] - states).abs().max() <= TOLERANCE
