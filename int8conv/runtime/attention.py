@@ -64,12 +64,11 @@ class AttentionSpec:
         )
 
 
-def scores_bias(
-    spec: AttentionSpec, positions: Tensor, end: int, dtype: torch.dtype
-) -> Tensor | None:
-    """What masks do to scores of tokens at ``positions`` ``[t]`` or ``[b, t]``, with keys at 0 to before ``end``.
+def scores_bias(spec: AttentionSpec, positions: Tensor, end: int, dtype: torch.dtype) -> Tensor | None:  # fmt: skip
+    """What masks do to scores of tokens at ``positions``, ``[t]`` or of each sequence ``[b, t]``, for keys up to ``end``.
 
-    Bool (True may look) or float, ``[(h,) t, s]`` or ``[b, 1 or h, t, s]``; None: nothing.
+    Returns:
+        bool (True may look) or float, ``[(h,) t, s]`` or ``[b, h or 1, t, s]``; None: nothing.
     """
     windowed = spec.window is not None and spec.window < end
     if not spec.alibi and not windowed and positions.shape == (1,):

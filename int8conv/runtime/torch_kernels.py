@@ -90,8 +90,7 @@ class TorchKernels:
             positions += cache.length if cache is not None else 0
             return _Places(positions, [rotary.tables(positions, dtype) for rotary in rotaries], {})
         positions = positions + cache.lengths[:, None]
-        both = [rotary.tables(positions, dtype) for rotary in rotaries]  # b t d
-        return _Places(positions, [(cos[:, None], sin[:, None]) for cos, sin in both], {})
+        return _Places(positions, [_tables_of_each(rotary, positions, dtype) for rotary in rotaries], {})  # fmt: skip
 
     def norm(self, x: Tensor, norm: NormWeights) -> Tensor:
         return normalised(x, norm)
@@ -114,10 +113,16 @@ class TorchKernels:
         if cache is not None:
             k, v = cache.update(spec.layer, k, v)
         if spec.window not in places.biases:
-            positions = places.positions.to(q.device)
-            places.biases[spec.window] = scores_bias(spec, positions, k.shape[2], q.dtype)
+            bias = scores_bias(spec, places.positions, k.shape[2], q.dtype)
+            places.biases[spec.window] = bias
         y = attend(q, k, v, spec, places.biases[spec.window])
         return y.transpose(1, 2).flatten(2)
+
+
+def _tables_of_each(rotary: Any, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin ``[b, 1, t, size]`` for ``[b, t]``: one by one, as some scalings go by the sequence's length."""
+    cos, sin = zip(*(rotary.tables(row, dtype) for row in positions), strict=True)
+    return torch.stack(cos)[:, None], torch.stack(sin)[:, None]
 
 
 def _normed(x: Tensor, norm: NormWeights | None, by_head: bool) -> Tensor:

@@ -20,7 +20,7 @@ from .helpers import (
     without_workspace,
 )
 
-COMMANDS = ("convert", "inspect", "footprint", "generate")
+COMMANDS = ("convert", "inspect", "footprint", "generate", "chat")
 HEAVY = "{'torch', 'triton', 'tokenizers', 'numpy'} & set(sys.modules)"
 
 

@@ -14,7 +14,10 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from int8conv.formats.converted import open_converted, read_array
 from int8conv.runtime.architecture import read_architecture
 from int8conv.runtime.cache import KVCache
+from int8conv.runtime.generation import Continuation, continue_all
 from int8conv.runtime.model import Model
+from int8conv.runtime.sampling import Sampling
+from int8conv.runtime.tokenizer import Detokenizer
 
 TOLERANCE = 1e-4
 """Largest difference of two float32 logits that counts as equal."""
@@ -85,3 +88,25 @@ def dequantised_reference(source: Path, converted: Path, folder: Path) -> Any:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+class NoText(Detokenizer):
+    """These checkpoints have no tokenizer."""
+
+    def __init__(self) -> None: ...
+
+    def push(self, token: int) -> str:
+        return ""
+
+    def finish(self) -> str:
+        return ""
+
+
+def greedy(model: Model, prompt: list[int], count: int) -> list[int]:
+    """The likeliest tokens behind a prompt, end tokens among them, of a model whose folder has no tokenizer."""
+    continuation = Continuation(
+        prompt, count, Sampling(), end_tokens=frozenset(), detokenizer=NoText()
+    )
+    cache = KVCache(model.config, batch=1, capacity=len(prompt) + count, dtype=torch.float32)
+    continue_all(model.decoder, [continuation], cache)
+    return continuation.token_ids

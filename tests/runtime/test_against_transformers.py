@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, Pretraine
 
 import int8conv
 from int8conv.formats.converted import open_converted
-from int8conv.runtime.cache import KVCache
 
 from ..checkpoints import put_fp8
 from .reference import TOLERANCE, put_dequantised_weights, token_by_token
@@ -72,29 +71,6 @@ def test_source_precision(config: PretrainedConfig, dtype: torch.dtype, tmp_path
     assert expected.std() > 0.03  # not a model that answers the same to everything
     assert (model.logits(token_ids) - expected).abs().max() <= TOLERANCE
     assert (token_by_token(model, token_ids, 17) - expected).abs().max() <= TOLERANCE
-
-
-@_params
-def test_sequences_of_different_length_together(config: PretrainedConfig, tmp_path: Path) -> None:
-    """Prompts one by one, then all of them a token at a time; one is cleared on the way and its memory used again."""
-    reference = make_reference(config, tmp_path, torch.float32)
-    model = int8conv.load(tmp_path)
-    token_ids = torch.randint(101, (4, 30), generator=torch.Generator().manual_seed(1))
-    cache = KVCache(model.config, batch=4, capacity=30, dtype=torch.float32)
-    cache._data.fill_(1e4)  # what is not written must not count
-    prompts = [17, 3, 9, 1]
-    for i, length in enumerate(prompts):
-        model.decoder.forward(token_ids[i : i + 1, :length], cache.sequence(i))
-    expected = logits_of(reference, token_ids)
-    for step in range(8):
-        tokens = torch.stack([token_ids[i, n + step] for i, n in enumerate(prompts)])[:, None]
-        found = model.decoder.forward(tokens, cache)
-        for i, length in enumerate(prompts):
-            assert (found[i, 0] - expected[i, length + step]).abs().max() <= TOLERANCE
-    cache.clear(0)
-    assert cache.lengths.tolist() == [0, 11, 17, 9]
-    found = model.decoder.forward(token_ids[:, :1], cache)
-    assert (found[0, 0] - expected[0, 0]).abs().max() <= TOLERANCE
 
 
 @_params

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
@@ -17,9 +15,8 @@ from int8conv.errors import UnsupportedFeatureError
 from int8conv.formats.converted import open_converted
 from int8conv.runtime.architecture import read_architecture
 from int8conv.runtime.families import FAMILIES
-from int8conv.runtime.model import Model
 
-from .reference import TOLERANCE, dequantised_reference, logits, reference, token_by_token
+from .reference import TOLERANCE, dequantised_reference, greedy, logits, reference, token_by_token
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 101, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
@@ -178,43 +175,14 @@ def test_source_and_converted(name: str, tmp_path: Path) -> None:
     assert (token_by_token(converted, ids, 9) - expected).abs().max() <= TOLERANCE
 
 
-def loaded(folder: Path) -> Model:
-    """With a tokenizer, and no end."""
-    words = {f"w{number}": number for number in range(101)}
-    Tokenizer(WordLevel(words, unk_token="w0")).save(str(folder / "tokenizer.json"))
-    model = int8conv.load(folder)
-    model.end_tokens = frozenset()
-    return model
-
-
-@pytest.mark.parametrize(
-    "name", [name for name in CONFIGS if "dynamic" not in name and "long" not in name]
-)
-def test_a_batch_of_different_lengths_gives_what_each_gives_alone(
-    name: str, tmp_path: Path
-) -> None:
-    """But for embeddings whose frequencies depend on the longest sequence."""
-    reference(config_of(name), tmp_path, torch.float32)
-    model = loaded(tmp_path)
-    prompts = [token_ids(1, count)[0].tolist() for count in (9, 1, 20)]
-    together = model.generate_batch(prompts, max_new_tokens=10)
-    for prompt, found in zip(prompts, together, strict=True):
-        assert found.token_ids == model.generate(prompt, max_new_tokens=10).token_ids
-
-
 @pytest.mark.parametrize("name", [name for name in CONFIGS if "," not in name])
 def test_greedy_text(name: str, tmp_path: Path) -> None:
     model = reference(config_of(name), tmp_path, torch.float32)
     prompt = token_ids(1, 12)
     model.generation_config.eos_token_id = None
     expected = model.generate(prompt, max_new_tokens=64, do_sample=False, pad_token_id=0)
-    words = {f"w{number}": number for number in range(101)}
-    Tokenizer(WordLevel(words, unk_token="w0")).save(str(tmp_path / "tokenizer.json"))
     ours = int8conv.load(tmp_path)
-    ours.end_tokens = frozenset()
-    assert (
-        ours.generate(prompt[0].tolist(), max_new_tokens=64).token_ids == expected[0, 12:].tolist()
-    )
+    assert greedy(ours, prompt[0].tolist(), 64) == expected[0, 12:].tolist()
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,10 @@ from int8conv.runtime.gpu_files import DeviceFiles
 from int8conv.runtime.gpu_kernels import check_supported
 from int8conv.runtime.gpu_weights import DeviceCheckpoint, DeviceConverted
 from int8conv.runtime.sampling import Sampling
-from int8conv.runtime.tokenizer import Detokenizer
 from int8conv.runtime.weights import CheckpointWeights, ConvertedWeights
 
 from ..checkpoints import LLAMA, OPT, write_checkpoint
+from .reference import NoText
 
 CPU = torch.device("cpu")
 TOLERANCE = 1.5
@@ -145,18 +145,6 @@ def test_files_are_views_of_one_buffer(folder: Path) -> None:
     shards = {linear.weight.file for linear in linears}
     assert len({files.tensor(x.weight).untyped_storage().data_ptr() for x in linears}) == len(shards)  # fmt: skip
     assert files.bytes_read == sum(shard.size() for shard in shards)
-
-
-class NoText(Detokenizer):
-    """These checkpoints have no tokenizer."""
-
-    def __init__(self) -> None: ...
-
-    def push(self, token: int) -> str:
-        return ""
-
-    def finish(self) -> str:
-        return ""
 
 
 def test_generates_as_the_cpu_does(folder: Path) -> None:
