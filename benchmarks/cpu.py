@@ -3,8 +3,8 @@
     python benchmarks/cpu.py [--layers 22] [--prompt 128] [--new 16] [--runs 3] [--folder FOLDER]
 
 Makes a checkpoint of random fp16 weights, converts it, and runs each in a process of its own, in turn. "source" is this
-runtime in float32, the fastest dtype of PyTorch on most CPUs; "transformers" is that library in float32, where it is
-installed. Prints medians.
+runtime in float32, the fastest dtype of PyTorch on most CPUs; "transformers" and "llama.cpp" run where they are installed.
+Prints medians.
 """
 
 from __future__ import annotations
@@ -18,24 +18,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+import cpu_peers
 import random_checkpoint
 from tabulate import tabulate
 
+OURS = "int8conv auto"
 FIGURES = ("load s", "prefill tok/s", "decode tok/s", "peak MiB")
 
 
 def measure(kind: str, folder: Path, prompt: int, new: int) -> list[float]:
     """Load, one pass over the prompt after a short warm-up, then token by token."""
     start = time.perf_counter()
-    step = (
-        _transformers(folder)
-        if kind == "transformers fp32"
-        else _int8conv(kind, folder, prompt, new)
-    )
+    if kind.startswith("transformers"):
+        step = _transformers(folder, kind.rpartition(" ")[2])
+    elif kind in cpu_peers.installed():
+        step = cpu_peers.load(kind, folder, prompt + new)
+    else:
+        step = _int8conv(kind, folder, prompt, new)
     loaded = time.perf_counter()
     step(list(range(16)), True)
     before = time.perf_counter()
@@ -48,11 +50,7 @@ def measure(kind: str, folder: Path, prompt: int, new: int) -> list[float]:
     return [loaded - start, prompt / (prefilled - before), new / (done - prefilled), peak]
 
 
-Step = Callable[[list[int], bool], object]
-"""Tokens to add; whether they start a new sequence."""
-
-
-def _int8conv(kind: str, folder: Path, prompt: int, new: int) -> Step:
+def _int8conv(kind: str, folder: Path, prompt: int, new: int) -> cpu_peers.Step:
     import torch
 
     import int8conv
@@ -71,11 +69,11 @@ def _int8conv(kind: str, folder: Path, prompt: int, new: int) -> Step:
     return step
 
 
-def _transformers(folder: Path) -> Step:
+def _transformers(folder: Path, dtype: str) -> cpu_peers.Step:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     cache = None
 
     @torch.inference_mode()
@@ -109,8 +107,12 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
         "int8conv auto": out,
         "int8conv w8a16": out,
         "source": source,
-        "transformers fp32": source,
+        "transformers float32": source,
+        "transformers float16": source,
     }
+    for peer in cpu_peers.installed():
+        cpu_peers.prepare(peer, source)
+        kinds[peer] = source
     figures: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
     for _ in range(arguments.runs):
         for kind, path in kinds.items():
@@ -122,7 +124,14 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
             else:
                 print(f"{kind}: {done.stderr.splitlines()[-1]}", file=sys.stderr)
     rows = [
-        [kind, *(f"{median(column):.1f}" for column in zip(*measured, strict=True))]
+        [
+            kind,
+            *(f"{median(column):.1f}" for column in zip(*measured, strict=True)),
+            *(
+                f"{median(m[i] / o[i] for m, o in zip(measured, figures[OURS], strict=False)):.2f}x"
+                for i in (1, 2)
+            ),
+        ]
         for kind, measured in figures.items()
         if measured
     ]
@@ -131,7 +140,7 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
         end="",
     )
     print(f"{os.cpu_count()} cores, {platform.machine()}, {arguments.runs} runs")
-    print(tabulate(rows, ["", *FIGURES], disable_numparse=True))
+    print(tabulate(rows, ["", *FIGURES, "prefill / ours", "decode / ours"], disable_numparse=True))
 
 
 if __name__ == "__main__":
