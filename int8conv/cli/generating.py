@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -61,12 +63,17 @@ def read_text(path: str) -> str:
     """
     from ..errors import NotFoundError
 
+    where = "stdin" if path == "-" else path
     try:
-        with click.open_file(path, "rb") as file:
-            data: bytes = file.read()
+        if path != "-":
+            data = Path(path).read_bytes()
+        elif sys.stdin is not None:
+            data = sys.stdin.buffer.read()
+        else:
+            raise NotFoundError("cannot be read: it is closed", file=where)
     except OSError as error:
-        raise NotFoundError(f"cannot be read: {error.strerror}", file=path) from error
-    text = check_text(data.decode("utf-8", "surrogateescape"), "stdin" if path == "-" else path)
+        raise NotFoundError(f"cannot be read: {error.strerror}", file=where) from error
+    text = check_text(data.decode("utf-8", "surrogateescape"), where)
     return text.removesuffix("\n").removesuffix("\r")
 
 

@@ -182,6 +182,27 @@ def test_a_prompt_file_that_cannot_be(example_int8: Path, tmp_path: Path) -> Non
     check_refused(run("generate", example_int8, "--prompt-file", bad), bad, "not UTF-8 text")
 
 
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        (["generate", "--prompt", "-"], 1, b"int8conv: error: stdin: cannot be read: it is closed\n"),
+        (["chat"], 1, None),
+    ],
+    ids=["generate", "chat"],
+)  # fmt: skip
+def test_a_closed_stdin(
+    example_int8: Path, command: list[str], code: int, message: bytes | None
+) -> None:
+    line = 'exec "$0" -m int8conv "$@" <&-'
+    done = subprocess.run(
+        ["bash", "-c", line, sys.executable, *command, str(example_int8)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code
+    assert message is None or done.stderr == message
+    assert b"Traceback" not in done.stderr
+
+
 def test_interrupted_text_ends_cleanly(example_int8: Path) -> None:
     """Ctrl-C after the first text has come: exit code 130, the text so far, one line on stderr."""
     args = ["generate", str(example_int8), "-p", PROMPT, "-n", "1000", "-t", "1"]
