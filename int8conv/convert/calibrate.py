@@ -133,15 +133,18 @@ def calibrate(
         texts=used,
         context=len(windows[0]),
         linears={path: tuple(m.path for m in groups[path]) for path in sums},
-        normalised=tuple(
-            path for path in sums if groups[path][0].role.rpartition(".")[2] in _AFTER_NORM
-        ),
+        normalised=tuple(path for path in sums if _is_normalised(architecture, groups[path][0])),
         inputs={path: s.finish(weights.error(path)) for path, s in sums.items()},
     )
 
 
-_AFTER_NORM: Final = {"q", "qkv", "gate", "up", "gate_up"}
-"""Roles of linears that a norm feeds."""
+_AFTER_NORM: Final = {"q", "qkv", "gate", "up", "gate_up", "shared_gate", "shared_up"}
+"""Roles of linears that a norm feeds, if one stands before them."""
+
+
+def _is_normalised(architecture: Architecture, first: Module) -> bool:
+    role = first.role.rpartition(".")[2]  # an expert's has its number in front
+    return role in _AFTER_NORM and architecture.config.norms in ("before", "around")
 
 
 class _Sums:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -98,15 +98,13 @@ def select_modules(
     patterns.check(
         [m.path for m in modules if m.group], [m.path for m in modules if _quantizable(m)]
     )
+    by_path = {m.path: m for m in modules}
     items: list[Group | Kept] = []
     for module in modules:
-        linears = tuple(
-            _linear(checkpoint, m)
-            for m in _members(modules, module)
-            if not matches(patterns.keep, m.path)
-        )
         if module.group and not matches(patterns.keep, module.path):
-            if linears[0].path == module.path:
+            quantised = [path for path in module.group if not matches(patterns.keep, path)]
+            if quantised[0] == module.path:
+                linears = tuple(_linear(checkpoint, by_path[path]) for path in quantised)
                 items.append(Group(linears, module.kind, module.group[0]))
         elif _quantizable(module) and matches(patterns.quantize, module.path):
             items.append(Group((_linear(checkpoint, module),), module.kind, module.path))
@@ -119,10 +117,6 @@ def select_modules(
 def _quantizable(module: Module) -> bool:
     """Whether a module that stays in 16 bits by default can be int8 as well."""
     return module.kind in ("embedding", "projection", "head") and module.role != "positions"
-
-
-def _members(modules: Sequence[Module], module: Module) -> list[Module]:
-    return [m for m in modules if m.path in module.group]
 
 
 def _linear(checkpoint: Checkpoint, module: Module) -> Linear:

@@ -97,7 +97,13 @@ def read_section(
 
 def context(rope: Rope, positions: int) -> int:
     """Positions that a model of so many can take with this embedding."""
-    return int(rope.factor * positions) if rope.kind == "dynamic" else positions
+    if rope.kind == "dynamic":
+        return int(rope.factor * positions)
+    return (
+        max(positions, int(rope.factor * rope.original_positions))
+        if rope.kind == "yarn"
+        else positions
+    )
 
 
 def _scaled(raw: RawConfig, section: str, values: dict[str, Any], rope: Rope) -> Rope:
