@@ -8,12 +8,11 @@ from .dense import dense_linear
 from .mixed import (
     IMPLEMENTATIONS,
     MODES,
-    MixedWeight,
     Mode,
-    NetCounter,
     dequantized_rows,
     mixed_linear,
 )
+from .weight import MixedWeight, NetCounter
 
 __all__ = [
     "IMPLEMENTATIONS",

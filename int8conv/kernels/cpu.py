@@ -23,12 +23,12 @@ from torch import Tensor
 
 from .dense import linear_by_blocks
 from .mixed import (
-    MixedWeight,
     largest_of_tokens,
     quantize_tokens,
     take_large,
     without_outliers,
 )
+from .weight import MixedWeight
 
 _DIGIT = 256
 

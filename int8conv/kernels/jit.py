@@ -16,15 +16,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .mixed import MixedWeight
-
+from .weight import MixedWeight
 
 MAX_TOKENS: Final = 4
 """Beyond, arithmetic counts and not memory, and int8 products are faster."""

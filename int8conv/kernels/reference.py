@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .mixed import MixedWeight, quantize_tokens, take_large, without_outliers
+from .mixed import quantize_tokens, take_large, without_outliers
+from .weight import MixedWeight
 
 
 def w8a8(x: Tensor, weight: MixedWeight) -> Tensor:

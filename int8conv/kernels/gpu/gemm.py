@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...errors import ArgumentError
-from ..mixed import MixedWeight
+from ..weight import MixedWeight
 from . import launch as L
 from .configs import Config, by_alignment, choose
 from .primitives import dot16, halve_codes, narrow

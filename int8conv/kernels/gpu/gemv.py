@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..mixed import MixedWeight
+from ..weight import MixedWeight
 from . import launch as L
 from .configs import Config, choose
 from .primitives import activate, narrow, widen_codes

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..mixed import MixedWeight, Mode
+from ..mixed import Mode
+from ..weight import MixedWeight
 from . import launch as L
 from .configs import choose
 from .gemm import gemm

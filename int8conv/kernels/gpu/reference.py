@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..mixed import MixedWeight
 from ..mixed import quantize_tokens as _quantize_tokens
+from ..weight import MixedWeight
 from .quantize import NET_BLOCK, WORD_CHANNELS, Before, QuantizedTokens
 from .sampling import Draws
 
