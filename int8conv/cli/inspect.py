@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .output import print_json, progress_bars, size, table
+
+if TYPE_CHECKING:
+    from ..formats.converted import ConvertedFolder
+    from ..formats.summary import Summary
+    from .against import Against
 
 
 @click.command("inspect")
@@ -63,44 +69,60 @@ def command(
         check_plot(picture)
     converted = open_converted(resolve(path).folder)
     summary = summarize(converted)
-    verified = None
-    if verify:
-        from ..formats.verify import verify as verify_bytes
-
-        total = converted.checkpoint.nbytes
-        done = 0
-        with progress_bars("B") as progress:
-
-            def advance(nbytes: int) -> None:
-                nonlocal done
-                done += nbytes
-                progress("verify", done, total)
-
-            verified = verify_bytes(converted, advance)
+    verified = verify_bytes(converted) if verify else None
     compared = None
     if against is not None:
         from .against import Against
 
         compared = Against(converted, against, min_sqnr)
     if picture is not None:
-        from ..formats.stats import read_stats
-        from .plot import plot
-
-        errors = None
-        if compared is not None:
-            errors = {
-                q.name.removesuffix(".weight"): 0.0
-                if q.sqnr_db is None
-                else 10 ** (-q.sqnr_db / 20)
-                for q in compared.qualities
-            }
-        plot(converted, picture, stats=None if stats is None else read_stats(stats), errors=errors)
+        draw(converted, picture, stats, compared)
     if as_json:
         more = {"verified_bytes": verified} if verify else {}
         print_json(summary.to_json() | more | ({"quality": compared.to_json()} if compared else {}))
+    else:
+        show(path, converted, summary, tensors)
+        if verified is not None:
+            click.echo(f"verified: {verified:,} bytes match their checksums")
         if compared:
-            compared.check()
-        return
+            compared.show()
+    if compared:
+        compared.check()
+
+
+def verify_bytes(converted: ConvertedFolder) -> int:
+    """Bytes that match their checksums: all."""
+    from ..formats.verify import verify
+
+    done, total = 0, converted.checkpoint.nbytes
+    with progress_bars("B") as progress:
+
+        def advance(nbytes: int) -> None:
+            nonlocal done
+            done += nbytes
+            progress("verify", done, total)
+
+        return verify(converted, advance)
+
+
+def draw(
+    converted: ConvertedFolder, picture: Path, stats: Path | None, compared: Against | None
+) -> None:
+    """The picture, with errors if the folder was compared with its source."""
+    from ..formats.stats import read_stats
+    from .plot import plot
+
+    errors = None
+    if compared is not None:
+        errors = {
+            q.name.removesuffix(".weight"): 0.0 if q.sqnr_db is None else 10 ** (-q.sqnr_db / 20)
+            for q in compared.qualities
+        }
+    plot(converted, picture, stats=None if stats is None else read_stats(stats), errors=errors)
+
+
+def show(path: str, converted: ConvertedFolder, summary: Summary, tensors: bool) -> None:
+    """Tables by kind, by layer, and of all tensors if asked for."""
     source = converted.manifest.source
     click.echo(f"{path}: int8conv format 1, {converted.config.get('model_type')}, ", nl=False)
     click.echo(f"from {source.get('id')}, by {converted.manifest.generator}\n")
@@ -130,8 +152,3 @@ def command(
         rows = [[t.name, t.dtype, str(list(t.shape)), size(t.nbytes)] for t in summary.tensors]
         table(["tensor", "dtype", "shape", "bytes"], rows)
     click.echo(f"\n{size(summary.total.nbytes)}, {summary.ratio:.2f}x of 16 bits")
-    if verified is not None:
-        click.echo(f"verified: {verified:,} bytes match their checksums")
-    if compared:
-        compared.show()
-        compared.check()
