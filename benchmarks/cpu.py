@@ -30,7 +30,7 @@ FIGURES = ("load s", "prefill tok/s", "decode tok/s", "peak MiB")
 
 
 def measure(kind: str, folder: Path, prompt: int, new: int) -> list[float]:
-    """Load, one pass over the prompt after a short warm-up, then token by token."""
+    """Load, one pass over the prompt after a short warm-up of both, then token by token."""
     start = time.perf_counter()
     if kind.startswith("transformers"):
         step = _transformers(folder, kind.rpartition(" ")[2])
@@ -40,6 +40,7 @@ def measure(kind: str, folder: Path, prompt: int, new: int) -> list[float]:
         step = _int8conv(kind, folder, prompt, new)
     loaded = time.perf_counter()
     step(list(range(16)), True)
+    step([0], False)
     before = time.perf_counter()
     step(list(range(prompt)), True)
     prefilled = time.perf_counter()

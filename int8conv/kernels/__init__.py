@@ -4,6 +4,7 @@
 plain 16- or 32-bit one. ``reference`` is the formula; ``cpu`` is the fast path on a CPU. Knows tensors, no files.
 """
 
+from . import jit
 from .dense import dense_linear
 from .mixed import (
     IMPLEMENTATIONS,
@@ -22,5 +23,6 @@ __all__ = [
     "NetCounter",
     "dense_linear",
     "dequantized_rows",
+    "jit",
     "mixed_linear",
 ]

@@ -28,8 +28,14 @@ MAX_TOKENS: Final = 4
 """Beyond, arithmetic counts and not memory, and int8 products are faster."""
 
 _KINDS: Final = {torch.float16: 1, torch.bfloat16: 2}
+NOTHING: Final = np.empty(0, np.float32)
+_NO_RESIDUAL: Final = np.empty((0, 0), np.float32)
+_NO_NORM: Final = (0, 0.0, NOTHING, NOTHING)
 
 
+_PARTS: Final = 4
+"""Of the rows that a thread gets. Not many: numba counts references to arrays at each call of a function, and cores that count
+wait for each other."""
 _LOCK: Final = threading.Lock()
 """Numba's own thread pool ends the process when two threads use it at once."""
 
@@ -53,24 +59,42 @@ def takes(x: Tensor, weight: Tensor) -> bool:
 
 def mixed(x: Tensor, weight: MixedWeight) -> Tensor:
     """float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, outlier columns included, without bias."""
-    index, columns = weight.outlier_index, weight.outlier_weight
     y = torch.empty(x.shape[0], weight.out_features)
-    if index is None or columns is None:
-        outliers = np.empty(0, np.int32), np.empty((weight.out_features, 0), np.uint16), 1
-    else:
-        outliers = index.numpy(), _bits(columns), _KINDS[columns.dtype]
-    arrays = _array(x), weight.codes.numpy(), weight.scale.numpy(), *outliers, y.numpy()
-    with _threads() as kernels:
-        kernels.mixed(*arrays)
+    with threads() as (kernels, parts):
+        kernels.linear(
+            _array(x),
+            *_NO_NORM,
+            *linear_arguments(weight),
+            0,
+            False,
+            _NO_RESIDUAL,
+            parts,
+            y.numpy(),
+        )
     return y
 
 
 def dense(x: Tensor, weight: Tensor) -> Tensor:
     """float32 ``[tokens, in]`` times a float16 or bfloat16 weight ``[out, in]``: float32 ``[tokens, out]``."""
     y = torch.empty(x.shape[0], weight.shape[0])
-    with _threads() as kernels:
+    with threads() as (kernels, _):
         kernels.dense(_array(x), _bits(weight), _KINDS[weight.dtype], y.numpy())
     return y
+
+
+def linear_arguments(weight: MixedWeight, bias: Tensor | None = None) -> tuple[Any, ...]:
+    """A weight and a bias ``[out]`` as the compiled functions take them."""
+    index, columns = weight.outlier_index, weight.outlier_weight
+    if index is None or columns is None:
+        outliers = np.empty(0, np.int32), np.empty((weight.out_features, 0), np.uint16), 0
+    else:
+        outliers = index.numpy(), _bits(columns), _KINDS[columns.dtype]
+    return weight.codes.numpy(), weight.scale.numpy(), *outliers, array(bias)
+
+
+def array(x: Tensor | None) -> Any:
+    """float32 of any shape; None: ``[0]``."""
+    return NOTHING if x is None else _array(x.float())
 
 
 def _array(x: Tensor) -> Any:
@@ -82,12 +106,13 @@ def _bits(weight: Tensor) -> Any:
 
 
 @contextmanager
-def _threads() -> Iterator[ModuleType]:
-    """The compiled functions, on as many threads as PyTorch uses."""
+def threads() -> Iterator[tuple[ModuleType, int]]:
+    """The compiled functions, on as many threads as PyTorch uses, and in how many parts to cut a weight's rows."""
     import numba
 
     from . import jit_kernels
 
     with _LOCK:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-        yield jit_kernels
+        count = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        numba.set_num_threads(count)
+        yield jit_kernels, count * _PARTS

@@ -37,6 +37,11 @@ class KVCache:
         part.capacity = self.capacity
         return part
 
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, all positions."""
+        keys, values = self._data[layer]
+        return keys, values
+
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put ``[batch, kv_heads, tokens, head_dim]`` behind what is there.
 

@@ -142,8 +142,13 @@ class Block:
             self.ffn = MixtureOfExperts(config.experts, projection("router"), experts, shared, gate)
         else:
             self.ffn = ffn()
+        self.whole = self.kernels.layer(self) if observe is None else None
 
     def __call__(self, x: Tensor, places: Places, cache: KVCache | None = None) -> Tensor:
+        whole = self.whole(x, places, cache) if self.whole is not None else None
+        return self._by_parts(x, places, cache) if whole is None else whole
+
+    def _by_parts(self, x: Tensor, places: Places, cache: KVCache | None) -> Tensor:
         def attention(h: Any, residual: Tensor | None) -> Tensor:
             return self.attention(h, places, cache, residual)
 

@@ -92,6 +92,9 @@ class GpuKernels:
     def steps(self, decoder: Any, cache: DeviceCache) -> Callable[[Tensor], Tensor]:
         return DecodeSteps(decoder, cache)
 
+    def layer(self, block: Any) -> None:
+        return None
+
     def places(self, rotaries: Any, cache: DeviceCache | None, token_ids: Tensor, dtype: torch.dtype) -> DevicePlaces:  # fmt: skip
         batch, tokens = token_ids.shape
         device = token_ids.device

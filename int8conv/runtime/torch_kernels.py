@@ -45,6 +45,9 @@ class Kernels(Protocol):
     def steps(self, decoder: Any, cache: Any) -> Callable[[Tensor], Tensor]:
         """Token ids ``[b, 1]`` -> logits ``[b, 1, vocab]``, as often as wanted."""
 
+    def layer(self, block: Any) -> Callable[[Tensor, Any, Any], Tensor | None] | None:
+        """A decoder's block as one call on ``x [b, t, hidden]``, places and cache, which says None to what it does not take."""
+
     def places(self, rotaries: Any, cache: Any, token_ids: Tensor, dtype: torch.dtype) -> Any:
         """``Places`` of token ids ``[b, t]`` behind those in the cache, with what rotation needs."""
 
@@ -83,6 +86,9 @@ class TorchKernels:
 
     def steps(self, decoder: Any, cache: KVCache) -> Callable[[Tensor], Tensor]:
         return lambda tokens: decoder.forward(tokens, cache, last_only=True)
+
+    def layer(self, block: Any) -> Callable[[Tensor, Any, Any], Tensor | None] | None:
+        return None
 
     def places(self, rotaries: Any, cache: KVCache | None, token_ids: Tensor, dtype: torch.dtype) -> _Places:  # fmt: skip
         positions = torch.arange(token_ids.shape[1])

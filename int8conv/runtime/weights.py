@@ -17,8 +17,9 @@ from ..formats.converted import ConvertedFolder, QuantizedLinear
 from ..formats.fp8 import FP8_DTYPES
 from ..formats.matrix import find_matrix
 from ..formats.storage import LocalFile
-from ..kernels import MixedWeight, Mode, NetCounter, dense_linear, dequantized_rows, mixed_linear
+from ..kernels import MixedWeight, Mode, NetCounter, dense_linear, dequantized_rows, jit
 from .architecture import Module, find_tensor, shape_error
+from .cpu_kernels import CpuKernels, MixedProjection
 from .mapping import MappedFiles, read_matrix, read_tensor, torch_dtype
 from .torch_kernels import Kernels, TorchKernels
 
@@ -102,7 +103,8 @@ class ConvertedWeights:
         self.dtype = dtype
         self.mode: Mode | None = mode
         self._files = MappedFiles()
-        self.kernels: Kernels = TorchKernels()
+        compiled = dtype == torch.float32 and jit.available()
+        self.kernels: Kernels = CpuKernels() if compiled else TorchKernels()
         inputs = converted.manifest.inputs
         self._groups = {path: group.linears for group in inputs for path in group.linears}
         self._thresholds = {
@@ -169,9 +171,7 @@ class ConvertedWeights:
         return _added(lambda x: [dense_linear(x, weight, bias)])
 
     def _quantized(self, mixed: MixedWeight, bias: Tensor | None, sizes: Sequence[int]) -> Projection:  # fmt: skip
-        return _added(
-            lambda x: mixed_linear(x, mixed, bias, mode=self.mode).split_with_sizes(sizes, dim=-1)
-        )
+        return MixedProjection(mixed, bias, sizes, self.mode)
 
     def _mixed(self, modules: Sequence[Module], linears: Sequence[QuantizedLinear]) -> MixedWeight:
         for linear, module in zip(linears, modules, strict=True):

@@ -1,0 +1,95 @@
+"""A decoder's layers as one compiled call each, where a CPU has one new token of a few sequences to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import MixedWeight, Mode, jit, mixed_linear
+from ..kernels.fused import FusedAttention, FusedLayer, FusedNorm
+from .attention import AttentionSpec
+from .cache import KVCache
+from .norms import NormWeights
+from .torch_kernels import TorchKernels
+
+
+class MixedProjection:
+    """Linears of one input, one int8 matrix.
+
+    Args:
+        weight: theirs, one under the other.
+        bias: ``[out]`` or None.
+        sizes: how many of the rows each has.
+        mode: as for ``mixed_linear``.
+    """
+
+    def __init__(self, weight: MixedWeight, bias: Tensor | None, sizes: Sequence[int], mode: Mode | None) -> None:  # fmt: skip
+        self.weight = weight
+        self.bias = bias
+        self.sizes = list(sizes)
+        self.mode = mode
+
+    def __call__(self, x: Tensor, *, residual: Tensor | None = None) -> Sequence[Tensor]:
+        y = mixed_linear(x, self.weight, self.bias, mode=self.mode)
+        return y.split_with_sizes(self.sizes, dim=-1) if residual is None else [residual + y]
+
+
+class CpuKernels(TorchKernels):
+    """PyTorch's operators, but for single tokens compiled layers."""
+
+    def layer(self, block: Any) -> Callable[[Tensor, Any, Any], Tensor | None] | None:
+        fused = fuse(block)
+        if fused is None:
+            return None
+        spec: AttentionSpec = block.attention.spec
+
+        def run(x: Tensor, places: Any, cache: Any) -> Tensor | None:
+            if x.shape[1] != 1 or len(x) > jit.MAX_TOKENS or type(cache) is not KVCache:
+                return None
+            keys, values = cache.layer(spec.layer)
+            if not keys.is_contiguous() or keys.dtype != torch.float32:
+                return None
+            tables = places.tables[spec.rotary] if places.tables else None
+            if tables is not None:
+                tables = tables[0].flatten(0, -2), tables[1].flatten(0, -2)
+            return fused(x[:, 0].contiguous(), tables, keys, values, cache.lengths)[:, None]
+
+        return run
+
+
+def fuse(block: Any) -> FusedLayer | None:
+    """A block of the decoder as one call; None: it has something that ``FusedLayer`` has not."""
+    config, spec, ffn = block.config, block.attention.spec, block.ffn
+    plain = (
+        config.norms == "before" and not config.parallel and config.residual_scale == 1
+        and config.fused_qkv in (None, "rows")
+        and block.attn_norm is not None and block.mlp_norm is not None
+        and not spec.softcap and not spec.alibi and not spec.neighbours
+        and all(norm is None or (norm.rms and spec.by_head) for norm in (spec.query_norm, spec.key_norm))
+    )  # fmt: skip
+    if not plain:
+        return None
+    found = [block.attention.qkv, block.attention.out]
+    found += [getattr(ffn, "wide", None), getattr(ffn, "down", None)]  # experts have neither
+    projections = [p for p in found if isinstance(p, MixedProjection) and p.mode != "w8a8"]
+    if len(projections) < len(found):
+        return None
+    head_norm = spec.query_norm or spec.key_norm
+    attention = FusedAttention(
+        spec.scale, spec.window, _gain(spec.query_norm), _gain(spec.key_norm), head_norm.eps if head_norm else 0.0,
+    )  # fmt: skip
+    return FusedLayer(
+        [_norm(norm.weights) for norm in (block.attn_norm, block.mlp_norm)], attention,
+        [(p.weight, p.bias) for p in projections], config.activation, len(projections[2].sizes) == 2,
+    )  # fmt: skip
+
+
+def _norm(norm: NormWeights) -> FusedNorm:
+    return FusedNorm(norm.rms, norm.eps, norm.weight, norm.bias)
+
+
+def _gain(norm: NormWeights | None) -> Tensor | None:
+    return None if norm is None else norm.weight
