@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from int8conv.formats.checkpoint import open_checkpoint
 from int8conv.formats.converted import open_converted
@@ -60,3 +65,22 @@ def device_cache(decoder: Decoder, batch: int, capacity: int) -> DeviceCache:
 
 def cpu_cache(decoder: Decoder, batch: int, capacity: int) -> KVCache:
     return KVCache(decoder.config, batch=batch, capacity=capacity, dtype=decoder.dtype)
+
+
+class _Watch(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket.__name__ not in _FORBIDDEN, func
+        masks = args[1] if func.overloadpacket is torch.ops.aten.index else ()
+        assert not any(mask is not None and mask.dtype == torch.bool for mask in masks)
+        return func(*args, **(kwargs or {}))
+
+
+_FORBIDDEN = {"_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "unique"}
+
+
+@contextmanager
+def without_the_host() -> Iterator[None]:
+    """Fails at what a CUDA graph could not capture: values read by the host, or shapes that depend on them, or data that
+    comes from the host."""
+    with _Watch(), mock.patch.object(Tensor, "tolist", side_effect=AssertionError("tolist")):
+        yield

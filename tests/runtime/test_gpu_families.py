@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from torch import Tensor
 from int8conv.convert.converter import convert
 from int8conv.runtime.decoder import Decoder
 from int8conv.runtime.families import FAMILIES
+from int8conv.runtime.gpu_cache import DeviceCache
 from int8conv.runtime.gpu_kernels import GpuKernels
 
 from ..checkpoints import write_checkpoint
-from .gpu import check, cpu_cache, decoders, device_cache, tokens
+from .gpu import check, cpu_cache, decoders, device_cache, tokens, without_the_host
 from .test_families import CONFIGS, config_of
 
 pytestmark = pytest.mark.usefixtures("few_programs")
@@ -60,12 +62,25 @@ def test_every_family_is_here() -> None:
 
 @pytest.mark.parametrize("folder", NAMES, indirect=True)
 def test_prompts_then_steps(folder: Path) -> None:
-    """Prompts of different length, one of them in parts, then a token of each together."""
+    """Prompts of different length, one of them in parts, then a token of each together, as a CUDA graph would have it."""
     logits = []
     for decoder in decoders(folder, "w8a16"):
         new_cache = device_cache if isinstance(decoder.kernels, GpuKernels) else cpu_cache
         logits.append(run(decoder, new_cache(decoder, 2, 16), [(4, 3), (2,)]))
     check(*logits)
+
+
+def test_the_watch_sees_the_host() -> None:
+    x = torch.ones(2)
+    for use in (
+        x.sum().item,
+        x.nonzero,
+        lambda: x[x > 0],
+        lambda: torch.tensor([1.0]),
+        lambda: x.tolist(),
+    ):
+        with pytest.raises(AssertionError), without_the_host():
+            use()
 
 
 def run(decoder: Decoder, cache: Any, prompts: list[tuple[int, ...]]) -> Tensor:
@@ -75,7 +90,12 @@ def run(decoder: Decoder, cache: Any, prompts: list[tuple[int, ...]]) -> Tensor:
         part = cache.sequence(i)
         for first, count in zip(accumulate(parts, initial=0), parts, strict=False):
             logits.append(decoder.forward(ids[i : i + 1, first : first + count], part))
-    logits += decoder.forward(ids[:, -1:], cache).split(1)
+    with (
+        without_the_host()
+        if isinstance(cache, DeviceCache) and not decoder.config.experts
+        else nullcontext()
+    ):
+        logits += decoder.forward(ids[:, -1:], cache).split(1)
     return torch.cat(logits, dim=1)
 
 
