@@ -34,10 +34,12 @@ def random_tensors(
     tensors = {}
     for module in read_architecture(config, ()).modules:
         shape = module.shape
+        if module.transposed:
+            shape = shape[::-1]
         weight = torch.randn(shape, generator=generator) * 0.08
         tensors[f"{module.path}.weight"] = (weight + (module.kind == "norm")).to(dtype)
         if module.bias:
-            bias = torch.randn(shape[:1], generator=generator) * 0.02
+            bias = torch.randn(module.shape[:1], generator=generator) * 0.02
             tensors[f"{module.path}.bias"] = bias.to(dtype)
     return tensors
 

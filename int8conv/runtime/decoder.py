@@ -28,8 +28,8 @@ Observer = Callable[[Module, Tensor], None]
 def norm_weights(config: DecoderConfig, module: Module, weights: Weights) -> NormWeights:
     """A norm's parameters."""
     weight = weights.tensor(module)
-    if config.norm_offset:
-        weight = weight + config.norm_offset
+    if config.norm_offset:  # of 16 bits, a sum about 1 would lose most of the weight's
+        weight = weight.float() + config.norm_offset
     bias = weights.tensor(module, "bias") if module.bias else None
     return NormWeights(config.norm == "rms", config.norm_eps, weight, bias)
 
@@ -85,17 +85,14 @@ class FeedForward:
         self, config: DecoderConfig, wide: Projection, down: Projection, kernels: Kernels
     ) -> None:
         self.activation = config.activation
-        self.wide = _halved(wide) if config.fused_gate else wide
+        self.gated = config.gated
+        self.wide = wide
         self.down = down
         self.kernels = kernels
 
     def __call__(self, x: Any, residual: Tensor | None = None) -> Tensor:
-        inner = self.kernels.inner(self.wide, x, self.activation)
+        inner = self.kernels.inner(self.wide, x, self.activation, self.gated)
         return self.down(inner, residual=residual)[0]
-
-
-def _halved(project: Projection) -> Any:
-    return lambda x: project(x)[0].chunk(2, dim=-1)
 
 
 class Block:
@@ -139,7 +136,9 @@ class Block:
             experts = [ffn(f"{expert}.") for expert in range(config.experts.count)]
             shared = ffn("shared_") if config.experts.shared_size else None
             gate = projection("shared_router") if shared else None
-            self.ffn = MixtureOfExperts(config.experts, projection("router"), experts, shared, gate)
+            self.ffn = MixtureOfExperts(
+                config.experts, projection("router"), experts, shared, gate, self.kernels
+            )
         else:
             self.ffn = ffn()
         self.whole = self.kernels.layer(self) if observe is None else None
@@ -154,8 +153,7 @@ class Block:
 
         if self.config.parallel:
             h = x if self.attn_norm is None else self.attn_norm(x)
-            inner = self.ffn(h if self.mlp_norm is None else self.mlp_norm(x))
-            return x + attention(h, None) + inner
+            return self.ffn(h if self.mlp_norm is None else self.mlp_norm(x), attention(h, x))
         if self.config.norms == "after sum":
             assert self.attn_norm is not None and self.mlp_norm is not None
             x = self.kernels.value(self.attn_norm(attention(x, x)))
@@ -197,7 +195,7 @@ class Embedding:
         self.norm = (
             Norm(config, modules["embedding_norm"], weights) if config.embedding_norm else None
         )
-        self.scale = config.embedding_scale
+        self.scale = float(torch.tensor(config.embedding_scale, dtype=dtype))
         ropes = [rope for rope in (config.rope, config.local_rope) if rope is not None]
         self.rotaries = [Rotary(rope, config.head_dim) for rope in ropes]
 
@@ -206,7 +204,7 @@ class Embedding:
         places = self.kernels.places(self.rotaries, cache, token_ids, self.dtype)
         x = self.tokens(token_ids)
         if self.scale != 1:
-            x = x * torch.tensor(self.scale, dtype=x.dtype, device=x.device)
+            x = x * self.scale
         if self.project is not None:
             (x,) = self.project(x)
         if self.positions is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .config import Experts
+from .torch_kernels import Kernels
 from .weights import Projection
 
 Expert = Callable[[Tensor], Tensor]
@@ -23,19 +24,22 @@ class MixtureOfExperts:
         experts: the FFNs.
         shared: the shared FFN.
         shared_gate: one score for the shared FFN, which passes through a sigmoid.
+        kernels: what an activation has to pass before it is a tensor.
     """
 
     def __init__(
         self, config: Experts, router: Projection, experts: Sequence[Expert], shared: Expert | None,
-        shared_gate: Projection | None,
+        shared_gate: Projection | None, kernels: Kernels,
     ) -> None:  # fmt: skip
         self.config = config
         self.router = router
         self.experts = experts
         self.shared = shared
         self.shared_gate = shared_gate
+        self.kernels = kernels
 
     def __call__(self, x: Any, residual: Tensor | None = None) -> Tensor:
+        x = self.kernels.value(x)
         rows = x.reshape(-1, x.shape[-1])
         scores = torch.softmax(self.router(rows)[0].float(), dim=-1)
         shares, chosen = scores.topk(self.config.used, dim=-1)

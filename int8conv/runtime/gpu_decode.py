@@ -14,7 +14,8 @@ class DecodeSteps:
     """One token for every sequence of a cache, again and again.
 
     The first call runs the kernels, which compiles them, and captures the step; every call replays it. All that changes from
-    step to step (tokens, lengths, cache) lies in memory of the device that the graph reads. Off a GPU it just runs.
+    step to step (tokens, lengths, cache) lies in memory of the device that the graph reads. Off a GPU it just runs, as it does
+    with a mixture of experts: which of them a step needs is known to the host alone.
     """
 
     def __init__(self, decoder: Any, cache: DeviceCache) -> None:
@@ -22,13 +23,14 @@ class DecodeSteps:
         self.cache = cache
         device = cache.lengths.device
         self.tokens = torch.zeros(len(cache.lengths), 1, dtype=torch.int64, device=device)
+        self._captured = device.type == "cuda" and decoder.config.experts is None
         self._logits: Tensor | None = None
         self._graph: Any = None
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Token ids ``[b, 1]`` -> logits ``[b, 1, vocab]``, overwritten by the next call."""
         self.tokens.copy_(tokens)
-        if self.tokens.device.type != "cuda":
+        if not self._captured:
             return self._run()
         if self._graph is None:
             self._capture()

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UnsupportedFeatureError
-from ..kernels.gpu.attention import attend
 from ..kernels.gpu.linear import Pending
 from ..kernels.gpu.quantize import Before
 from ..kernels.gpu.rotary import rotate_and_store
 from .attention import AttentionSpec
 from .config import Activation, DecoderConfig
+from .gpu_attention import DeviceAttention, normed
 from .gpu_cache import DeviceCache
 from .gpu_decode import DecodeSteps
 from .norms import NormWeights
-from .torch_kernels import causal_mask
+from .rotary import Rotary
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,11 @@ def pending(x: Tensor | Deferred) -> tuple[Pending, tuple[int, ...]]:
     return Pending(x.reshape(-1, x.shape[-1])), tuple(x.shape[:-1])
 
 
+def value(x: Tensor | Deferred) -> Tensor:
+    """An activation as a tensor."""
+    return x.pending.value().view(x.shape) if isinstance(x, Deferred) else x
+
+
 @dataclass(frozen=True)
 class DevicePlaces:
     """Where the tokens of a call stand, on the device."""
@@ -52,30 +55,8 @@ class DevicePlaces:
     """int32 ``[b]``: positions filled once these tokens are."""
     past: int
     """Positions filled before, the same for all sequences if there are several tokens."""
-    tables: tuple[Tensor, Tensor] | None
-
-
-_NOT_YET: Final = (
-    "norm_offset", "alibi", "parallel", "embedding_norm", "attention_softcap", "windows", "local_rope",
-    "query_norm", "fused_qkv", "fused_gate", "transposed", "experts",
-)  # fmt: skip
-
-
-def check_supported(config: DecoderConfig) -> None:
-    """Refuse what the kernels are not joined for yet.
-
-    Raises:
-        UnsupportedFeatureError: names the features.
-    """
-    missing = [name for name in _NOT_YET if getattr(config, name)]
-    rope = config.rope
-    if rope is not None and (rope.neighbours or rope.share != 1 or rope.kind in ("dynamic", "longrope", "yarn")):  # fmt: skip
-        missing.append(f"rotary positions of the kind {rope.kind}")
-    if config.norms not in ("before", "after sum"):
-        missing.append(f"norms {config.norms}")
-    if missing:
-        raise UnsupportedFeatureError(f"not on a GPU yet: {', '.join(missing)}",
-                                      found=config.model_type, hint="run it on the CPU")  # fmt: skip
+    tables: Sequence[tuple[Tensor, Tensor]]
+    """cos and sin, float32 ``[positions, size / 2]``, of each rotary embedding."""
 
 
 class GpuKernels:
@@ -84,7 +65,8 @@ class GpuKernels:
     def __init__(self, max_positions: int, device: torch.device) -> None:
         self.device = device
         self._max_positions = max_positions
-        self._tables: tuple[Tensor, Tensor] | None = None
+        self._tables: list[tuple[Tensor, Tensor]] | None = None
+        self._attention = DeviceAttention(device)
 
     def cache(self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype) -> DeviceCache:  # fmt: skip
         return DeviceCache(config, batch=batch, capacity=capacity, dtype=dtype, device=self.device)
@@ -95,21 +77,32 @@ class GpuKernels:
     def layer(self, block: Any) -> None:
         return None
 
-    def places(self, rotaries: Any, cache: DeviceCache | None, token_ids: Tensor, dtype: torch.dtype) -> DevicePlaces:  # fmt: skip
+    def places(self, rotaries: Sequence[Rotary], cache: DeviceCache | None, token_ids: Tensor, dtype: torch.dtype) -> DevicePlaces:  # fmt: skip
         batch, tokens = token_ids.shape
         device = token_ids.device
         steps = torch.arange(tokens, dtype=torch.int32, device=device)
         before = torch.zeros(batch, dtype=torch.int32, device=device) if cache is None else cache.lengths  # fmt: skip
-        tables = self._rotary_tables(rotaries[0]) if rotaries else None
         past = 0 if cache is None else cache.length
+        tables = self._rotary_tables(rotaries)
+        if tokens > 1:
+            tables = [
+                self._table(rotary, rotary.frequencies(past + tokens), past + tokens) if rotary.grows else table
+                for rotary, table in zip(rotaries, tables, strict=True)
+            ]  # fmt: skip
         return DevicePlaces(before[:, None] + steps, before + tokens, past, tables)
 
-    def _rotary_tables(self, rotary: Any) -> tuple[Tensor, Tensor]:
-        """cos and sin of all positions, float32 ``[positions, d / 2]``, made once."""
+    def _rotary_tables(self, rotaries: Sequence[Rotary]) -> list[tuple[Tensor, Tensor]]:
+        """Of all positions, made once. Where frequencies depend on the sequence's length, each position has those of the
+        sequence that ends there: what a step needs, without looking at the length."""
         if self._tables is None:
-            angles = torch.arange(self._max_positions).float()[:, None] * rotary.frequencies
-            self._tables = (angles.cos().to(self.device), angles.sin().to(self.device))
+            count = self._max_positions
+            self._tables = [self._table(each, each.step_frequencies(count), count) for each in rotaries]  # fmt: skip
         return self._tables
+
+    def _table(self, rotary: Rotary, frequencies: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        angles = torch.arange(count).float()[:, None] * frequencies
+        size = rotary.rope.magnitude
+        return (angles.cos() * size).to(self.device), (angles.sin() * size).to(self.device)
 
     def norm(self, x: Tensor, norm: NormWeights) -> Deferred:
         kind = "rms" if norm.rms else "layer"
@@ -117,31 +110,28 @@ class GpuKernels:
         return Deferred(Pending(x.reshape(-1, x.shape[-1]), before), tuple(x.shape))
 
     def value(self, x: Tensor | Deferred) -> Tensor:
-        return x.pending.value().view(x.shape) if isinstance(x, Deferred) else x
+        return value(x)
 
-    def inner(self, wide: Any, x: Tensor | Deferred, activation: Activation) -> Deferred:
+    def inner(self, wide: Any, x: Tensor | Deferred, activation: Activation, gated: bool) -> Deferred:  # fmt: skip
         rows, shape = pending(x)
-        inner: Pending = wide.inner(rows, activation)
+        inner: Pending = wide.inner(rows, activation, gated)
         return Deferred(inner, (*shape, inner.x.shape[1]))
 
     def attend(self, qkv: Sequence[Tensor], spec: AttentionSpec, places: DevicePlaces, cache: DeviceCache | None) -> Tensor:  # fmt: skip
         batch, tokens = qkv[0].shape[:2]
-        size, scale = spec.size, spec.scale
         if cache is None:
-            shape = (2, batch, spec.kv_heads, tokens, size)
+            shape = (2, batch, spec.kv_heads, tokens, spec.size)
             keys, values = torch.empty(shape, dtype=qkv[0].dtype, device=qkv[0].device)
         else:
             keys, values = cache.layer(spec.layer)
         q, k, v = (y.flatten(0, 1) for y in qkv)
-        q = rotate_and_store(q, k, v, places.tables, places.positions.flatten(), keys, values)
+        q = normed(q, spec.query_norm, spec.size, spec.by_head)
+        k = normed(k, spec.key_norm, spec.size, spec.by_head)
+        tables = places.tables[spec.rotary] if places.tables else None
+        q = rotate_and_store(
+            q, k, v, tables, places.positions.flatten(), keys, values, interleaved=spec.neighbours
+        )
         if tokens == 1 and cache is not None:
-            y = attend(q, keys, values, places.filled, scale=scale)
-            return y.view(batch, 1, -1)
-        end = places.past + tokens
-        y = F.scaled_dot_product_attention(
-            q.view(batch, tokens, -1, size).transpose(1, 2), keys[:, :, :end], values[:, :, :end],
-            attn_mask=causal_mask(tokens, places.past, q.device) if places.past else None,
-            is_causal=places.past == 0, scale=scale,
-            enable_gqa=spec.heads != spec.kv_heads,
-        )  # fmt: skip
-        return y.transpose(1, 2).flatten(2)
+            return self._attention.step(q, keys, values, places.filled, spec).view(batch, 1, -1)
+        q = q.view(batch, tokens, spec.heads, spec.size)
+        return self._attention.prompt(q, keys, values, places.past, spec)

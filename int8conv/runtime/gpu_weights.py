@@ -12,14 +12,15 @@ from torch import Tensor
 from ..formats.checkpoint import Checkpoint
 from ..formats.converted import ConvertedFolder
 from ..kernels import MixedWeight, Mode
-from ..kernels.gpu.linear import Pending, gated, linear
+from ..kernels.gpu.linear import Pending, linear
+from ..kernels.gpu.linear import gated as gated_linear
 from ..kernels.gpu.quantize import Before
 from .architecture import Module
 from .config import Activation, DecoderConfig
 from .gpu_files import DeviceFiles
-from .gpu_kernels import Deferred, GpuKernels, check_supported, pending
+from .gpu_kernels import Deferred, GpuKernels, pending, value
 from .torch_kernels import Kernels
-from .weights import CheckpointWeights, ConvertedWeights, Projection
+from .weights import CheckpointWeights, ConvertedWeights, Projection, SplitProjection
 
 
 class QuantizedProjection:
@@ -37,10 +38,10 @@ class QuantizedProjection:
         y = linear(rows, self.weight, self.bias, rest, mode=self.mode)
         return y.view(*shape, -1).split_with_sizes(self.sizes, dim=-1)
 
-    def inner(self, x: Pending, activation: Activation) -> Pending:
+    def inner(self, x: Pending, activation: Activation, gated: bool) -> Pending:
         """The FFN up to its last linear."""
-        if len(self.sizes) == 2:
-            return gated(x, self.weight, self.bias, activation=activation, mode=self.mode)
+        if gated:  # [gate; up], be they two linears or one
+            return gated_linear(x, self.weight, self.bias, activation=activation, mode=self.mode)
         y = linear(x, self.weight, self.bias, mode=self.mode)
         return Pending(y, Before(activation=activation))
 
@@ -56,14 +57,30 @@ class DenseProjection:
         outputs = [y.view(*shape, -1) for y in self._multiply(rows)]
         return outputs if residual is None else [residual + outputs[0]]
 
-    def inner(self, x: Pending, activation: Activation) -> Pending:
+    def inner(self, x: Pending, activation: Activation, gated: bool) -> Pending:
         """The FFN up to its last linear."""
-        first, *rest = self._multiply(x)
-        return Pending(first, Before(activation=activation, times=rest[0] if rest else None))
+        return _inner(self._multiply(x), activation, gated)
 
     def _multiply(self, x: Pending) -> list[Tensor]:
         value = x.value()
         return [F.linear(value, weight.to(value.dtype), bias) for weight, bias in self.pairs]
+
+
+class SplitDeviceProjection(SplitProjection):
+    """Linears of one input that are not one matrix: some in int8 and some in 16 bits, as a rule."""
+
+    def __call__(self, x: Tensor | Deferred, *, residual: Tensor | None = None) -> Sequence[Tensor]:
+        return super().__call__(value(x), residual=residual)  # once, not in every part
+
+    def inner(self, x: Pending, activation: Activation, gated: bool) -> Pending:
+        """The FFN up to its last linear."""
+        return _inner(self(x.value()), activation, gated)
+
+
+def _inner(outputs: Sequence[Tensor], activation: Activation, gated: bool) -> Pending:
+    """From gate and up ``[tokens, inner]``, or from both in one, or from up alone."""
+    first, *rest = outputs[0].chunk(2, dim=-1) if gated and len(outputs) == 1 else outputs
+    return Pending(first, Before(activation=activation, times=rest[0] if rest else None))
 
 
 class DeviceConverted(ConvertedWeights):
@@ -73,7 +90,6 @@ class DeviceConverted(ConvertedWeights):
         self, converted: ConvertedFolder, config: DecoderConfig, dtype: torch.dtype, device: torch.device, mode: Mode | None = None,
         *, net: bool = True,
     ) -> None:  # fmt: skip
-        check_supported(config)
         super().__init__(converted, dtype, mode, net=net)
         self._files: Any = DeviceFiles(device)
         self.kernels: Kernels = GpuKernels(config.max_positions, device)
@@ -84,12 +100,14 @@ class DeviceConverted(ConvertedWeights):
     def _quantized(self, mixed: MixedWeight, bias: Tensor | None, sizes: Sequence[int]) -> Projection:  # fmt: skip
         return QuantizedProjection(mixed, bias, sizes, self.mode)
 
+    def _split(self, parts: Sequence[Projection], places: Sequence[int]) -> Projection:
+        return SplitDeviceProjection(parts, places)
+
 
 class DeviceCheckpoint(CheckpointWeights):
     """A source checkpoint in 16 bits."""
 
     def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:  # fmt: skip
-        check_supported(config)
         super().__init__(checkpoint, dtype)
         self.device = device
         self.kernels: Kernels = GpuKernels(config.max_positions, device)

@@ -16,6 +16,7 @@ class NormWeights:
     rms: bool
     eps: float
     weight: Tensor
+    """Of an RMSNorm also float32: then what it multiplies is not rounded before, as in Gemma."""
     bias: Tensor | None
 
 
@@ -25,4 +26,6 @@ def normalised(x: Tensor, norm: NormWeights) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
     wide = x.float()
     wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)
+    if norm.weight.dtype != x.dtype:
+        return (wide * norm.weight).to(x.dtype)
     return wide.to(x.dtype) * norm.weight

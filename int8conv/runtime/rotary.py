@@ -22,12 +22,16 @@ class Rotary:
         self.rope = rope
         self.size = int(head_dim * rope.share)
         self._steps = torch.arange(0, self.size, 2, dtype=torch.int64).float() / self.size
-        self.frequencies = self._frequencies(1)
+
+    @property
+    def grows(self) -> bool:
+        """Whether frequencies depend on the sequence's length."""
+        return self.rope.kind in ("dynamic", "longrope")
 
     def tables(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin ``[..., size]`` for positions of any shape, each pair's value twice."""
         length = int(positions.max()) + 1 if positions.numel() else 1
-        angles = positions.float()[..., None] * self._frequencies(length)
+        angles = positions.float()[..., None] * self.frequencies(length)
         if self.rope.neighbours:
             angles = angles.repeat_interleave(2, dim=-1)
         else:
@@ -35,7 +39,20 @@ class Rotary:
         size = self.rope.magnitude
         return (angles.cos() * size).to(dtype), (angles.sin() * size).to(dtype)
 
-    def _frequencies(self, length: int) -> Tensor:
+    def step_frequencies(self, positions: int) -> Tensor:
+        """Of each position those of a sequence that ends with it: ``[positions, size / 2]``; or ``[size / 2]``, all the same."""
+        rope = self.rope
+        if not self.grows:
+            return self.frequencies(1)
+        first = min(int(rope.original_positions), positions)
+        rows = [self.frequencies(first).expand(first, -1)]
+        if rope.kind == "longrope":
+            rows.append(self.frequencies(first + 1).expand(positions - first, -1))
+        else:
+            rows += [self.frequencies(length)[None] for length in range(first + 1, positions + 1)]
+        return torch.cat(rows)
+
+    def frequencies(self, length: int) -> Tensor:
         """Radians a position, ``[size / 2]``, in a sequence of that length."""
         rope = self.rope
         if rope.kind == "dynamic":

@@ -56,8 +56,8 @@ class Kernels(Protocol):
     def value(self, x: Any) -> Tensor:
         """An activation as a tensor."""
 
-    def inner(self, wide: Any, x: Any, activation: Activation) -> Any:
-        """``act(up)``, or ``act(gate) * up``, of the FFN."""
+    def inner(self, wide: Any, x: Any, activation: Activation, gated: bool) -> Any:
+        """``act(up)``, or ``act(gate) * up``, of the FFN; gate and up may be one linear."""
 
     def attend(self, qkv: Sequence[Tensor], spec: AttentionSpec, places: Any, cache: Any) -> Tensor:
         """``[b, t, heads * d]`` for q, k and v of ``[b, t, ...]``; k and v go into the cache."""
@@ -104,8 +104,9 @@ class TorchKernels:
     def value(self, x: Tensor) -> Tensor:
         return x
 
-    def inner(self, wide: Any, x: Tensor, activation: Activation) -> Tensor:
-        first, *rest = wide(x)
+    def inner(self, wide: Any, x: Tensor, activation: Activation, gated: bool) -> Tensor:
+        outputs = wide(x)
+        first, *rest = outputs[0].chunk(2, dim=-1) if gated and len(outputs) == 1 else outputs
         y = ACTIVATIONS[activation](first)
         return y * rest[0] if rest else y
 
@@ -136,8 +137,3 @@ def _normed(x: Tensor, norm: NormWeights | None, by_head: bool) -> Tensor:
     if norm is None:
         return x
     return normalised(x, norm) if by_head else normalised(x.flatten(2), norm).view(x.shape)
-
-
-def causal_mask(tokens: int, past: int, device: torch.device | None = None) -> Tensor:
-    """True where a token ``[t]`` may look at a position ``[s]``."""
-    return torch.ones(tokens, past + tokens, dtype=torch.bool, device=device).tril(past)

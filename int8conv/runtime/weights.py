@@ -50,6 +50,24 @@ class Weights(Protocol):
         """The linears of one input."""
 
 
+class SplitProjection:
+    """Linears of one input that are not one matrix.
+
+    Args:
+        parts: projections of that input.
+        places: for each linear, its place among the outputs of all parts.
+    """
+
+    def __init__(self, parts: Sequence[Projection], places: Sequence[int]) -> None:
+        self.parts = parts
+        self.places = places
+
+    def __call__(self, x: Any, *, residual: Tensor | None = None) -> Sequence[Tensor]:
+        assert residual is None  # of one linear alone
+        outputs = [y for multiply in self.parts for y in multiply(x)]
+        return [outputs[place] for place in self.places]
+
+
 class CheckpointWeights:
     """A source checkpoint. Tensors of another dtype than ``dtype``, or from afar, are read and cast when asked for; others are mapped."""
 
@@ -135,15 +153,11 @@ class ConvertedWeights:
         if len(parts) == 1:
             return parts[0][1]
         order = [m.path for members, _ in parts for m in members]
+        places = [order.index(m.path) for m in modules]
+        return self._split([multiply for _, multiply in parts], places)
 
-        def project(x: Any, *, residual: Tensor | None = None) -> Sequence[Tensor]:
-            assert residual is None  # of one linear alone
-            outputs = dict(
-                zip(order, (y for _, multiply in parts for y in multiply(x)), strict=True)
-            )
-            return [outputs[m.path] for m in modules]
-
-        return project
+    def _split(self, parts: Sequence[Projection], places: Sequence[int]) -> Projection:
+        return SplitProjection(parts, places)
 
     def _fusable(self, modules: Sequence[Module]) -> list[list[Module]]:
         """The modules by what lies next to each other: a group of the manifest, or a module of its own."""

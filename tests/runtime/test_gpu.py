@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import int8conv
 from int8conv.convert.converter import convert
-from int8conv.errors import ArgumentError, UnsupportedFeatureError
+from int8conv.errors import ArgumentError
 from int8conv.formats.checkpoint import open_checkpoint
 from int8conv.formats.converted import open_converted
 from int8conv.kernels import Mode
-from int8conv.runtime.architecture import Architecture, read_architecture
-from int8conv.runtime.cache import KVCache
 from int8conv.runtime.decoder import Decoder
 from int8conv.runtime.generation import Continuation, continue_all
-from int8conv.runtime.gpu_cache import DeviceCache
 from int8conv.runtime.gpu_files import DeviceFiles
-from int8conv.runtime.gpu_kernels import check_supported
-from int8conv.runtime.gpu_weights import DeviceCheckpoint, DeviceConverted
+from int8conv.runtime.gpu_weights import DeviceCheckpoint
 from int8conv.runtime.sampling import Sampling
-from int8conv.runtime.weights import CheckpointWeights, ConvertedWeights
+from int8conv.runtime.weights import CheckpointWeights
 
 from ..checkpoints import LLAMA, OPT, write_checkpoint
+from .gpu import CPU, architecture, check, cpu_cache, decoders, device_cache, tokens
 from .reference import NoText
 
-CPU = torch.device("cpu")
-TOLERANCE = 1.5
-"""Root mean square error of the logits against the CPU path in float32 without quantised activations, in units of what the
-CPU path in float16 has there. In W8A8 most of either is codes that rounding moved by one, so the two differ by as much."""
-ROUNDING = 2.0**-10
-"""Of the logits' root mean square: what is allowed in any case, as activations are rounded to float16 (2^-11) many times."""
+pytestmark = pytest.mark.usefixtures("few_programs")
 FAMILIES = {
     "llama": LLAMA,
     "opt": OPT,
@@ -53,39 +43,6 @@ def folder(source: Path) -> Path:
     return source.parent / "int8"
 
 
-def architecture(folder: Path) -> Architecture:
-    checkpoint = open_checkpoint(folder)
-    return read_architecture(checkpoint.config, checkpoint.tensors)
-
-
-def decoders(folder: Path, mode: Mode) -> tuple[Decoder, Decoder, Decoder]:
-    """With the GPU's kernels, on the CPU in float16, and in float32 with activations as they are."""
-    form, converted, half = architecture(folder), open_converted(folder), torch.float16
-    gpu = Decoder(form, DeviceConverted(converted, form.config, half, CPU, mode), half)
-    cpu = Decoder(form, ConvertedWeights(converted, half, mode), half)
-    wide = ConvertedWeights(converted, torch.float32, "w8a16")
-    return gpu, cpu, Decoder(form, wide, torch.float32)
-
-
-def tokens(batch: int, count: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(96, (batch, count), generator=generator)
-
-
-def error(found: Tensor, truth: Tensor) -> float:
-    assert found.shape == truth.shape
-    return ((found - truth).square().mean().sqrt() / truth.square().mean().sqrt()).item()
-
-
-def check(found: Tensor, cpu: Tensor, truth: Tensor) -> None:
-    assert error(found, truth) <= max(TOLERANCE * error(cpu, truth), ROUNDING)
-    assert error(cpu, truth) < 0.05
-
-
-def device_cache(decoder: Decoder, batch: int, capacity: int) -> DeviceCache:
-    return DeviceCache(decoder.config, batch=batch, capacity=capacity, dtype=decoder.dtype, device=CPU)  # fmt: skip
-
-
 @pytest.mark.parametrize("mode", ["w8a16", "w8a8"])
 def test_logits_without_a_cache(folder: Path, mode: Mode) -> None:
     ids = tokens(2, 9)
@@ -98,15 +55,15 @@ def test_prompt_in_chunks_then_token_by_token(folder: Path, mode: Mode) -> None:
     ids = tokens(2, 9)
     cache = device_cache(gpu, 2, 12)
     logits = []
-    for decoder, filled in ((gpu, cache), (cpu, cpu_cache(cpu)), (wide, cpu_cache(wide))):
+    for decoder, filled in (
+        (gpu, cache),
+        (cpu, cpu_cache(cpu, 2, 12)),
+        (wide, cpu_cache(wide, 2, 12)),
+    ):
         parts = ids.split([4, 3, 1, 1], dim=1)
         logits.append(torch.cat([decoder.forward(part, filled) for part in parts], dim=1))
     check(*logits)
     assert cache.lengths.tolist() == [9, 9]
-
-
-def cpu_cache(decoder: Decoder) -> KVCache:
-    return KVCache(decoder.config, batch=2, capacity=12, dtype=decoder.dtype)
 
 
 def test_sequences_of_different_length_in_a_batch(folder: Path) -> None:
@@ -162,26 +119,6 @@ def test_generates_as_the_cpu_does(folder: Path) -> None:
         logits = wide.forward(torch.tensor([prompt + ids]))[0, len(prompt) - 1 : -1]
         chosen = logits.gather(1, torch.tensor(ids)[:, None])[:, 0]
         assert (logits.amax(1) - chosen <= 0.01 * logits.abs().amax()).all()
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"model_type": "mistral", "sliding_window": 8}, "windows"),
-        ({"model_type": "qwen3", "head_dim": 16}, "query_norm"),
-        ({"model_type": "olmo2"}, "norms behind"),
-        (
-            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
-            "rotary positions of the kind dynamic",
-        ),
-    ],
-)
-def test_what_the_kernels_are_not_joined_for_is_refused(
-    changes: dict[str, Any], words: str
-) -> None:
-    config = read_architecture(LLAMA | changes, ()).config
-    with pytest.raises(UnsupportedFeatureError, match=f"not on a GPU yet: .*{words}"):
-        check_supported(config)
 
 
 def test_no_gpu_is_one_clear_line(folder: Path) -> None:

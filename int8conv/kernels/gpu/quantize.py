@@ -46,6 +46,7 @@ class Before:
     norm: str = "none"
     """"none", "rms" or "layer"."""
     weight: Tensor | None = None
+    """Of the dtype of the tokens; or float32, then what it multiplies is not rounded before."""
     bias: Tensor | None = None
     eps: float = 0.0
     residual: Tensor | None = None
@@ -86,10 +87,12 @@ def _value(x_row, times_row, weight, bias, i, mask, mean, rstd, NORM: tl.constex
     x = tl.load(x_row + i, mask=mask, other=0.0)
     dtype: tl.constexpr = x.dtype
     if NORM == "rms":
-        x = narrow(x.to(tl.float32) * rstd, dtype)
+        wide = x.to(tl.float32) * rstd
         if weight is not None:
-            gain = tl.load(weight + i, mask=mask, other=0.0).to(tl.float32)
-            x = narrow(x.to(tl.float32) * gain, dtype)
+            if weight.dtype.element_ty != tl.float32:
+                wide = narrow(wide, dtype).to(tl.float32)
+            wide = wide * tl.load(weight + i, mask=mask, other=0.0).to(tl.float32)
+        x = narrow(wide, dtype)
     if NORM == "layer":
         wide = (x.to(tl.float32) - mean) * rstd
         if weight is not None:

@@ -34,8 +34,11 @@ def apply(x: Tensor, before: Before) -> Tensor:
     if before.norm == "rms":
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + before.eps)
-        x = wide.to(x.dtype)
-        x = x if before.weight is None else x * before.weight
+        if before.weight is not None and before.weight.dtype != x.dtype:
+            x = (wide * before.weight).to(x.dtype)
+        else:
+            x = wide.to(x.dtype)
+            x = x if before.weight is None else x * before.weight
     elif before.norm == "layer":
         gain, shift = (None if t is None else t.float() for t in (before.weight, before.bias))
         x = F.layer_norm(x.float(), x.shape[-1:], gain, shift, before.eps).to(x.dtype)

@@ -91,6 +91,7 @@ def fused(name: str, x: Tensor) -> Before:
     other = (3 * torch.randn(x.shape, generator=g)).to(x.dtype)
     return {
         "rms": Before(norm="rms", weight=gain, eps=1e-5),
+        "rms, gain not rounded": Before(norm="rms", weight=1 + 0.001 * gain.float(), eps=1e-6),
         "rms + residual": Before(norm="rms", weight=gain, eps=1e-5, residual=other, sum_out=torch.empty_like(x)),
         "layer": Before(norm="layer", weight=gain, bias=shift, eps=1e-5),
         "layer + residual, plain": Before(norm="layer", eps=1e-5, residual=other, sum_out=torch.empty_like(x)),
@@ -101,7 +102,7 @@ def fused(name: str, x: Tensor) -> Before:
     }[name]  # fmt: skip
 
 
-FUSED = ["rms", "rms + residual", "layer", "layer + residual, plain", "silu x up", "gelu", "gelu_tanh x up", "relu"]  # fmt: skip
+FUSED = ["rms", "rms, gain not rounded", "rms + residual", "layer", "layer + residual, plain", "silu x up", "gelu", "gelu_tanh x up", "relu"]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

@@ -1,0 +1,25 @@
+"""Fixtures of the runtime's tests."""
+
+from __future__ import annotations
+
+import pytest
+
+_SMALL = {
+    "attention": {"splits": 2},
+    "skinny": {"block_n": 256, "split": 1},
+    "skinny_unaligned": {"block_n": 256, "split": 1},
+    "gemv": {"block_n": 64, "block_k": 64},
+}
+
+
+@pytest.fixture
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launch configurations for shapes this small, as the interpreter's time goes by programs; those of the table have tests
+    of their own."""
+    from int8conv.kernels.gpu import attention, configs, gemv, skinny
+
+    def choose(kernel: str, capability: int, **shape: int) -> configs.Config:
+        return {**configs.choose(kernel, capability, **shape), **_SMALL.get(kernel, {})}
+
+    for module in (attention, gemv, skinny):
+        monkeypatch.setattr(module, "choose", choose)
