@@ -19,6 +19,10 @@ from .output import print_json, progress_bars, table
     "--mode", type=click.Choice(["w8a8", "w8a16"]), default="w8a8", show_default=True,
     help="8- or 16-bit activations.",
 )  # fmt: skip
+@click.option(
+    "--kv-cache", type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
+    help="Let PATH's keys and values pass through such a cache; default: float32.",
+)  # fmt: skip
 @click.option("--window", type=click.IntRange(min=2), help="Tokens; default: 512.")
 @click.option(
     "--stride", type=click.IntRange(min=1), help="Tokens between windows; default: --window."
@@ -32,6 +36,7 @@ def command(
     text: Path,
     against: str | None,
     mode: str,
+    kv_cache: str | None,
     window: int | None,
     stride: int | None,
     tokens: int | None,
@@ -52,6 +57,7 @@ def command(
             against=against,
             mode=mode,  # type: ignore[arg-type]
             net=net,
+            kv_cache=kv_cache,
             window=window,
             stride=stride,
             tokens=tokens,
@@ -60,8 +66,9 @@ def command(
     if as_json:
         print_json(result.to_json())
         return
+    cache = "" if kv_cache is None else f", {kv_cache} KV cache"
     rows: list[list[object]] = [
-        [f"perplexity, {result.mode or 'source'}", f"{result.perplexity:.4f}"]
+        [f"perplexity, {result.mode or 'source'}{cache}", f"{result.perplexity:.4f}"]
     ]
     compared = result.against
     if compared is not None:

@@ -30,10 +30,14 @@ _LOADING: Final = (
         help="8- or 16-bit activations; default: by the number of tokens.",
     ),
     click.option("--dtype", help="float32, float16 or bfloat16; default: float32, fastest on a CPU."),
+    click.option(
+        "--kv-cache", type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
+        help="What keys and values are kept in; default: --dtype.",
+    ),
     click.option("--device", default="cpu", show_default=True),
     click.option("--net/--no-net", default=True, show_default=True, help="The safety net of W8A8."),
 )  # fmt: skip
-_LOADING_NAMES: Final = ("mode", "dtype", "device", "net")
+_LOADING_NAMES: Final = ("mode", "dtype", "kv_cache", "device", "net")
 
 
 def generation_options(command: _Command) -> _Command:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .config import DecoderConfig
 from .norms import NormWeights
+from .quantized_cache import Quantized
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,57 @@ def scores_bias(spec: AttentionSpec, positions: Tensor, end: int, dtype: torch.d
     return bias.masked_fill(~allowed, -math.inf).to(dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, bias: Tensor | None) -> Tensor:
-    """Softmax of scores times values: ``[b, h, t, d]`` for q ``[b, h, t, d]``, k and v ``[b, kv_heads, s, d]``."""
-    grouped = spec.heads != spec.kv_heads
+def attend(
+    q: Tensor, k: Tensor | Quantized, v: Tensor | Quantized, spec: AttentionSpec, bias: Tensor | None
+) -> Tensor:  # fmt: skip
+    """Softmax of scores times values: ``[b, h, t, d]`` for q ``[b, h, t, d]``, k and v ``[b, kv_heads, s, d]``.
+
+    Keys and values that are not of the dtype of q are widened to it a block of heads of one sequence at a time.
+    """
+    if isinstance(k, Tensor) and isinstance(v, Tensor) and k.dtype == q.dtype:
+        return _attend(q, k, v, spec, bias)
+    group = spec.heads // spec.kv_heads
+    step = max(1, _WIDENED_ELEMENTS // (k.shape[2] * k.shape[3]))
+    y = torch.empty_like(q)
+    for i in range(q.shape[0]):
+        for first in range(0, spec.kv_heads, step):
+            last = min(first + step, spec.kv_heads)
+            heads = slice(first * group, last * group)
+            keys, values = (_widened(x, i, first, last, q.dtype) for x in (k, v))
+            y[i : i + 1, heads] = _attend(
+                q[i : i + 1, heads], keys, values, spec, _bias_part(bias, i, heads)
+            )
+    return y
+
+
+_WIDENED_ELEMENTS: Final = 1 << 18
+"""1 MiB of keys and as much of values in float32, or one head where that is more: in the cache of a core until they are used."""
+
+
+def _widened(
+    x: Tensor | Quantized, sequence: int, first: int, last: int, dtype: torch.dtype
+) -> Tensor:
+    if isinstance(x, Quantized):
+        return x.widened(sequence, first, last, dtype)
+    return x[sequence : sequence + 1, first:last].to(dtype)
+
+
+def _bias_part(bias: Tensor | None, sequence: int, heads: slice) -> Tensor | None:
+    """What of ``scores_bias`` is of one sequence and some heads."""
+    if bias is None or bias.ndim == 2:
+        return bias
+    if bias.ndim == 4:
+        bias = bias[sequence]
+    return bias if bias.shape[0] == 1 else bias[heads]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, bias: Tensor | None) -> Tensor:
+    """Of some heads, in one dtype."""
+    grouped = q.shape[1] != k.shape[1]
     if spec.softcap is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=spec.scale, enable_gqa=grouped)  # fmt: skip
     if grouped:
-        k, v = (t.repeat_interleave(spec.heads // spec.kv_heads, dim=1) for t in (k, v))
+        k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
     scores = torch.tanh(q @ k.transpose(-1, -2) * (spec.scale / spec.softcap)) * spec.softcap
     if bias is not None:
         scores = scores.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias

@@ -83,7 +83,7 @@ def fuse(block: Any) -> FusedLayer | None:
     )  # fmt: skip
     return FusedLayer(
         [_norm(norm.weights) for norm in (block.attn_norm, block.mlp_norm)], attention,
-        [(p.weight, p.bias) for p in projections], config.activation, len(projections[2].sizes) == 2,
+        [(p.weight, p.bias) for p in projections], config.activation, ffn.gated,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .architecture import Architecture, Module
 from .attention import AttentionSpec
-from .cache import KVCache
+from .cache import Cache
 from .config import DecoderConfig
 from .experts import MixtureOfExperts
 from .norms import NormWeights
@@ -58,7 +58,7 @@ class Attention:
         self.kernels = kernels
 
     def __call__(
-        self, x: Any, places: Places, cache: KVCache | None, residual: Tensor | None
+        self, x: Any, places: Places, cache: Cache | None, residual: Tensor | None
     ) -> Tensor:
         y = self.kernels.attend(self._split(self.qkv(x)), self.spec, places, cache)
         return self.out(y, residual=residual)[0]
@@ -143,11 +143,11 @@ class Block:
             self.ffn = ffn()
         self.whole = self.kernels.layer(self) if observe is None else None
 
-    def __call__(self, x: Tensor, places: Places, cache: KVCache | None = None) -> Tensor:
+    def __call__(self, x: Tensor, places: Places, cache: Cache | None = None) -> Tensor:
         whole = self.whole(x, places, cache) if self.whole is not None else None
         return self._by_parts(x, places, cache) if whole is None else whole
 
-    def _by_parts(self, x: Tensor, places: Places, cache: KVCache | None) -> Tensor:
+    def _by_parts(self, x: Tensor, places: Places, cache: Cache | None) -> Tensor:
         def attention(h: Any, residual: Tensor | None) -> Tensor:
             return self.attention(h, places, cache, residual)
 
@@ -199,7 +199,7 @@ class Embedding:
         ropes = [rope for rope in (config.rope, config.local_rope) if rope is not None]
         self.rotaries = [Rotary(rope, config.head_dim) for rope in ropes]
 
-    def __call__(self, token_ids: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Any]:
+    def __call__(self, token_ids: Tensor, cache: Cache | None = None) -> tuple[Tensor, Any]:
         """``[b, t]`` -> ``[b, t, hidden]`` and the places of these tokens, behind those in the cache."""
         places = self.kernels.places(self.rotaries, cache, token_ids, self.dtype)
         x = self.tokens(token_ids)
@@ -245,17 +245,25 @@ class Output:
 class Decoder:
     """Embedding, blocks, final norm and head."""
 
-    def __init__(self, architecture: Architecture, weights: Weights, dtype: torch.dtype) -> None:
+    def __init__(
+        self, architecture: Architecture, weights: Weights, dtype: torch.dtype, kv_cache: torch.dtype | None = None
+    ) -> None:  # fmt: skip
+        """``dtype``: of activations; ``kv_cache``: of keys and values in the cache, None: the same."""
         self.config = config = architecture.config
         self.dtype = dtype
+        self.kv_cache = kv_cache or dtype
         self.kernels = weights.kernels
         self.embedding = Embedding(architecture, weights, dtype)
         self.blocks = [Block(architecture, i, weights) for i in range(config.num_layers)]
         self.output = Output(architecture, weights)
 
+    def cache(self, *, batch: int, capacity: int) -> Any:
+        """An empty cache for so many sequences of so many positions each."""
+        return self.kernels.cache(self.config, batch=batch, capacity=capacity, dtype=self.kv_cache)
+
     @torch.inference_mode()
     def forward(
-        self, token_ids: Tensor, cache: KVCache | None = None, *, last_only: bool = False
+        self, token_ids: Tensor, cache: Cache | None = None, *, last_only: bool = False
     ) -> Tensor:
         """Logits, float32 ``[b, t, vocab]`` (``[b, 1, vocab]`` with ``last_only``), for token ids ``[b, t]``.
 

@@ -27,6 +27,7 @@ from ..formats.hub import resolve
 from ..formats.source_checks import check_not_quantized
 from ..kernels import MODES, Mode, NetCounter
 from .architecture import Architecture, read_architecture
+from .loader import cache_dtype
 from .net import NetReport, net_report
 from .streaming import BlockStream
 from .tokenizer import Tokenizer
@@ -83,6 +84,8 @@ class Evaluation:
     """Checksum of the text."""
     mode: Mode | None
     """None: a source in its own precision."""
+    kv_cache: str | None = None
+    """What keys and values passed through; None: nothing, they stayed in float32."""
     net: NetReport | None = None
     against: Comparison | None = None
 
@@ -100,6 +103,7 @@ class _Model:
     architecture: Architecture
     weights: Weights
     counters: Mapping[str, NetCounter] = field(default_factory=dict)
+    kv_cache: torch.dtype | None = None
 
 
 @torch.inference_mode()
@@ -110,6 +114,7 @@ def evaluate(
     against: str | os.PathLike[str] | None = None,
     mode: Mode = "w8a8",
     net: bool = True,
+    kv_cache: str | None = None,
     window: int | None = None,
     stride: int | None = None,
     tokens: int | None = None,
@@ -123,6 +128,8 @@ def evaluate(
         against: the converted folder's source: adds its perplexity, KL divergence, agreement and errors by layer.
         mode: how activations meet int8 weights.
         net: whether W8A8 has its safety net.
+        kv_cache: as in ``load``: all of a window's keys and values pass through such a cache (those of ``against`` do not), so that
+            every token sees what it would see token by token; None: they stay in float32.
         window: tokens of a window; None: 512, or fewer where the model has fewer positions.
         stride: tokens from one window to the next; None: the window.
         tokens: of the text, from its start, at most; None: all.
@@ -139,6 +146,8 @@ def evaluate(
     if tokens is not None and tokens < 2:
         raise ArgumentError("tokens", expected="2 or more", found=tokens)
     model = _open(path, mode, net)
+    if kv_cache is not None:
+        model.kv_cache = cache_dtype(kv_cache, torch.float32)
     models = [model] if against is None else [_open(against, None, net), model]
     config = model.architecture.config
     if against is not None:
@@ -155,7 +164,7 @@ def evaluate(
         raise too_short(content, len(ids), window, EvaluationError)
     starts = range(0, len(ids) - window + 1, stride)
     windows = [ids[start : start + window] for start in starts]
-    streams = [BlockStream(m.architecture, m.weights, windows) for m in models]
+    streams = [BlockStream(m.architecture, m.weights, windows, kv_cache=m.kv_cache) for m in models]
     errors = _run(models, streams, progress)
     firsts = [1 if number == 0 else max(1, window - stride) for number in range(len(windows))]
     scores = _score(streams, windows, firsts, progress)
@@ -170,7 +179,7 @@ def evaluate(
     converted = isinstance(model.weights, ConvertedWeights)
     return Evaluation(
         math.exp(nll), window, stride, starts[-1] + window, scores.scored, content.xxh3_128,
-        mode if converted else None, net_report(model.counters) if converted else None, comparison,
+        mode if converted else None, kv_cache, net_report(model.counters) if converted else None, comparison,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ DTYPES: Final = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+KV_CACHES: Final = DTYPES | {"int8": torch.int8}
 
 
 def load(
@@ -33,6 +34,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     *,
     net: bool = True,
+    kv_cache: str | None = None,
 ) -> Model:
     """Load a converted folder, or an unconverted checkpoint in its own precision.
 
@@ -42,13 +44,16 @@ def load(
         device: ``"cpu"``, or ``"cuda"`` for PyTorch's current GPU (Ampere or newer).
         mode: how activations meet int8 weights: ``"w8a16"``, ``"w8a8"``, or None to choose by the number of tokens.
         net: whether W8A8 has its safety net: activations past the threshold of their input are multiplied in 16 bits.
-        dtype: of activations and cache; None is float32 on a CPU, the fastest there, in which a source's 16-bit weights are
+        dtype: of activations; None is float32 on a CPU, the fastest there, in which a source's 16-bit weights are
             exact, and the embedding's own on a GPU, where it has to be a 16-bit one.
+
+        kv_cache: of keys and values in the cache: None for the dtype of activations, ``"float32"``, ``"float16"``, ``"bfloat16"``,
+            or ``"int8"`` with a scale for each head and token. On a GPU only None so far.
 
     Raises:
         NotFoundError: no such folder, or nothing to load in it.
         HubError: it cannot be downloaded.
-        ArgumentError: an unknown device, mode or dtype; a mode for an unconverted checkpoint.
+        ArgumentError: an unknown device, mode, dtype or kv_cache; a mode for an unconverted checkpoint.
         UnsupportedModelError: a family, or a feature of its config, that the runtime does not know.
         CheckpointError, SafetensorsError, ConvertedFormatError: a malformed folder.
     """
@@ -71,6 +76,7 @@ def load(
     config_file = folder / CONFIG_FILE
     architecture = read_architecture(checkpoint.config, checkpoint.tensors, config_file)
     chosen = _dtype(dtype, device, architecture, checkpoint)
+    cached = cache_dtype(kv_cache, chosen, device)
     if device == "cuda":
         weights = _on_gpu(converted, checkpoint, architecture, chosen, mode, net)
     elif converted is not None:
@@ -78,7 +84,7 @@ def load(
     else:
         weights = CheckpointWeights(checkpoint, chosen)
     defaults = read_generation_defaults(folder, checkpoint.config)
-    model = Model(folder, Decoder(architecture, weights, chosen), defaults)
+    model = Model(folder, Decoder(architecture, weights, chosen, cached), defaults)
     if isinstance(weights, ConvertedWeights):
         model.net_counters = weights.counters
     return model
@@ -101,6 +107,22 @@ def _on_gpu(
     if converted is None:
         return DeviceCheckpoint(checkpoint, config, dtype, device)
     return DeviceConverted(converted, config, dtype, device, mode, net=net)
+
+
+def cache_dtype(kv_cache: str | None, dtype: torch.dtype, device: str = "cpu") -> torch.dtype:
+    """The dtype of a cache by its name; int8 stands for ``QuantizedCache``.
+
+    Raises:
+        ArgumentError: there is no such cache, or not on this device.
+    """
+    if kv_cache is None:
+        return dtype
+    if kv_cache not in KV_CACHES:
+        raise ArgumentError("kv_cache", expected=" or ".join(KV_CACHES), found=repr(kv_cache))
+    if device != "cpu" and KV_CACHES[kv_cache] != dtype:
+        raise ArgumentError("kv_cache on a GPU", expected=str(dtype).removeprefix("torch."),
+                            found=kv_cache, hint="the dtype of activations, or run it on the CPU")  # fmt: skip
+    return KV_CACHES[kv_cache]
 
 
 def _dtype(

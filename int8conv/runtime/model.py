@@ -154,9 +154,7 @@ class Model:
         ]  # fmt: skip
         if continuations:
             capacity = max(len(each.prompt) + each.limit for each in continuations)
-            cache = self.decoder.kernels.cache(
-                self.config, batch=len(continuations), capacity=capacity, dtype=self.decoder.dtype
-            )
+            cache = self.decoder.cache(batch=len(continuations), capacity=capacity)
             continue_all(self.decoder, continuations, cache)
         return [each.result() for each in continuations]
 

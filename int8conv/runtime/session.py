@@ -23,9 +23,7 @@ class Session:
         """
         needed, config = len(prompt) + limit, self._decoder.config
         if self._cache is None:
-            self._cache = self._decoder.kernels.cache(
-                config, batch=1, capacity=needed, dtype=self._decoder.dtype
-            )
+            self._cache = self._decoder.cache(batch=1, capacity=needed)
         kept = min(_common(self._ids, prompt), len(prompt) - 1)
         self._ids = self._ids[:kept]
         self._cache.truncate(kept)

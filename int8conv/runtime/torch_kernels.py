@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import AttentionSpec, attend, scores_bias
-from .cache import KVCache
+from .cache import Cache, KVCache
 from .config import Activation, DecoderConfig
 from .norms import NormWeights, normalised
+from .quantized_cache import QuantizedCache
 from .rotary import rotate
 
 ACTIVATIONS: Final[dict[Activation, Callable[[Tensor], Tensor]]] = {
@@ -40,7 +41,7 @@ class Kernels(Protocol):
     device: torch.device
 
     def cache(self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype) -> Any:
-        """An empty cache of keys and values."""
+        """An empty cache of keys and values in a float dtype, or in int8 with scales."""
 
     def steps(self, decoder: Any, cache: Any) -> Callable[[Tensor], Tensor]:
         """Token ids ``[b, 1]`` -> logits ``[b, 1, vocab]``, as often as wanted."""
@@ -81,16 +82,18 @@ class TorchKernels:
 
     device = torch.device("cpu")
 
-    def cache(self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype) -> KVCache:  # fmt: skip
+    def cache(self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype) -> Cache:  # fmt: skip
+        if dtype == torch.int8:
+            return QuantizedCache(config, batch=batch, capacity=capacity)
         return KVCache(config, batch=batch, capacity=capacity, dtype=dtype)
 
-    def steps(self, decoder: Any, cache: KVCache) -> Callable[[Tensor], Tensor]:
+    def steps(self, decoder: Any, cache: Cache) -> Callable[[Tensor], Tensor]:
         return lambda tokens: decoder.forward(tokens, cache, last_only=True)
 
     def layer(self, block: Any) -> Callable[[Tensor, Any, Any], Tensor | None] | None:
         return None
 
-    def places(self, rotaries: Any, cache: KVCache | None, token_ids: Tensor, dtype: torch.dtype) -> _Places:  # fmt: skip
+    def places(self, rotaries: Any, cache: Cache | None, token_ids: Tensor, dtype: torch.dtype) -> _Places:  # fmt: skip
         positions = torch.arange(token_ids.shape[1])
         if cache is None or cache.length == cache.lengths.min():
             positions += cache.length if cache is not None else 0
@@ -110,7 +113,7 @@ class TorchKernels:
         y = ACTIVATIONS[activation](first)
         return y * rest[0] if rest else y
 
-    def attend(self, qkv: Sequence[Tensor], spec: AttentionSpec, places: _Places, cache: KVCache | None) -> Tensor:  # fmt: skip
+    def attend(self, qkv: Sequence[Tensor], spec: AttentionSpec, places: _Places, cache: Cache | None) -> Tensor:  # fmt: skip
         q, k, v = (y.reshape(*y.shape[:2], -1, spec.size) for y in qkv)  # b t h d
         q, k = _normed(q, spec.query_norm, spec.by_head), _normed(k, spec.key_norm, spec.by_head)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))

@@ -47,6 +47,13 @@ def test_options_are_those_of_generate(folder: Path) -> None:
     assert first == again != talk(folder, "The function\n", "-n", 8).stdout
 
 
+def test_an_int8_cache(folder: Path) -> None:
+    chat = Chat(int8conv.load(folder, kv_cache="int8"), max_new_tokens=6)
+    expected = "".join(chat.say(message).text + "\n" for message in ("The function", "a list"))
+    result = talk(folder, "The function\na list\n", "-n", 6, "--kv-cache", "int8")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, expected, "")
+
+
 def test_no_messages(folder: Path) -> None:
     assert (talk(folder, "").exit_code, talk(folder, "").output) == (0, "")
 

@@ -42,6 +42,16 @@ def test_against_the_source(example: Path, example_int8: Path, text: Path) -> No
     assert value["net"]["model.layers.0.self_attn.q_proj"]["values"] == 0
 
 
+def test_an_int8_cache(example: Path, example_int8: Path, text: Path) -> None:
+    options = ["--text", text, "--window", 64, "--tokens", 256, "--kv-cache", "int8"]
+    result = succeed("eval", example_int8, *options)
+    assert "perplexity, w8a8, int8 KV cache" in result.stdout
+    value = json.loads(succeed("eval", example, *options, "--against", example, "--json").stdout)
+    assert value["kv_cache"] == "int8"
+    assert 0 < value["against"]["kl_mean"] < 1e-3
+    assert value["perplexity"] != value["against"]["perplexity"]
+
+
 def test_a_source_alone(example: Path, text: Path) -> None:
     result = succeed("eval", example, "--text", text, "--tokens", 600)
     assert "perplexity, source" in result.stdout

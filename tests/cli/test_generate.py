@@ -40,6 +40,14 @@ def test_an_unconverted_folder(example: Path) -> None:
     assert generate(example) == f"{PROMPT}{expected}\n"
 
 
+@pytest.mark.parametrize("cache", ["float16", "int8"])
+def test_a_narrower_cache(example_int8: Path, cache: str) -> None:
+    model = int8conv.load(example_int8, kv_cache=cache)
+    expected = model.generate(PROMPT, max_new_tokens=12).text
+    assert generate(example_int8, "--kv-cache", cache) == f"{PROMPT}{expected}\n"
+    assert run("generate", example_int8, "-p", PROMPT, "--kv-cache", "int4").exit_code == 2
+
+
 @pytest.mark.parametrize("flags", [(), ("--top-k", 50), ("--top-p", 0.9)], ids=str)
 def test_a_seed_makes_it_repeatable(example_int8: Path, flags: tuple[object, ...]) -> None:
     drawn = [generate(example_int8, "-t", 1.0, "--seed", seed, *flags) for seed in (1, 1, 2, 3)]

@@ -17,10 +17,10 @@ from .reference import TOLERANCE, reference
 from .test_families import CONFIGS, config_of
 
 COMPILED = {
-    "gpt2", "granite", "llama, yarn", "mistral", "mistral, a window, wide heads", "qwen2, windows in later layers, tied", "qwen3",
+    "gpt2", "granite", "llama, yarn", "mistral", "mistral, a window, wide heads", "phi3", "qwen2, windows in later layers, tied", "qwen3",
     "qwen3, wide heads, biases", "starcoder2",
 }  # fmt: skip
-BY_PARTS = {"bloom", "gemma2", "gpt_neox", "phi3", "olmo2", "mixtral", "phi"}
+BY_PARTS = {"bloom", "gemma2", "gpt_neox", "olmo2", "mixtral", "phi"}
 
 
 @pytest.fixture
