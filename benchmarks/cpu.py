@@ -3,13 +3,14 @@
     python benchmarks/cpu.py [--layers 22] [--prompt 128] [--new 16] [--runs 3] [--folder FOLDER]
 
 Makes a checkpoint of random fp16 weights, converts it, and runs each in a process of its own, in turn. "source" is this
-runtime in float32, the fastest dtype of PyTorch on most CPUs; "transformers" and "llama.cpp" run where they are installed.
-Prints medians.
+runtime in float32, the fastest dtype of PyTorch on most CPUs; "transformers" and the peers run where they are installed.
+"first s" is from the call that loads to the first token of the prompt, imports not counted. Prints medians.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -26,20 +27,26 @@ import random_checkpoint
 from tabulate import tabulate
 
 OURS = "int8conv auto"
-FIGURES = ("load s", "prefill tok/s", "decode tok/s", "peak MiB")
+FIGURES = ("import s", "first s", "prefill tok/s", "decode tok/s", "peak MiB")
 
 
 def measure(kind: str, folder: Path, prompt: int, new: int) -> list[float]:
-    """Load, one pass over the prompt after a short warm-up of both, then token by token."""
-    start = time.perf_counter()
+    """Import, load and pass over the prompt, cold; then once more, and token by token, warm."""
+    begin = time.perf_counter()
+    peer = kind in cpu_peers.installed()
+    for module in (
+        cpu_peers.PEERS[kind][0] if peer else ("torch", "transformers" if kind.startswith("transformers") else "int8conv")
+    ):  # fmt: skip
+        importlib.import_module(module)
+    imported = time.perf_counter()
     if kind.startswith("transformers"):
         step = _transformers(folder, kind.rpartition(" ")[2])
-    elif kind in cpu_peers.installed():
+    elif peer:
         step = cpu_peers.load(kind, folder, prompt + new)
     else:
         step = _int8conv(kind, folder, prompt, new)
-    loaded = time.perf_counter()
-    step(list(range(16)), True)
+    step(list(range(prompt)), True)
+    first = time.perf_counter()
     step([0], False)
     before = time.perf_counter()
     step(list(range(prompt)), True)
@@ -48,7 +55,7 @@ def measure(kind: str, folder: Path, prompt: int, new: int) -> list[float]:
         step([token], False)
     done = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return [loaded - start, prompt / (prefilled - before), new / (done - prefilled), peak]
+    return [imported - begin, first - imported, prompt / (prefilled - before), new / (done - prefilled), peak]  # fmt: skip
 
 
 def _int8conv(kind: str, folder: Path, prompt: int, new: int) -> cpu_peers.Step:
@@ -74,18 +81,8 @@ def _transformers(folder: Path, dtype: str) -> cpu_peers.Step:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-    cache = None
-
-    @torch.inference_mode()
-    def step(tokens: list[int], fresh: bool) -> object:
-        nonlocal cache
-        past = None if fresh else cache
-        out = model(torch.tensor([tokens]), past_key_values=past, use_cache=True, logits_to_keep=1)
-        cache = out.past_key_values
-        return out.logits
-
-    return step
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    return cpu_peers.transformers_step(model.eval())
 
 
 def compare(folder: Path, arguments: argparse.Namespace) -> None:
@@ -127,10 +124,13 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
     rows = [
         [
             kind,
-            *(f"{median(column):.1f}" for column in zip(*measured, strict=True)),
+            *(
+                f"{median(column):.{2 if i < 2 else 1}f}"
+                for i, column in enumerate(zip(*measured, strict=True))
+            ),
             *(
                 f"{median(m[i] / o[i] for m, o in zip(measured, figures[OURS], strict=False)):.2f}x"
-                for i in (1, 2)
+                for i in (2, 3)
             ),
         ]
         for kind, measured in figures.items()

@@ -1,7 +1,8 @@
-"""The fastest peer of the CPU runtime, where it is installed: llama.cpp's Q8_0, through llama-cpp-python and gguf.
+"""Peers of the CPU runtime, where they are installed: llama.cpp's Q8_0 (llama-cpp-python and gguf), CTranslate2's int8, and
+LLM.int8() itself (transformers and bitsandbytes).
 
-It gives a function that adds tokens to a sequence, or starts a new one, for ``cpu.measure``; its file is made beside the source
-checkpoint, once.
+Each gives a function that adds tokens to a sequence, or starts a new one, for ``cpu.measure``; files of their own are made beside
+the source checkpoint, once.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import convert_peers
 import numpy as np
 from safetensors import safe_open
 
@@ -23,22 +26,23 @@ Step = Callable[[list[int], bool], object]
 
 def installed() -> list[str]:
     """Names of the peers."""
-    needs = {"llama.cpp Q8_0": ("llama_cpp", "gguf")}
     return [
-        name for name, modules in needs.items() if all(importlib.util.find_spec(m) for m in modules)
+        name
+        for name, (modules, _, _) in PEERS.items()
+        if all(importlib.util.find_spec(module) for module in modules)
     ]
 
 
 def load(name: str, source: Path, capacity: int) -> Step:
-    """A peer's step on a source checkpoint."""
-    assert name in installed()
-    return _llama_cpp(source, capacity)
+    """A peer's step on a source checkpoint, for at most ``capacity`` tokens."""
+    return PEERS[name][2](source, capacity)
 
 
 def prepare(name: str, source: Path) -> None:
     """Convert the source for a peer, in a process of its own, unless that was done before."""
-    if name in installed() and not _gguf(source).exists():
-        subprocess.run([sys.executable, __file__, str(source)], check=True)
+    _, file, _ = PEERS[name]
+    if file and not (source.parent / file).exists():
+        subprocess.run([sys.executable, __file__, name, str(source)], check=True)
 
 
 def _gguf(source: Path) -> Path:
@@ -119,5 +123,70 @@ def _llama_cpp(source: Path, capacity: int) -> Step:
     return step
 
 
+def _ctranslate2(source: Path, capacity: int) -> Step:
+    import ctranslate2
+
+    folder = source.parent / "peer.ct2"
+    model = ctranslate2.Generator(
+        str(folder), device="cpu", compute_type="int8", intra_threads=os.cpu_count() or 1
+    )
+    words = json.loads((folder / "vocabulary.json").read_text())
+    results: Iterator[object] = iter(())
+
+    def step(tokens: list[int], fresh: bool) -> object:
+        """What follows a prompt is its own choice: it takes no tokens one by one."""
+        nonlocal results
+        if fresh:
+            prompt = [words[token] for token in tokens]
+            results = model.generate_tokens(prompt, max_length=capacity, end_token=[])
+        return next(results)
+
+    return step
+
+
+def _bitsandbytes(source: Path, _capacity: int) -> Step:
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(load_in_8bit=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.float16, quantization_config=settings, device_map="cpu"
+    )
+    return transformers_step(model.eval())
+
+
+def transformers_step(model: Any) -> Step:
+    """The step of a model of transformers."""
+    import torch
+
+    cache = None
+
+    @torch.inference_mode()
+    def step(tokens: list[int], fresh: bool) -> object:
+        nonlocal cache
+        past = None if fresh else cache
+        out = model(torch.tensor([tokens]), past_key_values=past, use_cache=True, logits_to_keep=1)
+        cache = out.past_key_values
+        return out.logits
+
+    return step
+
+
+PEERS: dict[str, tuple[tuple[str, ...], str | None, Callable[[Path, int], Step]]] = {
+    "llama.cpp Q8_0": (("llama_cpp", "gguf"), "peer.gguf", _llama_cpp),
+    "CTranslate2 int8": (("ctranslate2", "transformers"), "peer.ct2", _ctranslate2),
+    "bitsandbytes int8": (("bitsandbytes", "transformers", "accelerate"), None, _bitsandbytes),
+}
+"""Name -> the modules it needs, what is made for it beside the source, and its step."""
+
+
+def main(name: str, source: Path) -> None:
+    """Make what a peer needs."""
+    if name.startswith("llama.cpp"):
+        write_gguf(source)
+    else:
+        convert_peers.ctranslate2(source, source.parent / "peer.ct2")
+
+
 if __name__ == "__main__":
-    write_gguf(Path(sys.argv[1]))
+    main(sys.argv[1], Path(sys.argv[2]))
