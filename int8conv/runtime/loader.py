@@ -57,7 +57,7 @@ def load(
         UnsupportedModelError: a family, or a feature of its config, that the runtime does not know.
         CheckpointError, SafetensorsError, ConvertedFormatError: a malformed folder.
     """
-    _check_device(device)
+    check_device(device)
     if mode is not None and mode not in MODES:
         raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
     source = resolve(path)
@@ -90,7 +90,12 @@ def load(
     return model
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse a device that is unknown or not there.
+
+    Raises:
+        ArgumentError: says which.
+    """
     if device not in ("cpu", "cuda"):
         raise ArgumentError("device", expected="cpu or cuda", found=device)
     if device == "cuda" and not torch.cuda.is_available():
