@@ -52,12 +52,14 @@ def _print(result: Benchmark) -> None:
     cached = (
         "" if result.cached is None else f", {result.cached:.0%} of it in the page cache before"
     )
+    sent = result.moved
     rows = [
         ["prefill", f"{result.prefill_speed:.1f} tok/s", ""],
         ["decode", f"{result.decode_speed:.1f} tok/s", ""],
         ["- weights a step", size(result.weight_bytes), ""],
         ["- weights a second", size(result.weight_speed), share],
         ["load", f"{result.load_seconds:.2f} s", f"{size(result.file_bytes)}{cached}"],
+        *([["- to the GPU", f"{size(sent.speed)}/s", f"{sent.seconds:.2f} s"]] if sent else []),
         ["load and first token", f"{result.first_token_seconds:.2f} s", "imports not counted"],
         *_memory(result),
     ]

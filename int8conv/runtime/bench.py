@@ -25,6 +25,7 @@ from ..kernels import Mode
 from .architecture import Architecture, read_architecture
 from .footprint import Footprint, predict_footprint
 from .generation import PREFILL_TOKENS
+from .gpu_files import Loading
 from .loader import check_device, load
 from .mapping import TORCH_DTYPES
 from .memory_use import MemoryUse, watch_memory
@@ -61,6 +62,8 @@ class Benchmark:
     cached: float | None
     """Share of the weights files that was in the page cache before; None where the system does not say."""
     file_bytes: int
+    moved: Loading | None
+    """On a GPU: what went there of it, and how fast."""
     weight_bytes: int
     """Read by a step."""
     bandwidth: float
@@ -97,6 +100,10 @@ class Benchmark:
         names = (
             "path", "converted", "device", "dtype", "mode", "prompt_tokens", "new_tokens", "batch", "runs",
         )  # fmt: skip
+        moved = (
+            {"moved_bytes": self.moved.nbytes, "moved_seconds": self.moved.seconds, "moved_bytes_per_second": self.moved.speed}
+            if self.moved else {}
+        )  # fmt: skip
         memory = {name: value for name, value in vars(self.memory).items() if value is not None}
         return {name: getattr(self, name) for name in names} | {
             "prefill": {"tokens_per_second": self.prefill_speed, "seconds": self.prefill_seconds},
@@ -107,9 +114,8 @@ class Benchmark:
             },
             "loading": {
                 "seconds": self.load_seconds, "first_token_seconds": self.first_token_seconds,
-                "bytes": self.file_bytes, "bytes_per_second": self.file_bytes / self.load_seconds,
-                "in_page_cache": self.cached,
-            },
+                "bytes": self.file_bytes, "in_page_cache": self.cached,
+            } | moved,
             "memory": memory | {"predicted": self.predicted.to_json()},
         }  # fmt: skip
 
@@ -172,7 +178,7 @@ def benchmark(
         path=str(path), converted=files.converted is not None, device=_device_name(where), dtype=name, mode=mode,
         prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch=batch,
         prefill_seconds=[prefill for prefill, _ in times], decode_seconds=[decode for _, decode in times],
-        load_seconds=loaded, first_token_seconds=answered, cached=cached, file_bytes=files.checkpoint.nbytes,
+        load_seconds=loaded, first_token_seconds=answered, cached=cached, file_bytes=files.checkpoint.nbytes, moved=model.loading,
         weight_bytes=step_bytes(files.checkpoint, files.converted, files.form, model.decoder.dtype, batch),
         bandwidth=bandwidth(where), memory=used,
         predicted=predict_footprint(path, context=context, batch=batch, dtype=name),
@@ -186,9 +192,7 @@ class _Steps:
         decoder = self._decoder = model.decoder
         self._new_tokens = new_tokens
         self._device = decoder.kernels.device
-        self._cache = decoder.kernels.cache(
-            model.config, batch=batch, capacity=prompt_tokens + new_tokens, dtype=decoder.dtype
-        )
+        self._cache = decoder.cache(batch=batch, capacity=prompt_tokens + new_tokens)
         self._step = decoder.kernels.steps(decoder, self._cache)
         generator = torch.Generator().manual_seed(0)
         shape = (batch, prompt_tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -18,6 +18,9 @@ from .decoder import Decoder
 from .generation_config import read_generation_defaults
 from .model import Model
 from .weights import CheckpointWeights, ConvertedWeights, Weights
+
+if TYPE_CHECKING:
+    from .gpu_weights import DeviceCheckpoint, DeviceConverted
 
 DTYPES: Final = {
     "float32": torch.float32,
@@ -63,6 +66,7 @@ def load(
     source = resolve(path)
     folder = source.folder
     weights: Weights
+    on_gpu = None
     if is_converted(folder):
         converted = open_converted(folder)
         checkpoint = converted.checkpoint
@@ -78,13 +82,15 @@ def load(
     chosen = _dtype(dtype, device, architecture, checkpoint)
     cached = cache_dtype(kv_cache, chosen, device)
     if device == "cuda":
-        weights = _on_gpu(converted, checkpoint, architecture, chosen, mode, net)
+        weights = on_gpu = _on_gpu(converted, checkpoint, architecture, chosen, mode, net)
     elif converted is not None:
         weights = ConvertedWeights(converted, chosen, mode, net=net)
     else:
         weights = CheckpointWeights(checkpoint, chosen)
     defaults = read_generation_defaults(folder, checkpoint.config)
     model = Model(folder, Decoder(architecture, weights, chosen, cached), defaults)
+    if on_gpu is not None:
+        model.loading = on_gpu.files.finish()
     if isinstance(weights, ConvertedWeights):
         model.net_counters = weights.counters
     return model
@@ -105,7 +111,7 @@ def check_device(device: str) -> None:
 def _on_gpu(
     converted: ConvertedFolder | None, checkpoint: Checkpoint, architecture: Architecture, dtype: torch.dtype,
     mode: Mode | None, net: bool,
-) -> Weights:  # fmt: skip
+) -> DeviceCheckpoint | DeviceConverted:  # fmt: skip
     from .gpu_weights import DeviceCheckpoint, DeviceConverted  # imports triton
 
     device, config = torch.device("cuda", torch.cuda.current_device()), architecture.config
