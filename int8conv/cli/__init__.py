@@ -25,6 +25,7 @@ _COMMANDS = {
     "eval": "Measure perplexity, and the distance from the source.",
     "generate": "Continue a prompt.",
     "chat": "Talk with a model.",
+    "bench": "Measure speed, loading and memory.",
 }
 
 

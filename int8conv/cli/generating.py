@@ -36,6 +36,7 @@ _LOADING: Final = (
     ),
     click.option("--device", default="cpu", show_default=True),
     click.option("--net/--no-net", default=True, show_default=True, help="The safety net of W8A8."),
+    click.option("--verbose", "-v", is_flag=True, help="On stderr: how fast the weights were loaded."),
 )  # fmt: skip
 _LOADING_NAMES: Final = ("mode", "dtype", "kv_cache", "device", "net")
 
@@ -49,13 +50,29 @@ def generation_options(command: _Command) -> _Command:
 
 def load_model(path: str, options: dict[str, Any]) -> Model:
     """Load as ``options`` ask, which those of ``generate`` are left in; say what of the checkpoint's wishes is not followed."""
+    import time
+
     from ..runtime.loader import load
 
+    started, verbose = time.perf_counter(), options.pop("verbose")
     model = load(path, **{name: options.pop(name) for name in _LOADING_NAMES})
+    if verbose:
+        click.echo(f"int8conv: {_loaded(model, time.perf_counter() - started)}", err=True)
     options["stop"] = list(options["stop"]) or None
     for unsupported in model.defaults.unsupported:
         click.echo(f"int8conv: note: generation_config.json: {unsupported} is not followed", err=True)  # fmt: skip
     return model
+
+
+def _loaded(model: Model, seconds: float) -> str:
+    """How a model came into memory."""
+    from .output import size
+
+    text = f"loaded in {seconds:.2f} s"
+    if model.loading is None:
+        return text
+    moved = model.loading
+    return f"{text}: {size(moved.nbytes)} to the GPU in {moved.seconds:.2f} s, {size(moved.speed)}/s"  # fmt: skip
 
 
 def read_text(path: str) -> str:

@@ -1,36 +1,75 @@
 """Weights files in the memory of a GPU: one buffer a shard, tensors are views of it, nothing is repacked.
 
-A file passes through a small ring of pinned buffers: while one is copied to the device, the next is read. Peak memory on the
-device is the file's size; on the host, the ring's.
+Peak memory on the device is the files' size; of a source whose numbers change their dtype, their size afterwards and the few MiB
+that are being converted. On the host it is that of the pinned stages (``gpu_staging``), until ``finish``.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any, Final
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from ..formats.checkpoint import StoredTensor
 from ..formats.storage import WeightsFile
-from .mapping import torch_dtype
+from .gpu_staging import Piece, Staging
+from .mapping import TORCH_DTYPES, torch_dtype
 
-RING: Final = 4
-"""Buffers: enough for a read and a copy to overlap, and to bridge an uneven one."""
-STAGE_BYTES: Final = 32 << 20
+_ALIGNMENT: Final = 256
 
 
-class DeviceFiles:
-    """Copies each file to the device when a tensor of it is first asked for."""
+@dataclass
+class Loading:
+    """What went to the device so far, and how long that took, pinning included."""
 
-    def __init__(self, device: torch.device, *, stage_bytes: int = STAGE_BYTES) -> None:
+    nbytes: int = 0
+    """Of files."""
+    seconds: float = 0.0
+
+    @property
+    def speed(self) -> float:
+        """Bytes a second."""
+        return self.nbytes / self.seconds if self.seconds else 0.0
+
+
+class _Shards(ABC):
+    """A buffer a file, filled when a tensor of it is first asked for."""
+
+    def __init__(self, device: torch.device, staging: Staging | None = None) -> None:
         self.device = device
-        self._stage_bytes = stage_bytes
+        self.loading = Loading()
+        self._staging = staging
         self._buffers: dict[WeightsFile, Tensor] = {}
-        self._ring: list[Tensor] = []
-        self.bytes_read = 0
-        self.seconds = 0.0
+
+    @abstractmethod
+    def _plan(self, file: WeightsFile) -> tuple[Tensor, list[Piece]]:
+        """A file's buffer, and what goes into it."""
+
+    def _buffer(self, file: WeightsFile) -> Tensor:
+        if file not in self._buffers:
+            started = time.perf_counter()
+            buffer, pieces = self._plan(file)
+            self._staging = self._staging or Staging(self.device)
+            self._staging.fill(file, pieces)
+            self._buffers[file] = buffer
+            self.loading.seconds += time.perf_counter() - started
+            self.loading.nbytes += sum(piece.nbytes for piece in pieces)
+        return self._buffers[file]
+
+    def finish(self) -> Loading:
+        """Let go of the pinned memory: everything has been asked for. (A file that comes after all gets new.)"""
+        self._staging = None
+        return self.loading
+
+
+class DeviceFiles(_Shards):
+    """Files as they are."""
 
     def tensor(self, stored: StoredTensor) -> Tensor:
         """A view of the stored tensor, in its own dtype and shape."""
@@ -49,34 +88,48 @@ class DeviceFiles:
             part = part.clone()
         return part.view(dtype).view(shape)
 
-    def _buffer(self, file: WeightsFile) -> Tensor:
-        if file not in self._buffers:
-            started = time.perf_counter()
-            self._buffers[file] = self._copied(file)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            self.seconds += time.perf_counter() - started
-            self.bytes_read += self._buffers[file].nbytes
-        return self._buffers[file]
+    def _plan(self, file: WeightsFile) -> tuple[Tensor, list[Piece]]:
+        buffer = torch.empty(file.size(), dtype=torch.uint8, device=self.device)
+        return buffer, [Piece(0, torch.uint8, buffer)]
 
-    def _copied(self, file: WeightsFile) -> Tensor:
-        on_gpu = self.device.type == "cuda"
-        size = file.size()
-        buffer: Tensor = torch.empty(size, dtype=torch.uint8, device=self.device)
-        if not self._ring:
-            self._ring = [
-                torch.empty(self._stage_bytes, dtype=torch.uint8, pin_memory=on_gpu)
-                for _ in range(RING)
-            ]
-        copied: list[Any] = [torch.cuda.Event() for _ in range(RING)] if on_gpu else []  # type: ignore[no-untyped-call]
-        with file.open() as reader:
-            for i, start in enumerate(range(0, size, self._stage_bytes)):
-                count = min(self._stage_bytes, size - start)
-                stage = self._ring[i % RING][:count]
-                if on_gpu and i >= RING:
-                    copied[i % RING].synchronize()
-                reader.read_into(memoryview(stage.numpy()), start)  # type: ignore[arg-type]
-                buffer[start : start + count].copy_(stage, non_blocking=on_gpu)
-                if on_gpu:
-                    copied[i % RING].record()
-        return buffer
+
+class DeviceTensors(_Shards):
+    """The tensors of a source in one dtype, converted on the device where they have another.
+
+    Args:
+        tensors: all of the files, as each file goes to the device whole.
+        dtype: what they become.
+    """
+
+    def __init__(
+        self, tensors: Iterable[StoredTensor], dtype: torch.dtype, device: torch.device, staging: Staging | None = None
+    ) -> None:  # fmt: skip
+        super().__init__(device, staging)
+        self.dtype = dtype
+        self._places: dict[WeightsFile, dict[StoredTensor, int]] = {}
+        self._sizes: dict[WeightsFile, int] = {}
+        for stored in sorted(tensors, key=lambda t: t.offset):
+            if stored.dtype not in TORCH_DTYPES:
+                continue
+            start = self._sizes.get(stored.file, 0)
+            self._places.setdefault(stored.file, {})[stored] = start
+            size = prod(stored.shape) * dtype.itemsize
+            self._sizes[stored.file] = start + -(-size // _ALIGNMENT) * _ALIGNMENT
+
+    def tensor(self, stored: StoredTensor) -> Tensor:
+        """A view of the tensor.
+
+        Raises:
+            UnsupportedDtypeError: it is not one that the runtime computes with.
+        """
+        torch_dtype(stored)
+        return self._view(self._buffer(stored.file), stored).view(stored.shape)
+
+    def _view(self, buffer: Tensor, stored: StoredTensor) -> Tensor:
+        start = self._places[stored.file][stored]
+        return buffer[start : start + prod(stored.shape) * self.dtype.itemsize].view(self.dtype)
+
+    def _plan(self, file: WeightsFile) -> tuple[Tensor, list[Piece]]:
+        buffer = torch.empty(self._sizes[file], dtype=torch.uint8, device=self.device)
+        tensors = self._places[file]
+        return buffer, [Piece(t.offset, torch_dtype(t), self._view(buffer, t)) for t in tensors]

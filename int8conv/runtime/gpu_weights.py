@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ..formats.checkpoint import Checkpoint
 from ..formats.converted import ConvertedFolder
+from ..formats.fp8 import FP8_DTYPES
 from ..kernels import MixedWeight, Mode
 from ..kernels.gpu.linear import Pending, linear
 from ..kernels.gpu.linear import gated as gated_linear
 from ..kernels.gpu.quantize import Before
-from .architecture import Module
+from .architecture import Module, find_tensor
 from .config import Activation, DecoderConfig
-from .gpu_files import DeviceFiles
+from .gpu_files import DeviceFiles, DeviceTensors
 from .gpu_kernels import Deferred, GpuKernels, pending, value
 from .torch_kernels import Kernels
 from .weights import CheckpointWeights, ConvertedWeights, Projection, SplitProjection
@@ -92,6 +93,7 @@ class DeviceConverted(ConvertedWeights):
     ) -> None:  # fmt: skip
         super().__init__(converted, dtype, mode, net=net)
         self._files: Any = DeviceFiles(device)
+        self.files: DeviceFiles = self._files
         self.kernels: Kernels = GpuKernels(config.max_positions, device)
 
     def _dense(self, weight: Tensor, bias: Tensor | None) -> Projection:
@@ -110,10 +112,14 @@ class DeviceCheckpoint(CheckpointWeights):
     def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:  # fmt: skip
         super().__init__(checkpoint, dtype)
         self.device = device
+        self.files = DeviceTensors(checkpoint.tensors.values(), dtype, device)
         self.kernels: Kernels = GpuKernels(config.max_positions, device)
 
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
-        return super().tensor(module, kind).to(self.device)
+        stored = find_tensor(self.checkpoint, module, kind)
+        if stored.dtype in FP8_DTYPES:  # decoded on the host
+            return super().tensor(module, kind).to(self.device)
+        return self.files.tensor(stored)
 
     def projection(self, modules: Sequence[Module]) -> Projection:
         return DenseProjection([

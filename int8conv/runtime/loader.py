@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -18,6 +18,9 @@ from .decoder import Decoder
 from .generation_config import read_generation_defaults
 from .model import Model
 from .weights import CheckpointWeights, ConvertedWeights, Weights
+
+if TYPE_CHECKING:
+    from .gpu_weights import DeviceCheckpoint, DeviceConverted
 
 DTYPES: Final = {
     "float32": torch.float32,
@@ -57,12 +60,13 @@ def load(
         UnsupportedModelError: a family, or a feature of its config, that the runtime does not know.
         CheckpointError, SafetensorsError, ConvertedFormatError: a malformed folder.
     """
-    _check_device(device)
+    check_device(device)
     if mode is not None and mode not in MODES:
         raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
     source = resolve(path)
     folder = source.folder
     weights: Weights
+    on_gpu = None
     if is_converted(folder):
         converted = open_converted(folder)
         checkpoint = converted.checkpoint
@@ -78,19 +82,26 @@ def load(
     chosen = _dtype(dtype, device, architecture, checkpoint)
     cached = cache_dtype(kv_cache, chosen, device)
     if device == "cuda":
-        weights = _on_gpu(converted, checkpoint, architecture, chosen, mode, net)
+        weights = on_gpu = _on_gpu(converted, checkpoint, architecture, chosen, mode, net)
     elif converted is not None:
         weights = ConvertedWeights(converted, chosen, mode, net=net)
     else:
         weights = CheckpointWeights(checkpoint, chosen)
     defaults = read_generation_defaults(folder, checkpoint.config)
     model = Model(folder, Decoder(architecture, weights, chosen, cached), defaults)
+    if on_gpu is not None:
+        model.loading = on_gpu.files.finish()
     if isinstance(weights, ConvertedWeights):
         model.net_counters = weights.counters
     return model
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse a device that is unknown or not there.
+
+    Raises:
+        ArgumentError: says which.
+    """
     if device not in ("cpu", "cuda"):
         raise ArgumentError("device", expected="cpu or cuda", found=device)
     if device == "cuda" and not torch.cuda.is_available():
@@ -100,7 +111,7 @@ def _check_device(device: str) -> None:
 def _on_gpu(
     converted: ConvertedFolder | None, checkpoint: Checkpoint, architecture: Architecture, dtype: torch.dtype,
     mode: Mode | None, net: bool,
-) -> Weights:  # fmt: skip
+) -> DeviceCheckpoint | DeviceConverted:  # fmt: skip
     from .gpu_weights import DeviceCheckpoint, DeviceConverted  # imports triton
 
     device, config = torch.device("cuda", torch.cuda.current_device()), architecture.config

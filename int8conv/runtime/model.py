@@ -16,6 +16,7 @@ from .decoder import Decoder
 from .footprint import Footprint, predict_footprint
 from .generation import Continuation, Generation, continue_all
 from .generation_config import GenerationDefaults
+from .gpu_files import Loading
 from .net import NetReport, net_report
 from .sampling import Sampling
 from .session import Session
@@ -38,6 +39,8 @@ class Model:
         """What ``generate`` does where it is told nothing; from the folder's generation_config.json."""
         self.end_tokens = self.defaults.end_tokens
         self.net_counters: Mapping[str, NetCounter] = {}
+        self.loading: Loading | None = None
+        """What went to the GPU, and how fast."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -16,6 +16,7 @@ from int8conv.kernels import Mode
 from int8conv.runtime.decoder import Decoder
 from int8conv.runtime.generation import Continuation, continue_all
 from int8conv.runtime.gpu_files import DeviceFiles
+from int8conv.runtime.gpu_staging import Staging
 from int8conv.runtime.gpu_weights import DeviceCheckpoint
 from int8conv.runtime.sampling import Sampling
 from int8conv.runtime.weights import CheckpointWeights
@@ -92,7 +93,7 @@ def test_a_source_in_16_bits(source: Path) -> None:
 def test_files_are_views_of_one_buffer(folder: Path) -> None:
     """Also through a ring that is smaller than the file."""
     converted = open_converted(folder)
-    files = DeviceFiles(CPU, stage_bytes=4096)
+    files = DeviceFiles(CPU, Staging(CPU, readers=2, stage_bytes=4096))
     linears = list(converted.linears.values())
     for linear in linears:
         codes = files.tensor(linear.weight)
@@ -101,7 +102,7 @@ def test_files_are_views_of_one_buffer(folder: Path) -> None:
         assert codes.flatten().numpy().tobytes() == data
     shards = {linear.weight.file for linear in linears}
     assert len({files.tensor(x.weight).untyped_storage().data_ptr() for x in linears}) == len(shards)  # fmt: skip
-    assert files.bytes_read == sum(shard.size() for shard in shards)
+    assert files.loading.nbytes == sum(shard.size() for shard in shards)
 
 
 def test_generates_as_the_cpu_does(folder: Path) -> None:

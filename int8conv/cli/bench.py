@@ -1,0 +1,86 @@
+"""``int8conv bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .output import print_json, progress_bars, size, table
+
+if TYPE_CHECKING:
+    from ..runtime.bench import Benchmark
+
+_COUNT = click.IntRange(min=1)
+
+
+@click.command("bench")
+@click.argument("path", type=click.Path())
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option(
+    "--mode", type=click.Choice(["w8a8", "w8a16"]),
+    help="8- or 16-bit activations; default: by the number of tokens.",
+)  # fmt: skip
+@click.option("--dtype", help="Of activations and cache; default: as for generate.")
+@click.option("--prompt-tokens", type=_COUNT, default=128, show_default=True, help="A sequence.")
+@click.option("--new-tokens", type=_COUNT, default=32, show_default=True, help="A sequence.")
+@click.option("--batch", type=_COUNT, default=1, show_default=True, help="Sequences.")
+@click.option("--runs", type=_COUNT, default=3, show_default=True, help="Medians are printed.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(path: str, as_json: bool, **options: Any) -> None:
+    """Measure how fast PATH (a converted folder, or a source in its own precision) loads, reads a prompt and writes.
+
+    The prompt is random tokens. Decoding is compared with the memory's bandwidth as measured, the peak of memory with what
+    'int8conv footprint' predicts.
+
+    PATH may be the id of one on the hub, org/name or org/name@revision, which is downloaded.
+    """
+    from ..runtime.bench import benchmark
+
+    with progress_bars("it") as progress:
+        result = benchmark(path, progress=progress, **options)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        _print(result)
+
+
+def _print(result: Benchmark) -> None:
+    moved = "copy" if result.device_type == "cuda" else "read"
+    share = f"{result.weight_speed / result.bandwidth:.1%} of a measured {moved} of {size(result.bandwidth)}/s"
+    cached = (
+        "" if result.cached is None else f", {result.cached:.0%} of it in the page cache before"
+    )
+    sent = result.moved
+    rows = [
+        ["prefill", f"{result.prefill_speed:.1f} tok/s", ""],
+        ["decode", f"{result.decode_speed:.1f} tok/s", ""],
+        ["- weights a step", size(result.weight_bytes), ""],
+        ["- weights a second", size(result.weight_speed), share],
+        ["load", f"{result.load_seconds:.2f} s", f"{size(result.file_bytes)}{cached}"],
+        *([["- to the GPU", f"{size(sent.speed)}/s", f"{sent.seconds:.2f} s"]] if sent else []),
+        ["load and first token", f"{result.first_token_seconds:.2f} s", "imports not counted"],
+        *_memory(result),
+    ]
+    table(["", Path(result.path).name, ""], rows)
+    click.echo(
+        f"\n{result.batch} x {result.prompt_tokens} tokens and {result.new_tokens} new ones, {result.runs} runs, medians; "
+        f"{result.mode or 'mode by tokens'}, {result.dtype}, {result.device}"
+    )
+
+
+def _memory(result: Benchmark) -> list[list[str]]:
+    use, predicted = result.memory, result.predicted.total
+    if use.peak is None:
+        return [["footprint's prediction", size(predicted), ""]]
+    parts = "PyTorch's allocations"
+    if use.anonymous is not None and use.mapped is not None:
+        parts = f"{size(use.anonymous)} anonymous, {size(use.mapped)} mapped"
+    rows = [
+        ["peak memory", size(use.peak), parts],
+        ["- footprint's prediction", size(predicted), f"{use.peak / predicted:.2f}x of it measured"],
+    ]  # fmt: skip
+    if use.device is not None:
+        rows.append(["- of the device", size(use.device), "with reserve, graphs and kernels"])
+    return rows
