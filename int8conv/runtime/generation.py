@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .decoder import Decoder
-from .sampling import Sampling, next_token
+from .picking import Choice, Picked, Request
+from .sampling import Sampling
 from .stopping import StopScanner
 from .tokenizer import Detokenizer
 
@@ -45,9 +46,7 @@ class Continuation:
         self.limit = limit
         self.token_ids: list[int] = []
         self.done = limit == 0
-        self._sampling = sampling
-        self._generator = sampling.generator()
-        self._seen: Tensor | None = None
+        self.request = Request(self.prompt, sampling, logprobs)
         self._end_tokens = end_tokens
         self._detokenizer = detokenizer
         self._scanner = StopScanner(stops)
@@ -56,21 +55,25 @@ class Continuation:
         self._on_text = on_text
         self._finish_reason: Literal["stop", "length"] = "length"
 
-    def take(self, logits: Tensor) -> int:
-        """Choose the next token from logits ``[vocab]``, float32 on the CPU."""
-        token = next_token(logits, self._sampling, self._generator, self._tokens_seen(logits))
+    @property
+    def left(self) -> int:
+        """Tokens until the limit."""
+        return self.limit - len(self.token_ids)
+
+    def take(self, choice: Choice) -> None:
+        """The next token."""
+        token = choice.token
         self.token_ids.append(token)
-        if self._logprobs is not None:
-            self._logprobs.append(float(logits.log_softmax(-1)[token]))
+        if self._logprobs is not None and choice.logprob is not None:
+            self._logprobs.append(choice.logprob)
         ended = token in self._end_tokens
         if not ended:
             self._show(self._scanner.push(self._detokenizer.push(token)))
         if ended or self._scanner.stopped:
             self._finish_reason = "stop"
-        self.done = self._finish_reason == "stop" or len(self.token_ids) == self.limit
+        self.done = self._finish_reason == "stop" or self.left == 0
         if self.done:
             self._show(self._scanner.push(self._detokenizer.finish()) + self._scanner.finish())
-        return token
 
     def result(self) -> Generation:
         return Generation(
@@ -83,34 +86,44 @@ class Continuation:
             if self._on_text is not None:
                 self._on_text(text)
 
-    def _tokens_seen(self, logits: Tensor) -> Tensor | None:
-        """Bool ``[vocab]``: which tokens have occurred; None where nobody wants to know."""
-        if self._sampling.repetition_penalty == 1:
-            return None
-        if self._seen is None:
-            self._seen = torch.zeros(logits.shape, dtype=torch.bool)
-            self._seen[self.prompt] = True
-        self._seen[self.token_ids[-1:]] = True
-        return self._seen
-
 
 def continue_all(decoder: Decoder, continuations: Sequence[Continuation], cache: Any) -> None:
-    """Run until all are done. The cache has a place for each; what it has there already of a prompt is not computed again."""
-    device, batch = decoder.kernels.device, len(continuations)
-    tokens = [0] * batch  # those of sequences that are done count for nothing
-    for i, each in enumerate(continuations):
-        if not each.done:
-            part = cache.sequence(i) if batch > 1 else cache
-            tokens[i] = each.take(_prefill(decoder, torch.tensor([each.prompt]), part)[0, -1].cpu())
+    """Run until all are done. The cache has a place for each; what it has there already of a prompt is not computed again.
+
+    Where tokens are chosen on the device, the next step starts before the host has seen them; a sequence that ends at
+    one of them has then taken a step for nothing, at a position that was its own anyway.
+    """
+    going = [i for i, each in enumerate(continuations) if not each.done]
+    if not going:
+        return
+    requests = [each.request for each in continuations]
+    picker = decoder.kernels.picker(requests, decoder.config.vocab_size)
+    picked: Picked = picker.pick(_prompts(decoder, continuations, going, cache), going)
     step = decoder.kernels.steps(decoder, cache)
-    going = list(range(batch))
-    while not all(each.done for each in continuations):
-        for i in [i for i in going if continuations[i].done]:
-            cache.clear(i)
-        going = [i for i in going if not continuations[i].done]
-        logits = step(torch.tensor(tokens, device=device)[:, None])[:, -1].cpu()
+    while going:
+        following = None
+        if picker.ahead and any(continuations[i].left > 1 for i in going):
+            following = picker.pick(step(picked.tokens[:, None])[:, -1], going)
         for i in going:
-            tokens[i] = continuations[i].take(logits[i])
+            continuations[i].take(picked.choice(i))
+        done = [i for i in going if continuations[i].done]
+        going = [i for i in going if not continuations[i].done]
+        for i in done if going else ():
+            cache.clear(i)
+        if going:
+            picked = following or picker.pick(step(picked.tokens[:, None])[:, -1], going)
+
+
+def _prompts(
+    decoder: Decoder, continuations: Sequence[Continuation], going: Sequence[int], cache: Any
+) -> Tensor:
+    """Logits behind each prompt, float32 ``[b, vocab]``; zeros for those that are not going."""
+    shape = (len(continuations), decoder.config.vocab_size)
+    logits = torch.zeros(shape, device=decoder.kernels.device)
+    for i in going:
+        part = cache.sequence(i) if len(continuations) > 1 else cache
+        logits[i] = _prefill(decoder, torch.tensor([continuations[i].prompt]), part)[0, -1]
+    return logits
 
 
 def _prefill(decoder: Decoder, tokens: Tensor, cache: Any) -> Tensor:

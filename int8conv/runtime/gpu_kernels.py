@@ -21,7 +21,9 @@ from .config import Activation, DecoderConfig
 from .gpu_attention import DeviceAttention, normed
 from .gpu_cache import DeviceCache
 from .gpu_decode import DecodeSteps
+from .gpu_picking import DevicePicker
 from .norms import NormWeights
+from .picking import Request
 from .rotary import Rotary
 
 
@@ -76,6 +78,9 @@ class GpuKernels:
 
     def layer(self, block: Any) -> None:
         return None
+
+    def picker(self, requests: Sequence[Request], vocab: int) -> DevicePicker:
+        return DevicePicker(requests, vocab, self.device)
 
     def places(self, rotaries: Sequence[Rotary], cache: DeviceCache | None, token_ids: Tensor, dtype: torch.dtype) -> DevicePlaces:  # fmt: skip
         batch, tokens = token_ids.shape

@@ -56,8 +56,9 @@ class Sampling:
         return generator
 
 
-def penalised(logits: Tensor, penalty: float, seen: Tensor) -> Tensor:
-    """Logits ``[vocab]`` with the repetition penalty on the tokens ``seen``, bool ``[vocab]``."""
+def penalised(logits: Tensor, penalty: float | Tensor, seen: Tensor) -> Tensor:
+    """Logits ``[..., vocab]`` with the repetition penalty, or one of each row ``[..., 1]``, on the tokens ``seen``, bool
+    ``[..., vocab]``."""
     less = torch.where(logits < 0, logits * penalty, logits / penalty)
     return torch.where(seen, less, logits)
 
@@ -90,13 +91,18 @@ def next_token(
         GenerationError: the logits are NaN or infinite.
     """
     if not math.isfinite(float(logits.max())):
-        raise GenerationError(
-            "the model's logits are not numbers", expected="finite values", found=float(logits.max()),
-            hint="16-bit activations overflow in some models: try float32, or bfloat16",
-        )  # fmt: skip
+        raise not_numbers(float(logits.max()))
     if seen is not None:
         logits = penalised(logits, sampling.repetition_penalty, seen)
     if sampling.temperature == 0:
         return int(logits.argmax())
     drawn = torch.multinomial(probabilities(logits, sampling), 1, generator=generator)
     return int(drawn)
+
+
+def not_numbers(found: object) -> GenerationError:
+    """The error for logits that nothing can be drawn from."""
+    return GenerationError(
+        "the model's logits are not numbers", expected="finite values", found=found,
+        hint="16-bit activations overflow in some models: try float32, or bfloat16",
+    )  # fmt: skip

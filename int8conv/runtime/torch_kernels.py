@@ -14,6 +14,7 @@ from .attention import AttentionSpec, attend, scores_bias
 from .cache import Cache, KVCache
 from .config import Activation, DecoderConfig
 from .norms import NormWeights, normalised
+from .picking import Picker, Request, TorchPicker
 from .quantized_cache import QuantizedCache
 from .rotary import rotate
 
@@ -48,6 +49,9 @@ class Kernels(Protocol):
 
     def layer(self, block: Any) -> Callable[[Tensor, Any, Any], Tensor | None] | None:
         """A decoder's block as one call on ``x [b, t, hidden]``, places and cache, which says None to what it does not take."""
+
+    def picker(self, requests: Sequence[Request], vocab: int) -> Picker:
+        """What chooses the tokens of sequences from such logits."""
 
     def places(self, rotaries: Any, cache: Any, token_ids: Tensor, dtype: torch.dtype) -> Any:
         """``Places`` of token ids ``[b, t]`` behind those in the cache, with what rotation needs."""
@@ -92,6 +96,9 @@ class TorchKernels:
 
     def layer(self, block: Any) -> Callable[[Tensor, Any, Any], Tensor | None] | None:
         return None
+
+    def picker(self, requests: Sequence[Request], vocab: int) -> Picker:
+        return TorchPicker(requests, vocab)
 
     def places(self, rotaries: Any, cache: Cache | None, token_ids: Tensor, dtype: torch.dtype) -> _Places:  # fmt: skip
         positions = torch.arange(token_ids.shape[1])

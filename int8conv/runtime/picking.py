@@ -1,0 +1,99 @@
+"""The next token of every sequence of a batch, from their logits: on the CPU. ``gpu_picking`` does it on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+from .sampling import Sampling, next_token
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a sequence's tokens are chosen by."""
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    logprobs: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A token, and if asked for the natural logarithm of its probability in the model's own distribution."""
+
+    token: int
+    logprob: float | None = None
+
+
+class Picked(Protocol):
+    """The tokens of a step."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """int64 ``[b]`` on the decoder's device: what the next step is fed. Of sequences that are done: any."""
+
+    def choice(self, i: int) -> Choice:
+        """A sequence's, for the host, which may have to wait for it.
+
+        Raises:
+            GenerationError: the logits are NaN or infinite.
+        """
+
+
+class Picker(Protocol):
+    """Chooses step after step for the same sequences."""
+
+    ahead: bool
+    """The host may start the next step before it looks at a token."""
+
+    def pick(self, logits: Tensor, going: Sequence[int]) -> Picked:
+        """From float32 logits ``[b, vocab]``; only the sequences ``going`` matter."""
+
+
+@dataclass(frozen=True)
+class _Picked:
+    tokens: Tensor
+    found: Sequence[Choice]
+
+    def choice(self, i: int) -> Choice:
+        return self.found[i]
+
+
+_NONE: Final = Choice(0)
+
+
+class TorchPicker:
+    """One sequence after the other."""
+
+    ahead = False
+
+    def __init__(self, requests: Sequence[Request], vocab: int) -> None:
+        self._requests = requests
+        self._generators = [each.sampling.generator() for each in requests]
+        self._seen = [_seen(each, vocab) for each in requests]
+
+    def pick(self, logits: Tensor, going: Sequence[int]) -> _Picked:
+        found = [_NONE] * len(self._requests)
+        for i in going:
+            found[i] = self._choice(i, logits[i])
+        return _Picked(torch.tensor([each.token for each in found]), found)
+
+    def _choice(self, i: int, logits: Tensor) -> Choice:
+        request, seen = self._requests[i], self._seen[i]
+        token = next_token(logits, request.sampling, self._generators[i], seen)
+        if seen is not None:
+            seen[token] = True
+        return Choice(token, float(logits.log_softmax(-1)[token]) if request.logprobs else None)
+
+
+def _seen(request: Request, vocab: int) -> Tensor | None:
+    """Bool ``[vocab]``: which tokens have occurred; None where nobody wants to know."""
+    if request.sampling.repetition_penalty == 1:
+        return None
+    seen = torch.zeros(vocab, dtype=torch.bool)
+    seen[list(request.prompt)] = True
+    return seen
