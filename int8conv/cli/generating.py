@@ -29,12 +29,12 @@ _LOADING: Final = (
         "--mode", type=click.Choice(["w8a8", "w8a16"]),
         help="8- or 16-bit activations; default: by the number of tokens.",
     ),
-    click.option("--dtype", help="float32, float16 or bfloat16; default: float32, fastest on a CPU."),
+    click.option("--dtype", help="float32, float16 or bfloat16; default: float32 on a CPU, on a GPU the checkpoint's 16 bits."),
     click.option(
         "--kv-cache", type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
         help="What keys and values are kept in; default: --dtype.",
     ),
-    click.option("--device", default="cpu", show_default=True),
+    click.option("--device", default="cpu", show_default=True, help="cpu, or cuda: PyTorch's current GPU."),
     click.option("--net/--no-net", default=True, show_default=True, help="The safety net of W8A8."),
     click.option("--verbose", "-v", is_flag=True, help="On stderr: how fast the weights were loaded."),
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -106,6 +107,8 @@ def check_device(device: str) -> None:
         raise ArgumentError("device", expected="cpu or cuda", found=device)
     if device == "cuda" and not torch.cuda.is_available():
         raise ArgumentError("device", expected="cpu: PyTorch finds no GPU here", found=device)
+    if device == "cuda" and find_spec("triton") is None:
+        raise ArgumentError("device", expected="cpu: triton is not installed", found=device)
 
 
 def _on_gpu(

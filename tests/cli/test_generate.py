@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 import int8conv
@@ -131,6 +132,13 @@ def test_a_prompt_that_is_not_text(example_int8: Path) -> None:
 )  # fmt: skip
 def test_options_that_cannot_be(example_int8: Path, flags: list[object], words: str) -> None:
     check_refused(run("generate", example_int8, *flags), words)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("command", [["generate", "-p", "Once"], ["chat"]], ids=" ".join)
+def test_no_gpu_is_one_clear_line(example_int8: Path, command: list[str]) -> None:
+    result = run(*command, example_int8, "--device", "cuda")
+    check_refused(result, "device: expected cpu: PyTorch finds no GPU here, found cuda")
 
 
 def test_a_mode_is_for_converted_folders(example: Path) -> None:
