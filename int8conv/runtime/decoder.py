@@ -261,6 +261,13 @@ class Decoder:
         """An empty cache for so many sequences of so many positions each."""
         return self.kernels.cache(self.config, batch=batch, capacity=capacity, dtype=self.kv_cache)
 
+    @property
+    def waits(self) -> bool:
+        """Whether a step of one token a sequence makes the host wait for the device."""
+        return any(
+            isinstance(each.ffn, MixtureOfExperts) and each.ffn.waits for each in self.blocks
+        )
+
     @torch.inference_mode()
     def forward(
         self, token_ids: Tensor, cache: Cache | None = None, *, last_only: bool = False

@@ -15,7 +15,7 @@ class DecodeSteps:
 
     The first call runs the kernels, which compiles them, and captures the step; every call replays it. All that changes from
     step to step (tokens, lengths, cache) lies in memory of the device that the graph reads. Off a GPU it just runs, as it does
-    with a mixture of experts: which of them a step needs is known to the host alone.
+    where a mixture of experts has to ask which of them a step needs.
     """
 
     def __init__(self, decoder: Any, cache: DeviceCache) -> None:
@@ -23,7 +23,7 @@ class DecodeSteps:
         self.cache = cache
         device = cache.lengths.device
         self.tokens = torch.zeros(len(cache.lengths), 1, dtype=torch.int64, device=device)
-        self._captured = device.type == "cuda" and decoder.config.experts is None
+        self._captured = device.type == "cuda" and not decoder.waits
         self._logits: Tensor | None = None
         self._graph: Any = None
 

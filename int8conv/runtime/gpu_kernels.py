@@ -18,33 +18,15 @@ from ..kernels.gpu.quantize import Before
 from ..kernels.gpu.rotary import rotate_and_store
 from .attention import AttentionSpec
 from .config import Activation, DecoderConfig
+from .gpu_activations import Deferred, pending, value
 from .gpu_attention import DeviceAttention, normed
 from .gpu_cache import DeviceCache
 from .gpu_decode import DecodeSteps
+from .gpu_experts import FewTokens
 from .gpu_picking import DevicePicker
 from .norms import NormWeights
 from .picking import Request
 from .rotary import Rotary
-
-
-@dataclass(frozen=True)
-class Deferred:
-    """``[tokens, in]`` with what is still to be done to it, of the shape ``[b, t, in]``."""
-
-    pending: Pending
-    shape: tuple[int, ...]
-
-
-def pending(x: Tensor | Deferred) -> tuple[Pending, tuple[int, ...]]:
-    """An activation as rows, and its first axes."""
-    if isinstance(x, Deferred):
-        return x.pending, x.shape[:-1]
-    return Pending(x.reshape(-1, x.shape[-1])), tuple(x.shape[:-1])
-
-
-def value(x: Tensor | Deferred) -> Tensor:
-    """An activation as a tensor."""
-    return x.pending.value().view(x.shape) if isinstance(x, Deferred) else x
 
 
 @dataclass(frozen=True)
@@ -121,6 +103,9 @@ class GpuKernels:
         rows, shape = pending(x)
         inner: Pending = wide.inner(rows, activation, gated)
         return Deferred(inner, (*shape, inner.x.shape[1]))
+
+    def few_tokens(self, experts: Sequence[Any]) -> FewTokens | None:
+        return FewTokens.of(experts)
 
     def attend(self, qkv: Sequence[Tensor], spec: AttentionSpec, places: DevicePlaces, cache: DeviceCache | None) -> Tensor:  # fmt: skip
         batch, tokens = qkv[0].shape[:2]

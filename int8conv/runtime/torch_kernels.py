@@ -64,6 +64,12 @@ class Kernels(Protocol):
     def inner(self, wide: Any, x: Any, activation: Activation, gated: bool) -> Any:
         """``act(up)``, or ``act(gate) * up``, of the FFN; gate and up may be one linear."""
 
+    def few_tokens(
+        self, experts: Sequence[Any]
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        """FFNs -> what passes tokens ``[tokens, hidden]`` through those of them whose numbers, with their shares, are
+        ``[tokens, used]``, and never asks the device for the numbers; None: there is nothing of the kind."""
+
     def attend(self, qkv: Sequence[Tensor], spec: AttentionSpec, places: Any, cache: Any) -> Tensor:
         """``[b, t, heads * d]`` for q, k and v of ``[b, t, ...]``; k and v go into the cache."""
 
@@ -119,6 +125,9 @@ class TorchKernels:
         first, *rest = outputs[0].chunk(2, dim=-1) if gated and len(outputs) == 1 else outputs
         y = ACTIVATIONS[activation](first)
         return y * rest[0] if rest else y
+
+    def few_tokens(self, experts: Sequence[Any]) -> None:
+        return None
 
     def attend(self, qkv: Sequence[Tensor], spec: AttentionSpec, places: _Places, cache: Cache | None) -> Tensor:  # fmt: skip
         q, k, v = (y.reshape(*y.shape[:2], -1, spec.size) for y in qkv)  # b t h d

@@ -24,7 +24,7 @@ from .primitives import activate, narrow, widen_codes
 
 
 @triton.jit
-def _rows_times_x(x, codes_w, scale_w, index, outlier_w, bias, n, K, num_outliers,
+def rows_times_x(x, codes_w, scale_w, index, outlier_w, bias, n, K, num_outliers,
                   BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, K_FITS: tl.constexpr):  # fmt: skip
     """float32 results of weight rows ``n``, with outlier columns and bias."""
     k = tl.arange(0, BLOCK_K)
@@ -62,10 +62,10 @@ def gemv_kernel(
     """``BLOCK_N`` results; ``ACTIVATION``: "none", or that of a gated weight of 2 N rows."""
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     n = (row % N).to(tl.int64)
-    y = _rows_times_x(x, codes_w, scale_w, index, outlier_w, bias, n, K, num_outliers, BLOCK_N, BLOCK_K, K_FITS)  # fmt: skip
+    y = rows_times_x(x, codes_w, scale_w, index, outlier_w, bias, n, K, num_outliers, BLOCK_N, BLOCK_K, K_FITS)  # fmt: skip
     dtype: tl.constexpr = out.dtype.element_ty
     if ACTIVATION != "none":
-        up = _rows_times_x(x, codes_w, scale_w, index, outlier_w, bias, n + N, K, num_outliers, BLOCK_N, BLOCK_K, K_FITS)  # fmt: skip
+        up = rows_times_x(x, codes_w, scale_w, index, outlier_w, bias, n + N, K, num_outliers, BLOCK_N, BLOCK_K, K_FITS)  # fmt: skip
         y = activate(y, ACTIVATION) * up
     if residual is not None:
         y += tl.load(residual + n).to(tl.float32)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..mixed import quantize_tokens as _quantize_tokens
 from ..weight import MixedWeight
+from .experts import ExpertWeights
 from .quantize import NET_BLOCK, WORD_CHANNELS, Before, QuantizedTokens
 from .sampling import Draws
 
@@ -125,6 +126,22 @@ def w8a16(
         gate, up = y.chunk(2, dim=-1)
         y = ACTIVATIONS[activation](gate) * up
     return _finished(y, None, residual, x.dtype)
+
+
+def chosen_experts(
+    x: Tensor,
+    weights: ExpertWeights,
+    chosen: Tensor,
+    *,
+    activation: str = "none",
+    config: object = None,
+) -> Tensor:
+    """Tokens times the weights of the experts that were chosen for them."""
+    each = len(chosen) // max(len(x), 1)
+    return torch.cat([
+        w8a16(x[s // each][None], weights.experts[e], activation=activation)
+        for s, e in enumerate(chosen.tolist())
+    ])  # fmt: skip
 
 
 def _finished(y: Tensor, bias: Tensor | None, residual: Tensor | None, dtype: torch.dtype) -> Tensor:  # fmt: skip

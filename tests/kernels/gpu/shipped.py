@@ -18,7 +18,16 @@ import torch
 from torch import Tensor
 
 from int8conv.kernels import MixedWeight
-from int8conv.kernels.gpu import attention, configs, gemm, quantize, rotary, sampling, skinny
+from int8conv.kernels.gpu import (
+    attention,
+    configs,
+    experts,
+    gemm,
+    quantize,
+    rotary,
+    sampling,
+    skinny,
+)
 from int8conv.kernels.gpu.quantize import Before, QuantizedTokens
 
 from .compiling import compile_for, recording
@@ -85,6 +94,14 @@ def run_w8a16(row: Any, tokens: int, dtype: torch.dtype, channels: int, activati
     skinny.w8a16(empty(tokens, channels, dtype=dtype), w, empty(out, dtype=dtype), residual, activation=activation, config=row)  # fmt: skip
 
 
+def run_experts(row: Any, dtype: torch.dtype, channels: int, activation: str) -> None:
+    """The launcher with a table that nobody made: it does not look into it."""
+    w = weight(4096 if activation == "none" else 8192, channels, 32, dtype)
+    weights = experts.ExpertWeights((w,), w, empty(8, 5, dtype=torch.int64))
+    chosen = empty(4, dtype=torch.int64)
+    experts.chosen_experts(empty(2, channels, dtype=dtype), weights, chosen, activation=activation, config=row)  # fmt: skip
+
+
 def run_attention(row: Any, dtype: torch.dtype, size: int, **options: Any) -> None:
     cache = empty(2, 8, 4096, size, dtype=dtype)
     lengths = empty(2, dtype=I32)
@@ -103,8 +120,8 @@ def run_sampling(dtype: torch.dtype) -> None:
     sampling.sample(empty(2, 128256, dtype=dtype), sampling.Draws(*columns), empty(2, dtype=I32))
 
 
-def run_quantize(dtype: torch.dtype, channels: int, norm: str, activation: str) -> None:
-    x, gain = empty(8, channels, dtype=dtype), empty(channels, dtype=dtype)
+def run_quantize(dtype: torch.dtype, channels: int, norm: str, activation: str, gains: torch.dtype | None = None) -> None:  # fmt: skip
+    x, gain = empty(8, channels, dtype=dtype), empty(channels, dtype=gains or dtype)
     before = Before()
     if norm != "none":
         shift = gain if norm == "layer" else None
@@ -137,6 +154,16 @@ def variants(kernel: str) -> dict[str, Callable[[Any], None]]:
                 for channels in (4104,) if "unaligned" in kernel else (4096, 4112):
                     for activation in ("silu", "none", "gelu"):
                         add(f"{half} M {tokens} K {channels} {activation}", run_w8a16, tokens, dtype, channels, activation)  # fmt: skip
+        elif kernel == "experts":
+            for channels in (4096, 4112):
+                for activation in ("silu", "none", "gelu"):
+                    add(
+                        f"{half} K {channels} {activation}",
+                        run_experts,
+                        dtype,
+                        channels,
+                        activation,
+                    )
         elif kernel == "attention":
             for size in (128, 64, 80, 256):
                 add(f"{half} head {size}", run_attention, dtype, size)
@@ -146,6 +173,7 @@ def variants(kernel: str) -> dict[str, Callable[[Any], None]]:
             for norm, activation in (("rms", "none"), ("layer", "none"), ("none", "silu"), ("none", "gelu"), ("none", "gelu_tanh"), ("none", "relu"), ("none", "none")):  # fmt: skip
                 for channels in (4096, 1000):
                     add(f"{half} {channels} {norm} {activation}", lambda row, *a: run_quantize(*a), dtype, channels, norm, activation)  # fmt: skip
+            add(f"{half} rms, gain of 32 bits", lambda row, d: run_quantize(d, 4096, "rms", "none", F32), dtype)  # fmt: skip
         elif kernel == "rotary":
             for size, rotated, pairs in ((128, 128, False), (80, 32, False), (64, 64, True), (64, 0, False)):  # fmt: skip
                 add(f"{half} {size} {rotated} {pairs}", lambda row, *a: run_rotary(*a), dtype, size, rotated, pairs)  # fmt: skip
@@ -156,7 +184,9 @@ def variants(kernel: str) -> dict[str, Callable[[Any], None]]:
     return found
 
 
-TABLED = ("gemm", "gemm_unaligned", "gemv", "skinny", "skinny_unaligned", "attention")
+TABLED = ("gemm", "gemm_unaligned", "gemv", "experts", "skinny", "skinny_unaligned", "attention")
+TABLE_OF = {"experts": "gemv"}
+"""Kernels that run another one's configurations."""
 KERNELS = (*TABLED, "quantize", "rotary", "sampling")
 
 
@@ -166,7 +196,7 @@ def _rows(kernel: str, capability: int) -> list[int]:
         return [0]
     ignored = {"max_tokens", "max_out", "splits"}
     seen: dict[str, int] = {}
-    for i, row in enumerate(configs.shipped(kernel, capability)):
+    for i, row in enumerate(configs.shipped(TABLE_OF.get(kernel, kernel), capability)):
         seen.setdefault(str({k: v for k, v in row.items() if k not in ignored}), i)
     return list(seen.values())
 
@@ -183,7 +213,8 @@ def cases(subset: bool) -> Iterator[Case]:
 
 def compile_case(case: Case) -> list[Compiled]:
     """Compile what a case launches."""
-    row = configs.shipped(case.kernel, case.capability)[case.row] if case.kernel in TABLED else None
+    table = TABLE_OF.get(case.kernel, case.kernel)
+    row = configs.shipped(table, case.capability)[case.row] if case.kernel in TABLED else None
     with recording(case.capability) as launches:
         variants(case.kernel)[case.variant](row)
     found = []

@@ -64,6 +64,6 @@ def test_operands_are_copied_asynchronously(compiled: list[dict[str, Any]], kern
 
 
 def test_gemv_loads_16_bytes_at_a_time_and_multiplies_without_tensor_cores(compiled: list[dict[str, Any]]) -> None:  # fmt: skip
-    for c in of(compiled, "gemv"):
+    for c in of(compiled, "gemv") + of(compiled, "experts"):
         assert c["loads16"] > 0, c
         assert c["half_dots"] == c["int8_dots"] == 0, c

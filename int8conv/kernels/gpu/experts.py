@@ -1,0 +1,148 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
+# ruff: noqa: N803
+"""W8A16 for a few tokens of a mixture of experts: each times the weights of experts whose numbers are on the device.
+
+    y_s = act(gate_e x) * (up_e x)   or   w_e x              for slot s, with e = chosen[s] and x the row s // each
+
+``gemv`` for every slot: a program takes ``BLOCK_N`` rows of one slot's expert. The experts' weights lie wherever the file has
+them; a table on the device has the distance of each tensor from a first one, so that the host never learns which experts
+a step needs, and a CUDA graph can replay it. Two slots of one expert read it twice, the second time from L2 if it
+fits: for the tokens of a decoding step, not for prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...errors import ArgumentError
+from ..weight import MixedWeight
+from . import launch as L
+from .configs import Config, choose
+from .gemm import check_contiguous
+from .gemv import rows_times_x
+from .primitives import activate, narrow
+
+_UNIT: Final = 16
+"""Bytes in which distances are counted: what a thread loads at once, so that the compiler knows of the alignment."""
+_TENSORS: Final = ("codes", "scale", "outlier_index", "outlier_weight")
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """The weights of one linear, or of gate and up, of every expert."""
+
+    experts: tuple[MixedWeight, ...]
+    first: MixedWeight
+    """Tensors from which distances are counted."""
+    table: Tensor
+    """int64 ``[experts, 5]``: distances of ``_TENSORS`` in units of 16 bytes, and the number of outlier columns."""
+
+    @classmethod
+    def of(cls, experts: Sequence[MixedWeight]) -> ExpertWeights:
+        """The table of experts of one shape.
+
+        Raises:
+            ArgumentError: shapes or dtypes differ, or a tensor does not begin at 16 bytes.
+        """
+        first = next((e for e in experts if e.outlier_weight is not None), experts[0])
+        rows = []
+        for expert in experts:
+            check_contiguous(expert)
+            if expert.codes.shape != first.codes.shape:
+                raise ArgumentError("shape of an expert", expected=list(first.codes.shape), found=list(expert.codes.shape))  # fmt: skip
+            k = 0 if expert.outlier_index is None else expert.outlier_index.shape[0]
+            rows.append([*(_distance(expert, first, name) for name in _TENSORS), k])
+        return cls(tuple(experts), first, torch.tensor(rows, device=first.codes.device))
+
+
+def _distance(expert: MixedWeight, first: MixedWeight, name: str) -> int:
+    tensor, base = getattr(expert, name), getattr(first, name)
+    if tensor is None or tensor.numel() == 0:
+        return 0
+    if tensor.dtype != base.dtype:
+        raise ArgumentError(f"dtype of {name}", expected=base.dtype, found=tensor.dtype)
+    distance: int = tensor.data_ptr() - base.data_ptr()
+    if distance % _UNIT:
+        raise ArgumentError(f"address of {name}", expected=f"a multiple of {_UNIT}", found=distance)
+    return distance // _UNIT
+
+
+@triton.jit
+def experts_kernel(
+    x, codes_w, scale_w, index, outlier_w, chosen, table, out, N, K, each, x_stride,
+    ACTIVATION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, K_FITS: tl.constexpr,
+):  # fmt: skip
+    """``BLOCK_N`` results of slot ``program_id(1)``."""
+    slot = tl.program_id(1).to(tl.int64)
+    entry = table + tl.load(chosen + slot) * 5
+    x_row = x + (slot // each) * x_stride
+    codes = codes_w + tl.load(entry) * 16
+    scale = scale_w + tl.load(entry + 1) * 4
+    channels = index
+    columns = outlier_w
+    num_outliers = 0
+    if index is not None:
+        channels = index + tl.load(entry + 2) * 4
+        columns = outlier_w + tl.load(entry + 3) * 8
+        num_outliers = tl.load(entry + 4).to(tl.int32)
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n = (row % N).to(tl.int64)
+    y = rows_times_x(x_row, codes, scale, channels, columns, None, n, K, num_outliers, BLOCK_N, BLOCK_K, K_FITS)  # fmt: skip
+    if ACTIVATION != "none":
+        up = rows_times_x(x_row, codes, scale, channels, columns, None, n + N, K, num_outliers, BLOCK_N, BLOCK_K, K_FITS)  # fmt: skip
+        y = activate(y, ACTIVATION) * up
+    tl.store(out + slot * N + row, narrow(y, out.dtype.element_ty), mask=row < N)
+
+
+def chosen_experts(
+    x: Tensor,
+    weights: ExpertWeights,
+    chosen: Tensor,
+    *,
+    activation: str = "none",
+    config: Config | None = None,
+) -> Tensor:
+    """Tokens times the weights of the experts that were chosen for them.
+
+    Args:
+        x: 16-bit ``[rows, in]``, last axis contiguous.
+        weights: of ``out`` rows an expert; ``[gate; up]`` of ``2 out`` rows with an activation.
+        chosen: int64 ``[slots]``, a multiple of ``rows``: the expert of each slot; slots of a row follow one another.
+        activation: "none", or the function whose value of the gate multiplies up.
+        config: the launch configuration, ``gemv``'s; None takes the table's.
+
+    Returns:
+        ``[slots, out]`` in the dtype of ``x``.
+
+    Raises:
+        ArgumentError: a shape or dtype that does not fit.
+    """
+    first, (rows, slots) = weights.first, (x.shape[0], chosen.numel())
+    L.check_rows("x", x, first.in_features)
+    if slots % max(rows, 1) or chosen.dtype != torch.int64 or not chosen.is_contiguous():
+        raise ArgumentError("chosen", expected=f"int64, a multiple of {rows}", found=f"{chosen.dtype}, {slots}")  # fmt: skip
+    halves = 1 if activation == "none" else 2
+    if first.out_features % halves:
+        raise ArgumentError("rows of a gated weight", expected="even", found=first.out_features)
+    out_features = first.out_features // halves
+    y = L.empty(slots, out_features, like=x, dtype=x.dtype)
+    config = config or choose("gemv", L.capability(x.device), out=out_features)
+    has_outliers = first.outlier_weight is not None and first.outlier_weight.numel() > 0
+    L.launch(
+        experts_kernel, (L.cdiv(out_features, config["block_n"]), slots),
+        x, first.codes, first.scale,
+        first.outlier_index if has_outliers else None,
+        first.outlier_weight if has_outliers else None,
+        chosen, weights.table, y, out_features, first.in_features, slots // max(rows, 1), x.stride(0),
+        ACTIVATION=activation, BLOCK_N=config["block_n"], BLOCK_K=config["block_k"],
+        K_FITS=first.in_features % config["block_k"] == 0,
+        num_warps=config["num_warps"], num_stages=1,
+    )  # fmt: skip
+    return y
