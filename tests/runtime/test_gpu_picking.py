@@ -129,8 +129,8 @@ class Chain:
     def picker(self, requests: Sequence[Request], vocab: int) -> Picker:
         return self._make(requests)
 
-    def cache(self, config: Any, *, batch: int, capacity: int, dtype: torch.dtype) -> DeviceCache:
-        return DeviceCache(config, batch=batch, capacity=capacity, dtype=dtype, device=CPU)
+    def cache(self, *, batch: int, capacity: int) -> DeviceCache:
+        return DeviceCache(self.config, batch=batch, capacity=capacity, dtype=self.dtype, device=CPU)  # fmt: skip
 
     def steps(self, decoder: Any, cache: DeviceCache) -> Callable[[Tensor], Tensor]:
         def step(tokens: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ def test_sequences_end_one_by_one(make: Make) -> None:
     ends = frozenset(decoder.text(prompts[1], 3)[2:])
     assert not ends & {*decoder.text(prompts[0], 4)[:3]}
     batch = [continuation(p, n, ends) for p, n in zip(prompts, limits, strict=True)]
-    cache = decoder.cache(decoder.config, batch=4, capacity=10, dtype=torch.float32)
+    cache = decoder.cache(batch=4, capacity=10)
     continue_all(decoder, batch, cache)
     counts = [4, decoder.text(prompts[1], 9).index(*ends) + 1, 0, 1]
     assert [each.token_ids for each in batch] == [

@@ -15,6 +15,8 @@ from int8conv.kernels.gpu.experts import ExpertWeights, chosen_experts
 
 from .tensors import HALVES, check, dense, make_tokens, make_weight
 
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # to infinity
+
 CONFIG = {"block_n": 16, "block_k": 32, "num_warps": 4}
 CHOSEN = torch.tensor([[2, 0], [1, 2], [2, 1]])
 
