@@ -23,7 +23,9 @@ def rows(session: Session) -> Iterator[Row]:
     prompt, steps = session.pick((3, 1), (512, 64))
     for name, share in (("int8", 0.001), ("fp16", None)):
         session.forget()
-        decoder, nbytes = random_decoder(session.model, F16, session.device, share)
+        decoder, nbytes = random_decoder(
+            session.model, F16, session.device, share, layers=1 if session.compiling else None
+        )
         for batch in session.pick([2], [1, 32, 8]):
             of = {"runtime": "int8conv", "weights": name, "batch": batch, "prompt": prompt, "steps": steps}  # fmt: skip
             if session.left() < 0:
@@ -41,7 +43,7 @@ def _measured(session: Session, decoder: Decoder, ids: Tensor, steps: int, nbyte
     decoder.forward(ids, cache, last_only=True)
     step(ids[:, :1])  # compiles and captures
     prefills, decodes = [], []
-    for _ in range(session.pick(1, RUNS)):
+    for _ in range(1 if session.compiling else session.pick(1, RUNS)):
         cache.truncate(0)
         started = now(session.device)
         token = decoder.forward(ids, cache, last_only=True)[:, -1].argmax(-1, keepdim=True)

@@ -22,7 +22,7 @@ SHARES = [0.001, 0.0, 0.01]
 
 def rows(session: Session) -> Iterator[Row]:
     """The model that runs end to end, everything."""
-    return _rows(session, [session.model], session.pick([1, 17], TOKENS), session.pick([0.1, 0.0], SHARES))  # fmt: skip
+    return _rows(session, [session.model], session.share(session.pick([1, 17], TOKENS)), session.pick([0.1, 0.0], SHARES))  # fmt: skip
 
 
 def other_models(session: Session) -> Iterator[Row]:

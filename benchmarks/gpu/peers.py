@@ -106,6 +106,7 @@ def _with_bitsandbytes(threshold: float) -> Callable[[Any], None]:
                     host[shape] = linear.weight.data.cpu()
                 new = bnb.nn.Linear8bitLt(
                     linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=threshold,
+                    device="meta",
                 )  # fmt: skip
                 new.weight = bnb.nn.Int8Params(
                     host[shape], requires_grad=False, has_fp16_weights=False

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 F16 = torch.float16
+_Item = TypeVar("_Item")
 Row = dict[str, Any]
 """A line of a section's table; ``skipped`` says why there is none."""
 
@@ -27,6 +29,10 @@ class Session:
     """By ``time.monotonic``; of everything."""
     scratch: Path = Path(tempfile.gettempdir())
     """Where files may be written."""
+    compiling: bool = False
+    """Everything is launched once, for Triton's cache; nothing is measured."""
+    part: tuple[int, int] = (0, 1)
+    """Which of how many parts of a section, if it is divided."""
     copy: float = 0.0
     """Bytes a second, read and written, of a copy on the device."""
     section_deadline: float = 0.0
@@ -46,6 +52,10 @@ class Session:
     def left(self) -> float:
         """Seconds of the section."""
         return self.section_deadline - time.monotonic()
+
+    def share(self, items: Sequence[_Item]) -> Sequence[_Item]:
+        """This part's items."""
+        return items[self.part[0] :: self.part[1]]
 
     def pick(self, small: Any, full: Any) -> Any:
         """For tiny shapes, or for real ones."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import correctness, gemv, peers, run, sanitizer
+from benchmarks.gpu import correctness, gemv, peers, run, sanitizer, warm
 from benchmarks.gpu.checks import CHECKS, checked
 from benchmarks.gpu.session import Session
 
@@ -104,6 +104,40 @@ def test_a_section_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no section speed: one of correctness, graphs" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("few_programs")
+def test_compiling_takes_its_part_and_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.main([*REHEARSAL, "--only", "gemm", "--part", "1/2", "--compile-only"])
+    shown = capsys.readouterr().out
+    assert "| 17 " in shown
+    assert "| 1  " not in shown
+
+
+def fake_python(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
+    """What ``sys.executable`` runs instead."""
+    python = folder / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+
+
+def test_processes_that_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_python(monkeypatch, tmp_path, f'echo "$*" >> {tmp_path}/calls')
+    warm.warm(["gemm", "loading", "graphs"], 60)
+    calls = sorted((tmp_path / "calls").read_text().splitlines())
+    start = "-m benchmarks.gpu.run --compile-only --only"
+    assert calls == [*(f"{start} gemm --part {i}/3" for i in range(3)), f"{start} graphs"]
+    assert set(warm.PARTS) <= set(run.SECTIONS)
+
+
+def test_processes_that_compile_for_too_long_are_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_python(monkeypatch, tmp_path, "sleep 60")
+    assert warm.warm(["gemm"], 0.5) < 30
+
+
 def session(seconds: float = 60) -> Session:
     made = Session(torch.device("cpu"), tiny=True, deadline=float("inf"))
     made.begin(seconds)
@@ -113,11 +147,8 @@ def session(seconds: float = 60) -> Session:
 def test_peers_whose_process_dies_are_skipped_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    python = tmp_path / "python"
     line = json.dumps({"runtime": peers.PEERS[0], "batch": 1})
-    python.write_text(f"#!/bin/sh\necho '{line}'\necho 'illegal access' >&2\nexit 3\n")
-    python.chmod(0o755)
-    monkeypatch.setattr("sys.executable", str(python))
+    fake_python(monkeypatch, tmp_path, f"echo '{line}'\necho 'illegal access' >&2\nexit 3")
     first, *rest = peers.rows(session())
     assert first == {"runtime": peers.PEERS[0], "batch": 1}
     assert [row["runtime"] for row in rest] == list(peers.PEERS[1:])
@@ -125,10 +156,7 @@ def test_peers_whose_process_dies_are_skipped_with_the_reason(
 
 
 def test_peers_that_hang_are_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nsleep 60\n")
-    python.chmod(0o755)
-    monkeypatch.setattr("sys.executable", str(python))
+    fake_python(monkeypatch, tmp_path, "sleep 60")
     assert {row["skipped"] for row in peers.rows(session(1))} == {"no time left"}
 
 
