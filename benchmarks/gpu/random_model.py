@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from int8conv.runtime.weights import Lookup, Projection
 
 from .layers import random_weight
 
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "Llama-3.1-8B": {
         "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
@@ -64,9 +65,14 @@ class RandomWeights:
         return QuantizedProjection(weight, None, sizes, None)
 
 
-def random_decoder(name: str, dtype: torch.dtype, device: torch.device, share: float | None) -> tuple[Decoder, int]:  # fmt: skip
-    """The decoder, and the bytes of weights that a step reads."""
-    form = read_architecture(CONFIGS[name], ())
+def random_decoder(
+    name: str, dtype: torch.dtype, device: torch.device, share: float | None, layers: int | None = None
+) -> tuple[Decoder, int]:  # fmt: skip
+    """The decoder, of ``layers`` or all of its layers, and the bytes of weights that a step reads."""
+    config = dict(CONFIGS[name])
+    if layers is not None:
+        config["num_hidden_layers"] = layers
+    form = read_architecture(config, ())
     weights = RandomWeights(form, dtype, device, share)
     decoder = Decoder(form, weights, dtype)
     return decoder, weights.linear_bytes

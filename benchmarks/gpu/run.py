@@ -1,213 +1,205 @@
-"""Everything about the GPU path that needs a GPU, in one command: correctness first, then speed.
+"""Everything about the GPU path that needs a GPU, in one command of under ten minutes.
 
-    python -m benchmarks.gpu.run [--out results.json] [--quick]
-    TRITON_INTERPRET=1 python -m benchmarks.gpu.run --tiny        rehearses it on a CPU; its times mean nothing
+    python -m benchmarks.gpu.run [--only gemm,gemv] [--out benchmarks/results/gpu] [--add] [--minutes 9.5]
+    python -m benchmarks.gpu.run --device cpu --shape tiny        rehearses it in Triton's interpreter; its times mean nothing
 
-Prints a table for each part and writes one JSON. Speed is not reported when a kernel is wrong.
+Correctness comes first; what a wrong kernel takes part in is measured all the same, but the run ends with exit code 1. Results
+are written after every section (OUT.json, OUT.md), so that one that is cut off loses nothing; ``--add`` keeps the sections of an
+earlier run that this one does not repeat. What cannot run says why.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib
+import os
 import platform
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-import triton
-from tabulate import tabulate
-from torch import Tensor
+from .warm import warm
 
-from int8conv.kernels import MixedWeight
-from int8conv.kernels.gpu import attention, reference, sampling
-from int8conv.kernels.gpu.gemm import gemm
-from int8conv.kernels.gpu.quantize import QuantizedTokens, quantize
-from int8conv.kernels.gpu.skinny import w8a16
-from int8conv.runtime.gpu_decode import DecodeSteps
+SECTIONS: dict[str, tuple[str, str, float]] = {
+    "correctness": ("correctness", "rows", 120),
+    "graphs": ("graphs", "rows", 60),
+    "end to end": ("end_to_end", "rows", 90),
+    "gemv": ("gemv", "rows", 60),
+    "gemm": ("gemm", "rows", 120),
+    "cost": ("cost", "rows", 60),
+    "loading": ("loading", "rows", 75),
+    "memory": ("memory", "rows", 60),
+    "peers": ("peers", "rows", 120),
+    "sanitizer": ("sanitizer", "rows", 120),
+    "gemm, other models": ("gemm", "other_models", 60),
+}
+"""Module, function, and the most seconds that it should take; what is left of all of them bounds each."""
+_COMPILE_SECONDS = 120
+_WITHOUT_COPY = {"correctness", "graphs", "peers", "sanitizer"}
 
-from .layers import SHAPES, random_tokens, random_weight
-from .random_model import random_decoder
-from .timing import copy_bandwidth, seconds
 
-F16 = torch.float16
-Row = dict[str, Any]
+def main(arguments: list[str] | None = None) -> None:
+    options = _options(arguments)
+    if options.device == "cpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
+    started = time.monotonic()
+    session, result = _start(options, started)
+    if session.on_gpu and not session.tiny and not session.compiling and not options.cold:
+        print(f"compiled for {warm(options.only, _COMPILE_SECONDS):.0f} s", flush=True)
+    result["sections"] = _earlier(options)
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+        session.scratch = Path(scratch)
+        for name in options.only:
+            rows = _section(session, name)
+            result["sections"][name] = rows
+            result["minutes"] = (time.monotonic() - started) / 60
+            _show(name, rows, options.out, result)
+            if session.broken():
+                break
+    if session.broken() and options.out is not None:
+        _go_on(options, name, session.deadline)
+    _finish(result)
 
 
-def quantized(x: Tensor, weight: MixedWeight, threshold: float | None) -> QuantizedTokens:
-    return quantize(
-        x, index=weight.outlier_index, is_outlier=weight.is_outlier, threshold=threshold
+def _go_on(options: argparse.Namespace, after: str, deadline: float) -> None:
+    """An error on the device makes it unusable for this process: the sections that are left run in a new one."""
+    left = options.only[options.only.index(after) + 1 :]
+    minutes = (deadline - time.monotonic()) / 60
+    if not left or minutes <= 0:
+        return
+    arguments = [
+        "--device",
+        options.device,
+        "--shape",
+        options.shape,
+        "--out",
+        str(options.out),
+        "--add",
+    ]
+    arguments += ["--only", ",".join(map(_short, left)), "--minutes", f"{minutes:.2f}", "--cold"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "benchmarks.gpu.run", *arguments])
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--shape", choices=["8b", "tiny"], default="8b")
+    parser.add_argument("--only", help=f"some of: {', '.join(_short(name) for name in SECTIONS)}")
+    parser.add_argument("--out", type=Path, help="OUT.json and OUT.md; default: benchmarks/results/gpu for the 8b shape on a GPU, else none")  # fmt: skip
+    parser.add_argument("--add", action="store_true", help="to what OUT.json has")
+    parser.add_argument("--minutes", type=float, default=9.5, help="for all; default: 9.5")
+    parser.add_argument("--compile-only", action="store_true", help="launch once, measure nothing")
+    parser.add_argument("--part", default="0/1", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--cold", action="store_true", help="do not compile in several processes before"
     )
+    parser.add_argument("--scratch", type=Path, help="folder for a few GB; default: the system's")
+    options = parser.parse_args(arguments)
+    if (
+        options.out is None
+        and options.device == "cuda"
+        and options.shape == "8b"
+        and not options.compile_only
+    ):
+        options.out = Path(__file__).parents[1] / "results" / "gpu"
+    names = {_short(name): name for name in SECTIONS}
+    asked = options.only.split(",") if options.only else list(names)
+    unknown = [name for name in asked if name not in names]
+    if unknown:
+        parser.error(f"no section {unknown[0]}: one of {', '.join(names)}")
+    options.only = [names[name] for name in asked]
+    return options
 
 
-def correctness(device: torch.device) -> list[Row]:
-    """Each kernel against its reference on the CPU: largest error relative to the largest result."""
-    rows = []
-    for out, channels, tokens in ((96, 64, 1), (300, 4112, 17), (257, 1000, 64), (512, 4096, 200)):
-        weight = random_weight(out, channels, 0.01, F16, device)
-        x = random_tokens(tokens, channels, F16, device)
-        x[:, :: max(channels // 7, 1)] *= 4  # some pass the threshold outside the stored columns
-        host = MixedWeight(*(None if t is None else t.cpu() for t in (weight.codes, weight.scale, weight.outlier_index, weight.outlier_weight)), 6.0)  # type: ignore[arg-type]  # fmt: skip
-        q, expected = quantized(x, weight, 6.0), quantized_reference(x.cpu(), host)
-        rows.append(_row("quantize", tokens, out, channels, q.codes.cpu().float(), expected.codes.float()))  # fmt: skip
-        rows.append(_row("gemm", tokens, out, channels, gemm(q, weight), reference.gemm(expected, host)))  # fmt: skip
-        if tokens <= 64:
-            rows.append(_row("w8a16", tokens, out, channels, w8a16(x, weight), reference.w8a16(x.cpu(), host)))  # fmt: skip
-    q = random_tokens(4, 32 * 64, F16, device).view(4, 32, 64)
-    keys, values = torch.randn(2, 4, 8, 300, 64, device=device).half()
-    lengths = torch.tensor([1, 300, 77, 128], dtype=torch.int32, device=device)
-    expected_y = reference.attend(q.cpu(), keys.cpu(), values.cpu(), lengths.cpu(), scale=0.125)
-    rows.append(_row("attend", 4, 32, 64, attention.attend(q, keys, values, lengths, scale=0.125), expected_y))  # fmt: skip
-    logits = torch.randn(2, 5000, device=device)
-    columns = [torch.full((2,), v, dtype=d, device=device) for v, d in ((0.0, torch.float32), (0, torch.int32), (1.0, torch.float32), (0.0, torch.float32), (1, torch.int64))]  # fmt: skip
-    found = sampling.sample(logits, sampling.Draws(*columns), lengths[:2])
-    rows.append(_row("sample", 2, 5000, 1, found.float(), logits.argmax(1).float().cpu()))
-    return rows
+def _short(name: str) -> str:
+    """As ``--only`` takes it."""
+    return name.replace(", ", "-").replace(" ", "-")
 
 
-def quantized_reference(x: Tensor, weight: MixedWeight) -> QuantizedTokens:
-    return reference.quantize(x, index=weight.outlier_index, is_outlier=weight.is_outlier, threshold=6.0)  # fmt: skip
+def _start(options: argparse.Namespace, started: float) -> tuple[Any, dict[str, Any]]:
+    import torch
+    import triton
+
+    from . import timing
+    from .session import Session
+
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        sys.exit("PyTorch finds no GPU here; --device cpu --shape tiny rehearses")
+    session = Session(device, options.shape == "tiny", started + 60 * options.minutes)
+    session.compiling = timing.compile_only = options.compile_only
+    first, count = options.part.split("/")
+    session.part = (int(first), int(count))
+    if session.compiling:
+        session.copy = 1.0
+    elif not _WITHOUT_COPY.issuperset(options.only):
+        session.copy = timing.copy_bandwidth(device, session.pick(1 << 20, 1 << 30))
+    result = {
+        "machine": torch.cuda.get_device_name() if session.on_gpu else f"{platform.machine()} CPU, a rehearsal: times mean nothing",
+        "versions": {"Python": platform.python_version(), "PyTorch": torch.__version__, "Triton": triton.__version__, "CUDA": torch.version.cuda},
+        "command": "python -m benchmarks.gpu.run " + " ".join(sys.argv[1:]),
+        "tiny": session.tiny,
+        "copy GB/s": session.copy * 1e-9,
+        "minutes": 0.0,
+    }  # fmt: skip
+    print(result, flush=True)
+    return session, result
 
 
-def _row(kernel: str, tokens: int, out: int, channels: int, found: Tensor, expected: Tensor) -> Row:
-    error = ((found.cpu().double() - expected.double()).abs().max() / expected.double().abs().max()).item()  # fmt: skip
-    return {"kernel": kernel, "M": tokens, "N": out, "K": channels, "error": error, "right": error < 2e-3}  # fmt: skip
+def _earlier(options: argparse.Namespace) -> dict[str, Any]:
+    from .report import read
+
+    return dict(read(options.out)) if options.add and options.out else {}
 
 
-def gemm_speed(device: torch.device, models: list[str], tokens: list[int], shares: list[float]) -> list[Row]:  # fmt: skip
-    """int8 GEMM with its quantiser, net on, against cuBLAS in bf16 and ``torch._int_mm``."""
-    rows = []
-    for model in models:
-        for layer, (out, channels) in SHAPES[model].items():
-            for m in tokens:
-                x = random_tokens(m, channels, F16, device)
-                dense = torch.randn(out, channels, device=device, dtype=torch.bfloat16)
-                b = x.bfloat16()
-                bf16 = seconds([lambda b=b, d=dense: b @ d.t()], device)
-                codes = torch.randint(-127, 128, (out, channels), dtype=torch.int8, device=device)
-                xi = codes.new_ones(m, channels)
-                plain = seconds([lambda a=xi, w=codes: torch._int_mm(a, w.t())], device) if m > 16 else None  # fmt: skip
-                for share in shares:
-                    weight = random_weight(out, channels, share, F16, device)
-                    times = {}
-                    for net, threshold in (("off", None), ("on", 6.0)):
-                        q = quantized(x, weight, threshold)
-                        times[net] = seconds([lambda q=q, w=weight: gemm(q, w, dtype=F16)], device)
-                        times[f"quantize {net}"] = seconds([lambda x=x, w=weight, t=threshold: quantized(x, w, t)], device)  # fmt: skip
-                    rows.append({
-                        "model": model, "layer": layer, "M": m, "N": out, "K": channels, "outliers": share,
-                        "us": times["on"] * 1e6, "TOPS": 2e-12 * m * out * channels / times["on"],
-                        "us, net off": times["off"] * 1e6, "us, quantiser": times["quantize on"] * 1e6,
-                        "us, bf16": bf16 * 1e6, "us, _int_mm": None if plain is None else plain * 1e6,
-                        "ratio to bf16": bf16 / times["on"],
-                        "with quantiser": bf16 / (times["on"] + times["quantize on"]),
-                    })  # fmt: skip
-    return rows
+def _section(session: Any, name: str) -> list[Any]:
+    """Its lines; if it breaks, those before and the reason."""
+    from .session import out_of_time, skipped
+
+    module, function, seconds = SECTIONS[name]
+    session.begin(seconds)
+    if session.left() <= 0:
+        return [out_of_time({})]
+    found: list[Any] = []
+    try:
+        session.forget()
+        rows: Iterable[Any] = getattr(importlib.import_module(f".{module}", __package__), function)(session)  # fmt: skip
+        for row in rows:
+            found.append(row)  # noqa: PERF402  (one by one: what came before an error stays)
+    except Exception as error:
+        found.append(skipped({}, f"{type(error).__name__}: {error}"))
+    return found
 
 
-def gemv_speed(device: torch.device, models: list[str], tokens: list[int], copy: float) -> list[Row]:  # fmt: skip
-    """W8A16 for few tokens: bytes of weight a second against a copy's; weights rotated past the L2 cache."""
-    rows = []
-    for model in models:
-        for layer, (out, channels) in SHAPES[model].items():
-            count = max(2, -(-(256 << 20) // (out * channels))) if device.type == "cuda" else 2
-            weights = [random_weight(out, channels, 0.001, F16, device) for _ in range(count)]
-            nbytes = sum(t.nbytes for t in (weights[0].codes, weights[0].scale, weights[0].outlier_weight) if t is not None)  # fmt: skip
-            for m in tokens:
-                x = random_tokens(m, channels, F16, device)
-                calls: list[Callable[[], object]] = [lambda w=w, x=x: w8a16(x, w) for w in weights]
-                took = seconds(calls, device)
-                rows.append({"model": model, "layer": layer, "M": m, "N": out, "K": channels, "us": took * 1e6,
-                             "GB/s": nbytes / took * 1e-9, "share of copy": nbytes / took / copy})  # fmt: skip
-    return rows
+def _show(name: str, rows: list[Any], out: Path | None, result: dict[str, Any]) -> None:
+    from .report import table, write
 
-
-def end_to_end(device: torch.device, model: str, batches: list[int], prompt: int, steps: int, copy: float) -> list[Row]:  # fmt: skip
-    """Random weights, the same graphs: int8 with 0.1 % outliers, and 16 bits."""
-    rows = []
-    for name, share in (("int8", 0.001), ("fp16", None)):
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        decoder, nbytes = random_decoder(model, F16, device, share)
-        for batch in batches:
-            cache = decoder.kernels.cache(decoder.config, batch=batch, capacity=prompt + steps + 2, dtype=F16)  # fmt: skip
-            ids = torch.randint(decoder.config.vocab_size, (batch, prompt), device=device)
-            decoder.forward(ids[:, :2], decoder.kernels.cache(decoder.config, batch=batch, capacity=4, dtype=F16))  # fmt: skip
-            started = _now(device)
-            decoder.forward(ids, cache, last_only=True)
-            prefill = _now(device) - started
-            step = DecodeSteps(decoder, cache)
-            step(ids[:, :1])
-            eager_length = cache.length
-            started = _now(device)
-            for _ in range(steps):
-                step(ids[:, :1])
-            decode = (_now(device) - started) / steps
-            assert cache.length == eager_length + steps
-            kv = cache.nbytes * cache.length / cache.capacity
-            rows.append({
-                "weights": name, "batch": batch, "prefill tok/s": batch * prompt / prefill, "decode tok/s": batch / decode,
-                "GB/s": (nbytes + kv) / decode * 1e-9, "share of copy": (nbytes + kv) / decode / copy,
-                "peak GiB": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
-            })  # fmt: skip
-            del step, cache
-        del decoder
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    return rows
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--quick", action="store_true", help="one model, few sizes")
-    parser.add_argument("--tiny", action="store_true", help="rehearse on a CPU")
-    options = parser.parse_args()
-    device = torch.device("cpu" if options.tiny else "cuda")
-    models = ["tiny"] if options.tiny else ["Llama-3.1-8B"] if options.quick else ["Llama-3.1-8B", "Llama-3.1-70B", "OPT-13B"]  # fmt: skip
-    copy = copy_bandwidth(device, 1 << 20 if options.tiny else 1 << 30)
-    result: dict[str, Any] = {
-        "machine": platform.processor() if options.tiny else torch.cuda.get_device_name(),
-        "versions": {"torch": torch.__version__, "triton": triton.__version__},
-        "copy GB/s": copy * 1e-9,
-    }
-    print(json.dumps(result))
-    result["correctness"] = correctness(device)
-    show("correctness", result["correctness"])
-    wrong = [row for row in result["correctness"] if not row["right"]]
-    if not wrong:
-        sizes = [1, 17] if options.tiny else [16, 128, 2048] if options.quick else [1, 16, 64, 256, 1024, 2048, 8192]  # fmt: skip
-        shares = [0.0, 0.001, 0.01]
-        parts: dict[str, Callable[[], list[Row]]] = {
-            "end to end": lambda: end_to_end(device, "tiny", [1, 2], 5, 2, copy) if options.tiny
-            else end_to_end(device, "Llama-3.1-8B", [1, 8, 32], 512, 64, copy),
-            "gemv": lambda: gemv_speed(device, models, [1, 3] if options.tiny else [1, 4, 16, 64], copy),
-            "gemm": lambda: gemm_speed(device, models, sizes, shares[1:2] if options.quick or options.tiny else shares),
-        }  # fmt: skip
-        for name, part in parts.items():
-            result[name] = part()
-            show(name, result[name])
-            _write(options.out, result)
-    _write(options.out, result)
-    sys.exit("a kernel is wrong: no speed is reported" if wrong else 0)
-
-
-def show(name: str, rows: list[Row]) -> None:
-    print(f"\n{name}\n" + tabulate(rows, headers="keys", floatfmt=".4g"), flush=True)
-
-
-def _write(out: Path | None, result: dict[str, Any]) -> None:
+    print(f"\n{name}, until minute {result['minutes']:.1f}\n{table(rows)}", flush=True)
     if out is not None:
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        write(out, result)
+
+
+def _late(row: dict[str, Any]) -> bool:
+    return row.get("skipped") == "no time left"
+
+
+def _finish(result: dict[str, Any]) -> None:
+    from .checks import checked
+    from .report import table
+
+    print(f"\nchecks\n{table(checked(result['sections'], tiny=result['tiny']))}")
+    wrong = [
+        row for row in result["sections"].get("correctness", ()) if not row.get("right", _late(row))
+    ]
+    unequal = [
+        row for row in result["sections"].get("graphs", ()) if not row.get("equal", _late(row))
+    ]
+    if wrong or unequal:
+        sys.exit("a kernel is wrong, or a graph's replay: see above")
 
 
 if __name__ == "__main__":

@@ -9,36 +9,56 @@ from collections.abc import Callable, Sequence
 import torch
 
 REPEATS = 7
+REPLAY_SECONDS = 0.01
+"""A graph holds at least so much work, but no more than ``MOST_ROUNDS`` times all calls."""
+MOST_ROUNDS = 20
+compile_only = False
+"""Set where nothing is to be measured."""
 
 
 def seconds(calls: Sequence[Callable[[], object]], device: torch.device) -> float:
     """Median time of a call. Several calls on different data, in turn, keep the L2 cache from helping."""
-    if device.type != "cuda":
+    if device.type != "cuda" or compile_only:
         started = time.perf_counter()
         for call in calls:
             call()
         return (time.perf_counter() - started) / len(calls)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # compiles
-        for call in calls:
-            call()
-    torch.cuda.current_stream().wait_stream(side)
+    rounds = _warmed_up(calls)
     graph = torch.cuda.CUDAGraph()
-    rounds = max(1, 20 // len(calls))
     with torch.cuda.graph(graph):
         for _ in range(rounds):
             for call in calls:
                 call()
-    times = []
-    for _ in range(REPEATS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1000 / rounds / len(calls))
-    return statistics.median(times)
+    times = [_elapsed(graph.replay) for _ in range(REPEATS)]
+    return statistics.median(times) / rounds / len(calls)
+
+
+def _warmed_up(calls: Sequence[Callable[[], object]]) -> int:
+    """Compile, run once more, and say how often to repeat."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for call in calls:
+            call()
+        once = _elapsed(lambda: [call() for call in calls])
+    torch.cuda.current_stream().wait_stream(side)
+    return max(1, min(MOST_ROUNDS, round(REPLAY_SECONDS / max(once, 1e-6))))
+
+
+def _elapsed(run: Callable[[], object]) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def now(device: torch.device) -> float:
+    """The time in seconds, once the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def copy_bandwidth(device: torch.device, nbytes: int) -> float:

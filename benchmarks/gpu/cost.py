@@ -1,0 +1,54 @@
+"""What outlier columns and the safety net cost: a layer's four linears with them against the same without.
+
+Quantiser and product for a prompt (W8A8), the product alone for a step (W8A16, which has no net). "caught": one value of a
+thousand tokens passes the threshold, in channels that differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from int8conv.kernels import MixedWeight
+from int8conv.kernels.gpu.gemm import gemm
+from int8conv.kernels.gpu.skinny import w8a16
+
+from .gemm import quantized
+from .layers import SHAPES, random_tokens, random_weight
+from .session import F16, Row, Session
+from .timing import seconds
+
+
+def rows(session: Session) -> Iterator[Row]:
+    """Percent of the time of the layer without."""
+    linears = list(SHAPES[session.model].values())
+    for m in session.pick([1, 17], [1, 2048, 8192]):
+        plain = _layer(session, linears, m, 0.0, None)
+        variants = {"0.1 % outliers": (0.001, None, False), "1 % outliers": (0.01, None, False)}
+        if m > 1:
+            variants |= {"net": (0.0, 6.0, False), "0.1 % outliers, net": (0.001, 6.0, False), "0.1 % outliers, net, caught": (0.001, 6.0, True)}  # fmt: skip
+        for name, (share, threshold, caught) in variants.items():
+            took = _layer(session, linears, m, share, threshold, caught)
+            yield {"M": m, "with": name, "us": took * 1e6, "us without": plain * 1e6, "cost %": 100 * (took / plain - 1)}  # fmt: skip
+
+
+def _layer(session: Session, linears: list[tuple[int, int]], m: int, share: float, threshold: float | None, caught: bool = False) -> float:  # fmt: skip
+    """Seconds of the linears, each with copies of its weight so that the L2 cache does not help a step."""
+    total = 0.0
+    for out, channels in linears:
+        copies = max(1, session.pick(1, -(-(256 << 20) // (out * channels)) if m == 1 else 1))
+        weights = [random_weight(out, channels, share, F16, session.device) for _ in range(copies)]
+        x = random_tokens(m, channels, F16, session.device)
+        if caught:
+            some = torch.arange(0, m, 1000)
+            x[some, (some * 37 // 1000) % channels] = 20.0
+        total += seconds([lambda w=w, x=x: _linear(x, w, threshold) for w in weights], session.device)  # fmt: skip
+    return total
+
+
+def _linear(x: Tensor, weight: MixedWeight, threshold: float | None) -> Tensor:
+    if x.shape[0] == 1:
+        return w8a16(x, weight)
+    return gemm(quantized(x, weight, threshold), weight, dtype=F16)

@@ -1,0 +1,84 @@
+"""int8 GEMM, net on and off, against cuBLAS in bf16 and ``torch._int_mm``, over the layers of known models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from int8conv.kernels import MixedWeight
+from int8conv.kernels.gpu.gemm import gemm
+from int8conv.kernels.gpu.quantize import QuantizedTokens, quantize
+
+from .layers import SHAPES, random_tokens, random_weight
+from .session import F16, Row, Session, out_of_time
+from .timing import seconds
+
+TOKENS = [2048, 8192, 16, 128, 512, 1, 64, 1024]
+"""What matters most first, as time may run out."""
+SHARES = [0.001, 0.0, 0.01]
+
+
+def rows(session: Session) -> Iterator[Row]:
+    """The model that runs end to end, everything."""
+    return _rows(session, [session.model], session.share(session.pick([1, 17], TOKENS)), session.pick([0.1, 0.0], SHARES))  # fmt: skip
+
+
+def other_models(session: Session) -> Iterator[Row]:
+    """Larger ones, with the default outliers."""
+    models = session.pick(["tiny"], ["Llama-3.1-70B", "OPT-13B"])
+    return _rows(session, models, session.pick([3], [2048, 8192, 128, 1]), session.pick([0.1], SHARES[:1]))  # fmt: skip
+
+
+def _rows(session: Session, models: list[str], tokens: list[int], shares: list[float]) -> Iterator[Row]:  # fmt: skip
+    for m in tokens:
+        for model in models:
+            for layer, (out, channels) in SHAPES[model].items():
+                of = {"model": model, "layer": layer, "M": m, "N": out, "K": channels}
+                if session.left() < 0:
+                    yield out_of_time(of)
+                    continue
+                x = random_tokens(m, channels, F16, session.device)
+                peers = _peers(session, x, out)
+                for share in shares:
+                    yield of | {"outliers": share} | _ours(session, x, out, share) | peers
+
+
+def _peers(session: Session, x: Tensor, out: int) -> Row:
+    """Microseconds of bf16, and of the plain int8 product, which takes more than 16 tokens."""
+    tokens, channels = x.shape
+    dense = torch.randn(out, channels, device=session.device, dtype=torch.bfloat16)
+    b = x.bfloat16()
+    found: Row = {"us, bf16": 1e6 * seconds([lambda: b @ dense.t()], session.device), "us, _int_mm": None}  # fmt: skip
+    if tokens > 16:
+        codes = torch.randint(-127, 128, (out, channels), dtype=torch.int8, device=session.device)
+        xi = codes[:1].expand(tokens, channels).contiguous()
+        found["us, _int_mm"] = 1e6 * seconds([lambda: torch._int_mm(xi, codes.t())], session.device)
+    return found
+
+
+def _ours(session: Session, x: Tensor, out: int, share: float) -> Row:
+    """Microseconds of the quantiser and the product, without and with the net (which catches nothing here)."""
+    weight = random_weight(out, x.shape[1], share, F16, session.device)
+    times = {}
+    for net, threshold in (("off", None), ("on", 6.0)):
+        q = quantized(x, weight, threshold)
+        times[net] = seconds([lambda q=q: gemm(q, weight, dtype=F16)], session.device)
+    took = seconds([lambda: quantized(x, weight, 6.0)], session.device)
+    return {
+        "us": times["on"] * 1e6, "TOPS": 2e-12 * x.shape[0] * x.shape[1] * out / times["on"],
+        "us, net off": times["off"] * 1e6, "us, quantiser": took * 1e6,
+    }  # fmt: skip
+
+
+def quantized(x: Tensor, weight: MixedWeight, threshold: float | None) -> QuantizedTokens:
+    return quantize(
+        x, index=weight.outlier_index, is_outlier=weight.is_outlier, threshold=threshold
+    )
+
+
+def ratio(row: Row, *, quantiser: bool = False) -> float:
+    """Times cuBLAS's speed in bf16."""
+    ours = row["us"] + (row["us, quantiser"] if quantiser else 0.0)
+    return float(row["us, bf16"] / ours)
