@@ -16,10 +16,10 @@ _SMALL = {
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launch configurations for shapes this small, as the interpreter's time goes by programs; those of the table have tests
     of their own."""
-    from int8conv.kernels.gpu import attention, configs, gemv, skinny
+    from int8conv.kernels.gpu import attention, configs, experts, gemv, skinny
 
     def choose(kernel: str, capability: int, **shape: int) -> configs.Config:
         return {**configs.choose(kernel, capability, **shape), **_SMALL.get(kernel, {})}
 
-    for module in (attention, gemv, skinny):
+    for module in (attention, experts, gemv, skinny):
         monkeypatch.setattr(module, "choose", choose)
