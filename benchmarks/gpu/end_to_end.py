@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from int8conv.runtime.decoder import Decoder
-from int8conv.runtime.gpu_decode import DecodeSteps
+from int8conv.runtime.gpu.decode import DecodeSteps
 
 from .random_model import random_decoder
 from .session import F16, Row, Session, out_of_time

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from int8conv.formats.checkpoint import open_checkpoint
-from int8conv.runtime.gpu_files import DeviceFiles, DeviceTensors
-from int8conv.runtime.gpu_staging import Staging
+from int8conv.runtime.gpu.files import DeviceFiles, DeviceTensors
+from int8conv.runtime.gpu.staging import Staging
 from int8conv.runtime.traffic import cached_share
 
 from .random_folder import folders

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from int8conv.runtime.architecture import Architecture, Module, read_architecture
 from int8conv.runtime.decoder import Decoder
-from int8conv.runtime.gpu_kernels import GpuKernels
-from int8conv.runtime.gpu_weights import DenseProjection, QuantizedProjection
+from int8conv.runtime.gpu.kernels import GpuKernels
+from int8conv.runtime.gpu.weights import DenseProjection, QuantizedProjection
 from int8conv.runtime.torch_kernels import Kernels
 from int8conv.runtime.weights import Lookup, Projection
 

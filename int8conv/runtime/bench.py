@@ -25,7 +25,7 @@ from ..kernels import Mode
 from .architecture import Architecture, read_architecture
 from .footprint import Footprint, predict_footprint
 from .generation import PREFILL_TOKENS
-from .gpu_files import Loading
+from .gpu.files import Loading
 from .loader import check_device, load
 from .mapping import TORCH_DTYPES
 from .memory_use import MemoryUse, watch_memory

@@ -16,7 +16,7 @@ _Self = TypeVar("_Self", bound="Cache")
 class Cache(ABC):
     """Keys and values of every layer, for sequences that may differ in length, in some form; ``KVCache`` is the plain one.
 
-    ``gpu_cache.DeviceCache`` is the same on a GPU. Prompts of different length pass one by one, each through its
+    ``gpu.cache.DeviceCache`` is the same on a GPU. Prompts of different length pass one by one, each through its
     ``sequence``; then all go on together, a token at a time.
     """
 

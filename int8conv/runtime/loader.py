@@ -21,7 +21,7 @@ from .model import Model
 from .weights import CheckpointWeights, ConvertedWeights, Weights
 
 if TYPE_CHECKING:
-    from .gpu_weights import DeviceCheckpoint, DeviceConverted
+    from .gpu.weights import DeviceCheckpoint, DeviceConverted
 
 DTYPES: Final = {
     "float32": torch.float32,
@@ -115,7 +115,7 @@ def _on_gpu(
     converted: ConvertedFolder | None, checkpoint: Checkpoint, architecture: Architecture, dtype: torch.dtype,
     mode: Mode | None, net: bool,
 ) -> DeviceCheckpoint | DeviceConverted:  # fmt: skip
-    from .gpu_weights import DeviceCheckpoint, DeviceConverted  # imports triton
+    from .gpu.weights import DeviceCheckpoint, DeviceConverted  # imports triton
 
     device, config = torch.device("cuda", torch.cuda.current_device()), architecture.config
     if converted is None:

@@ -16,7 +16,7 @@ from .decoder import Decoder
 from .footprint import Footprint, predict_footprint
 from .generation import Continuation, Generation, continue_all
 from .generation_config import GenerationDefaults
-from .gpu_files import Loading
+from .gpu.files import Loading
 from .net import NetReport, net_report
 from .sampling import Sampling
 from .session import Session

@@ -1,4 +1,4 @@
-"""The next token of every sequence of a batch, from their logits: on the CPU. ``gpu_picking`` does it on a GPU."""
+"""The next token of every sequence of a batch, from their logits: on the CPU. ``gpu.picking`` does it on a GPU."""
 
 from __future__ import annotations
 

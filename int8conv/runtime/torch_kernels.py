@@ -1,4 +1,4 @@
-"""What the decoder computes between its linears, in PyTorch; ``gpu_kernels`` has the same with Triton."""
+"""What the decoder computes between its linears, in PyTorch; ``gpu.kernels`` has the same with Triton."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from int8conv.runtime.architecture import read_architecture
 from int8conv.runtime.bench import Benchmark, benchmark
 from int8conv.runtime.decoder import Decoder
 from int8conv.runtime.footprint import predict_footprint
-from int8conv.runtime.gpu_weights import DeviceConverted
+from int8conv.runtime.gpu.weights import DeviceConverted
 from int8conv.runtime.memory_use import watch_memory
 from int8conv.runtime.model import Model
 from int8conv.runtime.traffic import bandwidth, cached_share, step_bytes

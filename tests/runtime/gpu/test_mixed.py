@@ -9,9 +9,9 @@ import pytest
 
 from int8conv.convert.converter import convert
 
-from ..checkpoints import LLAMA, OPT, write_checkpoint
-from .gpu import check, decoders, tokens
-from .test_gpu_families import config
+from ...checkpoints import LLAMA, OPT, write_checkpoint
+from .rehearsal import check, decoders, tokens
+from .test_families import config
 
 pytestmark = pytest.mark.usefixtures("few_programs")
 

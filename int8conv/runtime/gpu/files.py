@@ -1,7 +1,7 @@
 """Weights files in the memory of a GPU: one buffer a shard, tensors are views of it, nothing is repacked.
 
 Peak memory on the device is the files' size; of a source whose numbers change their dtype, their size afterwards and the few MiB
-that are being converted. On the host it is that of the pinned stages (``gpu_staging``), until ``finish``.
+that are being converted. On the host it is that of the pinned stages (``staging``), until ``finish``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ..formats.checkpoint import StoredTensor
-from ..formats.storage import WeightsFile
-from .gpu_staging import Piece, Staging
-from .mapping import TORCH_DTYPES, torch_dtype
+from ...formats.checkpoint import StoredTensor
+from ...formats.storage import WeightsFile
+from ..mapping import TORCH_DTYPES, torch_dtype
+from .staging import Piece, Staging
 
 _ALIGNMENT: Final = 256
 

@@ -18,8 +18,8 @@ from int8conv.kernels import Mode
 from int8conv.runtime.architecture import Architecture, read_architecture
 from int8conv.runtime.cache import KVCache
 from int8conv.runtime.decoder import Decoder
-from int8conv.runtime.gpu_cache import DeviceCache
-from int8conv.runtime.gpu_weights import DeviceConverted
+from int8conv.runtime.gpu.cache import DeviceCache
+from int8conv.runtime.gpu.weights import DeviceConverted
 from int8conv.runtime.weights import ConvertedWeights
 
 CPU = torch.device("cpu")

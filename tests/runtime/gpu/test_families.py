@@ -14,12 +14,12 @@ from torch import Tensor
 from int8conv.convert.converter import convert
 from int8conv.runtime.decoder import Decoder
 from int8conv.runtime.families import FAMILIES
-from int8conv.runtime.gpu_cache import DeviceCache
-from int8conv.runtime.gpu_kernels import GpuKernels
+from int8conv.runtime.gpu.cache import DeviceCache
+from int8conv.runtime.gpu.kernels import GpuKernels
 
-from ..checkpoints import write_checkpoint
-from .gpu import check, cpu_cache, decoders, device_cache, tokens, without_the_host
-from .test_families import CONFIGS, config_of
+from ...checkpoints import write_checkpoint
+from ..test_families import CONFIGS, config_of
+from .rehearsal import check, cpu_cache, decoders, device_cache, tokens, without_the_host
 
 pytestmark = pytest.mark.usefixtures("few_programs")
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ..formats.storage import Reader, WeightsFile
+from ...formats.storage import Reader, WeightsFile
 
 READERS: Final = 8
 """Threads, where the process has as many processors."""

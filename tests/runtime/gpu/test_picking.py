@@ -12,15 +12,15 @@ from torch import Tensor
 from int8conv.errors import GenerationError
 from int8conv.runtime.architecture import read_architecture
 from int8conv.runtime.generation import Continuation, continue_all
-from int8conv.runtime.gpu_cache import DeviceCache
-from int8conv.runtime.gpu_picking import DevicePicker
+from int8conv.runtime.gpu.cache import DeviceCache
+from int8conv.runtime.gpu.picking import DevicePicker
 from int8conv.runtime.picking import Picker, Request, TorchPicker
 from int8conv.runtime.sampling import Sampling
 from int8conv.runtime.session import Session
 
-from ..checkpoints import LLAMA
-from .gpu import CPU, without_the_host
-from .reference import NoText
+from ...checkpoints import LLAMA
+from ..reference import NoText
+from .rehearsal import CPU, without_the_host
 
 VOCAB = 96
 Make = Callable[[Sequence[Request]], Picker]

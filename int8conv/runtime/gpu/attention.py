@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.gpu.attention import attend
-from ..kernels.gpu.quantize import Before, apply
-from .attention import AttentionSpec, alibi_slopes
-from .norms import NormWeights
+from ...kernels.gpu.attention import attend
+from ...kernels.gpu.quantize import Before, apply
+from ..attention import AttentionSpec, alibi_slopes
+from ..norms import NormWeights
 
 SCORES: Final = 1 << 26
 """Elements of a mask, or of float32 scores, that exist at once: 256 MiB."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gpu_cache import DeviceCache
+from .cache import DeviceCache
 
 
 class DecodeSteps:

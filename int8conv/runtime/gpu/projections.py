@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels import MixedWeight, Mode
-from ..kernels.gpu.linear import Pending, linear
-from ..kernels.gpu.linear import gated as gated_linear
-from ..kernels.gpu.quantize import Before
-from .config import Activation
-from .gpu_activations import Deferred, pending, value
-from .weights import SplitProjection
+from ...kernels import MixedWeight, Mode
+from ...kernels.gpu.linear import Pending, linear
+from ...kernels.gpu.linear import gated as gated_linear
+from ...kernels.gpu.quantize import Before
+from ..config import Activation
+from ..weights import SplitProjection
+from .activations import Deferred, pending, value
 
 
 class QuantizedProjection:

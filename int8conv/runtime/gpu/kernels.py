@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.gpu.linear import Pending
-from ..kernels.gpu.quantize import Before
-from ..kernels.gpu.rotary import rotate_and_store
-from .attention import AttentionSpec
-from .config import Activation, DecoderConfig
-from .gpu_activations import Deferred, pending, value
-from .gpu_attention import DeviceAttention, normed
-from .gpu_cache import DeviceCache
-from .gpu_decode import DecodeSteps
-from .gpu_experts import FewTokens
-from .gpu_picking import DevicePicker
-from .norms import NormWeights
-from .picking import Request
-from .rotary import Rotary
+from ...kernels.gpu.linear import Pending
+from ...kernels.gpu.quantize import Before
+from ...kernels.gpu.rotary import rotate_and_store
+from ..attention import AttentionSpec
+from ..config import Activation, DecoderConfig
+from ..norms import NormWeights
+from ..picking import Request
+from ..rotary import Rotary
+from .activations import Deferred, pending, value
+from .attention import DeviceAttention, normed
+from .cache import DeviceCache
+from .decode import DecodeSteps
+from .experts import FewTokens
+from .picking import DevicePicker
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..formats.checkpoint import Checkpoint
-from ..formats.converted import ConvertedFolder
-from ..formats.fp8 import FP8_DTYPES
-from ..kernels import MixedWeight, Mode
-from .architecture import Module, find_tensor
-from .config import DecoderConfig
-from .gpu_files import DeviceFiles, DeviceTensors
-from .gpu_kernels import GpuKernels
-from .gpu_projections import DenseProjection, QuantizedProjection, SplitDeviceProjection
-from .torch_kernels import Kernels
-from .weights import CheckpointWeights, ConvertedWeights, Projection
+from ...formats.checkpoint import Checkpoint
+from ...formats.converted import ConvertedFolder
+from ...formats.fp8 import FP8_DTYPES
+from ...kernels import MixedWeight, Mode
+from ..architecture import Module, find_tensor
+from ..config import DecoderConfig
+from ..torch_kernels import Kernels
+from ..weights import CheckpointWeights, ConvertedWeights, Projection
+from .files import DeviceFiles, DeviceTensors
+from .kernels import GpuKernels
+from .projections import DenseProjection, QuantizedProjection, SplitDeviceProjection
 
 
 class DeviceConverted(ConvertedWeights):

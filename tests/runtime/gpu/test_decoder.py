@@ -15,15 +15,15 @@ from int8conv.formats.converted import open_converted
 from int8conv.kernels import Mode
 from int8conv.runtime.decoder import Decoder
 from int8conv.runtime.generation import Continuation, continue_all
-from int8conv.runtime.gpu_files import DeviceFiles
-from int8conv.runtime.gpu_staging import Staging
-from int8conv.runtime.gpu_weights import DeviceCheckpoint
+from int8conv.runtime.gpu.files import DeviceFiles
+from int8conv.runtime.gpu.staging import Staging
+from int8conv.runtime.gpu.weights import DeviceCheckpoint
 from int8conv.runtime.sampling import Sampling
 from int8conv.runtime.weights import CheckpointWeights
 
-from ..checkpoints import LLAMA, OPT, write_checkpoint
-from .gpu import CPU, architecture, check, cpu_cache, decoders, device_cache, tokens
-from .reference import NoText
+from ...checkpoints import LLAMA, OPT, write_checkpoint
+from ..reference import NoText
+from .rehearsal import CPU, architecture, check, cpu_cache, decoders, device_cache, tokens
 
 pytestmark = pytest.mark.usefixtures("few_programs")
 FAMILIES = {

@@ -14,9 +14,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ..kernels.gpu.sampling import Draws, sample
-from .picking import Choice, Request
-from .sampling import Sampling, not_numbers, penalised
+from ...kernels.gpu.sampling import Draws, sample
+from ..picking import Choice, Request
+from ..sampling import Sampling, not_numbers, penalised
 
 _SMALLEST: Final = 2.0**-126
 """Normal float32; a lower temperature draws the likeliest token and nothing else."""

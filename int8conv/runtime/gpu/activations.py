@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..kernels.gpu.linear import Pending
+from ...kernels.gpu.linear import Pending
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from int8conv.formats.checkpoint import StoredTensor, open_checkpoint
 from int8conv.formats.storage import LocalFile
 from int8conv.runtime import loader
 from int8conv.runtime.architecture import read_architecture
-from int8conv.runtime.gpu_files import DeviceFiles, DeviceTensors
-from int8conv.runtime.gpu_staging import Piece, Staging
-from int8conv.runtime.gpu_weights import DeviceCheckpoint, DeviceConverted
+from int8conv.runtime.gpu.files import DeviceFiles, DeviceTensors
+from int8conv.runtime.gpu.staging import Piece, Staging
+from int8conv.runtime.gpu.weights import DeviceCheckpoint, DeviceConverted
 
-from ..checkpoints import LLAMA, put_fp8, random_tensors, write_checkpoint
-from ..cli.helpers import succeed
+from ...checkpoints import LLAMA, put_fp8, random_tensors, write_checkpoint
+from ...cli.helpers import succeed
 
 CPU = torch.device("cpu")
 

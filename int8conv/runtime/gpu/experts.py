@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import ArgumentError
-from ..kernels.gpu.experts import ExpertWeights, chosen_experts
-from .config import Activation
-from .gpu_projections import QuantizedProjection
+from ...errors import ArgumentError
+from ...kernels.gpu.experts import ExpertWeights, chosen_experts
+from ..config import Activation
+from .projections import QuantizedProjection
 
 
 class FewTokens:

@@ -1,4 +1,4 @@
-"""Fixtures of the runtime's tests."""
+"""Fixtures of the tests of the runtime on a GPU."""
 
 from __future__ import annotations
 

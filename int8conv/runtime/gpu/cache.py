@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .config import DecoderConfig
+from ..config import DecoderConfig
 
 
 class DeviceCache:
