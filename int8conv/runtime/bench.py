@@ -154,7 +154,7 @@ def benchmark(
             raise ArgumentError(name, expected="1 or more", found=value)
     check_device(device)
     if device == "cuda":
-        from . import gpu_weights  # noqa: F401  (imports are not counted)
+        from .gpu import weights  # noqa: F401  (imports are not counted)
     context, where = prompt_tokens + new_tokens, torch.device(device)
     predict_footprint(path, context=context, batch=batch)  # refuses what cannot be, before the work
     files = _Files.open(path)
