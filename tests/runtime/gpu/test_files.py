@@ -179,6 +179,52 @@ def test_fp8_is_decoded_before(source: Path) -> None:
     assert torch.equal(found, decoded[f"{module.path}.weight"].bfloat16())
 
 
+class FakeStream:
+    """Takes orders, and does nothing until someone waits."""
+
+    def __init__(self, log: list[str], name: str) -> None:
+        self.log = log
+        self.name = name
+
+    def __call__(self, *_: object) -> FakeStream:
+        return self
+
+    def __enter__(self) -> None:
+        self.log.append("on stream")
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def record(self) -> None:
+        self.log.append(f"record {self.name}")
+
+    def synchronize(self) -> None:
+        self.log.append(f"wait for {self.name}")
+
+
+def test_a_stage_is_read_into_once_its_copy_is_done(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of what a thread tells a GPU, of which only the names are there."""
+    log: list[str] = []
+    events = iter("ABCD")
+    empty, reads = torch.empty, []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: FakeStream(log, "stream"))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: FakeStream(log, next(events)))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: FakeStream(log, "before"))
+    monkeypatch.setattr(torch, "empty", lambda *a, pin_memory, **k: reads.append(pin_memory) or empty(*a, **k))  # fmt: skip
+    target = torch.zeros(3 * 4096, dtype=torch.uint8)
+    staging = Staging(torch.device("cuda"), readers=1, stage_bytes=4096)
+    staging.fill(LocalFile(file), [Piece(0, torch.uint8, target)])
+    assert reads == [True, True]
+    copies = [
+        step for name in "BAB" for step in (f"wait for {name}", "on stream", f"record {name}")
+    ]
+    assert log == ["wait for before", *copies, "wait for stream"]
+    assert target.numpy().tobytes() == file.read_bytes()[: 3 * 4096]
+
+
 @pytest.fixture
 def gpu_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """``load(device="cuda")`` with the kernels of a GPU, in the interpreter."""
