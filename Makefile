@@ -16,7 +16,7 @@ demo: $(VENV)/installed  ## convert the example checkpoint, look inside, generat
 	$(BIN)/int8conv generate $(OUT) --prompt "$(PROMPT)" --max-new-tokens 40
 
 test: $(VENV)/installed-dev check  ## style, types, whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
