@@ -84,7 +84,7 @@ def load(
     else:
         weights = CheckpointWeights(checkpoint, chosen)
     defaults = read_generation_defaults(folder, checkpoint.config)
-    model = Model(folder, Decoder(architecture, weights, chosen, cached), defaults)
+    model = Model(folder, Decoder(architecture, weights, chosen, cached), defaults, mode)
     if isinstance(weights, ConvertedWeights):
         model.net_counters = weights.counters
     return model
