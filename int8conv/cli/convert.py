@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from .output import print_json, progress_bars, size, table
+from .output import parse_size, print_json, progress_bars, size, table
 
 if TYPE_CHECKING:
     from ..convert.preview import Preview
@@ -26,14 +25,6 @@ def hint_at_interrupt() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("int8conv: note: the same command goes on from here", err=True)
         raise
-
-
-def parse_size(text: str) -> int:
-    """Bytes with a unit, in powers of 1000: ``5GB``."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text, re.IGNORECASE)
-    if match is None:
-        raise click.BadParameter(f"{text!r} is not a size such as 500MB or 5GB")
-    return int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " "))
 
 
 def show_preview(plan: Preview) -> None:

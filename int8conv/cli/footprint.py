@@ -3,48 +3,126 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from .output import print_json, size, table
+from .output import parse_size, print_json, size, table
+
+if TYPE_CHECKING:
+    from ..runtime.footprint import Footprint, Predictor
+
+_FLOATS: Final = ("float32", "float16", "bfloat16")
+_CONTEXTS: Final = (512, 2048, 8192, 32768, 131072)
+_BATCHES: Final = (1, 4, 16, 64)
 
 
 @click.command("footprint")
 @click.argument("path", type=click.Path())
 @click.option("--context", type=click.IntRange(min=1), help="Positions; default: all of the model.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences.")  # fmt: skip
 @click.option(
-    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences."
+    "--device", type=click.Choice(["cpu", "cuda"]), help="Default: cpu; with --vram cuda."
 )
 @click.option(
-    "--dtype",
-    type=click.Choice(["float16", "bfloat16", "float32"]),
-    default="float16",
-    show_default=True,
-    help="Of activations and KV cache.",
-)
+    "--dtype", type=click.Choice(_FLOATS), help="Of activations; default: float32 on a CPU, float16 on a GPU."
+)  # fmt: skip
+@click.option("--kv-cache", type=click.Choice([*_FLOATS, "int8"]), help="Default: --dtype.")
+@click.option("--mode", type=click.Choice(["w8a8", "w8a16"]), help="Default: by the number of tokens.")  # fmt: skip
+@click.option("--unconverted", is_flag=True, help="A source as it is, not as convert would make it.")  # fmt: skip
+@click.option(
+    "--vram", type=parse_size, metavar="SIZE",
+    help="Memory that there is, such as 24GB: whether it fits, and what the most is that does.",
+)  # fmt: skip
+@click.option("--table", "show_table", is_flag=True, help="Totals over usual contexts and batches.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(path: str, context: int | None, batch: int, dtype: str, as_json: bool) -> None:
-    """Predict the memory that PATH (a converted folder, or a source) needs, against 16 bits; reads headers only.
+def command(
+    path: str, context: int | None, batch: int, device: str | None, vram: int | None, show_table: bool, as_json: bool,
+    unconverted: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Predict the memory that PATH needs, against 16 bits; reads headers only.
 
-    PATH may be the id of one on the hub, org/name or org/name@revision, which is downloaded.
+    PATH is a converted folder, a source (predicted as convert would make it), a folder or file with nothing but a
+    config.json of a known family, or the id of one on the hub, org/name or org/name@revision.
     """
-    from ..runtime.footprint import predict_footprint
+    from ..runtime.footprint import open_predictor
 
-    footprint = predict_footprint(path, context=context, batch=batch, dtype=dtype)
+    device = device or ("cpu" if vram is None else "cuda")
+    predictor = open_predictor(path, device=device, convert=not unconverted, **options)
+    footprint = predictor.at(context, batch)
+    grid = _grid(predictor) if show_table else None
+    fits = None if vram is None else _fits(predictor, footprint, vram)
     if as_json:
-        print_json(footprint.to_json())
+        more = {"vram": fits} if fits else {}
+        print_json(footprint.to_json() | more | ({"table": grid} if grid else {}))
         return
-    rows = [[f"- {kind}", size(nbytes), ""] for kind, nbytes in footprint.weights.items()]
-    weights = sum(footprint.weights.values())
-    cache, activations = size(footprint.kv_cache), size(footprint.activations)
+    _show(Path(path).name, footprint)
+    if fits:
+        click.echo(f"\n{_answer(footprint, fits)}")
+    if grid:
+        click.echo("\ntotal by context and batch")
+        table(
+            ["context", *(f"batch {n}" for n in _BATCHES)],
+            [[row["context"], *(size(n) for n in row["totals"].values())] for row in grid],
+        )
+
+
+def _show(name: str, footprint: Footprint) -> None:
+    """The parts, beside those of the same model in 16 bits."""
+    f = footprint
+    of_16_bits = (f.weights_16bit, f.kv_cache_16bit, f.activations_16bit)
+    estimated = " (at most)" if f.estimated else ""
+    rows = [
+        [f"- {kind}{estimated if kind == 'outlier columns' else ''}", size(n), ""]
+        for kind, n in f.weights.items()
+    ]
+    parts = [size(n) for n in of_16_bits]
     table(
-        ["", Path(path).name, "fp16"],
+        ["", f"{name}, converted" if f.estimated else name, "fp16"],
         [
-            ["weights", size(weights), size(footprint.weights_16bit)],
+            ["weights", size(sum(f.weights.values())), parts[0]],
             *rows,
-            [f"KV cache ({footprint.batch} x {footprint.context}, {dtype})", cache, cache],
-            ["activations (one pass, estimate)", activations, activations],
-            ["total", size(footprint.total), size(footprint.total_16bit)],
-            ["ratio", f"{footprint.total / footprint.total_16bit:.2f}x", "1.00x"],
+            [f"KV cache ({f.batch} x {f.context}, {f.kv_dtype})", size(f.kv_cache), parts[1]],
+            [f"activations ({f.dtype})", size(f.activations), parts[2]],
+            ["total", size(f.total), size(f.total_16bit)],
+            ["ratio", f"{f.total / f.total_16bit:.2f}x", "1.00x"],
         ],
     )
+
+
+def _fits(predictor: Predictor, footprint: Footprint, memory: int) -> dict[str, Any]:
+    """Whether it does, and the most that does."""
+    return {
+        "memory": memory,
+        "fits": footprint.total <= memory,
+        "largest_context": predictor.largest_context(memory, 1),
+        "largest_context_at_batch": predictor.largest_context(memory, footprint.batch),
+        "largest_batch": predictor.largest_batch(memory, footprint.context),
+    }
+
+
+def _answer(footprint: Footprint, fits: dict[str, Any]) -> str:
+    asked = f"{footprint.batch} x {footprint.context} positions"
+    memory = size(fits["memory"])
+    left = abs(fits["memory"] - footprint.total)
+    first = (
+        f"fits in {memory}, {size(left)} left: {asked}"
+        if fits["fits"]
+        else f"does not fit in {memory}, {size(left)} short: {asked}"
+    )
+    if not fits["largest_context"]:
+        return f"{first}\nno context fits"
+    contexts = f"largest context: {fits['largest_context']}"
+    if footprint.batch > 1:
+        contexts += f" at batch 1, {fits['largest_context_at_batch'] or 'none'} at batch {footprint.batch}"  # fmt: skip
+    return f"{first}\n{contexts}\nlargest batch at {footprint.context} positions: {fits['largest_batch'] or 'none'}"
+
+
+def _grid(predictor: Predictor) -> list[dict[str, Any]]:
+    """Totals by context, those of ``_CONTEXTS`` that the model has and its own, and by batch."""
+    most = predictor.config.max_positions
+    contexts = [c for c in _CONTEXTS if c < most] + [most]
+    return [
+        {"context": c, "totals": {str(b): predictor.at(c, b).total for b in _BATCHES}}
+        for c in contexts
+    ]

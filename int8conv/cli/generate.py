@@ -11,6 +11,7 @@ from .generating import check_text, generation_options, load_model, read_text
 
 if TYPE_CHECKING:
     from ..runtime.generation import Generation
+    from ..runtime.memory_use import PeakMemory
     from ..runtime.model import Model
 
 
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
 @generation_options
 @click.option("--logprobs", is_flag=True, help="Print each new token's log-probability afterwards.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, an object a prompt.")
+@click.option(
+    "--report-memory", is_flag=True, help="On stderr: the peak, beside what footprint predicts."
+)
 @click.option("--report-outliers", is_flag=True, help="On stderr: what the safety net took.")
 def command(
-    path: str, given: tuple[str, ...], files: tuple[str, ...], as_json: bool, report_outliers: bool,
-    **options: Any,
+    path: str, given: tuple[str, ...], files: tuple[str, ...], as_json: bool, report_memory: bool,
+    report_outliers: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Continue a prompt with PATH (a converted folder, or a source in its own precision); text comes as it is made.
 
@@ -42,15 +46,49 @@ def command(
         raise click.UsageError("Missing option '--prompt' / '-p' or '--prompt-file'.")
     prompts = [read_text("-") if each == "-" else check_text(each, "the prompt") for each in given]
     prompts += [read_text(each) for each in files]
+    memory = _watch(options["device"]) if report_memory else None
     model = load_model(path, options)
     if as_json:
         _print_json(prompts, model.generate_batch(prompts, **options))
     else:
         _print_text(model, prompts, options)
+    if memory is not None:
+        _show_memory(memory, model, prompts, options["max_new_tokens"])
     if report_outliers:
         from .net import show_net
 
         show_net(model.net_report(), err=True)
+
+
+def _watch(device: str) -> PeakMemory:
+    import torch
+
+    from ..runtime.loader import check_device
+    from ..runtime.memory_use import watch_memory
+
+    check_device(device)
+    return watch_memory(torch.device(device))
+
+
+def _show_memory(
+    memory: PeakMemory, model: Model, prompts: list[str], max_new_tokens: int | None
+) -> None:
+    """Measured beside predicted."""
+    from .output import size, table
+
+    used = memory.use(model.folder)
+    context = max(model.positions(prompt, max_new_tokens) for prompt in prompts)
+    longest = max(len(model.tokenizer.encode(prompt)) for prompt in prompts)
+    predicted = model.predictor().at(context, len(prompts), prompt=longest)
+    weights = sum(predicted.weights.values())
+    rows = [["total", size(predicted.total), "-" if used.peak is None else size(used.peak)]]
+    if used.anonymous is not None and used.mapped:
+        rest = predicted.total - weights
+        rows.insert(0, ["cache and activations", size(rest), size(used.anonymous)])
+        rows.insert(0, ["weights, mapped", size(weights), size(used.mapped)])
+    table(
+        (f"memory, {len(prompts)} x {context} positions", "predicted", "measured"), rows, err=True
+    )
 
 
 def _print_json(prompts: list[str], results: list[Generation]) -> None:

@@ -22,12 +22,11 @@ from ..formats.converted import ConvertedFolder, is_converted, open_converted
 from ..formats.hub import resolve
 from ..formats.storage import WeightsFile
 from ..kernels import Mode
+from .activations import PREFILL_TOKENS
 from .architecture import Architecture, read_architecture
 from .footprint import Footprint, predict_footprint
-from .generation import PREFILL_TOKENS
 from .gpu.files import Loading
 from .loader import check_device, load
-from .mapping import TORCH_DTYPES
 from .memory_use import MemoryUse, watch_memory
 from .model import Model
 from .traffic import bandwidth, cached_share, now, step_bytes
@@ -174,7 +173,7 @@ def benchmark(
     for run in range(runs):
         times.append(steps.timed())
         tell("runs", run + 1, runs)
-    used = memory.use(files.mapped_bytes(model.decoder.dtype) if device == "cpu" else 0)
+    used = memory.use(model.folder)
     name = str(model.decoder.dtype).removeprefix("torch.")
     return Benchmark(
         path=str(path), converted=files.converted is not None, device=_device_name(where), dtype=name, mode=mode,
@@ -183,7 +182,7 @@ def benchmark(
         load_seconds=loaded, first_token_seconds=answered, cached=cached, file_bytes=files.checkpoint.nbytes, moved=model.loading,
         weight_bytes=step_bytes(files.checkpoint, files.converted, files.form, model.decoder.dtype, batch),
         bandwidth=bandwidth(where), memory=used,
-        predicted=predict_footprint(path, context=context, batch=batch, dtype=name),
+        predicted=model.predictor().at(context, batch, prompt=prompt_tokens),
     )  # fmt: skip
 
 
@@ -207,7 +206,7 @@ class _Steps:
         found = []
         for i, prompt in enumerate(self._prompts):
             part = self._cache.sequence(i) if len(self._prompts) > 1 else self._cache
-            for ids in prompt[None].split(PREFILL_TOKENS, dim=1):
+            for ids in prompt[None].split(PREFILL_TOKENS[self._device.type], dim=1):
                 logits = self._decoder.forward(ids, part, last_only=True)
             found.append(logits[:, -1].argmax(-1, keepdim=True))
         return torch.cat(found)
@@ -246,13 +245,6 @@ class _Files:
 
     def shards(self) -> list[WeightsFile]:
         return list({tensor.file: None for tensor in self.checkpoint.tensors.values()})
-
-    def mapped_bytes(self, dtype: torch.dtype) -> int:
-        """Of tensors that the CPU's runtime maps: a converted folder's, and a source's that need no cast."""
-        if self.converted:
-            return self.checkpoint.nbytes
-        tensors = self.checkpoint.tensors.values()
-        return sum(t.nbytes for t in tensors if TORCH_DTYPES.get(t.dtype) == dtype)
 
 
 def _device_name(device: torch.device) -> str:

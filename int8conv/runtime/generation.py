@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .activations import PREFILL_TOKENS
 from .decoder import Decoder
 from .picking import Choice, Picked, Request
 from .sampling import Sampling
 from .stopping import StopScanner
 from .tokenizer import Detokenizer
-
-PREFILL_TOKENS: Final = 2048
-"""Tokens of a prompt that pass through the decoder at once."""
 
 
 @dataclass(frozen=True)
@@ -129,5 +127,6 @@ def _prompts(
 def _prefill(decoder: Decoder, tokens: Tensor, cache: Any) -> Tensor:
     """The last token's logits ``[1, 1, vocab]``; a long prompt passes in parts, which bounds the activations' memory."""
     tokens = tokens[:, cache.length :].to(decoder.kernels.device)
-    parts = [tokens[:, i : i + PREFILL_TOKENS] for i in range(0, tokens.shape[1], PREFILL_TOKENS)]
+    size = PREFILL_TOKENS[decoder.kernels.device.type]
+    parts = [tokens[:, i : i + size] for i in range(0, tokens.shape[1], size)]
     return [decoder.forward(part, cache, last_only=True) for part in parts][-1]

@@ -89,7 +89,7 @@ def load(
     else:
         weights = CheckpointWeights(checkpoint, chosen)
     defaults = read_generation_defaults(folder, checkpoint.config)
-    model = Model(folder, Decoder(architecture, weights, chosen, cached), defaults)
+    model = Model(folder, Decoder(architecture, weights, chosen, cached), defaults, mode)
     if on_gpu is not None:
         model.loading = on_gpu.files.finish()
     if isinstance(weights, ConvertedWeights):

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 import torch
+import torch.nn.functional as F
+
+from ..kernels import MODES, MixedWeight, dense_linear, jit, mixed_linear
+from ..kernels.fused import FusedAttention, FusedLayer, FusedNorm
 
 _STATUS: Final = Path("/proc/self/status")
+_SMAPS: Final = Path("/proc/self/smaps")
 _CLEAR: Final = Path("/proc/self/clear_refs")
 _CLEAR_PEAK: Final = "5"
 """Resets the peak of resident memory (proc(5))."""
@@ -25,7 +33,7 @@ class MemoryUse:
     anonymous: int | None = None
     """On a CPU: the peak of memory that no file is behind."""
     mapped: int | None = None
-    """On a CPU: weights files that are mapped, whole, whatever part of them was touched."""
+    """On a CPU: what of the weights files is mapped and in memory."""
     device: int | None = None
     """On a GPU: what the device has less now: also PyTorch's reserve, CUDA graphs, compiled kernels."""
 
@@ -33,8 +41,8 @@ class MemoryUse:
 class PeakMemory(Protocol):
     """Watches from when it is made."""
 
-    def use(self, mapped: int) -> MemoryUse:
-        """So far, with so many bytes of weights mapped."""
+    def use(self, folder: Path) -> MemoryUse:
+        """So far, with the weights files of a folder."""
 
 
 def watch_memory(device: torch.device) -> PeakMemory:
@@ -46,16 +54,21 @@ class _HostPeak:
     """The kernel keeps the exact peak of resident memory; files' pages in it stay, so the rest is the anonymous peak."""
 
     def __init__(self) -> None:
+        _warm_up()
+        gc.collect()
+        with contextlib.suppress(AttributeError, OSError):  # glibc: freed memory goes back
+            ctypes.CDLL(None).malloc_trim(0)
         with contextlib.suppress(OSError):  # not allowed: then it is the peak of the process
             _CLEAR.write_text(_CLEAR_PEAK)
         self._before = _status()
 
-    def use(self, mapped: int) -> MemoryUse:
+    def use(self, folder: Path) -> MemoryUse:
         before, now = self._before, _status()
-        if not {"VmHWM", "VmRSS", "RssFile"} <= now.keys() & before.keys():
+        if not {"VmHWM", "RssFile", "RssShmem", "RssAnon"} <= now.keys() & before.keys():
             return MemoryUse(None)
-        files = now["RssFile"] - before["RssFile"]
-        anonymous = max(0, now["VmHWM"] - before["VmRSS"] - files)
+        peak = now["VmHWM"] - now["RssFile"] - now["RssShmem"]
+        anonymous = max(0, peak - before["RssAnon"])
+        mapped = _mapped({os.path.realpath(entry) for entry in folder.iterdir()})
         return MemoryUse(anonymous + mapped, anonymous, mapped)
 
 
@@ -68,7 +81,7 @@ class _DevicePeak:
         self._allocated = torch.cuda.memory_allocated(device)
         self._free = torch.cuda.mem_get_info(device)[0]
 
-    def use(self, mapped: int) -> MemoryUse:
+    def use(self, folder: Path) -> MemoryUse:
         peak = torch.cuda.max_memory_allocated(self._device) - self._allocated
         return MemoryUse(peak, device=self._free - torch.cuda.mem_get_info(self._device)[0])
 
@@ -81,3 +94,41 @@ def _status() -> dict[str, int]:
         return {}
     found = re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)
     return {name: int(kilobytes) * 1024 for name, kilobytes in found}
+
+
+def _mapped(files: set[str]) -> int:
+    """Bytes of mapped files that are in memory and not written to."""
+    total, counts = 0, False
+    for line in _SMAPS.read_text(errors="surrogateescape").splitlines():
+        name, _, value = line.partition(":")
+        if "-" in name.partition(" ")[0]:  # an address range begins a mapping
+            counts = line.split(maxsplit=5)[-1] in files
+        elif counts and name in ("Rss", "Anonymous"):
+            size = int(value.removesuffix(" kB")) * 1024
+            total += size if name == "Rss" else -size
+    return total
+
+
+def _warm_up() -> None:
+    """What libraries allocate or compile at their first use is theirs, not the model's."""
+    weight = MixedWeight(torch.ones(64, 64, dtype=torch.int8), torch.ones(64))
+    with torch.inference_mode():
+        for tokens in (1, 64):
+            x = torch.ones(tokens, 64)
+            for mode in MODES:
+                mixed_linear(x, weight, mode=mode)
+            dense_linear(x, torch.ones(64, 64, dtype=torch.float16))
+            F.linear(x, torch.ones(64, 64))
+            heads = x.view(1, 1, tokens, 64)
+            F.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
+            x.log_softmax(-1).argmax()
+    if jit.available():
+        linear = (weight, None)
+        norm = FusedNorm(True, 1e-6, torch.ones(64), None)
+        attention = FusedAttention(1.0, None, None, None, 0.0)
+        wide = (MixedWeight(torch.ones(192, 64, dtype=torch.int8), torch.ones(192)), None)
+        layer = FusedLayer((norm, norm), attention, (wide, linear, linear, linear), "silu", False)
+        cache = torch.ones(1, 1, 2, 64)
+        layer(torch.ones(1, 64), None, cache, cache, torch.zeros(1, dtype=torch.int64))
+        table = torch.ones(1, 64)
+        layer(torch.ones(1, 64), (table, table), cache, cache, torch.zeros(1, dtype=torch.int64))

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, GenerationError
-from ..kernels import NetCounter
+from ..kernels import Mode, NetCounter
 from .decoder import Decoder
-from .footprint import Footprint, predict_footprint
+from .footprint import Footprint, Predictor, open_predictor
 from .generation import Continuation, Generation, continue_all
 from .generation_config import GenerationDefaults
 from .gpu.files import Loading
@@ -30,11 +30,13 @@ class Model:
     """A decoder with its tokenizer; made by ``int8conv.load``."""
 
     def __init__(
-        self, folder: Path, decoder: Decoder, defaults: GenerationDefaults | None = None
-    ) -> None:
+        self, folder: Path, decoder: Decoder, defaults: GenerationDefaults | None = None, mode: Mode | None = None
+    ) -> None:  # fmt: skip
         self.folder = folder
         self.config = decoder.config
         self.decoder = decoder
+        self.mode = mode
+        """As it was asked for."""
         self.defaults = defaults or GenerationDefaults()
         """What ``generate`` does where it is told nothing; from the folder's generation_config.json."""
         self.end_tokens = self.defaults.end_tokens
@@ -161,14 +163,31 @@ class Model:
             continue_all(self.decoder, continuations, cache)
         return [each.result() for each in continuations]
 
+    def positions(self, prompt: str | Sequence[int], max_new_tokens: int | None = None) -> int:
+        """Positions of the cache that ``generate`` makes for a prompt.
+
+        Raises:
+            ArgumentError, GenerationError, TokenizerError: as ``generate``.
+        """
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        return len(ids) + self._limit(ids, max_new_tokens)
+
     def net_report(self) -> NetReport:
         """What the safety net has taken since the model was loaded."""
         return net_report(self.net_counters)
 
+    def predictor(self) -> Predictor:
+        """What this model's memory is predicted with, as it was loaded."""
+        decoder = self.decoder
+        dtype, kv_cache = (str(d).removeprefix("torch.") for d in (decoder.dtype, decoder.kv_cache))
+        return open_predictor(
+            self.folder, device=decoder.kernels.device.type, dtype=dtype, kv_cache=kv_cache, mode=self.mode,
+            convert=False,
+        )  # fmt: skip
+
     def footprint(self, *, context: int | None = None, batch: int = 1) -> Footprint:
-        """Predicted memory at ``context`` positions (None: the most) and ``batch`` sequences, in this model's dtype."""
-        dtype = str(self.decoder.dtype).removeprefix("torch.")
-        return predict_footprint(self.folder, context=context, batch=batch, dtype=dtype)
+        """Predicted memory at ``context`` positions (None: the most) and ``batch`` sequences, as this model was loaded."""
+        return self.predictor().at(context, batch)
 
     def _sampling(
         self, temperature: float | None, top_k: int | None, top_p: float | None, min_p: float | None,

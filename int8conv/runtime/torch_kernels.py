@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import AttentionSpec, attend, scores_bias
+from .attention import AttentionSpec, attend
 from .cache import Cache, KVCache
 from .config import Activation, DecoderConfig
 from .norms import NormWeights, normalised
@@ -80,7 +80,7 @@ class _Places:
     tables: Sequence[tuple[Tensor, Tensor]]
     """Of each rotary embedding."""
     biases: dict[int | None, Tensor | None]
-    """Of scores, by window; filled as layers ask for them."""
+    """Of scores, by window; filled by ``attend`` as layers ask for them."""
 
     def to(self, device: torch.device) -> _Places:
         tables = [(cos.to(device), sin.to(device)) for cos, sin in self.tables]
@@ -138,10 +138,7 @@ class TorchKernels:
             q, k = rotate(q, tables, spec.neighbours), rotate(k, tables, spec.neighbours)
         if cache is not None:
             k, v = cache.update(spec.layer, k, v)
-        if spec.window not in places.biases:
-            bias = scores_bias(spec, places.positions, k.shape[2], q.dtype)
-            places.biases[spec.window] = bias
-        y = attend(q, k, v, spec, places.biases[spec.window])
+        y = attend(q, k, v, spec, places.positions, places.biases)
         return y.transpose(1, 2).flatten(2)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from int8conv.cli.convert import parse_size
+from int8conv.cli.output import parse_size
 from int8conv.formats.converted import open_converted
 from int8conv.formats.verify import verify
 

@@ -26,8 +26,12 @@ def test_sums(folder: Path) -> None:
     value = report(folder)
     assert value["weights_total"] == sum(value["weights"].values())
     assert value["total"] == value["weights_total"] + value["kv_cache"] + value["activations"]
-    rest = value["kv_cache"] + value["activations"]
-    assert value["fp16"]["total"] == value["fp16"]["weights"] + rest
+    parts = [value["fp16"][name] for name in ("weights", "kv_cache", "activations")]
+    assert value["fp16"]["total"] == sum(parts)
+
+
+def test_weights_are_the_files_tensors(folder: Path) -> None:
+    value = report(folder, "--dtype", "float16", "--unconverted")
     tensors = 0
     for path in folder.glob("*.safetensors"):
         header, _ = read_raw_header(path)
@@ -41,7 +45,8 @@ def test_sums(folder: Path) -> None:
 
 
 def test_converted_against_source(example: Path, example_int8: Path) -> None:
-    before, after = report(example), report(example_int8)
+    half = ("--dtype", "float16")
+    before, after = report(example, "--unconverted", *half), report(example_int8, *half)
     assert before["weights_total"] == before["fp16"]["weights"] == after["fp16"]["weights"]
     assert after["weights_total"] < before["weights_total"]
     assert after["kv_cache"] == before["kv_cache"]
@@ -49,16 +54,19 @@ def test_converted_against_source(example: Path, example_int8: Path) -> None:
 
 def test_context_batch_and_dtype(source: Path) -> None:
     """Keys and values: 2 x 2 layers x 2 heads x 16 x 2 bytes a position."""
+    half, ten = ("--dtype", "float16"), ("--context", 10)
     assert report(source)["context"] == 64
-    assert report(source, "--context", 10)["kv_cache"] == 256 * 10
-    assert report(source, "--context", 10, "--batch", 3)["kv_cache"] == 256 * 30
-    assert report(source, "--context", 10, "--dtype", "float32")["kv_cache"] == 2 * 256 * 10
+    assert report(source, *ten, *half)["kv_cache"] == 256 * 10
+    assert report(source, *ten, *half, "--batch", 3)["kv_cache"] == 256 * 30
+    assert report(source, *ten)["kv_cache"] == 2 * 256 * 10
+    assert report(source, *ten, "--kv-cache", "float16")["kv_cache"] == 256 * 10
+    assert report(source, *ten, "--device", "cuda")["kv_cache"] == 256 * 10
     assert report(source, "--dtype", "bfloat16")["dtype"] == "bfloat16"
 
 
 def test_the_table(example_int8: Path) -> None:
     shown = succeed("footprint", example_int8, "--context", 100, "--batch", 2).stdout
-    for word in ("fp16", "weights", "KV cache (2 x 100, float16)", "activations", "total", "ratio"):
+    for word in ("fp16", "weights", "KV cache (2 x 100, float32)", "activations", "total", "ratio"):
         assert word in shown
     assert "1.00x" in shown.splitlines()[-1]
 
@@ -68,3 +76,23 @@ def test_a_context_longer_than_the_models(source: Path, context: int) -> None:
     check_refused(
         run("footprint", source, "--context", context), source, "1 to 64 positions", f"found {context}"
     )  # fmt: skip
+
+
+def test_whether_it_fits(example_int8: Path) -> None:
+    shown = succeed("footprint", example_int8, "--vram", "24GB", "--batch", 2).stdout
+    assert "fits in 24.0 GB" in shown
+    assert "largest context: 1024 at batch 1, 1024 at batch 2" in shown
+    assert "does not fit in 1.0 MB" in succeed("footprint", example_int8, "--vram", "1MB").stdout
+    value = report(example_int8, "--vram", "20MB", "--context", 256)["vram"]
+    assert value["fits"]
+    fitting = report(example_int8, "--device", "cuda", "--context", value["largest_context"])
+    assert fitting["total"] <= 20e6
+    assert run("footprint", example_int8, "--vram", "much").exit_code == 2
+
+
+def test_a_table_of_usual_sizes(example_int8: Path) -> None:
+    rows = report(example_int8, "--table")["table"]
+    assert [row["context"] for row in rows] == [512, 1024]
+    alone = report(example_int8, "--context", 512, "--batch", 16)
+    assert rows[0]["totals"]["16"] == alone["total"]
+    assert "total by context and batch" in succeed("footprint", example_int8, "--table").stdout

@@ -76,7 +76,7 @@ def test_every_family_through_the_cache(name: str, tmp_path: Path, monkeypatch: 
         worst.append(float((found - attention.attend(q, *whole, *how)).abs().max()))
         return found
 
-    monkeypatch.setattr(attention, "_WIDENED_ELEMENTS", 1)
+    monkeypatch.setattr(attention, "WIDENED_AT_ONCE", 1)
     monkeypatch.setattr(torch_kernels, "attend", attend)
     token_ids = torch.randint(3, 101, (4, 40), generator=torch.Generator().manual_seed(1))
     cache = model.decoder.cache(batch=4, capacity=40)
@@ -141,7 +141,7 @@ def test_what_is_widened_is_a_block(monkeypatch: pytest.MonkeyPatch, example: Pa
         return block
 
     monkeypatch.setattr(Quantized, "widened", watching)
-    monkeypatch.setattr(attention, "_WIDENED_ELEMENTS", 64 * 30)
+    monkeypatch.setattr(attention, "WIDENED_AT_ONCE", 64 * 30)
     model = int8conv.load(example, kv_cache="int8")
     cache = model.decoder.cache(batch=2, capacity=31)
     for count, heads in ((15, 2), (16, 1)):
