@@ -12,7 +12,7 @@ demo: $(VENV)/installed  ## convert the example checkpoint, look inside, generat
 	rm -rf $(OUT)
 	$(BIN)/int8conv convert $(MODEL) $(OUT)
 	$(BIN)/int8conv inspect $(OUT)
-	$(BIN)/int8conv footprint $(OUT)
+	$(BIN)/int8conv footprint $(OUT) --device cuda
 	$(BIN)/int8conv generate $(OUT) --prompt "$(PROMPT)" --max-new-tokens 40
 
 test: $(VENV)/installed-dev check  ## style, types, whole test suite
