@@ -213,3 +213,17 @@ def test_what_cannot_be_loaded(example: Path, source: Path, tmp_path: Path) -> N
     (source / "config.json").write_text(json.dumps(config))
     with pytest.raises(AlreadyQuantizedError, match="gptq"):
         int8conv.load(source)
+
+
+def test_eight_prompts_get_what_each_gets_alone(example_int8: Path) -> None:
+    """Greedy, W8A16, lengths from 1 to some twenty tokens."""
+    model = int8conv.load(example_int8, mode="w8a16")
+    text = (
+        "The function returns a vector of numbers, which is read from the file and sorted by name."
+    )
+    prompts = [text[: 3 + 11 * i] for i in range(8)]
+    lengths = {len(model.tokenizer.encode(prompt)) for prompt in prompts}
+    assert len(lengths) == 8
+    together = model.generate_batch(prompts, max_new_tokens=16, temperature=0)
+    for prompt, found in zip(prompts, together, strict=True):
+        assert found == model.generate(prompt, max_new_tokens=16, temperature=0)
