@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from .checkpoints import write_checkpoint
 os.environ.setdefault(
     "TRITON_INTERPRET", "1"
 )  # kernels are tested on CPU tensors; read when triton is imported
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so would what it starts
 
 
 @pytest.fixture(scope="session")
