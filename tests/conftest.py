@@ -16,7 +16,9 @@ from .checkpoints import write_checkpoint
 os.environ.setdefault(
     "TRITON_INTERPRET", "1"
 )  # kernels are tested on CPU tensors; read when triton is imported
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so would what it starts
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a job in the background ignores it, and so would what it starts
 
 
 @pytest.fixture(scope="session")
