@@ -21,8 +21,11 @@ from .output import print_json, progress_bars, table
 )  # fmt: skip
 @click.option(
     "--kv-cache", type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
-    help="Let PATH's keys and values pass through such a cache; default: float32.",
+    help="Let PATH's keys and values pass through such a cache; default: as activations.",
 )  # fmt: skip
+@click.option(
+    "--device", default="cpu", show_default=True, help="cpu, or cuda: PyTorch's current GPU."
+)
 @click.option("--window", type=click.IntRange(min=2), help="Tokens; default: 512.")
 @click.option(
     "--stride", type=click.IntRange(min=1), help="Tokens between windows; default: --window."
@@ -37,6 +40,7 @@ def command(
     against: str | None,
     mode: str,
     kv_cache: str | None,
+    device: str,
     window: int | None,
     stride: int | None,
     tokens: int | None,
@@ -46,7 +50,7 @@ def command(
 ) -> None:
     """Perplexity of PATH (a converted folder, or a source in float32) on a text; with --against, how far it is from its source.
 
-    One block of one model is in memory at a time.
+    One block of one model is in memory at a time; on a GPU, all of a converted one and one block of its source.
     """
     from ..runtime.evaluate import evaluate
 
@@ -58,6 +62,7 @@ def command(
             mode=mode,  # type: ignore[arg-type]
             net=net,
             kv_cache=kv_cache,
+            device=device,
             window=window,
             stride=stride,
             tokens=tokens,
@@ -66,9 +71,10 @@ def command(
     if as_json:
         print_json(result.to_json())
         return
+    dtype = "" if result.dtype == "float32" else f", {result.dtype}"
     cache = "" if kv_cache is None else f", {kv_cache} KV cache"
     rows: list[list[object]] = [
-        [f"perplexity, {result.mode or 'source'}{cache}", f"{result.perplexity:.4f}"]
+        [f"perplexity, {result.mode or 'source'}{dtype}{cache}", f"{result.perplexity:.4f}"]
     ]
     compared = result.against
     if compared is not None:

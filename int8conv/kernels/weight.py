@@ -25,7 +25,7 @@ class MixedWeight:
     """Magnitude from which the safety net of ``w8a8`` takes an activation; None: no net. 0.0: all of them, so that the
     whole input is multiplied in 16 bits."""
     counter: NetCounter | None = None
-    """Told what the net takes, by ``reference`` and ``cpu``; not at a threshold of 0.0, where that is everything."""
+    """Told what the net takes; not at a threshold of 0.0, where that is everything."""
 
     @cached_property
     def is_outlier(self) -> Tensor | None:
@@ -45,19 +45,30 @@ class MixedWeight:
 
 
 class NetCounter:
-    """What the safety net of one input has taken."""
+    """What the safety net of one input has taken, counted where the activations are."""
 
-    def __init__(self, in_features: int) -> None:
-        self.tokens = 0
+    def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
+        self.counts = torch.zeros(2 + in_features, dtype=torch.int64, device=device)
+        """Tokens, tokens with at least one value taken, then values of each channel: what a kernel adds to."""
+
+    @property
+    def tokens(self) -> int:
         """Tokens that went through W8A8."""
-        self.caught = torch.zeros(in_features, dtype=torch.int64)
-        """Values taken, of each channel ``[in]``."""
-        self.tokens_caught = 0
-        """Tokens with at least one."""
+        return int(self.counts[0])
+
+    @property
+    def tokens_caught(self) -> int:
+        """Tokens with at least one value taken."""
+        return int(self.counts[1])
+
+    @property
+    def caught(self) -> Tensor:
+        """Values taken, of each channel: int64 ``[in]``, on the CPU."""
+        return self.counts[2:].cpu()
 
     def add(self, tokens: int, caught: Tensor) -> None:
         """Count a call of so many tokens; bool ``[r, in]`` where the net took a value of one of the r tokens concerned."""
-        self.tokens += tokens
-        self.tokens_caught += len(caught)
+        self.counts[0] += tokens
         if len(caught):
-            self.caught += caught.sum(dim=0).cpu()
+            self.counts[1] += len(caught)
+            self.counts[2:] += caught.sum(dim=0)

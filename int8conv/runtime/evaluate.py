@@ -22,12 +22,12 @@ from torch import Tensor
 
 from ..errors import ArgumentError, EvaluationError, SourceMismatchError
 from ..formats.checkpoint import CONFIG_FILE, open_checkpoint
-from ..formats.converted import is_converted, open_converted
+from ..formats.converted import ConvertedFolder, is_converted, open_converted
 from ..formats.hub import resolve
 from ..formats.source_checks import check_not_quantized
 from ..kernels import MODES, Mode, NetCounter
 from .architecture import Architecture, read_architecture
-from .loader import cache_dtype
+from .loader import cache_dtype, check_device, choose_dtype, converted_on_gpu, current_gpu
 from .net import NetReport, net_report
 from .streaming import BlockStream
 from .tokenizer import Tokenizer
@@ -84,6 +84,8 @@ class Evaluation:
     """Checksum of the text."""
     mode: Mode | None
     """None: a source in its own precision."""
+    dtype: str = "float32"
+    """Of activations."""
     kv_cache: str | None = None
     """What keys and values passed through; None: nothing, they stayed in float32."""
     net: NetReport | None = None
@@ -115,6 +117,7 @@ def evaluate(
     mode: Mode = "w8a8",
     net: bool = True,
     kv_cache: str | None = None,
+    device: str = "cpu",
     window: int | None = None,
     stride: int | None = None,
     tokens: int | None = None,
@@ -129,7 +132,9 @@ def evaluate(
         mode: how activations meet int8 weights.
         net: whether W8A8 has its safety net.
         kv_cache: as in ``load``: all of a window's keys and values pass through such a cache (those of ``against`` do not), so that
-            every token sees what it would see token by token; None: they stay in float32.
+            every token sees what it would see token by token; None: they stay as they are.
+        device: as in ``load``: on a GPU a converted model is there whole and runs as ``load`` would run it, with 16-bit activations;
+            a source's blocks go there one by one, in float32.
         window: tokens of a window; None: 512, or fewer where the model has fewer positions.
         stride: tokens from one window to the next; None: the window.
         tokens: of the text, from its start, at most; None: all.
@@ -145,10 +150,12 @@ def evaluate(
         raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
     if tokens is not None and tokens < 2:
         raise ArgumentError("tokens", expected="2 or more", found=tokens)
-    model = _open(path, mode, net)
+    check_device(device)
+    model = _open(path, mode, net, device)
     if kv_cache is not None:
-        model.kv_cache = cache_dtype(kv_cache, torch.float32)
-    models = [model] if against is None else [_open(against, None, net), model]
+        on = "cpu" if isinstance(model.weights, CheckpointWeights) else device
+        model.kv_cache = cache_dtype(kv_cache, model.weights.dtype, on)
+    models = [model] if against is None else [_open(against, None, net, device), model]
     config = model.architecture.config
     if against is not None:
         _check_same(models[0], model)
@@ -179,28 +186,39 @@ def evaluate(
     converted = isinstance(model.weights, ConvertedWeights)
     return Evaluation(
         math.exp(nll), window, stride, starts[-1] + window, scores.scored, content.xxh3_128,
-        mode if converted else None, kv_cache, net_report(model.counters) if converted else None, comparison,
+        mode if converted else None, str(model.weights.dtype).removeprefix("torch."), kv_cache,
+        net_report(model.counters) if converted else None, comparison,
     )  # fmt: skip
 
 
-def _open(path: str | os.PathLike[str], mode: Mode | None, net: bool) -> _Model:
+def _open(path: str | os.PathLike[str], mode: Mode | None, net: bool, device: str) -> _Model:
     source = resolve(path)
-    if is_converted(source.folder):
-        if mode is None:
-            raise ArgumentError("against is for the source", file=path, found="a converted folder")
-        converted = open_converted(source.folder)
-        weights = ConvertedWeights(converted, torch.float32, mode, net=net)
-        checkpoint = converted.checkpoint
-        counters = weights.counters
-        found: Weights = weights
-    else:
+    converted = open_converted(source.folder) if is_converted(source.folder) else None
+    if converted is None:
         checkpoint = open_checkpoint(source.folder, only=source.only)
         check_not_quantized(checkpoint)
-        found, counters = CheckpointWeights(checkpoint, torch.float32), {}
+    elif mode is None:
+        raise ArgumentError("against is for the source", file=path, found="a converted folder")
+    else:
+        checkpoint = converted.checkpoint
     architecture = read_architecture(
         checkpoint.config, checkpoint.tensors, source.folder / CONFIG_FILE
     )
-    return _Model(source.folder, architecture, found, counters)
+    if converted is None:
+        on = "cpu" if device == "cpu" else current_gpu()
+        weights = CheckpointWeights(checkpoint, torch.float32, on)
+        return _Model(source.folder, architecture, weights)
+    found = _converted(converted, architecture, mode, net, device)
+    return _Model(source.folder, architecture, found, found.counters)
+
+
+def _converted(
+    converted: ConvertedFolder, architecture: Architecture, mode: Mode | None, net: bool, device: str
+) -> ConvertedWeights:  # fmt: skip
+    dtype = choose_dtype(None, device, architecture, converted.checkpoint)
+    if device == "cpu":
+        return ConvertedWeights(converted, dtype, mode, net=net)
+    return converted_on_gpu(converted, architecture, dtype, mode, net=net)
 
 
 def _check_same(source: _Model, converted: _Model) -> None:
@@ -285,7 +303,7 @@ def _score(
                 F.log_softmax(output(stream.hidden[number][:, begin - 1 : end - 1])[0], dim=-1)
                 for output, stream in zip(outputs, streams, strict=True)
             ]
-            targets = ids[begin:end, None]
+            targets = ids[begin:end, None].to(logs[0].device)
             for model, log in enumerate(logs):
                 scores.nll[model] -= float(log.gather(1, targets).double().sum())
             scores.scored += end - begin

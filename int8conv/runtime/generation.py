@@ -85,8 +85,12 @@ class Continuation:
                 self._on_text(text)
 
 
-def continue_all(decoder: Decoder, continuations: Sequence[Continuation], cache: Any) -> None:
+def continue_all(
+    decoder: Decoder, continuations: Sequence[Continuation], cache: Any, step: Callable[[Tensor], Tensor] | None = None
+) -> None:  # fmt: skip
     """Run until all are done. The cache has a place for each; what it has there already of a prompt is not computed again.
+
+    ``step`` takes one token of each with that cache; None makes one.
 
     Where tokens are chosen on the device, the next step starts before the host has seen them; a sequence that ends at
     one of them has then taken a step for nothing, at a position that was its own anyway.
@@ -97,7 +101,7 @@ def continue_all(decoder: Decoder, continuations: Sequence[Continuation], cache:
     requests = [each.request for each in continuations]
     picker = decoder.kernels.picker(requests, decoder.config.vocab_size)
     picked: Picked = picker.pick(_prompts(decoder, continuations, going, cache), going)
-    step = decoder.kernels.steps(decoder, cache)
+    step = step or decoder.kernels.steps(decoder, cache)
     while going:
         following = None
         if picker.ahead and any(continuations[i].left > 1 for i in going):

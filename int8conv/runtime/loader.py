@@ -67,7 +67,7 @@ def load(
     source = resolve(path)
     folder = source.folder
     weights: Weights
-    on_gpu = None
+    on_gpu: DeviceConverted | DeviceCheckpoint | None = None
     if is_converted(folder):
         converted = open_converted(folder)
         checkpoint = converted.checkpoint
@@ -80,10 +80,12 @@ def load(
         converted = None
     config_file = folder / CONFIG_FILE
     architecture = read_architecture(checkpoint.config, checkpoint.tensors, config_file)
-    chosen = _dtype(dtype, device, architecture, checkpoint)
+    chosen = choose_dtype(dtype, device, architecture, checkpoint)
     cached = cache_dtype(kv_cache, chosen, device)
-    if device == "cuda":
-        weights = on_gpu = _on_gpu(converted, checkpoint, architecture, chosen, mode, net)
+    if device == "cuda" and converted is not None:
+        weights = on_gpu = converted_on_gpu(converted, architecture, chosen, mode, net=net)
+    elif device == "cuda":
+        weights = on_gpu = _source_on_gpu(checkpoint, architecture, chosen)
     elif converted is not None:
         weights = ConvertedWeights(converted, chosen, mode, net=net)
     else:
@@ -111,16 +113,26 @@ def check_device(device: str) -> None:
         raise ArgumentError("device", expected="cpu: triton is not installed", found=device)
 
 
-def _on_gpu(
-    converted: ConvertedFolder | None, checkpoint: Checkpoint, architecture: Architecture, dtype: torch.dtype,
-    mode: Mode | None, net: bool,
-) -> DeviceCheckpoint | DeviceConverted:  # fmt: skip
-    from .gpu.weights import DeviceCheckpoint, DeviceConverted  # imports triton
+def current_gpu() -> torch.device:
+    """PyTorch's."""
+    return torch.device("cuda", torch.cuda.current_device())
 
-    device, config = torch.device("cuda", torch.cuda.current_device()), architecture.config
-    if converted is None:
-        return DeviceCheckpoint(checkpoint, config, dtype, device)
-    return DeviceConverted(converted, config, dtype, device, mode, net=net)
+
+def converted_on_gpu(
+    converted: ConvertedFolder, architecture: Architecture, dtype: torch.dtype, mode: Mode | None, *, net: bool
+) -> DeviceConverted:  # fmt: skip
+    """A converted folder that goes to the GPU as tensors are asked for."""
+    from .gpu.weights import DeviceConverted  # imports triton
+
+    return DeviceConverted(converted, architecture.config, dtype, current_gpu(), mode, net=net)
+
+
+def _source_on_gpu(
+    checkpoint: Checkpoint, architecture: Architecture, dtype: torch.dtype
+) -> DeviceCheckpoint:
+    from .gpu.weights import DeviceCheckpoint  # imports triton
+
+    return DeviceCheckpoint(checkpoint, architecture.config, dtype, current_gpu())
 
 
 def cache_dtype(kv_cache: str | None, dtype: torch.dtype, device: str = "cpu") -> torch.dtype:
@@ -139,9 +151,14 @@ def cache_dtype(kv_cache: str | None, dtype: torch.dtype, device: str = "cpu") -
     return KV_CACHES[kv_cache]
 
 
-def _dtype(
+def choose_dtype(
     dtype: str | torch.dtype | None, device: str, architecture: Architecture, checkpoint: Checkpoint
 ) -> torch.dtype:
+    """Of activations: what was asked for, else float32 on a CPU and the embedding's 16 bits on a GPU.
+
+    Raises:
+        ArgumentError: not a dtype of that device.
+    """
     allowed = {k: v for k, v in DTYPES.items() if device == "cpu" or v != torch.float32}
     if dtype is None:
         embed = checkpoint.tensors.get(f"{architecture.outside()['embed'].path}.weight")

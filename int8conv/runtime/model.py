@@ -114,7 +114,7 @@ class Model:
         )  # fmt: skip
         session = Session(self.decoder) if session is None else session
         cache = session.cache_for(continuation.prompt, continuation.limit)
-        continue_all(self.decoder, [continuation], cache)
+        continue_all(self.decoder, [continuation], cache, session.steps)
         session.keep(continuation.prompt + continuation.token_ids)
         return continuation.result()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from .decoder import Decoder
 
@@ -14,6 +16,7 @@ class Session:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self._cache: Any = None
+        self._steps: Any = None
         self._ids: list[int] = []
 
     def cache_for(self, prompt: Sequence[int], limit: int) -> Any:
@@ -31,6 +34,14 @@ class Session:
             twice = min(2 * self._cache.capacity, config.max_positions)
             self._cache.enlarge(max(needed, twice))
         return self._cache
+
+    @property
+    def steps(self) -> Callable[[Tensor], Tensor]:
+        """Steps of one token with that cache: on a GPU they are captured once, and again where the cache grows."""
+        if self._steps is None:
+            self._steps = self._decoder.kernels.steps(self._decoder, self._cache)
+        steps: Callable[[Tensor], Tensor] = self._steps
+        return steps
 
     def keep(self, token_ids: Sequence[int]) -> None:
         """Say which tokens the cache was filled with: a prompt and what followed, of which the last may not be in it."""

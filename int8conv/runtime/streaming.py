@@ -1,6 +1,6 @@
 """Run windows of tokens through a model with one block of it in memory at a time: what calibration and evaluation share.
 
-Hidden states of all windows are kept between blocks, ``tokens * hidden`` float32 values; weights never are.
+Hidden states of all windows are kept between blocks, ``tokens * hidden`` values; weights never are, but in the memory of a GPU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class BlockStream:
         architecture: the model.
         weights: where its weights come from.
         windows: token ids int64 ``[tokens]`` of each window.
-        device: where blocks run.
+        device: where blocks run, if not where the weights' kernels are.
         kv_cache: dtype of a cache that keys and values pass through, as when tokens come one by one; None: they stay as they are.
     """
 
@@ -36,18 +36,19 @@ class BlockStream:
         architecture: Architecture,
         weights: Weights,
         windows: Sequence[Tensor],
-        device: str = "cpu",
+        device: str | None = None,
         kv_cache: torch.dtype | None = None,
     ) -> None:
         self.architecture = architecture
         self._weights = weights
-        self._device = torch.device(device)
-        embedding = Embedding(architecture, weights, torch.float32)
+        embedded_on = weights.kernels.device
+        self._device = embedded_on if device is None else torch.device(device)
+        embedding = Embedding(architecture, weights, weights.dtype)
         self.hidden: list[Tensor] = []
-        """The next block's input, or after the last block its output: float32 ``[1, tokens, hidden]`` of each window."""
+        """The next block's input, or after the last block its output: ``[1, tokens, hidden]`` of each window, in the weights' dtype."""
         self._places: dict[int, Places] = {}
         for window in windows:
-            x, places = embedding(window[None])
+            x, places = embedding(window[None].to(embedded_on))
             self.hidden.append(x.to(self._device))
             if len(window) not in self._places:
                 self._places[len(window)] = places.to(self._device)
@@ -79,3 +80,6 @@ class _OneLayer:
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> Any:
         return self._cache.update(0, keys, values)
+
+    def layer(self, layer: int) -> Any:
+        return self._cache.layer(0)

@@ -83,14 +83,17 @@ class _Places:
     """Of scores, by window; filled by ``attend`` as layers ask for them."""
 
     def to(self, device: torch.device) -> _Places:
+        if device == self.positions.device:
+            return self
         tables = [(cos.to(device), sin.to(device)) for cos, sin in self.tables]
         return _Places(self.positions.to(device), tables, {})
 
 
 class TorchKernels:
-    """Operators of PyTorch."""
+    """Operators of PyTorch, on any device that it has."""
 
-    device = torch.device("cpu")
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
 
     def cache(self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype) -> Cache:  # fmt: skip
         if dtype == torch.int8:
@@ -107,7 +110,10 @@ class TorchKernels:
         return TorchPicker(requests, vocab)
 
     def places(self, rotaries: Any, cache: Cache | None, token_ids: Tensor, dtype: torch.dtype) -> _Places:  # fmt: skip
-        positions = torch.arange(token_ids.shape[1])
+        return self._places(rotaries, cache, token_ids.shape[1], dtype).to(token_ids.device)
+
+    def _places(self, rotaries: Any, cache: Cache | None, tokens: int, dtype: torch.dtype) -> _Places:  # fmt: skip
+        positions = torch.arange(tokens)
         if cache is None or cache.length == cache.lengths.min():
             positions += cache.length if cache is not None else 0
             return _Places(positions, [rotary.tables(positions, dtype) for rotary in rotaries], {})

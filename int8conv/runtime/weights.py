@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..formats.checkpoint import Checkpoint
+from ..formats.checkpoint import Checkpoint, StoredTensor
 from ..formats.converted import ConvertedFolder, QuantizedLinear
 from ..formats.fp8 import FP8_DTYPES
 from ..formats.matrix import find_matrix
@@ -39,6 +39,8 @@ class Weights(Protocol):
     """What the decoder asks for when it is built."""
 
     kernels: Kernels
+    dtype: torch.dtype
+    """Of activations."""
 
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
         """A small tensor in the activations' dtype."""
@@ -69,17 +71,25 @@ class SplitProjection:
 
 
 class CheckpointWeights:
-    """A source checkpoint. Tensors of another dtype than ``dtype``, or from afar, are read and cast when asked for; others are mapped."""
+    """A source checkpoint. Tensors of another dtype than ``dtype``, or from afar, are read and cast when asked for; others are mapped.
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    They go to ``device`` one by one, and stay there no longer than who asked for them.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
         self.checkpoint = checkpoint
         self.dtype = dtype
+        self.device = torch.device(device)
         self._files = MappedFiles()
-        self.kernels: Kernels = TorchKernels()
+        self.kernels: Kernels = TorchKernels(device)
         self._embeddings: dict[str, Tensor] = {}
 
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
-        stored = find_tensor(self.checkpoint, module, kind)
+        return self._read(find_tensor(self.checkpoint, module, kind)).to(self.device)
+
+    def _read(self, stored: StoredTensor) -> Tensor:
         if stored.dtype in FP8_DTYPES:
             return read_matrix(find_matrix(self.checkpoint, stored)).to(self.dtype)
         if torch_dtype(stored) == self.dtype and isinstance(stored.file, LocalFile):
@@ -197,7 +207,9 @@ class ConvertedWeights:
         slices = [t for t in (linear.outlier_weight for linear in linears) if t is not None]
         threshold, counter = self._thresholds[first.path], None
         if threshold:
-            counter = self.counters.setdefault(first.path, NetCounter(first.in_features))
+            counter = self.counters.setdefault(
+                first.path, NetCounter(first.in_features, self.kernels.device)
+            )
         return MixedWeight(
             codes=self._files.fused([linear.weight for linear in linears]).squeeze(-1),
             scale=self._files.fused([linear.scale for linear in linears]),

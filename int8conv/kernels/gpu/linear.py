@@ -100,6 +100,7 @@ def _quantized(pending: Pending, weight: MixedWeight) -> QuantizedTokens:
         index=weight.outlier_index if has_outliers else None,
         is_outlier=weight.is_outlier if has_outliers else None,
         threshold=weight.threshold,
+        counts=None if weight.counter is None else weight.counter.counts,
     )  # fmt: skip
 
 

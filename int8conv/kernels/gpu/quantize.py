@@ -11,6 +11,7 @@ the net caught a value. The values in O leave in 16 bits, gathered. Where the ne
 each token and block of 128 channels, 32 blocks an int32: no memory has to be cleared first, no atomics, and the GEMM may
 join the tokens of whatever row block it uses by OR. The values themselves stay in a 16-bit matrix, of which the GEMM reads
 the marked blocks alone: the input, or, behind a norm or activation function, a matrix whose marked blocks alone are written.
+What the net takes is counted on the device: an atomic addition a value taken, and one a launch for the number of tokens.
 
 One program takes one token and reads it two to four times: from the L1 cache, but for the first. NaN: the largest magnitude is
 found among the bit patterns, where NaN is above all, so the scale and with it the token's results become NaN.
@@ -143,7 +144,7 @@ def _mean(x_row, channels, BLOCK: tl.constexpr):
 
 @triton.jit
 def quantize_kernel(
-    x, residual, sum_out, times, weight, bias, is_outlier, index, half, codes, scale, caught, outliers,
+    x, residual, sum_out, times, weight, bias, is_outlier, index, half, codes, scale, caught, outliers, counts,
     threshold, eps, channels, num_outliers,
     x_stride, residual_stride, sum_stride, times_stride, half_stride, codes_stride,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
@@ -164,6 +165,7 @@ def quantize_kernel(
         rstd = 1.0 / tl.sqrt_rn(_power(x_row, mean, channels, BLOCK) + eps)
 
     largest = tl.full((), 0, tl.int32)
+    taken = tl.full((), 0, tl.int32)
     words = (channels + 32 * 128 - 1) // (32 * 128)
     for start in range(0, channels, BLOCK):
         i = start + tl.arange(0, BLOCK)
@@ -184,10 +186,18 @@ def quantize_kernel(
                     marked = tl.broadcast_to(blocks[:, None], (BLOCK // 128, 128))
                     marked = tl.reshape(marked, (BLOCK,)) != 0
                     tl.store(half + row * half_stride + i, value, mask=mask & marked)
+                if counts is not None:
+                    tl.atomic_add(counts + 2 + i, over.to(tl.int64), mask=over)
+                    taken = tl.maximum(taken, tl.max(over.to(tl.int32), 0))
                 kept = kept & (over == 0)
             magnitude = value.to(tl.int16, bitcast=True).to(tl.int32) & 0x7FFF
             largest = tl.maximum(largest, tl.max(tl.where(kept, magnitude, 0), 0))
 
+    if counts is not None:
+        if row == 0:
+            tl.atomic_add(counts, tl.num_programs(0).to(tl.int64))
+        if taken != 0:
+            tl.atomic_add(counts + 1, taken.to(tl.int64))
     if codes is not None:
         peak = largest.to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
         step = tl.div_rn(peak, 127.0)
@@ -242,6 +252,7 @@ def _run(
     index: Tensor | None = None,
     is_outlier: Tensor | None = None,
     result: QuantizedTokens | None = None,
+    counts: Tensor | None = None,
 ) -> None:
     tokens, channels = x.shape
     block = min(max(L.power_of_two(channels), NET_BLOCK), WORD_CHANNELS)
@@ -252,7 +263,7 @@ def _run(
         is_outlier, index, half, codes,
         None if result is None else result.scale,
         None if result is None else result.caught,
-        None if result is None else result.outliers,
+        None if result is None else result.outliers, counts,
         0.0 if result is None else result.threshold, before.eps,
         channels, 0 if index is None else index.shape[0],
         x.stride(0), _stride(before.residual), _stride(before.sum_out), _stride(before.times),
@@ -281,6 +292,7 @@ def quantize(
     index: Tensor | None = None,
     is_outlier: Tensor | None = None,
     threshold: float | None = None,
+    counts: Tensor | None = None,
 ) -> QuantizedTokens:
     """Quantise tokens to int8, each by its largest magnitude.
 
@@ -290,6 +302,7 @@ def quantize(
         index: int32 ``[k]``, ascending: stored outlier channels.
         is_outlier: int8 ``[channels]``: 1 in those channels; with ``index``.
         threshold: magnitude from which the safety net takes a value; None: no net.
+        counts: int64 ``[2 + channels]``, added to where there is a net: ``NetCounter.counts``.
 
     Raises:
         ArgumentError: a shape, dtype or stride that does not fit.
@@ -311,5 +324,8 @@ def quantize(
         exact=half if fused else x if threshold is not None else None,
         threshold=threshold or 0.0,
     )
-    _run(x, before, half, 2 if fused else 0, index, is_outlier, result)
+    _run(
+        x, before, half, 2 if fused else 0, index, is_outlier, result,
+        None if threshold is None else counts,
+    )  # fmt: skip
     return result

@@ -54,6 +54,7 @@ def quantize(
     index: Tensor | None = None,
     is_outlier: Tensor | None = None,
     threshold: float | None = None,
+    counts: Tensor | None = None,
 ) -> QuantizedTokens:
     """Tokens to int8, each by its largest magnitude outside the outlier channels and below the threshold."""
     x = apply(x, before)
@@ -63,6 +64,9 @@ def quantize(
         over = rest.abs() >= threshold
         rest = rest.masked_fill(over, 0.0)
         caught = _words(over)
+        if counts is not None:
+            tokens = torch.tensor([len(x), int(over.any(1).sum())])
+            counts += torch.cat([tokens, over.sum(0)]).to(counts.device)
     codes, scale = _quantize_tokens(rest)
     return QuantizedTokens(
         codes, scale.squeeze(1), None if index is None else x.index_select(1, index.long()),

@@ -14,8 +14,8 @@ class DecodeSteps:
     """One token for every sequence of a cache, again and again.
 
     The first call runs the kernels, which compiles them, and captures the step; every call replays it. All that changes from
-    step to step (tokens, lengths, cache) lies in memory of the device that the graph reads. Off a GPU it just runs, as it does
-    where a mixture of experts has to ask which of them a step needs.
+    step to step (tokens, lengths, cache) lies in memory of the device that the graph reads; a cache that has moved is captured
+    anew. Off a GPU it just runs, as it does where a mixture of experts has to ask which of them a step needs.
     """
 
     def __init__(self, decoder: Any, cache: DeviceCache) -> None:
@@ -26,13 +26,15 @@ class DecodeSteps:
         self._captured = device.type == "cuda" and not decoder.waits
         self._logits: Tensor | None = None
         self._graph: Any = None
+        self._capacity = 0
+        """Of the cache when the step was captured."""
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Token ids ``[b, 1]`` -> logits ``[b, 1, vocab]``, overwritten by the next call."""
         self.tokens.copy_(tokens)
         if not self._captured:
             return self._run()
-        if self._graph is None:
+        if self._graph is None or self._capacity != self.cache.capacity:
             self._capture()
         self._graph.replay()
         self.cache.length += 1
@@ -44,14 +46,19 @@ class DecodeSteps:
         return logits
 
     def _capture(self) -> None:
+        self._graph = self._logits = None
         lengths, length = self.cache.lengths.clone(), self.cache.length
+        counts = [(c.counts, c.counts.clone()) for c in self.decoder.kernels.counters.values()]
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             self._run()
         torch.cuda.current_stream().wait_stream(side)
         self.cache.lengths.copy_(lengths)  # the positions that it wrote are written again
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        for now, before in counts:
+            now.copy_(before)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             self._logits = self._run()
         self.cache.length = length
+        self._graph, self._capacity = graph, self.cache.capacity

@@ -54,8 +54,9 @@ class _Shards(ABC):
     def _buffer(self, file: WeightsFile) -> Tensor:
         if file not in self._buffers:
             started = time.perf_counter()
-            buffer, pieces = self._plan(file)
-            self._staging = self._staging or Staging(self.device)
+            with torch.inference_mode(False):  # the threads that fill it are not in that mode
+                buffer, pieces = self._plan(file)
+                self._staging = self._staging or Staging(self.device)
             self._staging.fill(file, pieces)
             self._buffers[file] = buffer
             self.loading.seconds += time.perf_counter() - started

@@ -6,13 +6,14 @@ reads the result: an activation may be a ``Deferred``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...kernels import NetCounter
 from ...kernels.gpu.linear import Pending
 from ...kernels.gpu.quantize import Before
 from ...kernels.gpu.rotary import rotate_and_store
@@ -42,12 +43,20 @@ class DevicePlaces:
     tables: Sequence[tuple[Tensor, Tensor]]
     """cos and sin, float32 ``[positions, size / 2]``, of each rotary embedding."""
 
+    def to(self, device: torch.device) -> DevicePlaces:
+        """They are made where they are needed."""
+        return self
+
 
 class GpuKernels:
     """Triton, and PyTorch's attention for prompts."""
 
-    def __init__(self, max_positions: int, device: torch.device) -> None:
+    def __init__(
+        self, max_positions: int, device: torch.device, counters: Mapping[str, NetCounter] | None = None
+    ) -> None:  # fmt: skip
+        """``counters``: what the weights' safety nets have taken, which a step that is run to be captured must not change."""
         self.device = device
+        self.counters = {} if counters is None else counters
         self._max_positions = max_positions
         self._tables: list[tuple[Tensor, Tensor]] | None = None
         self._attention = DeviceAttention(device)

@@ -31,7 +31,7 @@ class DeviceConverted(ConvertedWeights):
         super().__init__(converted, dtype, mode, net=net)
         self._files: Any = DeviceFiles(device)
         self.files: DeviceFiles = self._files
-        self.kernels: Kernels = GpuKernels(config.max_positions, device)
+        self.kernels: Kernels = GpuKernels(config.max_positions, device, self.counters)
 
     def _dense(self, weight: Tensor, bias: Tensor | None) -> Projection:
         return DenseProjection([(weight, None if bias is None else bias.to(self.dtype))])
@@ -47,15 +47,14 @@ class DeviceCheckpoint(CheckpointWeights):
     """A source checkpoint in 16 bits."""
 
     def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:  # fmt: skip
-        super().__init__(checkpoint, dtype)
-        self.device = device
+        super().__init__(checkpoint, dtype, device)
         self.files = DeviceTensors(checkpoint.tensors.values(), dtype, device)
         self.kernels: Kernels = GpuKernels(config.max_positions, device)
 
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
         stored = find_tensor(self.checkpoint, module, kind)
         if stored.dtype in FP8_DTYPES:  # decoded on the host
-            return super().tensor(module, kind).to(self.device)
+            return super().tensor(module, kind)
         return self.files.tensor(stored)
 
     def projection(self, modules: Sequence[Module]) -> Projection:

@@ -129,7 +129,8 @@ def run_quantize(dtype: torch.dtype, channels: int, norm: str, activation: str, 
     elif activation != "none":
         before = Before(activation=activation, times=x)
     index, marks = empty(32, dtype=I32), empty(channels, dtype=I8)
-    quantize.quantize(x, before, index=index, is_outlier=marks, threshold=6.0)
+    counts = empty(2 + channels, dtype=torch.int64)
+    quantize.quantize(x, before, index=index, is_outlier=marks, threshold=6.0, counts=counts)
 
 
 def _half(dtype: torch.dtype) -> str:

@@ -57,6 +57,22 @@ def test_constant_tokens(value: float, dtype: torch.dtype) -> None:
         check_equal(quantize.quantize(x, threshold=threshold), reference.quantize(x, threshold=threshold))  # fmt: skip
 
 
+@pytest.mark.parametrize(("tokens", "channels"), [(1, 1), (5, 130), (3, 9001)])
+def test_what_the_net_takes_is_counted(tokens: int, channels: int) -> None:
+    x = make_tokens(tokens, channels, torch.float16, large=30.0)
+    x[-1] = 1.0  # a token of which it takes nothing
+    options = outlier_channels(channels, channels // 40)
+    found, expected = (torch.zeros(2 + channels, dtype=torch.int64) for _ in range(2))
+    for _ in range(2):
+        quantize.quantize(x, **options, threshold=6.0, counts=found)
+        reference.quantize(x, **options, threshold=6.0, counts=expected)
+    assert torch.equal(found, expected)
+    assert found[0] == 2 * tokens
+    assert tokens == 1 or 0 < found[1] < 2 * tokens
+    quantize.quantize(x, **options, counts=found)  # no net
+    assert torch.equal(found, expected)
+
+
 def test_halves_round_to_even() -> None:
     x = torch.tensor([[127.0, 0.5, 1.5, -2.5, -0.5, 0.0]]).half()
     assert quantize.quantize(x).codes.tolist() == [[127, 0, 2, -2, 0, 0]]

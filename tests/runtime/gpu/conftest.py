@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 _SMALL = {
     "attention": {"splits": 2},
@@ -23,3 +24,13 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (attention, experts, gemv, skinny):
         monkeypatch.setattr(module, "choose", choose)
+
+
+@pytest.fixture
+def gpu_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``device="cuda"`` is the CPU, with the kernels of a GPU in the interpreter."""
+    from int8conv.runtime import evaluate, loader
+
+    for module in (evaluate, loader):
+        monkeypatch.setattr(module, "check_device", lambda device: None)
+        monkeypatch.setattr(module, "current_gpu", lambda: torch.device("cpu"))

@@ -21,7 +21,7 @@ from int8conv.runtime import loader
 from int8conv.runtime.architecture import read_architecture
 from int8conv.runtime.gpu.files import DeviceFiles, DeviceTensors
 from int8conv.runtime.gpu.staging import Piece, Staging
-from int8conv.runtime.gpu.weights import DeviceCheckpoint, DeviceConverted
+from int8conv.runtime.gpu.weights import DeviceCheckpoint
 
 from ...checkpoints import LLAMA, put_fp8, random_tensors, write_checkpoint
 from ...cli.helpers import succeed
@@ -223,19 +223,6 @@ def test_a_stage_is_read_into_once_its_copy_is_done(
     ]
     assert log == ["wait for before", *copies, "wait for stream"]
     assert target.numpy().tobytes() == file.read_bytes()[: 3 * 4096]
-
-
-@pytest.fixture
-def gpu_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``load(device="cuda")`` with the kernels of a GPU, in the interpreter."""
-
-    def on_gpu(converted: Any, checkpoint: Any, form: Any, dtype: Any, mode: Any, net: bool) -> Any:
-        if converted is None:
-            return DeviceCheckpoint(checkpoint, form.config, dtype, CPU)
-        return DeviceConverted(converted, form.config, dtype, CPU, mode, net=net)
-
-    monkeypatch.setattr(loader, "check_device", lambda device: None)
-    monkeypatch.setattr(loader, "_on_gpu", on_gpu)
 
 
 @pytest.mark.usefixtures("gpu_of_the_cpu")
