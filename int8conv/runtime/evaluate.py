@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ArgumentError, EvaluationError, SourceMismatchError
@@ -29,17 +28,13 @@ from ..kernels import MODES, Mode, NetCounter
 from .architecture import Architecture, read_architecture
 from .loader import cache_dtype, check_device, choose_dtype, converted_on_gpu, current_gpu
 from .net import NetReport, net_report
+from .scoring import Progress, relative_rms, score
 from .streaming import BlockStream
 from .tokenizer import Tokenizer
 from .weights import CheckpointWeights, ConvertedWeights, Weights
 from .windows import check_context, encode, read_text, too_short
 
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, units done, and units in all."""
-
 WINDOW: Final = 512
-_POSITIONS_AT_ONCE: Final = 128
-"""Positions whose logits are held at once."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +151,53 @@ def evaluate(
         on = "cpu" if isinstance(model.weights, CheckpointWeights) else device
         model.kv_cache = cache_dtype(kv_cache, model.weights.dtype, on)
     models = [model] if against is None else [_open(against, None, net, device), model]
-    config = model.architecture.config
     if against is not None:
         _check_same(models[0], model)
+    cut = _cut(model, text, window, stride, tokens)
+    streams = [
+        BlockStream(m.architecture, m.weights, cut.windows, kv_cache=m.kv_cache) for m in models
+    ]
+    errors = _run(models, streams, progress)
+    scores = score(streams, cut.windows, cut.firsts, progress)
+    nll, source_nll = scores.means()
+    comparison = None
+    if source_nll is not None:
+        spot, place = scores.worst
+        comparison = Comparison(
+            math.exp(source_nll), math.exp(nll - source_nll), scores.kl / scores.scored,
+            scores.kl_worst, cut.starts[spot] + place, scores.same / scores.scored, errors,
+        )  # fmt: skip
+    converted = isinstance(model.weights, ConvertedWeights)
+    return Evaluation(
+        math.exp(nll), cut.window, cut.stride, cut.starts[-1] + cut.window, scores.scored, cut.text,
+        mode if converted else None, str(model.weights.dtype).removeprefix("torch."), kv_cache,
+        net_report(model.counters) if converted else None, comparison,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A text in windows."""
+
+    text: str
+    """Checksum."""
+    window: int
+    stride: int
+    starts: range
+    """Number of each window's first token."""
+    windows: list[Tensor]
+
+    @property
+    def firsts(self) -> list[int]:
+        """The first position that each window scores."""
+        later = max(1, self.window - self.stride)
+        return [1 if number == 0 else later for number in range(len(self.windows))]
+
+
+def _cut(
+    model: _Model, text: str | os.PathLike[str], window: int | None, stride: int | None, tokens: int | None
+) -> _Cut:  # fmt: skip
+    config = model.architecture.config
     window = min(WINDOW, config.max_positions) if window is None else window
     check_context(window, config.max_positions, EvaluationError)
     stride = window if stride is None else stride
@@ -171,24 +210,7 @@ def evaluate(
         raise too_short(content, len(ids), window, EvaluationError)
     starts = range(0, len(ids) - window + 1, stride)
     windows = [ids[start : start + window] for start in starts]
-    streams = [BlockStream(m.architecture, m.weights, windows, kv_cache=m.kv_cache) for m in models]
-    errors = _run(models, streams, progress)
-    firsts = [1 if number == 0 else max(1, window - stride) for number in range(len(windows))]
-    scores = _score(streams, windows, firsts, progress)
-    nll, source_nll = scores.means()
-    comparison = None
-    if source_nll is not None:
-        spot, place = scores.worst
-        comparison = Comparison(
-            math.exp(source_nll), math.exp(nll - source_nll), scores.kl / scores.scored,
-            scores.kl_worst, starts[spot] + place, scores.same / scores.scored, errors,
-        )  # fmt: skip
-    converted = isinstance(model.weights, ConvertedWeights)
-    return Evaluation(
-        math.exp(nll), window, stride, starts[-1] + window, scores.scored, content.xxh3_128,
-        mode if converted else None, str(model.weights.dtype).removeprefix("torch."), kv_cache,
-        net_report(model.counters) if converted else None, comparison,
-    )  # fmt: skip
+    return _Cut(content.xxh3_128, window, stride, starts, windows)
 
 
 def _open(path: str | os.PathLike[str], mode: Mode | None, net: bool, device: str) -> _Model:
@@ -245,7 +267,7 @@ def _run(
             stream.advance(layer)
             _check_finite(model, stream, layer)
         if len(streams) == 2:
-            errors.append(LayerError(layer, _relative_rms(streams[0], streams[1])))
+            errors.append(LayerError(layer, relative_rms(streams[0], streams[1])))
     progress("blocks", layers, layers)
     return tuple(errors)
 
@@ -259,64 +281,3 @@ def _check_finite(model: _Model, stream: BlockStream, layer: int) -> None:
                 f"activation is NaN or infinite behind layer {layer} in channel {channel}",
                 file=model.folder, hint="the model overflows on this text",
             )  # fmt: skip
-
-
-def _relative_rms(source: BlockStream, converted: BlockStream) -> float:
-    pairs = list(zip(source.hidden, converted.hidden, strict=True))
-    noise = sum(float((a - b).double().square().sum()) for a, b in pairs)
-    signal = sum(float(a.double().square().sum()) for a, _ in pairs)
-    return math.sqrt(noise / signal) if signal else math.sqrt(noise)
-
-
-@dataclass
-class _Scores:
-    """Sums over scored positions."""
-
-    nll: list[float]
-    """Of each model."""
-    scored: int = 0
-    kl: float = 0.0
-    kl_worst: float = -1.0
-    worst: tuple[int, int] = (0, 0)
-    """Window and position of the worst."""
-    same: int = 0
-
-    def means(self) -> tuple[float, float | None]:
-        """Negative log-likelihood of the last model and, where there are two, of the first."""
-        means = [total / self.scored for total in self.nll]
-        return means[-1], means[0] if len(means) == 2 else None
-
-
-def _score(
-    streams: Sequence[BlockStream],
-    windows: Sequence[Tensor],
-    firsts: Sequence[int],
-    progress: Progress,
-) -> _Scores:
-    outputs = [stream.output() for stream in streams]
-    scores = _Scores([0.0] * len(streams))
-    for number, (ids, first) in enumerate(zip(windows, firsts, strict=True)):
-        progress("scores", number, len(windows))
-        for begin in range(first, len(ids), _POSITIONS_AT_ONCE):
-            end = min(begin + _POSITIONS_AT_ONCE, len(ids))
-            logs = [
-                F.log_softmax(output(stream.hidden[number][:, begin - 1 : end - 1])[0], dim=-1)
-                for output, stream in zip(outputs, streams, strict=True)
-            ]
-            targets = ids[begin:end, None].to(logs[0].device)
-            for model, log in enumerate(logs):
-                scores.nll[model] -= float(log.gather(1, targets).double().sum())
-            scores.scored += end - begin
-            if len(logs) == 2:
-                _compare(scores, logs[0], logs[1], number, begin)
-    progress("scores", len(windows), len(windows))
-    return scores
-
-
-def _compare(scores: _Scores, source: Tensor, found: Tensor, window: int, begin: int) -> None:
-    divergence = (source.exp() * (source - found)).double().sum(dim=-1).clamp_(min=0)
-    scores.kl += float(divergence.sum())
-    worst = int(divergence.argmax())
-    if float(divergence[worst]) > scores.kl_worst:
-        scores.kl_worst, scores.worst = float(divergence[worst]), (window, begin + worst)
-    scores.same += int((source.argmax(dim=-1) == found.argmax(dim=-1)).sum())
