@@ -38,6 +38,7 @@ _LOADING: Final = (
     click.option("--net/--no-net", default=True, show_default=True, help="The safety net of W8A8."),
     click.option("--verbose", "-v", is_flag=True, help="On stderr: how fast the weights were loaded."),
 )  # fmt: skip
+_COMPILING: Final = "int8conv: note: compiling for this processor; later runs find it done"
 _LOADING_NAMES: Final = ("mode", "dtype", "kv_cache", "device", "net")
 
 
@@ -52,12 +53,16 @@ def load_model(path: str, options: dict[str, Any]) -> Model:
     """Load as ``options`` ask, which those of ``generate`` are left in; say what of the checkpoint's wishes is not followed."""
     import time
 
+    from ..kernels import jit
     from ..runtime.loader import load
 
     started, verbose = time.perf_counter(), options.pop("verbose")
+    if sys.stderr.isatty():
+        jit.on_compile(lambda: click.echo(_COMPILING, err=True))
     model = load(path, **{name: options.pop(name) for name in _LOADING_NAMES})
     if verbose:
         click.echo(f"int8conv: {_loaded(model, time.perf_counter() - started)}", err=True)
+    model.prepare()
     options["stop"] = list(options["stop"]) or None
     for unsupported in model.defaults.unsupported:
         click.echo(f"int8conv: note: generation_config.json: {unsupported} is not followed", err=True)  # fmt: skip

@@ -35,11 +35,19 @@ class FusedAttention:
     scale: float
     window: int | None
     """Positions that a token sees, itself included; None: all."""
-    query_gain: Tensor | None
-    """float32 ``[head_dim]``: of an RMSNorm of each head."""
-    key_gain: Tensor | None
-    eps: float
+    query_gain: Tensor | None = None
+    """float32 ``[head_dim]``: of an RMSNorm of each head; or ``[heads * head_dim]``: of all together."""
+    key_gain: Tensor | None = None
+    eps: float = 0.0
     """Of these two."""
+    neighbours: bool = False
+    """How rotary positions pair channels."""
+    softcap: float | None = None
+    """Of scores."""
+    slopes: Tensor | None = None
+    """float32 ``[heads]``: of ALiBi."""
+    by_heads: bool = False
+    """The rows of qkv go by key heads: of each its queries, itself and its value."""
 
 
 FusedLinear = tuple[MixedWeight, "Tensor | None"]
@@ -47,25 +55,28 @@ FusedLinear = tuple[MixedWeight, "Tensor | None"]
 
 
 class FusedLayer:
-    """``h = x + out(attention(qkv(norm(x))))``, then ``h + down(inner(norm(h)))`` in W8A16.
+    """``h = x + share * post(out(attention(qkv(norm(x)))))``, then ``h + share * post(down(inner(norm(h))))`` in W8A16.
 
     Args:
-        norms: before attention and before the FFN.
+        norms: before attention, behind it, before the FFN, behind it; None: there is none.
         attention: see there.
         linears: qkv ``[(heads + 2 kv_heads) * head_dim, hidden]``, out, the FFN's wide one, down.
         activation: a key of ``ACTIVATIONS``.
         paired: whether the wide one is ``[gate; up]``: the inner state is then ``act(gate) * up``.
+        parallel: the FFN's input is ``x`` too.
+        share: see above.
     """
 
     def __init__(
-        self, norms: Sequence[FusedNorm], attention: FusedAttention, linears: Sequence[FusedLinear], activation: str,
-        paired: bool,
+        self, norms: Sequence[FusedNorm | None], attention: FusedAttention, linears: Sequence[FusedLinear], activation: str,
+        paired: bool, *, parallel: bool = False, share: float = 1.0,
     ) -> None:  # fmt: skip
         a = attention
-        norm, mlp_norm = ((1 if n.rms else 2, n.eps, jit.array(n.weight), jit.array(n.bias)) for n in norms)  # fmt: skip
+        norm, post, mlp_norm, mlp_post = (_norm(each) for each in norms)
         qkv, out, wide, down = (jit.linear_arguments(weight, bias) for weight, bias in linears)
         self._arguments = (
-            *norm, *qkv, jit.array(a.query_gain), jit.array(a.key_gain), a.eps, a.scale, a.window or 0, *out, *mlp_norm,
+            *norm, *post, *qkv, a.by_heads, jit.array(a.query_gain), jit.array(a.key_gain), a.eps, a.neighbours, a.scale,
+            a.softcap or 0.0, jit.array(a.slopes), a.window or 0, *out, parallel, float(share), *mlp_norm, *mlp_post,
             *wide, ACTIVATIONS[activation], paired, *down,
         )  # fmt: skip
 
@@ -76,7 +87,7 @@ class FusedLayer:
 
         Args:
             x: float32 ``[batch, hidden]``.
-            tables: cos and sin, float32 ``[batch or 1, rotated]``, the second half as the first; None: nothing is rotated.
+            tables: cos and sin, float32 ``[batch or 1, rotated]``, each pair's value twice; None: nothing is rotated.
             keys: the cache, float32 ``[batch, kv_heads, capacity, head_dim]``, contiguous, and ``values``: likewise; the new
                 keys and values go into it.
             values: see ``keys``.
@@ -90,6 +101,25 @@ class FusedLayer:
         with jit.threads() as (kernels, parts):
             y = kernels.layer(x.numpy(), parts, *cache, cos, sin, *self._arguments)
         return torch.from_numpy(y)
+
+
+def prepare() -> None:
+    """Compile what layers run, or load it from disk, now rather than at the first token."""
+    weight, wide = (
+        MixedWeight(torch.ones(n, 64, dtype=torch.int8), torch.ones(n)) for n in (64, 192)
+    )
+    norm = FusedNorm(True, 1e-6, torch.ones(64), None)
+    linears = ((wide, None), (weight, None), (weight, None), (weight, None))
+    layer = FusedLayer((norm, None, norm, None), FusedAttention(1.0, None), linears, "silu", False)
+    cache, table = torch.ones(1, 1, 2, 64), torch.ones(1, 64)
+    for tables in (None, (table, table)):
+        layer(torch.ones(1, 64), tables, cache, cache, torch.zeros(1, dtype=torch.int64))
+
+
+def _norm(norm: FusedNorm | None) -> tuple[Any, ...]:
+    if norm is None:
+        return jit.NO_NORM
+    return 1 if norm.rms else 2, norm.eps, jit.array(norm.weight), jit.array(norm.bias)
 
 
 def _table(table: Tensor | None, batch: int) -> Any:

@@ -13,7 +13,7 @@ import functools
 import importlib.util
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Final
@@ -30,7 +30,7 @@ MAX_TOKENS: Final = 4
 _KINDS: Final = {torch.float16: 1, torch.bfloat16: 2}
 NOTHING: Final = np.empty(0, np.float32)
 _NO_RESIDUAL: Final = np.empty((0, 0), np.float32)
-_NO_NORM: Final = (0, 0.0, NOTHING, NOTHING)
+NO_NORM: Final = (0, 0.0, NOTHING, NOTHING)
 
 
 _PARTS: Final = 4
@@ -38,6 +38,14 @@ _PARTS: Final = 4
 wait for each other."""
 _LOCK: Final = threading.Lock()
 """Numba's own thread pool ends the process when two threads use it at once."""
+
+
+_ON_COMPILE: list[Callable[[], None]] = []
+
+
+def on_compile(tell: Callable[[], None]) -> None:
+    """Call ``tell`` once, when code is not found on disk and some seconds of compiling begin."""
+    _ON_COMPILE[:] = [tell]
 
 
 @functools.cache
@@ -63,7 +71,7 @@ def mixed(x: Tensor, weight: MixedWeight) -> Tensor:
     with threads() as (kernels, parts):
         kernels.linear(
             _array(x),
-            *_NO_NORM,
+            *NO_NORM,
             *linear_arguments(weight),
             0,
             False,
@@ -110,9 +118,28 @@ def threads() -> Iterator[tuple[ModuleType, int]]:
     """The compiled functions, on as many threads as PyTorch uses, and in how many parts to cut a weight's rows."""
     import numba
 
-    from . import jit_kernels
+    with _LOCK, _telling():
+        from . import jit_kernels
 
-    with _LOCK:
         count = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
         numba.set_num_threads(count)
         yield jit_kernels, count * _PARTS
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    if not _ON_COMPILE:
+        yield
+        return
+    from numba.core import event
+
+    class Listener(event.Listener):
+        def on_start(self, event: Any) -> None:
+            if _ON_COMPILE:
+                _ON_COMPILE.pop()()
+
+        def on_end(self, event: Any) -> None:
+            """Nothing: what matters is that it began."""
+
+    with event.install_listener("numba:compile", Listener()):
+        yield

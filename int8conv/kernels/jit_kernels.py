@@ -22,11 +22,7 @@ NO_NORM, RMS_NORM, LAYER_NORM = range(3)
 NO_ACTIVATION, SILU, RELU, GELU, GELU_TANH = range(5)
 LONG = 6144
 """Activations, in float32, that a first cache of 32 KiB holds beside the weight that passes through."""
-OPTIONS: dict[str, Any] = {
-    "nogil": True,
-    "cache": True,
-    "fastmath": {"reassoc", "contract", "nsz"},
-}
+OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz"}}  # fmt: skip
 
 
 @intrinsic
@@ -40,17 +36,6 @@ def _half(context, bits):
 
 
 @intrinsic
-def _brain(context, bits):
-    """The float32 value of bfloat16 bits, which are the upper half of float32's."""
-
-    def generate(context, builder, signature, args):
-        wide = builder.zext(args[0], ir.IntType(32))
-        return builder.bitcast(builder.shl(wide, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
-
-    return types.float32(types.uint16), generate
-
-
-@intrinsic
 def _float_of_bits(context, bits):
     """The float32 with these bits."""
 
@@ -58,6 +43,12 @@ def _float_of_bits(context, bits):
         return builder.bitcast(args[0], ir.FloatType())
 
     return types.float32(types.int32), generate
+
+
+@njit(**OPTIONS)
+def _brain(bits):
+    """The float32 value of bfloat16 bits, which are the upper half of float32's."""
+    return _float_of_bits(np.int32(np.uint32(bits) << np.uint32(16)))
 
 
 @njit(**OPTIONS)
@@ -288,8 +279,8 @@ def dense(x, weight, kind, out):
 
 
 @njit(**OPTIONS)
-def _place(x, b, head, gain, eps, cos, sin):
-    """Norm and rotation of a head, in place; cos and sin hold each pair's value twice."""
+def _place(x, b, head, gain, eps, cos, sin, neighbours):
+    """Norm and rotation of a head, in place; cos and sin hold each pair's value twice, side by side if pairs are ``neighbours``."""
     size = x.shape[2]
     if gain.shape[0]:
         total = np.float32(0)
@@ -299,6 +290,12 @@ def _place(x, b, head, gain, eps, cos, sin):
         for i in range(size):
             x[b, head, i] *= scale * gain[i]
     half = cos.shape[1] // 2
+    if neighbours:
+        for i in range(0, 2 * half, 2):
+            y, z = x[b, head, i], x[b, head, i + 1]
+            x[b, head, i] = y * cos[b, i] - z * sin[b, i]
+            x[b, head, i + 1] = z * cos[b, i] + y * sin[b, i]
+        return
     for i in range(half):
         y, z = x[b, head, i], x[b, head, i + half]
         x[b, head, i] = y * cos[b, i] - z * sin[b, i]
@@ -306,7 +303,7 @@ def _place(x, b, head, gain, eps, cos, sin):
 
 
 @njit(**OPTIONS)
-def _scores(q, keys, b, head, kv, first, scale, scores):
+def _scores(q, keys, b, head, kv, first, scale, softcap, slopes, scores):
     """Of a query with the keys from position ``first`` on; itself the last. Returns the highest."""
     count = scores.shape[0]
     for s in range(count):
@@ -314,6 +311,15 @@ def _scores(q, keys, b, head, kv, first, scale, scores):
         for i in range(q.shape[2]):
             total += q[b, head, i] * keys[b, kv, first + s, i]
         scores[s] = total * np.float32(scale)
+    if softcap:
+        cap = np.float32(softcap)
+        for s in range(count):  # cap tanh(y / cap)
+            scores[s] = cap - np.float32(2) * cap / (
+                np.float32(1) + exp(np.float32(2) * scores[s] / cap)
+            )
+    if slopes.shape[0]:
+        for s in range(count):
+            scores[s] -= slopes[head] * np.float32(count - 1 - s)
     highest = np.float32(-np.inf)
     for s in range(count):
         highest = max(highest, scores[s])
@@ -337,78 +343,118 @@ def _values(scores, highest, values, b, head, kv, first, out):
 
 @njit(parallel=True, **OPTIONS)
 def attend(
-    q, k, v, query_gain, key_gain, eps, cos, sin, keys, values, lengths, scale, window, out,
+    q, k, v, query_gain, key_gain, eps, cos, sin, neighbours, keys, values, lengths, scale, softcap, slopes, window, out,
 ):  # fmt: skip
     """Attention of one token of each sequence, whose key and value go into the cache at ``lengths``.
 
     Shapes: q and out float32 ``[b, h, d]``; k and v ``[b, kv_heads, d]``; gains of the RMSNorms of heads ``[d]`` or ``[0]``; cos
-    and sin ``[b, rotated]``; keys and values ``[b, kv_heads, capacity, d]``; lengths int64 ``[b]``;
-    window 0: all positions. q and k are changed. Raises IndexError where the cache is full.
+    and sin ``[b, rotated]``; keys and values ``[b, kv_heads, capacity, d]``; lengths int64 ``[b]``; slopes of ALiBi ``[h]`` or
+    ``[0]``; softcap 0: none; window 0: all positions. q and k are changed. Raises IndexError where the cache is full.
     """
     batch, heads, kv_heads = q.shape[0], q.shape[1], k.shape[1]
     for b in range(batch):
         if lengths[b] >= keys.shape[2]:
             raise IndexError("the cache is full")
         for kv in range(kv_heads):
-            _place(k, b, kv, key_gain, eps, cos, sin)
+            _place(k, b, kv, key_gain, eps, cos, sin, neighbours)
             for i in range(k.shape[2]):
                 keys[b, kv, lengths[b], i] = k[b, kv, i]
                 values[b, kv, lengths[b], i] = v[b, kv, i]
     for task in prange(batch * heads):
         b, head = task // heads, task % heads
         kv = head // (heads // kv_heads)
-        _place(q, b, head, query_gain, eps, cos, sin)
+        _place(q, b, head, query_gain, eps, cos, sin, neighbours)
         end = lengths[b] + 1
         first = max(0, end - window) if window else 0
         scores = np.empty(end - first, np.float32)
-        highest = _scores(q, keys, b, head, kv, first, scale, scores)
+        highest = _scores(q, keys, b, head, kv, first, scale, softcap, slopes, scores)
         _values(scores, highest, values, b, head, kv, first, out)
 
 
 @njit(**OPTIONS)
-def _linear(x, norm, weight, activation, paired, residual, parts, size):
-    """``linear`` with a norm and a weight as tuples of its arguments, and ``size`` results a token."""
-    out = np.empty((x.shape[0], size), np.float32)
-    linear(
-        x, norm[0], norm[1], norm[2], norm[3], weight[0], weight[1], weight[2], weight[3], weight[4], weight[5], activation,
-        paired, residual, parts, out,
-    )  # fmt: skip
+def _heads(y, count, first, apart, group, size):
+    """``count`` heads ``[b, count, size]`` of ``[b, all * size]``: ``group`` in a row from head ``first`` on, every ``apart`` heads."""
+    out = np.empty((y.shape[0], count, size), np.float32)
+    for b in range(y.shape[0]):
+        for head in range(count):
+            at = (first + head // group * apart + head % group) * size
+            for i in range(size):
+                out[b, head, i] = y[b, at + i]
+    return out
+
+
+@njit(**OPTIONS)
+def _norm_rows(x, gain, eps):
+    """RMSNorm of all heads together, ``[b, h, d]``, if the gain is theirs; and the gain that is left, for each head."""
+    if gain.shape[0] <= x.shape[2]:
+        return x, gain
+    rows = x.reshape(x.shape[0], x.shape[1] * x.shape[2])
+    return normalised(rows, RMS_NORM, eps, gain, gain[:0]).reshape(x.shape), gain[:0]
+
+
+@njit(**OPTIONS)
+def _added(x, share, y, norm, eps, gain, shift):
+    """``x + share * n(y)``."""
+    out = normalised(y, norm, eps, gain, shift)
+    for b in range(x.shape[0]):
+        for i in range(x.shape[1]):
+            out[b, i] = x[b, i] + np.float32(share) * out[b, i]
     return out
 
 
 @njit(**OPTIONS)
 def layer(
     x, parts, keys, values, lengths, cos, sin,
-    norm, eps, gain, shift,
-    codes, scale, index, columns, bits, bias,
-    query_gain, key_gain, head_eps, score_scale, window,
-    out_codes, out_scale, out_index, out_columns, out_bits, out_bias,
-    mlp_norm, mlp_eps, mlp_gain, mlp_shift,
+    norm, eps, gain, shift, post_norm, post_eps, post_gain, post_shift,
+    codes, scale, index, columns, bits, bias, by_heads,
+    query_gain, key_gain, head_eps, neighbours, score_scale, softcap, slopes, window,
+    out_codes, out_scale, out_index, out_columns, out_bits, out_bias, parallel, share,
+    mlp_norm, mlp_eps, mlp_gain, mlp_shift, mlp_post_norm, mlp_post_eps, mlp_post_gain, mlp_post_shift,
     wide_codes, wide_scale, wide_index, wide_columns, wide_bits, wide_bias, activation, paired,
     down_codes, down_scale, down_index, down_columns, down_bits, down_bias,
 ):  # fmt: skip
-    """``h = x + out(attention(qkv(n(x))))``, then ``h + down(act(wide(n(h))))``.
+    """``h = x + share * post(out(attention(qkv(n(x)))))``, then ``h + share * post(down(act(wide(n(h)))))``; if ``parallel`` the FFN's
+    input is x as well.
 
     Shapes: x float32 ``[b, hidden]``; norms and weights as ``linear`` has them, cache and attention as ``attend``. Returns
     float32 ``[b, hidden]``. One by one, not in tuples: those cost numba a millisecond a token.
     """
     batch, kv_heads, size = x.shape[0], keys.shape[1], keys.shape[3]
-    queries = out_codes.shape[1]
-    heads, width = queries // size, kv_heads * size
-    nothing, none = (0, 0.0, gain[:0], gain[:0]), x[:0, :0]
-    weight = (codes, scale, index, columns, bits, bias)
-    y = _linear(x, (norm, eps, gain, shift), weight, 0, False, none, parts, codes.shape[0])
-    q = np.ascontiguousarray(y[:, :queries]).reshape(batch, heads, size)
-    k = np.ascontiguousarray(y[:, queries : queries + width]).reshape(batch, kv_heads, size)
-    v = np.ascontiguousarray(y[:, queries + width :]).reshape(batch, kv_heads, size)
+    heads = out_codes.shape[1] // size
+    group = heads // kv_heads
+    none, nothing = np.empty((0, 0), np.float32), np.empty(0, np.float32)
+    zero, no = np.int64(0), np.bool_(False)  # of literals numba would compile linear once more each
+    y = np.empty((batch, codes.shape[0]), np.float32)
+    linear(x, norm, eps, gain, shift, codes, scale, index, columns, bits, bias, zero, no, none, parts, y)  # fmt: skip
+    first, apart = (group, group + 2) if by_heads else (heads, 1)
+    q = _heads(y, heads, 0, group + 2, group if by_heads else heads, size)
+    k = _heads(y, kv_heads, first, apart, 1, size)
+    v = _heads(y, kv_heads, first + (1 if by_heads else kv_heads), apart, 1, size)
+    q, query_gain = _norm_rows(q, query_gain, head_eps)
+    k, key_gain = _norm_rows(k, key_gain, head_eps)
     seen = np.empty((batch, heads, size), np.float32)
     attend(
-        q, k, v, query_gain, key_gain, head_eps, cos, sin, keys, values, lengths, score_scale, window, seen,
+        q, k, v, query_gain, key_gain, head_eps, cos, sin, neighbours, keys, values, lengths, score_scale, softcap,
+        slopes, window, seen,
     )  # fmt: skip
-    weight = (out_codes, out_scale, out_index, out_columns, out_bits, out_bias)
-    h = _linear(seen.reshape(batch, queries), nothing, weight, 0, False, x, parts, x.shape[1])
-    weight = (wide_codes, wide_scale, wide_index, wide_columns, wide_bits, wide_bias)
-    norm_before = (mlp_norm, mlp_eps, mlp_gain, mlp_shift)
-    inner = _linear(h, norm_before, weight, activation, paired, none, parts, down_codes.shape[1])
-    weight = (down_codes, down_scale, down_index, down_columns, down_bits, down_bias)
-    return _linear(inner, nothing, weight, 0, False, h, parts, x.shape[1])
+    whole = post_norm == NO_NORM and mlp_post_norm == NO_NORM and share == 1
+    h = np.empty_like(x)
+    linear(
+        seen.reshape(batch, out_codes.shape[1]), zero, 0.0, nothing, nothing, out_codes, out_scale, out_index, out_columns,
+        out_bits, out_bias, zero, no, x if whole else none, parts, h,
+    )  # fmt: skip
+    if not whole:
+        h = _added(x, share, h, post_norm, post_eps, post_gain, post_shift)
+    inner = np.empty((batch, down_codes.shape[1]), np.float32)
+    linear(
+        x if parallel else h, mlp_norm, mlp_eps, mlp_gain, mlp_shift, wide_codes, wide_scale, wide_index, wide_columns,
+        wide_bits, wide_bias, activation, paired, none, parts, inner,
+    )  # fmt: skip
+    out = np.empty_like(x)
+    linear(
+        inner, zero, 0.0, nothing, nothing, down_codes, down_scale, down_index, down_columns, down_bits, down_bias,
+        zero, no, h if whole else none, parts, out,
+    )  # fmt: skip
+    if not whole:
+        out = _added(h, share, out, mlp_post_norm, mlp_post_eps, mlp_post_gain, mlp_post_shift)
+    return out

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..kernels import MixedWeight, Mode, jit, mixed_linear
 from ..kernels.fused import FusedAttention, FusedLayer, FusedNorm
 from .activations import LINEAR_TOKENS
-from .attention import AttentionSpec
+from .attention import AttentionSpec, alibi_slopes
 from .cache import KVCache
 from .norms import NormWeights
 from .torch_kernels import TorchKernels
@@ -76,32 +76,32 @@ class CpuKernels(TorchKernels):
 def fuse(block: Any) -> FusedLayer | None:
     """A block of the decoder as one call; None: it has something that ``FusedLayer`` has not."""
     config, spec, ffn = block.config, block.attention.spec, block.ffn
-    plain = (
-        config.norms == "before" and not config.parallel and config.residual_scale == 1
-        and config.fused_qkv in (None, "rows")
-        and block.attn_norm is not None and block.mlp_norm is not None
-        and not spec.softcap and not spec.alibi and not spec.neighbours
-        and all(norm is None or (norm.rms and spec.by_head) for norm in (spec.query_norm, spec.key_norm))
-    )  # fmt: skip
-    if not plain:
+    head_norms = [norm for norm in (spec.query_norm, spec.key_norm) if norm is not None]
+    if config.norms == "after sum" or not all(norm.rms for norm in head_norms):
         return None
     found = [block.attention.qkv, block.attention.out]
     found += [getattr(ffn, "wide", None), getattr(ffn, "down", None)]  # experts have neither
     projections = [p for p in found if isinstance(p, MixedProjection) and p.mode != "w8a8"]
     if len(projections) < len(found):
         return None
-    head_norm = spec.query_norm or spec.key_norm
     attention = FusedAttention(
-        spec.scale, spec.window, _gain(spec.query_norm), _gain(spec.key_norm), head_norm.eps if head_norm else 0.0,
+        spec.scale, spec.window, _gain(spec.query_norm), _gain(spec.key_norm),
+        head_norms[0].eps if head_norms else 0.0, spec.neighbours, spec.softcap,
+        alibi_slopes(spec.heads) * spec.alibi if spec.alibi else None, config.fused_qkv == "heads",
     )  # fmt: skip
+    before_ffn = block.mlp_norm or (block.attn_norm if config.parallel else None)
+    norms = (block.attn_norm, block.attn_post_norm, before_ffn, block.mlp_post_norm)
     return FusedLayer(
-        [_norm(norm.weights) for norm in (block.attn_norm, block.mlp_norm)], attention,
-        [(p.weight, p.bias) for p in projections], config.activation, ffn.gated,
+        [_norm(norm) for norm in norms], attention, [(p.weight, p.bias) for p in projections],
+        config.activation, ffn.gated, parallel=config.parallel, share=config.residual_scale,
     )  # fmt: skip
 
 
-def _norm(norm: NormWeights) -> FusedNorm:
-    return FusedNorm(norm.rms, norm.eps, norm.weight, norm.bias)
+def _norm(norm: Any) -> FusedNorm | None:
+    if norm is None:
+        return None
+    found: NormWeights = norm.weights
+    return FusedNorm(found.rms, found.eps, found.weight, found.bias)
 
 
 def _gain(norm: NormWeights | None) -> Tensor | None:

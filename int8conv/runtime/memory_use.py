@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..kernels import MODES, MixedWeight, dense_linear, jit, mixed_linear
-from ..kernels.fused import FusedAttention, FusedLayer, FusedNorm
+from ..kernels.fused import prepare
 
 _STATUS: Final = Path("/proc/self/status")
 _SMAPS: Final = Path("/proc/self/smaps")
@@ -123,12 +123,4 @@ def _warm_up() -> None:
             F.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
             x.log_softmax(-1).argmax()
     if jit.available():
-        linear = (weight, None)
-        norm = FusedNorm(True, 1e-6, torch.ones(64), None)
-        attention = FusedAttention(1.0, None, None, None, 0.0)
-        wide = (MixedWeight(torch.ones(192, 64, dtype=torch.int8), torch.ones(192)), None)
-        layer = FusedLayer((norm, norm), attention, (wide, linear, linear, linear), "silu", False)
-        cache = torch.ones(1, 1, 2, 64)
-        layer(torch.ones(1, 64), None, cache, cache, torch.zeros(1, dtype=torch.int64))
-        table = torch.ones(1, 64)
-        layer(torch.ones(1, 64), (table, table), cache, cache, torch.zeros(1, dtype=torch.int64))
+        prepare()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, GenerationError
 from ..kernels import Mode, NetCounter
+from ..kernels.fused import prepare
 from .decoder import Decoder
 from .footprint import Footprint, Predictor, open_predictor
 from .generation import Continuation, Generation, continue_all
@@ -171,6 +172,11 @@ class Model:
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         return len(ids) + self._limit(ids, max_new_tokens)
+
+    def prepare(self) -> None:
+        """Have what single tokens need on a CPU compiled, or loaded from disk, now rather than at the first of them."""
+        if any(block.whole is not None for block in self.decoder.blocks):
+            prepare()
 
     def net_report(self) -> NetReport:
         """What the safety net has taken since the model was loaded."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,6 +109,22 @@ def test_it_can_be_switched_off_and_is_not_imported_unused() -> None:
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert done.stdout.strip() == expected
+
+
+def test_compiling_is_told_once_and_code_on_disk_is_not_compiled(tmp_path: Path) -> None:
+    code = """
+import torch
+from int8conv.kernels import jit
+jit.on_compile(lambda: print("compiling"))
+for kind in (torch.float16, torch.bfloat16):
+    jit.dense(torch.ones(1, 8), torch.ones(2, 8, dtype=kind))
+"""
+    for expected in ("compiling\n", ""):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout == expected
 
 
 def test_several_threads_at_once() -> None:

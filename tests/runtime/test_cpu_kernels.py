@@ -17,10 +17,13 @@ from .reference import TOLERANCE, reference
 from .test_families import CONFIGS, config_of
 
 COMPILED = {
-    "gpt2", "granite", "llama, yarn", "mistral", "mistral, a window, wide heads", "phi3", "qwen2, windows in later layers, tied", "qwen3",
-    "qwen3, wide heads, biases", "starcoder2",
+    "bloom", "bloom, six heads", "cohere", "falcon, alibi, in sequence", "falcon, groups", "falcon, groups, one norm", "falcon, one key head",
+    "gemma", "gemma, one key head", "gemma2", "gemma2, low caps", "gemma3", "gemma3, scaled", "gpt2", "gpt_neox", "gpt_neox, in sequence, no biases",
+    "gptj", "gptj, whole heads", "granite", "granite, multipliers", "llama, yarn", "mistral", "mistral, a window, wide heads", "olmo2",
+    "phi", "phi, other shares", "phi3", "qwen2, windows in later layers, tied", "qwen3", "qwen3, wide heads, biases", "stablelm",
+    "stablelm, parallel, biases", "starcoder2",
 }  # fmt: skip
-BY_PARTS = {"bloom", "gemma2", "gpt_neox", "olmo2", "mixtral", "phi"}
+BY_PARTS = {"mixtral", "qwen2_moe"}
 
 
 @pytest.fixture
