@@ -19,6 +19,7 @@ from int8conv.kernels.gpu.experts import ExpertWeights, chosen_experts
 from int8conv.kernels.gpu.gemm import gemm
 from int8conv.kernels.gpu.quantize import Before, QuantizedTokens, apply, quantize
 from int8conv.kernels.gpu.skinny import w8a16
+from int8conv.runtime.quantized_cache import quantize_heads
 
 from .layers import random_weight
 from .session import F16, Row, Session
@@ -166,6 +167,12 @@ def rotations(session: Session) -> Iterator[Row]:
             of = _about(batch * tokens, heads, size, dtype, "neighbours" if interleaved else "halves")  # fmt: skip
             yield _close("rotate", of, found, expected.double(), step)
             yield _close("store", of, there, cache.double(), step)
+            codes = torch.zeros_like(there, dtype=torch.int8)
+            scales = torch.zeros_like(
+                there[..., :1], dtype=F16, memory_format=torch.contiguous_format
+            )
+            rotary.rotate_and_store(q, k, v, cos_sin, at.to(session.device), *codes, scales=(scales[0], scales[1]), interleaved=interleaved)  # fmt: skip
+            yield _row("store, int8", of, _unequal_codes(codes, scales, there))
 
 
 def attentions(session: Session) -> Iterator[Row]:
@@ -191,6 +198,30 @@ def attentions(session: Session) -> Iterator[Row]:
             step = torch.tensor((3 * HALF_STEP[dtype] + 1e-5) * largest)
             of = _about(len(lengths), heads, size, dtype, name)
             yield _close("attend", of, found, expected.double(), step)
+        yield _int8_attention(session, q, keys, values, filled)
+
+
+def _int8_attention(session: Session, q: Tensor, keys: Tensor, values: Tensor, filled: Tensor) -> Row:  # fmt: skip
+    """Behind the filled positions scales are infinite."""
+    codes, scales = [], []
+    for x in (keys, values):
+        c, scale = quantize_heads(x.nan_to_num())
+        scale[x[..., :1].isnan()] = float("inf")
+        codes.append(c.to(torch.int8))
+        scales.append(scale)
+    how = {"scale": q.shape[2] ** -0.5}
+    expected = reference.attend(q, *codes, filled, scales=(scales[0], scales[1]), **how)
+    there = [t.to(session.device) for t in (q, *codes, filled, *scales)]
+    found = attention.attend(*there[:4], scales=(there[4], there[5]), **how)
+    step = torch.tensor((3 * HALF_STEP[q.dtype] + 1e-5) * values.nan_to_num().abs().max().item())
+    return _close("attend, int8", _about(len(q), q.shape[1], q.shape[2], q.dtype, "plain"), found, expected.double(), step)  # fmt: skip
+
+
+def _unequal_codes(codes: Tensor, scales: Tensor, wide: Tensor) -> float:
+    """How many codes and scales are not those of what a 16-bit cache has, where it was written."""
+    expected, each = quantize_heads(wide)
+    written = (wide != 7).any(-1, keepdim=True)
+    return float(((codes != expected) & written).sum() + ((scales != each) & written).sum())
 
 
 def draws(session: Session) -> Iterator[Row]:

@@ -30,6 +30,7 @@ SECTIONS: dict[str, tuple[str, str, float]] = {
     "gemv": ("gemv", "rows", 60),
     "gemm": ("gemm", "rows", 120),
     "cost": ("cost", "rows", 60),
+    "cache": ("cache", "rows", 30),
     "loading": ("loading", "rows", 75),
     "memory": ("memory", "rows", 60),
     "peers": ("peers", "rows", 120),

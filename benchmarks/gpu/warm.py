@@ -16,7 +16,7 @@ PARTS: dict[str, Sequence[Sequence[str]]] = {
     "correctness": [["--only", "correctness"]],
     "graphs": [["--only", "graphs"]],
     "end to end": [["--only", "end-to-end"]],
-    "gemv": [["--only", "gemv,cost"]],
+    "gemv": [["--only", "gemv,cost,cache"]],
     "gemm": [["--only", "gemm", "--part", f"{i}/3"] for i in range(3)],
     "gemm, other models": [["--only", "gemm-other-models"]],
     "sanitizer": [["--only", "correctness", "--shape", "tiny"]],

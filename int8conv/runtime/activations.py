@@ -1,8 +1,8 @@
 """Memory of a forward pass beside weights and cache: what is alive at its widest moments, from the config alone.
 
 Counted are the tensors that the code holds at once, at the size that it makes them: a prompt passes in parts of
-``PREFILL_TOKENS``; attention masks at most ``SCORES`` scores at a time and widens a narrow cache a block of heads at a time; on a
-CPU, quantised linears take ``LINEAR_TOKENS`` tokens at a time, and what happens within is several times what comes out.
+``PREFILL_TOKENS``; attention masks at most ``SCORES`` scores at a time and widens a narrow cache a block of heads at a time (on a GPU
+for prompts alone); on a CPU, quantised linears take ``LINEAR_TOKENS`` tokens at a time, and what happens within is several times what comes out.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ SCORES_AT_ONCE: Final = 1 << 22
 """Attention scores that are masked, or held, at once on a CPU; tokens of a call pass in parts where there are more."""
 WIDENED_AT_ONCE: Final = 1 << 18
 """Elements of a narrow cache's keys, and of its values, that are widened at once on a CPU; one head where that has more."""
+WIDENED_ON_GPU: Final = 1 << 25
+"""The same of an int8 cache on a GPU, for a prompt: 64 MiB of keys, and of values."""
 SLACK: Final = 0.6
 """Of activations, on a CPU: what malloc keeps of freed blocks that no later tensor fits into (measured, benchmarks/footprint.py; with
 MALLOC_MMAP_THRESHOLD_=262144 it is next to nothing)."""
@@ -100,14 +102,19 @@ class Pass:
         tokens = self.tokens
         plain = heads == 1 and tokens == self.positions * self.batch and not any(c.windows)
         if self.device == "cuda":  # one mask for all, and what the operator makes of it
-            return 0 if plain or tokens <= self.batch else tokens * self.positions * (1 + self.item)
+            if tokens <= self.batch:
+                return 0
+            size = 0 if plain else tokens * self.positions * (1 + self.item)
+            return size + (self._widened(2, WIDENED_ON_GPU) if self.narrow_cache else 0)
         scores = tokens * self.positions * heads
         scores = min(scores, max(SCORES_AT_ONCE, self.positions * self.batch * heads))
         size = 0 if plain else (4 + 2 * self.item) * scores if heads > 1 else 6 * scores
-        if self.narrow_cache:
-            head = self.positions * c.head_dim
-            size += 3 * self.item * max(head, min(WIDENED_AT_ONCE, head * c.num_kv_heads))
-        return size
+        return size + (self._widened(3, WIDENED_AT_ONCE) if self.narrow_cache else 0)
+
+    def _widened(self, copies: int, most: int) -> int:
+        """Blocks of heads of a narrow cache, in the dtype of activations."""
+        head = self.positions * self.config.head_dim
+        return copies * self.item * max(head, min(most, head * self.config.num_kv_heads))
 
     def _ffn(self) -> Iterator[int]:
         """The wide linears, the activation function, and the linear back."""

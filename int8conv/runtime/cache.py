@@ -10,21 +10,20 @@ from torch import Tensor
 
 from .config import DecoderConfig
 
-_Self = TypeVar("_Self", bound="Cache")
+_Self = TypeVar("_Self", bound="StaticCache")
 
 
-class Cache(ABC):
-    """Keys and values of every layer, for sequences that may differ in length, in some form; ``KVCache`` is the plain one.
+class StaticCache:
+    """Memory for keys and values of every layer, in some form, for sequences that may differ in length.
 
-    ``gpu.cache.DeviceCache`` is the same on a GPU. Prompts of different length pass one by one, each through its
-    ``sequence``; then all go on together, a token at a time.
+    Prompts of different length pass one by one, each through its ``sequence``; then all go on together, a token at a time.
     """
 
-    def __init__(self, parts: list[Tensor]) -> None:
-        """``parts``: what a position has, each ``[layers, 2, batch, kv_heads, capacity, width]``."""
+    def __init__(self, parts: list[Tensor], lengths: torch.dtype = torch.int64) -> None:
+        """``parts``: what a position has, each ``[layers, 2, batch, kv_heads, capacity, width]``; all on one device."""
         self._parts = parts
-        self.lengths = torch.zeros(parts[0].shape[2], dtype=torch.int64)
-        """int64 ``[batch]``: positions filled so far, the same in every layer between two forward passes."""
+        self.lengths = torch.zeros(parts[0].shape[2], dtype=lengths, device=parts[0].device)
+        """``[batch]``: positions filled so far, the same in every layer between two forward passes."""
 
     @property
     def capacity(self) -> int:
@@ -40,15 +39,6 @@ class Cache(ABC):
     def nbytes(self) -> int:
         """Of all positions, filled or not."""
         return sum(part.nbytes for part in self._parts)
-
-    @abstractmethod
-    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Any, Any]:
-        """Put ``[batch, kv_heads, tokens, head_dim]`` behind what is there.
-
-        Returns:
-            All positions up to the end of the longest sequence, in the form that the cache has them; those behind the end of a
-            shorter one hold anything.
-        """
 
     def sequence(self: _Self, i: int) -> _Self:
         """One sequence's part of the same memory: for its prompt, while others have a length of their own."""
@@ -75,6 +65,19 @@ class Cache(ABC):
             part = old.new_zeros(*old.shape[:-2], capacity, old.shape[-1])
             part[..., : self.length, :] = old[..., : self.length, :]
             self._parts[number] = part
+
+
+class Cache(StaticCache, ABC):
+    """What the host fills; ``KVCache`` is the plain form. On a GPU kernels fill a ``gpu.cache.DeviceCache``."""
+
+    @abstractmethod
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Any, Any]:
+        """Put ``[batch, kv_heads, tokens, head_dim]`` behind what is there.
+
+        Returns:
+            All positions up to the end of the longest sequence, in the form that the cache has them; those behind the end of a
+            shorter one hold anything.
+        """
 
     def _put(self, part: Tensor, new: Tensor) -> Tensor:
         """Keys or values of a layer: ``new`` behind what ``part`` has of each sequence -> all positions, as a view."""

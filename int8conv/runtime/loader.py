@@ -52,7 +52,7 @@ def load(
             exact, and the embedding's own on a GPU, where it has to be a 16-bit one.
 
         kv_cache: of keys and values in the cache: None for the dtype of activations, ``"float32"``, ``"float16"``, ``"bfloat16"``,
-            or ``"int8"`` with a scale for each head and token. On a GPU only None so far.
+            or ``"int8"`` with a scale for each head and token. On a GPU the dtype of activations or ``"int8"``.
 
     Raises:
         NotFoundError: no such folder, or nothing to load in it.
@@ -136,7 +136,7 @@ def _source_on_gpu(
 
 
 def cache_dtype(kv_cache: str | None, dtype: torch.dtype, device: str = "cpu") -> torch.dtype:
-    """The dtype of a cache by its name; int8 stands for ``QuantizedCache``.
+    """The dtype of a cache by its name; int8 stands for codes with scales, as in ``quantized_cache``.
 
     Raises:
         ArgumentError: there is no such cache, or not on this device.
@@ -145,8 +145,8 @@ def cache_dtype(kv_cache: str | None, dtype: torch.dtype, device: str = "cpu") -
         return dtype
     if kv_cache not in KV_CACHES:
         raise ArgumentError("kv_cache", expected=" or ".join(KV_CACHES), found=repr(kv_cache))
-    if device != "cpu" and KV_CACHES[kv_cache] != dtype:
-        raise ArgumentError("kv_cache on a GPU", expected=str(dtype).removeprefix("torch."),
+    if device != "cpu" and KV_CACHES[kv_cache] not in (dtype, torch.int8):
+        raise ArgumentError("kv_cache on a GPU", expected=str(dtype).removeprefix("torch.") + " or int8",
                             found=kv_cache, hint="the dtype of activations, or run it on the CPU")  # fmt: skip
     return KV_CACHES[kv_cache]
 

@@ -7,7 +7,8 @@ depends on it. Keys are quantised as they are cached, behind the rotation. Head 
 130. Scales are float16, as float32 ones change no figure (docs/fidelity.md); they stay within its normal numbers, so that
 magnitudes below 3e-5 become 0, and magnitudes above 8.3e6 would be cut off. Codes are found with the rounded scale.
 
-Attention widens a block of heads at a time (``attention.attend``); the cache is nowhere whole in floats.
+Attention widens a block of heads at a time (``attention.attend``); the cache is nowhere whole in floats. On a GPU, ``gpu.cache`` has
+the same codes and scales, and attention of single tokens reads them as they are.
 """
 
 from __future__ import annotations
@@ -39,19 +40,21 @@ class Quantized:
     def shape(self) -> torch.Size:
         return self.codes.shape
 
+    def between(self, begin: int, end: int) -> Quantized:
+        """Positions ``begin`` to before ``end``."""
+        return Quantized(self.codes[:, :, begin:end], self.scale[:, :, begin:end])
+
     def widened(self, sequence: int, first: int, last: int, dtype: torch.dtype) -> Tensor:
         """Heads ``first`` to before ``last`` of one sequence: ``[1, heads, positions, head_dim]``."""
         codes = self.codes[sequence : sequence + 1, first:last].to(dtype)
-        return codes.mul_(self.scale[sequence : sequence + 1, first:last].to(dtype))
+        return codes.mul_(self.scale[sequence : sequence + 1, first:last].float())
 
 
 class QuantizedCache(Cache):
     """Keys and values of every layer in int8."""
 
     def __init__(self, config: DecoderConfig, *, batch: int, capacity: int) -> None:
-        shape = (config.num_layers, 2, batch, config.num_kv_heads, capacity)
-        codes = torch.zeros(*shape, config.head_dim, dtype=torch.int8)
-        super().__init__([codes, torch.zeros(*shape, 1, dtype=_SCALES)])
+        super().__init__(quantized_parts(config, batch=batch, capacity=capacity))
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Quantized, Quantized]:
         k, v = (self._quantized(layer, kind, new) for kind, new in enumerate((keys, values)))
@@ -63,6 +66,15 @@ class QuantizedCache(Cache):
         return Quantized(
             self._put(whole_codes[layer, kind], codes), self._put(whole_scale[layer, kind], scale)
         )
+
+
+def quantized_parts(
+    config: DecoderConfig, *, batch: int, capacity: int, device: torch.device | None = None
+) -> list[Tensor]:
+    """Codes and scales of every layer, for a ``StaticCache``."""
+    shape = (config.num_layers, 2, batch, config.num_kv_heads, capacity)
+    codes = torch.zeros(*shape, config.head_dim, dtype=torch.int8, device=device)
+    return [codes, torch.zeros(*shape, 1, dtype=_SCALES, device=device)]
 
 
 def quantize_heads(x: Tensor) -> tuple[Tensor, Tensor]:

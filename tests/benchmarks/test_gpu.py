@@ -39,7 +39,7 @@ def test_rehearsal_of_everything(tmp_path: Path) -> None:
     measured = [name for name, rows in sections.items() if any("skipped" not in row for row in rows)]  # fmt: skip
     assert set(run.SECTIONS) - set(measured) == {"sanitizer"}
     kernels = {row["kernel"] for row in sections["correctness"]}
-    assert kernels == {"quantize", "gemm", "gemv", "skinny", "experts", "apply", "rotate", "store", "attend", "sample"}  # fmt: skip
+    assert kernels == {"quantize", "gemm", "gemv", "skinny", "experts", "apply", "rotate", "store", "store, int8", "attend", "attend, int8", "sample"}  # fmt: skip
     lines = {line["wanted"]: line["holds"] for line in checked(sections, tiny=True)}
     assert {name for name, holds in lines.items() if holds == "yes"} == set(JUDGED)
     assert set(lines.values()) == {"yes", "-"}

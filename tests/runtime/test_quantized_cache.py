@@ -212,5 +212,6 @@ def test_unknown_caches(example: Path, text: Path) -> None:
     with pytest.raises(ArgumentError, match="kv_cache"):
         evaluate(example, text, kv_cache="fp8")
     assert cache_dtype("float16", torch.float16, "cuda") == torch.float16
-    with pytest.raises(ArgumentError, match="kv_cache on a GPU: expected float16, found int8"):
-        cache_dtype("int8", torch.float16, "cuda")
+    assert cache_dtype("int8", torch.float16, "cuda") == torch.int8
+    with pytest.raises(ArgumentError, match="kv_cache on a GPU: expected float16 or int8, found bfloat16"):  # fmt: skip
+        cache_dtype("bfloat16", torch.float16, "cuda")

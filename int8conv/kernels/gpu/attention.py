@@ -9,6 +9,9 @@ GPU (flash decoding). A program takes all query heads of its key/value head at o
 value is read once. It keeps the running maximum m and sum l of arXiv:1805.02867 in float32 and writes them with its
 unnormalised output; a second kernel joins the parts: o = sum exp(m_i - m) o_i / sum exp(m_i - m) l_i.
 
+A cache in int8 has a scale for each key and value: s_k multiplies the key's score, s_v the value's share, and codes enter the
+dots as they are, exact in 16 bits. Shares are then in units of a block's largest s_v, so that they stay within float16.
+
 The number of parts follows from the launch's shape, their borders from each sequence's length on the device: nothing
 that a CUDA graph could not replay for a longer context. Probabilities are rounded to 16 bits for the second dot.
 """
@@ -23,13 +26,17 @@ from torch import Tensor
 from ...errors import ArgumentError
 from . import launch as L
 from .configs import Config, choose
-from .primitives import dot16, narrow, tanh
+from .primitives import dot16, halve_codes, narrow, tanh
+
+_SMALLEST_SCALE = tl.constexpr(2.0**-14)
+"""Of a cache in int8; no scale that was stored is smaller."""
 
 
 @triton.jit
 def attention_kernel(
-    q, keys, values, lengths, slopes, partial, state,
+    q, keys, values, key_scales, value_scales, lengths, slopes, partial, state,
     scale, softcap, window, D, kv_heads, q_stride, batch_stride, head_stride, position_stride,
+    scale_batch_stride, scale_head_stride,
     GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
     D_FITS: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -51,6 +58,7 @@ def attention_kernel(
     inside = (row < GROUP)[:, None] & (d < D)[None, :]
     query = tl.load(q + batch * q_stride + head[:, None] * D + d[None, :], mask=inside, other=0.0)
     base = batch * batch_stride + kv_head * head_stride
+    scale_base = batch * scale_batch_stride + kv_head * scale_head_stride
     peak = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     out = tl.zeros((ROWS, BLOCK_D), tl.float32)
@@ -59,8 +67,13 @@ def attention_kernel(
         here = s < end
         wanted = here[:, None] if D_FITS else here[:, None] & (d < D)[None, :]
         where = s.to(tl.int64)[:, None] * position_stride + d[None, :]
-        key = tl.load(keys + base + where, mask=wanted, other=0.0)
+        key = tl.load(keys + base + where, mask=wanted, other=0)
+        if key_scales is not None:
+            key = halve_codes(key, query.dtype)
         scores = dot16(query, tl.trans(key), tl.zeros((ROWS, BLOCK_S), tl.float32)) * scale
+        if key_scales is not None:
+            key_step = tl.load(key_scales + scale_base + s, mask=here, other=0.0)
+            scores *= key_step.to(tl.float32)[None, :]
         if SOFTCAP:
             scores = softcap * tanh(scores / softcap)
         if slopes is not None:
@@ -71,8 +84,16 @@ def attention_kernel(
         shrink = tl.exp(peak - higher)
         weights = tl.exp(scores - higher[:, None])
         total = total * shrink + tl.sum(weights, 1)
-        value = tl.load(values + base + where, mask=wanted, other=0.0)
-        out = dot16(narrow(weights, value.dtype), value, out * shrink[:, None])
+        value = tl.load(values + base + where, mask=wanted, other=0)
+        if value_scales is None:
+            out = dot16(narrow(weights, value.dtype), value, out * shrink[:, None])
+        else:
+            each = tl.load(value_scales + scale_base + s, mask=here, other=0.0).to(tl.float32)
+            unit = tl.maximum(tl.max(each, 0), _SMALLEST_SCALE)
+            shares = narrow(weights * (each / unit)[None, :], query.dtype)
+            value = halve_codes(value, query.dtype)
+            part_out = dot16(shares, value, tl.zeros((ROWS, BLOCK_D), tl.float32))
+            out = out * shrink[:, None] + part_out * unit
         peak = higher
 
     slot = (batch * kv_heads * GROUP + head) * parts + part
@@ -105,6 +126,7 @@ def attend(
     lengths: Tensor,
     *,
     scale: float,
+    scales: tuple[Tensor, Tensor] | None = None,
     slopes: Tensor | None = None,
     window: int | None = None,
     softcap: float | None = None,
@@ -114,10 +136,11 @@ def attend(
 
     Args:
         q: 16-bit ``[batch, heads, head_dim]``, contiguous but for the first axis.
-        keys: 16-bit ``[batch, kv_heads, capacity, head_dim]``, last axis contiguous; values with the same strides.
+        keys: 16-bit or int8 ``[batch, kv_heads, capacity, head_dim]``, last axis contiguous; values with the same strides.
         values: the same.
         lengths: int32 ``[batch]``: positions filled, the newest token's included.
         scale: of the scores, 1 / sqrt(head_dim) as a rule.
+        scales: float16 ``[batch, kv_heads, capacity, 1]`` of int8 keys and of int8 values, without gaps between positions.
         slopes: float32 ``[heads]``: ALiBi (arXiv:2108.12409).
         window: how many of the last positions are seen; None: all.
         softcap: scores become ``softcap * tanh(scores / softcap)``.
@@ -136,6 +159,7 @@ def attend(
         raise ArgumentError("shape of keys", expected=f"[{batch}, a divisor of {heads}, positions, {size}]", found=list(keys.shape))  # fmt: skip
     if values.shape != keys.shape or values.stride() != keys.stride() or keys.stride(3) != 1:
         raise ArgumentError("layout of values", expected="that of keys, last axis contiguous", found=values.stride())  # fmt: skip
+    key_scales, value_scales, scale_strides = L.cache_scales(keys, values, scales, q.dtype)
     if q.stride()[1:] != (size, 1):
         raise ArgumentError("strides of q's heads", expected=(size, 1), found=q.stride()[1:])
     config = config or choose("attention", L.capability(q.device), tokens=batch * kv_heads)
@@ -144,14 +168,17 @@ def attend(
     state = L.empty(batch, heads, parts, 2, like=q, dtype=torch.float32)
     y = L.empty(batch, heads, size, like=q, dtype=q.dtype)
     group, block_d = heads // kv_heads, max(L.power_of_two(size), 16)
+    block_s, warps = config["block_s"], config["num_warps"]
+    if scales is not None:  # widened codes take registers, and masks more of them
+        block_s, warps = block_s if block_d == size else block_s // 2, 2 * warps
     L.launch(
         attention_kernel, (batch * kv_heads, parts),
-        q, keys, values, lengths, slopes, partial, state,
+        q, keys, values, key_scales, value_scales, lengths, slopes, partial, state,
         float(scale), float(softcap or 0.0), window or 0, size, kv_heads,
-        q.stride(0), keys.stride(0), keys.stride(1), keys.stride(2),
-        GROUP=group, ROWS=max(L.power_of_two(group), 16), BLOCK_D=block_d, BLOCK_S=config["block_s"],
+        q.stride(0), keys.stride(0), keys.stride(1), keys.stride(2), *scale_strides,
+        GROUP=group, ROWS=max(L.power_of_two(group), 16), BLOCK_D=block_d, BLOCK_S=block_s,
         D_FITS=block_d == size, SOFTCAP=softcap is not None, WINDOW=window is not None,
-        STAGES=config["num_stages"], num_warps=config["num_warps"], num_stages=config["num_stages"],
+        STAGES=config["num_stages"], num_warps=warps, num_stages=config["num_stages"],
     )  # fmt: skip
     L.launch(
         join_kernel, (batch * heads,), partial, state, y, size, parts,

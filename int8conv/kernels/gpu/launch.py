@@ -56,6 +56,30 @@ def check_rows(name: str, x: Tensor, columns: int) -> None:
         raise ArgumentError(f"stride of {name}'s last axis", expected=1, found=x.stride(1))
 
 
+def cache_scales(
+    keys: Tensor, values: Tensor, scales: tuple[Tensor, Tensor] | None, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None, tuple[int, int]]:
+    """Scales of keys and of values, and their strides by batch and head; None and 0 for a cache in ``dtype``.
+
+    Raises:
+        ArgumentError: the cache has another dtype than it should, or the scales do not fit it.
+    """
+    wanted = dtype if scales is None else torch.int8
+    for name, x in (("keys", keys), ("values", values)):
+        if x.dtype != wanted:
+            raise ArgumentError(f"dtype of {name}", expected=wanted, found=x.dtype)
+    if scales is None:
+        return None, None, (0, 0)
+    for name, x in zip(("scales of keys", "scales of values"), scales, strict=True):
+        if x.dtype != torch.float16:
+            raise ArgumentError(f"dtype of {name}", expected=torch.float16, found=x.dtype)
+        if x.shape != (*keys.shape[:3], 1):
+            raise ArgumentError(f"shape of {name}", expected=[*keys.shape[:3], 1], found=list(x.shape))  # fmt: skip
+        if x.stride() != scales[0].stride() or x.stride(2) != 1:
+            raise ArgumentError(f"strides of {name}", expected="those of keys, positions without gaps", found=x.stride())  # fmt: skip
+    return *scales, scales[0].stride()[:2]  # type: ignore[return-value]
+
+
 @functools.cache
 def capability(device: torch.device) -> int:
     """Compute capability as one number, such as 90; 80 for the interpreter."""

@@ -161,6 +161,7 @@ def attend(
     lengths: Tensor,
     *,
     scale: float,
+    scales: tuple[Tensor, Tensor] | None = None,
     slopes: Tensor | None = None,
     window: int | None = None,
     softcap: float | None = None,
@@ -169,6 +170,10 @@ def attend(
     """Attention of the newest token of each sequence over its cache."""
     y = torch.zeros_like(q)
     group = q.shape[1] // keys.shape[1]
+    if scales is not None:
+        keys, values = (
+            codes.double() * each for codes, each in zip((keys, values), scales, strict=True)
+        )
     for i, length in enumerate(lengths.tolist()):
         first = 0 if window is None else max(length - window, 0)
         k, v = (t[i, :, first:length].double().repeat_interleave(group, 0) for t in (keys, values))
@@ -191,6 +196,7 @@ def rotate_and_store(
     keys: Tensor,
     values: Tensor,
     *,
+    scales: tuple[Tensor, Tensor] | None = None,
     interleaved: bool = False,
 ) -> Tensor:
     """Rotary positions for queries and keys; keys and values into the cache."""
@@ -201,9 +207,18 @@ def rotate_and_store(
         queries, new_keys = (_rotate(t, cos, sin, interleaved) for t in (queries, new_keys))
     sequences = torch.arange(q.shape[0]) // (q.shape[0] // batch)
     for i, (sequence, position) in enumerate(zip(sequences.tolist(), positions.tolist(), strict=True)):  # fmt: skip
-        keys[sequence, :, position] = new_keys[i]
-        values[sequence, :, position] = new_values[i]
+        for kind, (cache, new) in enumerate(((keys, new_keys[i]), (values, new_values[i]))):
+            if scales is not None:
+                new, scales[kind][sequence, :, position] = _coded(new)
+            cache[sequence, :, position] = new
     return queries
+
+
+def _coded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and the float16 scale of each head, ``[heads, head_dim]``."""
+    scale = (x.float().abs().amax(-1, keepdim=True) / 127).clamp(2.0**-14, 65504.0).half()
+    codes = (x.float() / scale.float()).clamp(-127, 127).round().nan_to_num()
+    return codes.to(torch.int8), scale
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:

@@ -6,6 +6,12 @@
 
 Pairs are an element of the first half and its partner of the second, or two neighbours (``interleaved``). Elements
 behind ``rotated`` pass. Computed in float32 from float32 tables, rounded once. One program takes one head of one token.
+
+A cache in int8 gets codes and a scale for each head and token, of the rounded keys and values:
+
+    code = clamp(rint(x / scale), -127, 127)        scale = fp16(clamp(max |x| / 127, 2^-14, 65504))
+
+with IEEE divisions and the rounded scale: bit for bit what the CPU's cache has. Of a head with NaN the scale is NaN.
 """
 
 from __future__ import annotations
@@ -16,13 +22,18 @@ from torch import Tensor
 
 from ...errors import ArgumentError
 from . import launch as L
-from .primitives import narrow
+from .primitives import narrow, rint
+
+_SMALLEST = tl.constexpr(2.0**-14)
+_LARGEST = tl.constexpr(65504.0)
+"""Normal float16."""
 
 
 @triton.jit
 def rotary_kernel(
-    q, k, v, cos, sin, positions, q_out, keys, values,
+    q, k, v, cos, sin, positions, q_out, keys, values, key_scales, value_scales,
     q_stride, k_stride, v_stride, tokens_each, capacity, batch_stride, head_stride, position_stride,
+    scale_batch_stride, scale_head_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, ROTATED: tl.constexpr,
     INTERLEAVED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -30,41 +41,88 @@ def rotary_kernel(
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     position = tl.load(positions + token).to(tl.int64)
-    is_query = head < HEADS
-    is_value = head >= HEADS + KV_HEADS
+    sequence = token // tokens_each
     kv_head = (head - HEADS) % KV_HEADS
-    slot = (
-        (token // tokens_each) * batch_stride + kv_head * head_stride + position * position_stride
-    )
-    if is_query:
+    slot = sequence * batch_stride + kv_head * head_stride + position * position_stride
+    scale_slot = sequence * scale_batch_stride + kv_head * scale_head_stride + position
+    width = tl.where(position < 0, 0, tl.where(position < capacity, D, 0))
+    if head < HEADS:
         source = q + token * q_stride + head * D
         target = q_out + (token * HEADS + head) * D
-    elif is_value:
-        source = v + token * v_stride + kv_head * D
-        target = values + slot
-    else:
+        _turn(source, target, None, 0, cos, sin, position, D, ROTATED, INTERLEAVED, BLOCK)
+    elif head < HEADS + KV_HEADS:
         source = k + token * k_stride + kv_head * D
-        target = keys + slot
-    in_cache = tl.where(is_query, 0, position)
-    width = tl.where(in_cache < 0, 0, tl.where(in_cache < capacity, D, 0))
-    dtype: tl.constexpr = q_out.dtype.element_ty
-    i = tl.arange(0, BLOCK)
-    if ROTATED == 0 or is_value:
-        inside = i < width
-        tl.store(target + i, tl.load(source + i, mask=inside, other=0.0), mask=inside)
+        _turn(
+            source, keys + slot, key_scales, scale_slot,
+            cos, sin, position, width, ROTATED, INTERLEAVED, BLOCK,
+        )  # fmt: skip
     else:
-        pair = i < tl.minimum(width, ROTATED // 2)
-        a = 2 * i if INTERLEAVED else i
-        b = a + 1 if INTERLEAVED else i + ROTATED // 2
+        source = v + token * v_stride + kv_head * D
+        _turn(
+            source, values + slot, value_scales, scale_slot,
+            cos, sin, position, width, 0, INTERLEAVED, BLOCK,
+        )  # fmt: skip
+
+
+@triton.jit
+def _turn(
+    source, target, scales, scale_slot, cos, sin, position, width,
+    ROTATED: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The first ``width`` elements of a head, rotated, to ``target``: as they are, or as codes with one of ``scales``."""
+    dtype: tl.constexpr = source.dtype.element_ty
+    i = tl.arange(0, BLOCK)
+    rest = (i >= ROTATED) & (i < width)
+    passed = tl.load(source + i, mask=rest, other=0.0)
+    pair = i < tl.minimum(width, ROTATED // 2)
+    a = 2 * i if INTERLEAVED else i
+    b = a + 1 if INTERLEAVED else i + ROTATED // 2
+    first = passed
+    second = passed
+    if ROTATED > 0:
         x = tl.load(source + a, mask=pair, other=0.0).to(tl.float32)
         y = tl.load(source + b, mask=pair, other=0.0).to(tl.float32)
         c = tl.load(cos + position * (ROTATED // 2) + i, mask=pair, other=0.0)
         s = tl.load(sin + position * (ROTATED // 2) + i, mask=pair, other=0.0)
-        rest = (i >= ROTATED) & (i < width)
-        passed = tl.load(source + i, mask=rest, other=0.0)
-        tl.store(target + a, narrow(x * c - y * s, dtype), mask=pair)
-        tl.store(target + b, narrow(y * c + x * s, dtype), mask=pair)
+        first = narrow(x * c - y * s, dtype)
+        second = narrow(y * c + x * s, dtype)
+    if scales is None:
+        if ROTATED > 0:
+            tl.store(target + a, first, mask=pair)
+            tl.store(target + b, second, mask=pair)
         tl.store(target + i, passed, mask=rest)
+    else:
+        largest = tl.maximum(_largest(first), tl.maximum(_largest(second), _largest(passed)))
+        step = tl.minimum(tl.maximum(tl.div_rn(largest, 127.0), _SMALLEST), _LARGEST)
+        missing = _not_numbers(first) + _not_numbers(second) + _not_numbers(passed) > 0
+        step = tl.where(missing, float("nan"), step).to(tl.float16)
+        tl.store(scales + scale_slot, step, mask=width > 0)
+        if ROTATED > 0:
+            tl.store(target + a, _codes(first, step), mask=pair)
+            tl.store(target + b, _codes(second, step), mask=pair)
+        tl.store(target + i, _codes(passed, step), mask=rest)
+
+
+@triton.jit
+def _largest(x):
+    """The largest magnitude, float32."""
+    return tl.max(tl.abs(x.to(tl.float32)), 0)
+
+
+@triton.jit
+def _not_numbers(x):
+    """How many are NaN: ``tl.max`` passes over them."""
+    wide = x.to(tl.float32)
+    return tl.sum((wide != wide).to(tl.int32), 0)
+
+
+@triton.jit
+def _codes(x, step):
+    """int8 in units of ``step``; 0 where that is NaN."""
+    wide = x.to(tl.float32)
+    code = tl.div_rn(wide, step.to(tl.float32) + tl.zeros_like(wide))
+    code = tl.where(code == code, code, 0.0)
+    return rint(tl.minimum(tl.maximum(code, -127.0), 127.0)).to(tl.int8)
 
 
 def rotate_and_store(
@@ -76,6 +134,7 @@ def rotate_and_store(
     keys: Tensor,
     values: Tensor,
     *,
+    scales: tuple[Tensor, Tensor] | None = None,
     interleaved: bool = False,
 ) -> Tensor:
     """Rotate queries and keys, and put keys and values into the cache at their positions.
@@ -86,8 +145,9 @@ def rotate_and_store(
         v: see ``k``.
         tables: cos and sin, float32 ``[positions, rotated / 2]``, contiguous; None: nothing is rotated.
         positions: int32 ``[batch * tokens]``; a token past the cache's capacity is not written.
-        keys: cache, 16-bit ``[batch, kv_heads, capacity, head_dim]``, and ``values`` with the same strides.
+        keys: cache, 16-bit or int8 ``[batch, kv_heads, capacity, head_dim]``, and ``values`` with the same strides.
         values: see ``keys``.
+        scales: of int8 keys and of int8 values, float16 ``[batch, kv_heads, capacity, 1]``, without gaps between positions.
         interleaved: whether pairs are neighbours.
 
     Returns:
@@ -107,13 +167,14 @@ def rotate_and_store(
     rotated = 0 if tables is None else 2 * tables[0].shape[1]
     if rotated > size:
         raise ArgumentError("width of the tables", expected=f"at most {size // 2}", found=rotated // 2)  # fmt: skip
+    key_scales, value_scales, scale_strides = L.cache_scales(keys, values, scales, q.dtype)
     y = L.empty(rows, heads, size, like=q, dtype=q.dtype)
     cos, sin = (None, None) if tables is None else tables
     L.launch(
         rotary_kernel, (rows, heads + 2 * kv_heads),
-        q, k, v, cos, sin, positions, y, keys, values,
+        q, k, v, cos, sin, positions, y, keys, values, key_scales, value_scales,
         q.stride(0), k.stride(0), v.stride(0), rows // max(batch, 1), capacity,
-        keys.stride(0), keys.stride(1), keys.stride(2),
+        keys.stride(0), keys.stride(1), keys.stride(2), *scale_strides,
         HEADS=heads, KV_HEADS=kv_heads, D=size, ROTATED=rotated, INTERLEAVED=interleaved,
         BLOCK=L.power_of_two(size), num_warps=1, num_stages=1,
     )  # fmt: skip

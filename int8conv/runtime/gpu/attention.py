@@ -3,11 +3,15 @@
 A prompt that sees all of its past and nothing else goes through PyTorch's ``scaled_dot_product_attention`` at once. Others go
 through in parts of their tokens, so that what is as large as tokens times positions has a bound. Query heads of one
 key head stand in one matrix: PyTorch's memory-efficient kernel, the one that takes masks, knows no groups.
+
+Of an int8 cache, the Triton kernel reads codes; prompts have it widened for a block of heads of one sequence at a time, their own
+keys and values included: a token sees the same as if it had come alone.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -16,8 +20,10 @@ from torch import Tensor
 
 from ...kernels.gpu.attention import attend
 from ...kernels.gpu.quantize import Before, apply
-from ..attention import AttentionSpec, alibi_slopes
+from ..activations import WIDENED_ON_GPU
+from ..attention import AttentionSpec, Stored, alibi_slopes
 from ..norms import NormWeights
+from ..quantized_cache import Quantized
 
 SCORES: Final = 1 << 26
 """Elements of a mask, or of float32 scores, that exist at once: 256 MiB."""
@@ -39,32 +45,67 @@ class DeviceAttention:
             self._slopes[key] = (alibi_slopes(spec.heads) * spec.alibi).to(self._device)
         return self._slopes[key]
 
-    def step(self, q: Tensor, keys: Tensor, values: Tensor, filled: Tensor, spec: AttentionSpec) -> Tensor:  # fmt: skip
+    def step(self, q: Tensor, keys: Stored, values: Stored, filled: Tensor, spec: AttentionSpec) -> Tensor:  # fmt: skip
         """One token of each sequence: q ``[b, h, d]``, keys and values of the whole cache -> ``[b, h, d]``."""
+        k, v, scales = apart(keys, values)
         return attend(
-            q, keys, values, filled,
+            q, k, v, filled, scales=scales,
             scale=spec.scale, slopes=self.slopes(spec), window=spec.window, softcap=spec.softcap,
         )  # fmt: skip
 
-    def prompt(self, q: Tensor, keys: Tensor, values: Tensor, past: int, spec: AttentionSpec) -> Tensor:  # fmt: skip
+    def prompt(self, q: Tensor, keys: Stored, values: Stored, past: int, spec: AttentionSpec) -> Tensor:  # fmt: skip
         """Tokens behind ``past`` positions: q ``[b, t, h, d]``, keys and values of the whole cache -> ``[b, t, h * d]``."""
-        tokens, slopes = q.shape[1], self.slopes(spec)
-        end = past + tokens
-        windowed = spec.window is not None and spec.window < end
-        plain = slopes is None and spec.softcap is None
-        if plain and not windowed and past == 0:
-            y = F.scaled_dot_product_attention(
-                q.transpose(1, 2), keys[:, :, :end], values[:, :, :end],
-                is_causal=True, scale=spec.scale, enable_gqa=spec.heads != spec.kv_heads,
-            )  # fmt: skip
-            return y.transpose(1, 2).flatten(2)
-        across = spec.heads // spec.kv_heads if plain else len(q) * spec.heads
-        step = max(1, SCORES // (end * across))
-        parts = [
-            _part(q[:, i : i + step], keys, values, past + i, spec, slopes)
-            for i in range(0, tokens, step)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        slopes = self.slopes(spec)
+        if isinstance(keys, Tensor) and isinstance(values, Tensor):
+            return _prompt(q, keys, values, past, spec, slopes)
+        assert isinstance(keys, Quantized) and isinstance(values, Quantized)
+        tokens, group = q.shape[1], spec.heads // spec.kv_heads
+        begin = 0 if spec.window is None else max(0, past + 1 - spec.window)
+        end, past = past + tokens, past - begin  # what else is computed goes by distances
+        k, v = keys.between(begin, end), values.between(begin, end)
+        step = min(spec.kv_heads, max(1, WIDENED_ON_GPU // ((end - begin) * spec.size)))
+        y = torch.empty_like(q)
+        for i in range(len(q)):
+            for first in range(0, spec.kv_heads, step):
+                last = min(first + step, spec.kv_heads)
+                heads = slice(first * group, last * group)
+                some = replace(spec, heads=(last - first) * group, kv_heads=last - first)
+                wide_k, wide_v = (x.widened(i, first, last, q.dtype) for x in (k, v))
+                slope = None if slopes is None else slopes[heads]
+                part = _prompt(q[i : i + 1, :, heads], wide_k, wide_v, past, some, slope)
+                y[i, :, heads] = part.view(tokens, -1, spec.size)
+        return y.flatten(2)
+
+
+def apart(keys: Stored, values: Stored) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    """What kernels take of a cache: keys, values, and the scales of both where they are int8."""
+    if isinstance(keys, Quantized) and isinstance(values, Quantized):
+        return keys.codes, values.codes, (keys.scale, values.scale)
+    assert isinstance(keys, Tensor) and isinstance(values, Tensor)
+    return keys, values, None
+
+
+def _prompt(
+    q: Tensor, keys: Tensor, values: Tensor, past: int, spec: AttentionSpec, slopes: Tensor | None
+) -> Tensor:
+    """As ``DeviceAttention.prompt``, in the dtype of q."""
+    tokens = q.shape[1]
+    end = past + tokens
+    windowed = spec.window is not None and spec.window < end
+    plain = slopes is None and spec.softcap is None
+    if plain and not windowed and past == 0:
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2), keys[:, :, :end], values[:, :, :end],
+            is_causal=True, scale=spec.scale, enable_gqa=spec.heads != spec.kv_heads,
+        )  # fmt: skip
+        return y.transpose(1, 2).flatten(2)
+    across = spec.heads // spec.kv_heads if plain else len(q) * spec.heads
+    step = max(1, SCORES // (end * across))
+    parts = [
+        _part(q[:, i : i + step], keys, values, past + i, spec, slopes)
+        for i in range(0, tokens, step)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _part(q: Tensor, keys: Tensor, values: Tensor, first: int, spec: AttentionSpec, slopes: Tensor | None) -> Tensor:  # fmt: skip

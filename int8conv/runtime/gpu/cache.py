@@ -5,59 +5,47 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..cache import StaticCache
 from ..config import DecoderConfig
+from ..quantized_cache import Quantized, quantized_parts
 
 
-class DeviceCache:
-    """Keys and values of every layer, ``[batch, kv_heads, capacity, head_dim]`` each; sequences may differ in length.
+class DeviceCache(StaticCache):
+    """Keys and values of every layer, ``[batch, kv_heads, capacity, head_dim]`` each, in 16 bits, or int8 with scales.
 
     The host keeps the longest length too (``length``): prompts of several tokens are not captured and need it.
     """
 
+    length = 0
+
     def __init__(
         self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> None:  # fmt: skip
-        shape = (config.num_layers, 2, batch, config.num_kv_heads, capacity, config.head_dim)
-        self._data = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
-        """int32 ``[batch]``: positions filled."""
-        self.capacity = capacity
-        self.length = 0
+        if dtype == torch.int8:
+            parts = quantized_parts(config, batch=batch, capacity=capacity, device=device)
+        else:
+            shape = (config.num_layers, 2, batch, config.num_kv_heads, capacity, config.head_dim)
+            parts = [torch.zeros(shape, dtype=dtype, device=device)]
+        super().__init__(parts, torch.int32)
 
-    @property
-    def nbytes(self) -> int:
-        return self._data.nbytes
-
-    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+    def layer(self, layer: int) -> tuple[Tensor | Quantized, Tensor | Quantized]:
         """Keys and values of a layer, all positions."""
-        keys, values = self._data[layer]
+        keys, values = (self._stored(layer, kind) for kind in (0, 1))
         return keys, values
 
+    def _stored(self, layer: int, kind: int) -> Tensor | Quantized:
+        first, *scales = (part[layer, kind] for part in self._parts)
+        return Quantized(first, *scales) if scales else first
+
     def sequence(self, i: int) -> DeviceCache:
-        """One sequence's part of the same memory: for its prompt, while others have a length of their own."""
-        part = object.__new__(DeviceCache)
-        part._data = self._data[:, :, i : i + 1]
-        part.lengths = self.lengths[i : i + 1]
-        part.capacity = self.capacity
+        part = super().sequence(i)
         part.length = int(part.lengths)
         return part
 
     def advance(self, tokens: int) -> None:
-        """Count positions as filled, once all layers have them."""
-        self.lengths += tokens
+        super().advance(tokens)
         self.length += tokens
 
     def truncate(self, length: int) -> None:
-        """Forget what stands from position ``length`` on, in every sequence."""
-        self.lengths.clamp_(max=length)
+        super().truncate(length)
         self.length = min(self.length, length)
-
-    def clear(self, i: int) -> None:
-        """Forget a sequence: one that is done steps on with the others, in its own memory again from the start."""
-        self.lengths[i] = 0
-
-    def enlarge(self, capacity: int) -> None:
-        """Move to larger memory; what is there stays."""
-        data = self._data.new_zeros(*self._data.shape[:-2], capacity, self._data.shape[-1])
-        data[..., : self.length, :] = self._data[..., : self.length, :]
-        self._data, self.capacity = data, capacity

@@ -17,13 +17,13 @@ from ...kernels import NetCounter
 from ...kernels.gpu.linear import Pending
 from ...kernels.gpu.quantize import Before
 from ...kernels.gpu.rotary import rotate_and_store
-from ..attention import AttentionSpec
+from ..attention import AttentionSpec, Stored
 from ..config import Activation, DecoderConfig
 from ..norms import NormWeights
 from ..picking import Request
 from ..rotary import Rotary
 from .activations import Deferred, pending, value
-from .attention import DeviceAttention, normed
+from .attention import DeviceAttention, apart, normed
 from .cache import DeviceCache
 from .decode import DecodeSteps
 from .experts import FewTokens
@@ -118,6 +118,8 @@ class GpuKernels:
 
     def attend(self, qkv: Sequence[Tensor], spec: AttentionSpec, places: DevicePlaces, cache: DeviceCache | None) -> Tensor:  # fmt: skip
         batch, tokens = qkv[0].shape[:2]
+        keys: Stored
+        values: Stored
         if cache is None:
             shape = (2, batch, spec.kv_heads, tokens, spec.size)
             keys, values = torch.empty(shape, dtype=qkv[0].dtype, device=qkv[0].device)
@@ -127,9 +129,11 @@ class GpuKernels:
         q = normed(q, spec.query_norm, spec.size, spec.by_head)
         k = normed(k, spec.key_norm, spec.size, spec.by_head)
         tables = places.tables[spec.rotary] if places.tables else None
+        stored_keys, stored_values, scales = apart(keys, values)
         q = rotate_and_store(
-            q, k, v, tables, places.positions.flatten(), keys, values, interleaved=spec.neighbours
-        )
+            q, k, v, tables, places.positions.flatten(), stored_keys, stored_values,
+            scales=scales, interleaved=spec.neighbours,
+        )  # fmt: skip
         if tokens == 1 and cache is not None:
             return self._attention.step(q, keys, values, places.filled, spec).view(batch, 1, -1)
         q = q.view(batch, tokens, spec.heads, spec.size)

@@ -108,11 +108,19 @@ def run_attention(row: Any, dtype: torch.dtype, size: int, **options: Any) -> No
     attention.attend(empty(2, 32, size, dtype=dtype), cache, cache, lengths, scale=0.1, config=row, **options)  # fmt: skip
 
 
-def run_rotary(dtype: torch.dtype, size: int, rotated: int, interleaved: bool) -> None:
-    cache, tables = empty(2, 8, 4096, size, dtype=dtype), empty(4096, rotated // 2, dtype=F32)
+def run_int8_attention(row: Any, dtype: torch.dtype, size: int, **options: Any) -> None:
+    cache, scales = empty(2, 8, 4096, size, dtype=I8), empty(2, 8, 4096, 1)
+    q, lengths = empty(2, 32, size, dtype=dtype), empty(2, dtype=I32)
+    attention.attend(q, cache, cache, lengths, scale=0.1, scales=(scales, scales), config=row, **options)  # fmt: skip
+
+
+def run_rotary(dtype: torch.dtype, size: int, rotated: int, interleaved: bool, int8: bool = False) -> None:  # fmt: skip
+    cache = empty(2, 8, 4096, size, dtype=I8 if int8 else dtype)
+    tables = empty(4096, rotated // 2, dtype=F32)
+    scales = (empty(2, 8, 4096, 1),) * 2 if int8 else None
     qkv = empty(2, 48 * size, dtype=dtype).split([32 * size, 8 * size, 8 * size], 1)
     rope = (tables, tables) if rotated else None
-    rotary.rotate_and_store(*qkv, rope, empty(2, dtype=I32), cache, cache, interleaved=interleaved)
+    rotary.rotate_and_store(*qkv, rope, empty(2, dtype=I32), cache, cache, scales=scales, interleaved=interleaved)  # fmt: skip
 
 
 def run_sampling(dtype: torch.dtype) -> None:
@@ -170,14 +178,19 @@ def variants(kernel: str) -> dict[str, Callable[[Any], None]]:
                 add(f"{half} head {size}", run_attention, dtype, size)
             add(f"{half} alibi", run_attention, dtype, 128, slopes=empty(32, dtype=F32))
             add(f"{half} softcap window", run_attention, dtype, 128, softcap=30.0, window=4096)
+        elif kernel == "int8 attention":
+            for size in (128, 64, 80, 256):
+                add(f"{half} head {size}", run_int8_attention, dtype, size)
+            add(f"{half} alibi", run_int8_attention, dtype, 128, slopes=empty(32, dtype=F32))
+            add(f"{half} softcap window", run_int8_attention, dtype, 128, softcap=30.0, window=4096)
         elif kernel == "quantize":
             for norm, activation in (("rms", "none"), ("layer", "none"), ("none", "silu"), ("none", "gelu"), ("none", "gelu_tanh"), ("none", "relu"), ("none", "none")):  # fmt: skip
                 for channels in (4096, 1000):
                     add(f"{half} {channels} {norm} {activation}", lambda row, *a: run_quantize(*a), dtype, channels, norm, activation)  # fmt: skip
             add(f"{half} rms, gain of 32 bits", lambda row, d: run_quantize(d, 4096, "rms", "none", F32), dtype)  # fmt: skip
-        elif kernel == "rotary":
+        elif kernel in ("rotary", "int8 rotary"):
             for size, rotated, pairs in ((128, 128, False), (80, 32, False), (64, 64, True), (64, 0, False)):  # fmt: skip
-                add(f"{half} {size} {rotated} {pairs}", lambda row, *a: run_rotary(*a), dtype, size, rotated, pairs)  # fmt: skip
+                add(f"{half} {size} {rotated} {pairs}", lambda row, *a: run_rotary(*a), dtype, size, rotated, pairs, kernel != "rotary")  # fmt: skip
         else:
             add(half, lambda row, *a: run_sampling(*a), dtype)
     if kernel == "sampling":
@@ -185,10 +198,10 @@ def variants(kernel: str) -> dict[str, Callable[[Any], None]]:
     return found
 
 
-TABLED = ("gemm", "gemm_unaligned", "gemv", "experts", "skinny", "skinny_unaligned", "attention")
-TABLE_OF = {"experts": "gemv"}
+TABLED = ("gemm", "gemm_unaligned", "gemv", "experts", "skinny", "skinny_unaligned", "attention", "int8 attention")  # fmt: skip
+TABLE_OF = {"experts": "gemv", "int8 attention": "attention"}
 """Kernels that run another one's configurations."""
-KERNELS = (*TABLED, "quantize", "rotary", "sampling")
+KERNELS = (*TABLED, "quantize", "rotary", "int8 rotary", "sampling")
 
 
 def _rows(kernel: str, capability: int) -> list[int]:

@@ -55,7 +55,7 @@ def test_gemm_runs_on_int8_tensor_cores(compiled: list[dict[str, Any]]) -> None:
     assert all(c["int8_dots"] > 0 for c in of(compiled, "gemm_unaligned"))
 
 
-@pytest.mark.parametrize("kernel", ["gemm", "skinny", "attention"])
+@pytest.mark.parametrize("kernel", ["gemm", "skinny", "attention", "int8 attention"])
 def test_operands_are_copied_asynchronously(compiled: list[dict[str, Any]], kernel: str) -> None:
     for c in of(compiled, kernel):
         if c["kernel"] != "join_kernel":

@@ -20,6 +20,7 @@ from int8conv.runtime.cache import KVCache
 from int8conv.runtime.decoder import Decoder
 from int8conv.runtime.gpu.cache import DeviceCache
 from int8conv.runtime.gpu.weights import DeviceConverted
+from int8conv.runtime.quantized_cache import QuantizedCache
 from int8conv.runtime.weights import ConvertedWeights
 
 CPU = torch.device("cpu")
@@ -59,12 +60,17 @@ def check(found: Tensor, cpu: Tensor, truth: Tensor) -> None:
     assert error(cpu, truth) < 0.05
 
 
-def device_cache(decoder: Decoder, batch: int, capacity: int) -> DeviceCache:
-    return DeviceCache(decoder.config, batch=batch, capacity=capacity, dtype=decoder.dtype, device=CPU)  # fmt: skip
+def device_cache(decoder: Decoder, batch: int, capacity: int, dtype: torch.dtype | None = None) -> DeviceCache:  # fmt: skip
+    dtype = dtype or decoder.dtype
+    return DeviceCache(decoder.config, batch=batch, capacity=capacity, dtype=dtype, device=CPU)
 
 
 def cpu_cache(decoder: Decoder, batch: int, capacity: int) -> KVCache:
     return KVCache(decoder.config, batch=batch, capacity=capacity, dtype=decoder.dtype)
+
+
+def quantized_cache(decoder: Decoder, batch: int, capacity: int) -> QuantizedCache:
+    return QuantizedCache(decoder.config, batch=batch, capacity=capacity)
 
 
 class _Watch(TorchDispatchMode):

@@ -90,10 +90,11 @@ def test_capturing_leaves_no_trace(decoder: Any, graphs: Graphs) -> None:
 
 
 @torch.inference_mode()
-def test_a_cache_that_grew_is_captured_anew(decoder: Any, graphs: Graphs) -> None:
-    cache = device_cache(decoder, 1, 4)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8], ids=str)
+def test_a_cache_that_grew_is_captured_anew(decoder: Any, graphs: Graphs, dtype: torch.dtype) -> None:  # fmt: skip
+    cache = device_cache(decoder, 1, 4, dtype)
     step = captured(decoder, cache, graphs)
-    expected = DecodeSteps(decoder, device_cache(decoder, 1, 16))
+    expected = DecodeSteps(decoder, device_cache(decoder, 1, 16, dtype))
     for position, token in enumerate((5, 6, 7, 8)):
         if position == 2:
             cache.enlarge(16)

@@ -14,16 +14,19 @@ from int8conv.formats.checkpoint import open_checkpoint
 from int8conv.formats.converted import open_converted
 from int8conv.kernels import Mode
 from int8conv.runtime.decoder import Decoder
+from int8conv.runtime.footprint import predict_footprint
 from int8conv.runtime.generation import Continuation, continue_all
+from int8conv.runtime.gpu.cache import DeviceCache
 from int8conv.runtime.gpu.files import DeviceFiles
 from int8conv.runtime.gpu.staging import Staging
 from int8conv.runtime.gpu.weights import DeviceCheckpoint
+from int8conv.runtime.quantized_cache import QuantizedCache
 from int8conv.runtime.sampling import Sampling
 from int8conv.runtime.weights import CheckpointWeights
 
 from ...checkpoints import LLAMA, OPT, write_checkpoint
 from ..reference import NoText
-from .rehearsal import CPU, architecture, check, cpu_cache, decoders, device_cache, tokens
+from .rehearsal import CPU, architecture, check, cpu_cache, decoders, device_cache, error, tokens
 
 pytestmark = pytest.mark.usefixtures("few_programs")
 FAMILIES = {
@@ -120,6 +123,24 @@ def test_generates_as_the_cpu_does(folder: Path) -> None:
         logits = wide.forward(torch.tensor([prompt + ids]))[0, len(prompt) - 1 : -1]
         chosen = logits.gather(1, torch.tensor(ids)[:, None])[:, 0]
         assert (logits.amax(1) - chosen <= 0.01 * logits.abs().amax()).all()
+
+
+@pytest.mark.usefixtures("gpu_of_the_cpu")
+def test_an_int8_cache_as_it_is_loaded(folder: Path) -> None:
+    """Asked for by name, it has the bytes that the footprint says, and its continuation is the CPU's."""
+    gpu, cpu = (
+        int8conv.load(folder, device=device, dtype="float16", kv_cache="int8", mode="w8a16").decoder
+        for device in ("cuda", "cpu")
+    )
+    cache, expected = (d.cache(batch=2, capacity=20) for d in (gpu, cpu))
+    assert isinstance(cache, DeviceCache)
+    assert isinstance(expected, QuantizedCache)
+    predicted = predict_footprint(folder, context=20, batch=2, device="cuda", kv_cache="int8")
+    assert cache.nbytes == expected.nbytes == predicted.kv_cache
+    parts = tokens(2, 10).split([8, 1, 1], dim=1)
+    found = [gpu.forward(part, cache) for part in parts]
+    wanted = [cpu.forward(part, expected) for part in parts]
+    assert error(torch.cat(found, 1), torch.cat(wanted, 1)) < 0.01
 
 
 def test_no_gpu_is_one_clear_line(folder: Path) -> None:

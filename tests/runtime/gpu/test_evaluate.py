@@ -80,6 +80,11 @@ def test_keys_and_values_through_a_cache(pair: tuple[Path, Path], text: Path) ->
         for kind in (None, "float16")
     )
     assert cached.perplexity == plain.perplexity  # they are of 16 bits anyway
+    narrow, on_cpu = (
+        evaluate(converted, text, device=device, mode="w8a16", kv_cache="int8", **OPTIONS)
+        for device in ("cuda", "cpu")
+    )
+    assert narrow.perplexity == pytest.approx(on_cpu.perplexity, rel=1e-3)
     with pytest.raises(ArgumentError, match="kv_cache on a GPU"):
         evaluate(converted, text, device="cuda", kv_cache="bfloat16", **OPTIONS)
 

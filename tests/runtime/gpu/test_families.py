@@ -14,12 +14,21 @@ from torch import Tensor
 from int8conv.convert.converter import convert
 from int8conv.runtime.decoder import Decoder
 from int8conv.runtime.families import FAMILIES
+from int8conv.runtime.gpu import attention as gpu_attention
 from int8conv.runtime.gpu.cache import DeviceCache
 from int8conv.runtime.gpu.kernels import GpuKernels
 
 from ...checkpoints import write_checkpoint
 from ..test_families import CONFIGS, config_of
-from .rehearsal import check, cpu_cache, decoders, device_cache, tokens, without_the_host
+from .rehearsal import (
+    check,
+    cpu_cache,
+    decoders,
+    device_cache,
+    quantized_cache,
+    tokens,
+    without_the_host,
+)
 
 pytestmark = pytest.mark.usefixtures("few_programs")
 
@@ -68,6 +77,29 @@ def test_prompts_then_steps(folder: Path) -> None:
         new_cache = device_cache if isinstance(decoder.kernels, GpuKernels) else cpu_cache
         logits.append(run(decoder, new_cache(decoder, 2, 16), [(4, 3), (2,)]))
     check(*logits)
+
+
+NARROW = [
+    "llama, yarn",
+    "gptj",
+    "gemma2",
+    "bloom, six heads",
+    "phi3, long positions, a window",
+    "qwen3_moe",
+]
+
+
+@pytest.mark.parametrize("folder", NARROW, indirect=True)
+def test_an_int8_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in 16 bits; prompts have it widened a head at a time."""
+    monkeypatch.setattr(gpu_attention, "WIDENED_ON_GPU", 1)
+    gpu, cpu, wide = decoders(folder, "w8a16")
+    prompts = [(4, 3), (2,)]
+    check(
+        run(gpu, device_cache(gpu, 2, 16, torch.int8), prompts),
+        run(cpu, quantized_cache(cpu, 2, 16), prompts),
+        run(wide, cpu_cache(wide, 2, 16), prompts),
+    )
 
 
 def test_the_watch_sees_the_host() -> None:
