@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from int8conv.kernels import MixedWeight
-from int8conv.kernels.gpu import attention, launch, reference, rotary, sampling
+from int8conv.kernels.gpu import attention, configs, launch, reference, rotary, sampling
 from int8conv.kernels.gpu.experts import ExpertWeights, chosen_experts
 from int8conv.kernels.gpu.gemm import gemm
 from int8conv.kernels.gpu.quantize import Before, QuantizedTokens, apply, quantize
@@ -76,6 +76,10 @@ def products(session: Session) -> Iterator[Row]:
             extra = bias.double() + residual.double()
             size = size + bias.double().abs() + residual.double().abs()
             yield _close("gemm", of, y, truth + extra, SUMMATION * size)
+            if channels % 16 == 0 and (not session.on_gpu or launch.capability(session.device) >= 90):  # fmt: skip
+                row = configs.choose("gemm", launch.capability(session.device), tokens=tokens, out=out)  # fmt: skip
+                same = gemm(q, weight, bias.to(session.device), residual.to(session.device), config=configs.with_tma(row))  # fmt: skip
+                yield _close("gemm, TMA", of, same, truth + extra, SUMMATION * size)
 
 
 def few_tokens(session: Session) -> Iterator[Row]:

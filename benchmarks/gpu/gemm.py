@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from int8conv.kernels import MixedWeight
+from int8conv.kernels.gpu import configs, launch
 from int8conv.kernels.gpu.gemm import gemm
 from int8conv.kernels.gpu.quantize import QuantizedTokens, quantize
 
@@ -42,7 +43,8 @@ def _rows(session: Session, models: list[str], tokens: list[int], shares: list[f
                 x = random_tokens(m, channels, F16, session.device)
                 peers = _peers(session, x, out)
                 for share in shares:
-                    yield of | {"outliers": share} | _ours(session, x, out, share) | peers
+                    ours = _ours(session, x, out, share, tma=share == shares[0])
+                    yield of | {"outliers": share} | ours | peers
 
 
 def _peers(session: Session, x: Tensor, out: int) -> Row:
@@ -58,16 +60,22 @@ def _peers(session: Session, x: Tensor, out: int) -> Row:
     return found
 
 
-def _ours(session: Session, x: Tensor, out: int, share: float) -> Row:
+def _ours(session: Session, x: Tensor, out: int, share: float, *, tma: bool) -> Row:
     """Microseconds of the quantiser and the product, without and with the net (which catches nothing here)."""
     weight = random_weight(out, x.shape[1], share, F16, session.device)
     times = {}
     for net, threshold in (("off", None), ("on", 6.0)):
         q = quantized(x, weight, threshold)
         times[net] = seconds([lambda q=q: gemm(q, weight, dtype=F16)], session.device)
+    if tma and (not session.on_gpu or launch.capability(session.device) >= 90):
+        kind = configs.by_alignment("gemm", x.shape[1])
+        row = configs.choose(kind, launch.capability(session.device), tokens=len(x), out=out)
+        other = configs.with_tma(row)
+        times["TMA"] = seconds([lambda: gemm(q, weight, dtype=F16, config=other)], session.device)
     took = seconds([lambda: quantized(x, weight, 6.0)], session.device)
     return {
         "us": times["on"] * 1e6, "TOPS": 2e-12 * x.shape[0] * x.shape[1] * out / times["on"],
+        "us, TMA": times["TMA"] * 1e6 if "TMA" in times else None,
         "us, net off": times["off"] * 1e6, "us, quantiser": took * 1e6,
     }  # fmt: skip
 

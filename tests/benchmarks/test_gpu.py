@@ -39,7 +39,7 @@ def test_rehearsal_of_everything(tmp_path: Path) -> None:
     measured = [name for name, rows in sections.items() if any("skipped" not in row for row in rows)]  # fmt: skip
     assert set(run.SECTIONS) - set(measured) == {"sanitizer"}
     kernels = {row["kernel"] for row in sections["correctness"]}
-    assert kernels == {"quantize", "gemm", "gemv", "skinny", "experts", "apply", "rotate", "store", "store, int8", "attend", "attend, int8", "sample"}  # fmt: skip
+    assert kernels == {"quantize", "gemm", "gemm, TMA", "gemv", "skinny", "experts", "apply", "rotate", "store", "store, int8", "attend", "attend, int8", "sample"}  # fmt: skip
     lines = {line["wanted"]: line["holds"] for line in checked(sections, tiny=True)}
     assert {name for name, holds in lines.items() if holds == "yes"} == set(JUDGED)
     assert set(lines.values()) == {"yes", "-"}
@@ -63,7 +63,7 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     with pytest.raises(SystemExit, match="a kernel is wrong"):
         run.main([*REHEARSAL, "--only", "correctness", "--out", str(tmp_path / "gpu")])
     rows = read(tmp_path / "gpu")["sections"]["correctness"]
-    assert {row["kernel"] for row in rows if not row["right"]} == {"gemm"}
+    assert {row["kernel"] for row in rows if not row["right"]} == {"gemm", "gemm, TMA"}
     assert checked({"correctness": rows})[0]["holds"] == "NO"
 
 

@@ -55,6 +55,12 @@ def shipped(kernel: str, capability: int) -> list[Config]:
     return list(_table()[kernel][str(generation(capability))])
 
 
+def with_tma(row: Config) -> Config:
+    """A row of ``gemm`` with its operands through the tensor memory accelerator (Hopper and newer); the net's smaller blocks leave the
+    registers that its largest tile needs."""
+    return {**row, "net_k": min(row["net_k"], 64), "tma": 1}
+
+
 def dumps(table: Mapping[str, Mapping[str, list[Config]]]) -> str:
     """The table as its file has it: a row a line."""
     kernels = []

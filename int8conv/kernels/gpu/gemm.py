@@ -14,16 +14,20 @@ Layout: both operands have K contiguous. A weight ``[out, in]`` as in the file i
 second operand; with ``[in, out]`` it would have to pass through registers. Tiles are visited in groups of ``GROUP`` row
 blocks, so that what runs at the same time shares operands in the L2 cache. Row and column indices past the edge wrap
 around (their results are never stored); K is masked where it is not a multiple of the tile.
+
+Operand tiles are copied asynchronously by threads, or (``tma`` in a configuration, Hopper and newer) by the tensor memory
+accelerator from descriptors that the host fills in: no addresses in registers, and what is past an edge reads as zero.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...errors import ArgumentError
 from ..weight import MixedWeight
@@ -72,7 +76,7 @@ def _add_caught(y, exact, caught, codes_w, m, n, K, exact_stride, threshold, BLO
 @triton.jit
 def gemm_kernel(
     codes_x, scale_x, outliers, caught, exact, codes_w, scale_w, outlier_w, bias, residual, out,
-    threshold, M, N, K, num_outliers, exact_stride, residual_stride, out_stride,
+    tiles_x, tiles_w, threshold, M, N, K, num_outliers, exact_stride, residual_stride, out_stride,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
     STAGES: tl.constexpr, K_FITS: tl.constexpr, NET_K: tl.constexpr,
 ):  # fmt: skip
@@ -87,15 +91,19 @@ def gemm_kernel(
     w_tile = codes_w + n[None, :] * K + k[:, None]
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-        if K_FITS:
+        if tiles_x is not None:
+            x = tiles_x.load([pid_m * BLOCK_M, start])
+            w = tiles_w.load([pid_n * BLOCK_N, start]).T
+        elif K_FITS:
             x = tl.load(x_tile)
             w = tl.load(w_tile)
         else:
             x = tl.load(x_tile, mask=(k < K - start)[None, :], other=0)
             w = tl.load(w_tile, mask=(k < K - start)[:, None], other=0)
         sums = tl.dot(x, w, sums, out_dtype=tl.int32)
-        x_tile += BLOCK_K
-        w_tile += BLOCK_K
+        if tiles_x is None:
+            x_tile += BLOCK_K
+            w_tile += BLOCK_K
 
     y = sums.to(tl.float32) * tl.load(scale_x + m)[:, None]
     if caught is not None:
@@ -153,10 +161,11 @@ def gemm(
     kind = by_alignment("gemm", channels)
     config = config or choose(kind, L.capability(y.device), tokens=tokens, out=out_features)
     block_m, block_n, block_k = config["block_m"], config["block_n"], config["block_k"]
+    tiles_x, tiles_w = _descriptors(x.codes, weight.codes, config) or (None, None)
     L.launch(
         gemm_kernel, (L.cdiv(tokens, block_m) * L.cdiv(out_features, block_n),),
         x.codes, x.scale, x.outliers if k else None, x.caught, x.exact,
-        weight.codes, weight.scale, weight.outlier_weight if k else None, bias, residual, y,
+        weight.codes, weight.scale, weight.outlier_weight if k else None, bias, residual, y, tiles_x, tiles_w,
         x.threshold, tokens, out_features, channels, k,
         0 if x.exact is None else x.exact.stride(0),
         0 if residual is None else residual.stride(0), y.stride(0),
@@ -165,6 +174,17 @@ def gemm(
         num_warps=config["num_warps"], num_stages=config["num_stages"],
     )  # fmt: skip
     return y
+
+
+def _descriptors(x: Tensor, w: Tensor, config: Config) -> tuple[Any, Any] | None:
+    """For the tensor memory accelerator, if the configuration asks for it and rows and bases stand at multiples of 16 bytes."""
+    aligned = x.shape[1] % 16 == x.data_ptr() % 16 == w.data_ptr() % 16 == 0
+    if not config.get("tma") or not aligned or 0 in (len(x), len(w)):
+        return None
+    return (
+        TensorDescriptor.from_tensor(x, [config["block_m"], config["block_k"]]),
+        TensorDescriptor.from_tensor(w, [config["block_n"], config["block_k"]]),
+    )
 
 
 def check_contiguous(weight: MixedWeight) -> None:

@@ -20,6 +20,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from int8conv.kernels.gpu import launch
 
@@ -100,6 +101,8 @@ def compile_for(launched: Recorded, capability: int) -> Binary:
 def _kind(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return "*" + _TYPES[value.dtype]
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{_TYPES[value.base.dtype]}{list(value.block_shape)}>"
     return "fp32" if isinstance(value, float) else "i32" if abs(value) < 2**31 else "i64"
 
 

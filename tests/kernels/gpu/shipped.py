@@ -61,7 +61,9 @@ class Compiled:
     loads16: int
     """SASS loads of 16 bytes a thread."""
     copies: int
-    """Asynchronous copies to shared memory, by threads or by TMA."""
+    """Asynchronous copies to shared memory by threads."""
+    bulk_copies: int
+    """The same by the tensor memory accelerator."""
     int8_dots: int
     half_dots: int
     ptx: list[str]
@@ -155,7 +157,7 @@ def variants(kernel: str) -> dict[str, Callable[[Any], None]]:
     for dtype in (BF16, F16):
         half = _half(dtype)
         if kernel.startswith("gemm"):
-            for channels in (4096, 4112) if kernel == "gemm" else (4104,):
+            for channels in (4104,) if "unaligned" in kernel else (4096, 4112):
                 for full in (True, False):
                     add(f"{half} K {channels} {'full' if full else 'bare'}", run_gemm, dtype, channels, full)  # fmt: skip
         elif kernel.startswith(("gemv", "skinny")):
@@ -198,8 +200,8 @@ def variants(kernel: str) -> dict[str, Callable[[Any], None]]:
     return found
 
 
-TABLED = ("gemm", "gemm_unaligned", "gemv", "experts", "skinny", "skinny_unaligned", "attention", "int8 attention")  # fmt: skip
-TABLE_OF = {"experts": "gemv", "int8 attention": "attention"}
+TABLED = ("gemm", "gemm TMA", "gemm_unaligned", "gemv", "experts", "skinny", "skinny_unaligned", "attention", "int8 attention")  # fmt: skip
+TABLE_OF = {"gemm TMA": "gemm", "experts": "gemv", "int8 attention": "attention"}
 """Kernels that run another one's configurations."""
 KERNELS = (*TABLED, "quantize", "rotary", "int8 rotary", "sampling")
 
@@ -208,6 +210,8 @@ def _rows(kernel: str, capability: int) -> list[int]:
     """Rows of the table that differ in what is compiled."""
     if kernel not in TABLED:
         return [0]
+    if kernel == "gemm TMA" and capability < 90:
+        return []
     ignored = {"max_tokens", "max_out", "splits"}
     seen: dict[str, int] = {}
     for i, row in enumerate(configs.shipped(TABLE_OF.get(kernel, kernel), capability)):
@@ -229,6 +233,8 @@ def compile_case(case: Case) -> list[Compiled]:
     """Compile what a case launches."""
     table = TABLE_OF.get(case.kernel, case.kernel)
     row = configs.shipped(table, case.capability)[case.row] if case.kernel in TABLED else None
+    if case.kernel == "gemm TMA":
+        row = configs.with_tma(row)
     with recording(case.capability) as launches:
         variants(case.kernel)[case.variant](row)
     found = []
@@ -237,7 +243,7 @@ def compile_case(case: Case) -> list[Compiled]:
         found.append(Compiled(
             case, launched.kernel.__name__, b.registers, b.spilled, b.shared,
             loads16=sum(n for op, n in b.ops.items() if op.startswith("LDG.E") and ".128" in op),
-            copies=b.count("LDGSTS") + b.count("UTMALDG"),
+            copies=b.count("LDGSTS"), bulk_copies=b.count("UTMALDG"),
             int8_dots=sum(b.count(op) for op in ("IMMA", "IGMMA", "UTCIMMA")),
             half_dots=sum(b.count(op) for op in ("HMMA", "HGMMA", "UTCHMMA")),
             ptx=[s for s in ("mma.sync", "wgmma.mma_async", "tcgen05.mma") if s in b.ptx],

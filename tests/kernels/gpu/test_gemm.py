@@ -16,6 +16,7 @@ from int8conv.kernels.gpu.quantize import QuantizedTokens
 from .tensors import HALVES, check, dense, make_tokens, make_weight
 
 SMALL = {"block_m": 16, "block_n": 32, "block_k": 64, "group": 2, "net_k": 64, "num_warps": 4, "num_stages": 2}  # fmt: skip
+SMALL_TMA = configs.with_tma(SMALL)
 TABLE = [dict(row) for row in configs.shipped("gemm", 80)]
 
 SHAPES = [(1, 64, 32), (1, 7, 5), (3, 33, 65), (20, 1, 9), (37, 300, 40), (17, 4200, 9)]
@@ -37,12 +38,13 @@ def truth(x: Tensor, q: QuantizedTokens, weight: MixedWeight) -> tuple[Tensor, T
     return values @ full.t(), values.abs() @ full.t().abs()
 
 
-@pytest.mark.parametrize("config", [SMALL, *TABLE], ids=str)
-def test_sums_of_codes_are_exact(config: dict[str, int]) -> None:
+@pytest.mark.parametrize("config", [SMALL, SMALL_TMA, *TABLE], ids=str)
+@pytest.mark.parametrize("channels", [1000, 1008])
+def test_sums_of_codes_are_exact(channels: int, config: dict[str, int]) -> None:
     """Scales of one, and sums below 2^24: a float32 result is the int32 sums themselves."""
     g = torch.Generator().manual_seed(0)
-    codes = torch.randint(-127, 128, (50, 1000), dtype=torch.int8, generator=g)
-    w = torch.randint(-127, 128, (40, 1000), dtype=torch.int8, generator=g)
+    codes = torch.randint(-127, 128, (50, channels), dtype=torch.int8, generator=g)
+    w = torch.randint(-127, 128, (40, channels), dtype=torch.int8, generator=g)
     codes[7], w[3], w[4] = 127, 127, -127
     x = QuantizedTokens(codes, torch.ones(50), None, None, None)
     y = gemm.gemm(x, MixedWeight(w, torch.ones(40)), dtype=torch.float32, config=config)
@@ -79,6 +81,28 @@ def test_shipped_configurations(config: dict[str, int]) -> None:
     x = make_tokens(150, 300, torch.float16, large=25.0)
     q = quantized(x, weight)
     check(gemm.gemm(q, weight, config=config), *truth(x, q, weight))
+
+
+@pytest.mark.parametrize(("tokens", "channels", "out"), [(1, 64, 32), (37, 304, 40), (17, 4208, 9)])
+def test_descriptors_give_the_same_bits(tokens: int, channels: int, out: int, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Tiles over every edge; where they can be used, they are."""
+    made = []
+    real = gemm._descriptors
+    monkeypatch.setattr(gemm, "_descriptors", lambda *a: made.append(real(*a)) or made[-1])
+    weight = make_weight(out, channels, 16, threshold=6.0)
+    q = quantized(make_tokens(tokens, channels, torch.float16, large=25.0), weight)
+    y = gemm.gemm(q, weight, config=SMALL_TMA)
+    assert torch.equal(y, gemm.gemm(q, weight, config=SMALL))
+    assert [found is not None for found in made] == [True, False]
+
+
+def test_rows_at_odd_addresses_have_no_descriptors() -> None:
+    memory = torch.zeros(4 * 64 + 1, dtype=torch.int8)
+    aligned = memory[: 4 * 64].view(4, 64)
+    shifted, narrow = memory[1:].view(4, 64), torch.zeros(4, 40, dtype=torch.int8)
+    assert gemm._descriptors(aligned, aligned, SMALL_TMA) is not None
+    for x, w in ((shifted, aligned), (aligned, shifted), (narrow, narrow), (aligned[:0], aligned)):
+        assert gemm._descriptors(x, w, SMALL_TMA) is None
 
 
 def test_int32_holds_the_largest_sum() -> None:
