@@ -2,9 +2,9 @@
 
     python benchmarks/cpu.py [--layers 22] [--prompt 128] [--new 16] [--runs 3] [--folder FOLDER]
 
-Makes a checkpoint of random fp16 weights, converts it, and runs each in a process of its own, in turn. "source" is this
-runtime in float32, the fastest dtype of PyTorch on most CPUs; "transformers" and the peers run where they are installed.
-"first s" is from the call that loads to the first token of the prompt, imports not counted. Prints medians.
+Makes a checkpoint of random fp16 weights, converts it, and runs each in a process of its own, in turn, each time beginning with
+another. "source" is this runtime in float32, the fastest dtype of PyTorch on most CPUs; "transformers" and the peers run where
+they are installed. "first s" is from the call that loads to the first token of the prompt, imports not counted. Prints medians.
 """
 
 from __future__ import annotations
@@ -112,8 +112,10 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
         cpu_peers.prepare(peer, source)
         kinds[peer] = source
     figures: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
-    for _ in range(arguments.runs):
-        for kind, path in kinds.items():
+    for run in range(arguments.runs):
+        order = list(kinds.items())
+        start = run * 3 % len(order)  # what ran before leaves caches and memory in its state
+        for kind, path in order[start:] + order[:start]:
             options = ["--prompt", str(arguments.prompt), "--new", str(arguments.new)]
             command = [sys.executable, __file__, "--measure", kind, "--folder", str(path), *options]
             done = subprocess.run(command, capture_output=True, text=True)
