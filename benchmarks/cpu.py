@@ -62,7 +62,7 @@ def _int8conv(kind: str, folder: Path, prompt: int, new: int) -> cpu_peers.Step:
     import torch
 
     import int8conv
-    from int8conv.runtime.cache import KVCache
+    from int8conv.runtime.decoder.cache import KVCache
 
     mode = kind.removeprefix("int8conv ") if kind != "source" else "auto"
     model = int8conv.load(folder, mode=None if mode == "auto" else mode)  # type: ignore[arg-type]

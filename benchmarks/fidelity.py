@@ -31,16 +31,16 @@ from tabulate import tabulate
 from torch import Tensor
 
 import int8conv
-from int8conv.convert.calibrate import calibrate_source
-from int8conv.formats.checkpoint import open_checkpoint
-from int8conv.formats.converted import open_converted
-from int8conv.formats.stats import write_stats
-from int8conv.formats.summary import summarize
-from int8conv.runtime.architecture import read_architecture
-from int8conv.runtime.net import net_report
-from int8conv.runtime.streaming import BlockStream
-from int8conv.runtime.tokenizer import Tokenizer
-from int8conv.runtime.weights import CheckpointWeights, ConvertedWeights, Weights
+from int8conv.convert.outliers.calibrate import calibrate_source
+from int8conv.formats.int8.folder import open_converted
+from int8conv.formats.int8.stats import write_stats
+from int8conv.formats.int8.summary import summarize
+from int8conv.formats.source.checkpoint import open_checkpoint
+from int8conv.runtime.measure.fallback import net_report
+from int8conv.runtime.models.architecture import read_architecture
+from int8conv.runtime.text.tokenizer import Tokenizer
+from int8conv.runtime.weights.streaming import BlockStream
+from int8conv.runtime.weights.weights import CheckpointWeights, ConvertedWeights, Weights
 
 OURS: dict[str, tuple[dict[str, Any], str, bool]] = {
     "int8conv W8A8": ({}, "w8a8", True),

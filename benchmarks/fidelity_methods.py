@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from int8conv.runtime.architecture import Module
-from int8conv.runtime.weights import CheckpointWeights, Projection
+from int8conv.runtime.models.architecture import Module
+from int8conv.runtime.weights.weights import CheckpointWeights, Projection
 
 LARGE = 6.0
 
@@ -112,8 +112,8 @@ def one_layer(seed: int = 0) -> dict[str, float]:
     """Relative RMS error of one linear: Gaussian weight 512x1024, 256 tokens, 6 channels of magnitude 20 to 60."""
     import numpy as np
 
-    from int8conv.convert.outliers import choose_outliers
-    from int8conv.formats.stats import InputStats
+    from int8conv.convert.outliers.rule import choose_outliers
+    from int8conv.formats.int8.stats import InputStats
     from int8conv.kernels import MixedWeight, mixed_linear
 
     generator = torch.Generator().manual_seed(seed)

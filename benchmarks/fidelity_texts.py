@@ -15,9 +15,9 @@ from pathlib import Path
 from tabulate import tabulate
 
 import int8conv
-from int8conv.convert.calibrate import calibrate_source
-from int8conv.formats.stats import write_stats
-from int8conv.runtime.evaluate import evaluate
+from int8conv.convert.outliers.calibrate import calibrate_source
+from int8conv.formats.int8.stats import write_stats
+from int8conv.runtime.measure.evaluate import evaluate
 
 
 def main(model: Path, kinds: dict[str, Path], tokens: int, window: int, scratch: Path) -> str:

@@ -31,7 +31,7 @@ def measure(folder: Path, context: int, batch: int, kv_cache: str) -> dict[str, 
     import torch
 
     import int8conv
-    from int8conv.runtime.memory_use import watch_memory
+    from int8conv.runtime.measure.memory_use import watch_memory
 
     memory = watch_memory(torch.device("cpu"))
     model = int8conv.load(folder, kv_cache=kv_cache)

@@ -20,10 +20,10 @@ from inject_outliers import inject
 from tabulate import tabulate
 
 import int8conv
-from int8conv.runtime import quantized_cache
-from int8conv.runtime.config import DecoderConfig
-from int8conv.runtime.evaluate import evaluate
-from int8conv.runtime.torch_kernels import TorchKernels
+from int8conv.runtime.backends.torch_backend import TorchKernels
+from int8conv.runtime.decoder import quantized_cache
+from int8conv.runtime.measure.evaluate import evaluate
+from int8conv.runtime.models.config import DecoderConfig
 
 CACHES = ("float16", "bfloat16", "int8", "int8, float32 scales")
 """Every other one where weights are int8."""

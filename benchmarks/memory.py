@@ -21,7 +21,7 @@ import random_checkpoint
 from convert import measure
 from tabulate import tabulate
 
-from int8conv.formats.layout import TensorSpec
+from int8conv.formats.int8.layout import TensorSpec
 
 LIMITS = ("128MB", "256MB", "1GB")
 LARGE = TensorSpec("blocks.0.mixer.weight", "F16", (65536, 32768))

@@ -16,9 +16,9 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from int8conv.formats.header import TensorInfo, build_header
-from int8conv.formats.layout import TensorSpec
-from int8conv.runtime.architecture import read_architecture
+from int8conv.formats.int8.layout import TensorSpec
+from int8conv.formats.safetensors.header import TensorInfo, build_header
+from int8conv.runtime.models.architecture import read_architecture
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

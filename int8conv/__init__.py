@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from .convert.converter import convert
     from .convert.report import ConvertReport
     from .errors import Int8convError
-    from .runtime.footprint import Footprint
-    from .runtime.generation import Generation
+    from .runtime.generate.generation import Generation
     from .runtime.loader import load
+    from .runtime.measure.footprint import Footprint
     from .runtime.model import Model
 
 _HOMES = {
     "ConvertReport": ".convert.report",
-    "Footprint": ".runtime.footprint",
-    "Generation": ".runtime.generation",
+    "Footprint": ".runtime.measure.footprint",
+    "Generation": ".runtime.generate.generation",
     "Int8convError": ".errors",
     "Model": ".runtime.model",
     "load": ".runtime.loader",

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from int8conv.runtime.architecture import read_architecture
+from int8conv.runtime.models.architecture import read_architecture
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama", "vocab_size": 96, "hidden_size": 64, "intermediate_size": 160,

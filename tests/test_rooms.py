@@ -64,9 +64,9 @@ def test_a_module_imports_only_what_its_room_may_know(path: Path) -> None:
     [
         "import int8conv",
         "import int8conv.cli",
-        "import int8conv.formats.converted, int8conv.formats.verify, int8conv.formats.summary",
+        "import int8conv.formats.int8.folder, int8conv.formats.int8.verify, int8conv.formats.int8.summary",
         "import int8conv.convert.converter",
-        "import int8conv.runtime.footprint",
+        "import int8conv.runtime.measure.footprint",
     ],
 )
 def test_importing_loads_nothing_heavy(statement: str) -> None:

@@ -19,7 +19,7 @@ from int8conv.kernels.gpu.experts import ExpertWeights, chosen_experts
 from int8conv.kernels.gpu.gemm import gemm
 from int8conv.kernels.gpu.quantize import Before, QuantizedTokens, apply, quantize
 from int8conv.kernels.gpu.skinny import w8a16
-from int8conv.runtime.quantized_cache import quantize_heads
+from int8conv.runtime.decoder.quantized_cache import quantize_heads
 
 from .layers import random_weight
 from .session import F16, Row, Session

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from int8conv.runtime.decoder import Decoder
-from int8conv.runtime.gpu.decode import DecodeSteps
+from int8conv.runtime.backends.gpu.decode import DecodeSteps
+from int8conv.runtime.decoder.decoder import Decoder
 
 from .random_model import random_decoder
 from .session import F16, Row, Session, out_of_time

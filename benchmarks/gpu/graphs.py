@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from int8conv.runtime.gpu.decode import DecodeSteps
+from int8conv.runtime.backends.gpu.decode import DecodeSteps
 
 from .random_model import random_decoder
 from .session import F16, Row, Session

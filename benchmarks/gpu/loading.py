@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from int8conv.formats.checkpoint import open_checkpoint
-from int8conv.runtime.gpu.files import DeviceFiles, DeviceTensors
-from int8conv.runtime.gpu.staging import Staging
-from int8conv.runtime.traffic import cached_share
+from int8conv.formats.source.checkpoint import open_checkpoint
+from int8conv.runtime.backends.gpu.files import DeviceFiles, DeviceTensors
+from int8conv.runtime.backends.gpu.staging import Staging
+from int8conv.runtime.measure.traffic import cached_share
 
 from .random_folder import folders
 from .session import F16, Row, Session, out_of_time, skipped

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from int8conv.runtime.bench import benchmark
+from int8conv.runtime.measure.bench import benchmark
 
 from .random_folder import folders
 from .session import Row, Session, out_of_time

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 import int8conv
-from int8conv.formats.header import TensorInfo, build_header
-from int8conv.formats.layout import TensorSpec
-from int8conv.runtime.architecture import read_architecture
+from int8conv.formats.int8.layout import TensorSpec
+from int8conv.formats.safetensors.header import TensorInfo, build_header
+from int8conv.runtime.models.architecture import read_architecture
 
 from .random_model import CONFIGS
 

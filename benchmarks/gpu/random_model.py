@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from int8conv.runtime.architecture import Architecture, Module, read_architecture
-from int8conv.runtime.decoder import Decoder
-from int8conv.runtime.gpu.kernels import GpuKernels
-from int8conv.runtime.gpu.weights import DenseProjection, QuantizedProjection
-from int8conv.runtime.torch_kernels import Kernels
-from int8conv.runtime.weights import Lookup, Projection
+from int8conv.runtime.backends.gpu.kernels import GpuKernels
+from int8conv.runtime.backends.gpu.weights import DenseProjection, QuantizedProjection
+from int8conv.runtime.backends.torch_backend import Kernels
+from int8conv.runtime.decoder.decoder import Decoder
+from int8conv.runtime.models.architecture import Architecture, Module, read_architecture
+from int8conv.runtime.weights.weights import Lookup, Projection
 
 from .layers import random_weight
 

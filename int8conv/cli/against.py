@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from ..convert.quality import TensorQuality, check_sqnr, compare, median_sqnr
-from ..formats.converted import ConvertedFolder
-from ..formats.hub import resolve
+from ..formats.hub.download import resolve
+from ..formats.int8.folder import ConvertedFolder
 from .output import progress_bars, table
 
 SHOWN = 10

@@ -10,7 +10,7 @@ import click
 from .output import print_json, progress_bars, size, table
 
 if TYPE_CHECKING:
-    from ..runtime.bench import Benchmark
+    from ..runtime.measure.bench import Benchmark
 
 _COUNT = click.IntRange(min=1)
 
@@ -36,7 +36,7 @@ def command(path: str, as_json: bool, **options: Any) -> None:
 
     PATH may be the id of one on the hub, org/name or org/name@revision, which is downloaded.
     """
-    from ..runtime.bench import benchmark
+    from ..runtime.measure.bench import benchmark
 
     with progress_bars("it") as progress:
         result = benchmark(path, progress=progress, **options)

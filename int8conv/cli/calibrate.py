@@ -10,7 +10,7 @@ import click
 from .output import print_json, progress_bars, table
 
 if TYPE_CHECKING:
-    from ..formats.stats import Stats
+    from ..formats.int8.stats import Stats
 
 
 @click.command("calibrate")
@@ -50,16 +50,16 @@ def command(
 
     One block of the model is in memory at a time. With --merge, SRC are statistics files of one checkpoint instead.
     """
-    from ..formats.stats import read_stats, write_stats
+    from ..formats.int8.stats import read_stats, write_stats
 
     if merge:
-        from ..convert.stats import merge as merge_stats
+        from ..convert.outliers.collect import merge as merge_stats
 
         if texts or tokens or context:
             raise click.UsageError("--merge runs no model: no --text, --tokens or --context")
         stats = merge_stats([(path, read_stats(path)) for path in src])
     else:
-        from ..convert.calibrate import calibrate_source
+        from ..convert.outliers.calibrate import calibrate_source
 
         if len(src) > 1:
             raise click.UsageError("one SRC, or --merge")
@@ -107,9 +107,9 @@ def summarize(stats: Stats) -> dict[str, Any]:
     """What the statistics show, and what the default rule makes of them."""
     import numpy as np
 
-    from ..convert.outliers import Choosing, choose_all
-    from ..convert.stats import systematic_dimensions
-    from ..formats.stats import LARGE
+    from ..convert.outliers.collect import systematic_dimensions
+    from ..convert.outliers.rule import Choosing, choose_all
+    from ..formats.int8.stats import LARGE
 
     choices = choose_all(stats, Choosing())
     return {

@@ -52,7 +52,7 @@ def command(
 
     One block of one model is in memory at a time; on a GPU, all of a converted one and one block of its source.
     """
-    from ..runtime.evaluate import evaluate
+    from ..runtime.measure.evaluate import evaluate
 
     with progress_bars("it") as progress:
         result = evaluate(
@@ -97,6 +97,6 @@ def command(
         f"{result.stride}; text {result.text}"
     )
     if report_outliers and result.net is not None:
-        from .net import show_net
+        from .outlier_report import show_net
 
         show_net(result.net)

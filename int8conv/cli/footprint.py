@@ -10,7 +10,7 @@ import click
 from .output import parse_size, print_json, size, table
 
 if TYPE_CHECKING:
-    from ..runtime.footprint import Footprint, Predictor
+    from ..runtime.measure.footprint import Footprint, Predictor
 
 _FLOATS: Final = ("float32", "float16", "bfloat16")
 _CONTEXTS: Final = (512, 2048, 8192, 32768, 131072)
@@ -45,7 +45,7 @@ def command(
     PATH is a converted folder, a source (predicted as convert would make it), a folder or file with nothing but a
     config.json of a known family, or the id of one on the hub, org/name or org/name@revision.
     """
-    from ..runtime.footprint import open_predictor
+    from ..runtime.measure.footprint import open_predictor
 
     device = device or ("cpu" if vram is None else "cuda")
     predictor = open_predictor(path, device=device, convert=not unconverted, **options)

@@ -10,8 +10,8 @@ import click
 from .generating import check_text, generation_options, load_model, read_text
 
 if TYPE_CHECKING:
-    from ..runtime.generation import Generation
-    from ..runtime.memory_use import PeakMemory
+    from ..runtime.generate.generation import Generation
+    from ..runtime.measure.memory_use import PeakMemory
     from ..runtime.model import Model
 
 
@@ -55,7 +55,7 @@ def command(
     if memory is not None:
         _show_memory(memory, model, prompts, options["max_new_tokens"])
     if report_outliers:
-        from .net import show_net
+        from .outlier_report import show_net
 
         show_net(model.net_report(), err=True)
 
@@ -64,7 +64,7 @@ def _watch(device: str) -> PeakMemory:
     import torch
 
     from ..runtime.loader import check_device
-    from ..runtime.memory_use import watch_memory
+    from ..runtime.measure.memory_use import watch_memory
 
     check_device(device)
     return watch_memory(torch.device(device))

@@ -53,7 +53,7 @@ def load_model(path: str, options: dict[str, Any]) -> Model:
     """Load as ``options`` ask, which those of ``generate`` are left in; say what of the checkpoint's wishes is not followed."""
     import time
 
-    from ..kernels import jit
+    from ..kernels.cpu import jit
     from ..runtime.loader import load
 
     started, verbose = time.perf_counter(), options.pop("verbose")

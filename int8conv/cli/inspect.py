@@ -10,8 +10,8 @@ import click
 from .output import print_json, progress_bars, size, table
 
 if TYPE_CHECKING:
-    from ..formats.converted import ConvertedFolder
-    from ..formats.summary import Summary
+    from ..formats.int8.folder import ConvertedFolder
+    from ..formats.int8.summary import Summary
     from .against import Against
 
 
@@ -57,9 +57,9 @@ def command(
 
     PATH may be the id of one on the hub, org/name or org/name@revision, which is downloaded.
     """
-    from ..formats.converted import open_converted
-    from ..formats.hub import resolve
-    from ..formats.summary import summarize
+    from ..formats.hub.download import resolve
+    from ..formats.int8.folder import open_converted
+    from ..formats.int8.summary import summarize
 
     if stats is not None and picture is None:
         raise click.UsageError("--stats is for --plot")
@@ -92,7 +92,7 @@ def command(
 
 def verify_bytes(converted: ConvertedFolder) -> int:
     """Bytes that match their checksums: all."""
-    from ..formats.verify import verify
+    from ..formats.int8.verify import verify
 
     done, total = 0, converted.checkpoint.nbytes
     with progress_bars("B") as progress:
@@ -109,7 +109,7 @@ def draw(
     converted: ConvertedFolder, picture: Path, stats: Path | None, compared: Against | None
 ) -> None:
     """The picture, with errors if the folder was compared with its source."""
-    from ..formats.stats import read_stats
+    from ..formats.int8.stats import read_stats
     from .plot import plot
 
     errors = None

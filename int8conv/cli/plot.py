@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError, NotWritableError
-from ..formats.converted import ConvertedFolder, read_array, read_rows
-from ..formats.manifest import InputGroup
-from ..formats.stats import Stats
-from ..formats.summary import layer_of
+from ..formats.int8.folder import ConvertedFolder, read_array, read_rows
+from ..formats.int8.manifest import InputGroup
+from ..formats.int8.stats import Stats
+from ..formats.int8.summary import layer_of
 
 SUFFIXES: Final = (".png", ".svg")
 _MOST_BINS: Final = 1024

@@ -12,24 +12,24 @@ from typing import Any
 
 from .. import __version__
 from ..errors import ArgumentError
-from ..formats.checkpoint import Checkpoint
-from ..formats.checksum import checksum, checksum_range
-from ..formats.hub import resolve
+from ..formats.hub.download import resolve
+from ..formats.int8.layout import plan_layout
+from ..formats.int8.stats import Stats, read_stats
+from ..formats.int8.workspace import check_replaceable, open_workspace
 from ..formats.json_file import dump_json
-from ..formats.layout import plan_layout
-from ..formats.stats import Stats, read_stats
-from ..formats.workspace import check_replaceable, open_workspace
-from .data_free import RULE as DATA_FREE_RULE
-from .data_free import choose_data_free
+from ..formats.safetensors.checksum import checksum, checksum_range
+from ..formats.source.checkpoint import Checkpoint
 from .journal import Journal
 from .memory import DEFAULT_MAX_MEMORY, plan_workers
+from .metadata_files import make_manifest, write_small_files
 from .options import DEFAULT_SHARD_BYTES, ConvertOptions, Outliers
-from .outliers import CAP_SHARE, HeavyTails, OutlierChoice, Rule, choose_all
+from .outliers.collect import check_source
+from .outliers.data_free import RULE as DATA_FREE_RULE
+from .outliers.data_free import choose_data_free
+from .outliers.rule import CAP_SHARE, HeavyTails, OutlierChoice, Rule, choose_all
 from .plan import QuantizeTask, make_plan
 from .report import ConvertReport, measured
-from .small_files import make_manifest, write_small_files
 from .source import OpenedSource, open_source
-from .stats import check_source
 from .stopwatch import Stopwatch
 from .stream import run_tasks
 
@@ -116,7 +116,7 @@ def convert(
     if jobs is not None and jobs < 1:
         raise ArgumentError("jobs", expected="1 or more", found=jobs)
     if device != "cpu":
-        from .device import check_device  # needs torch
+        from .rounding.device import check_device  # needs torch
 
         check_device(device)
     tell = progress or (lambda stage, done, total: None)
@@ -202,7 +202,7 @@ def _choose(
             about: dict[str, Any] = {"rule": DATA_FREE_RULE}
         else:
             if stats is None:
-                from .calibrate import calibrate  # needs torch
+                from .outliers.calibrate import calibrate  # needs torch
 
                 stats = calibrate(
                     opened.checkpoint, opened.architecture, lambda done, total: tell("calibrate", done, total)

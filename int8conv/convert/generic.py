@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from ..errors import UnsupportedModelError
-from ..formats.checkpoint import CONFIG_FILE, Checkpoint, StoredTensor
-from ..formats.dtypes import FLOAT_DTYPES
-from ..formats.fp8 import FP8_DTYPES
-from ..formats.matrix import find_matrix
-from ..formats.names import BIAS, WEIGHT
-from .selection import Group, Kept, Linear, Patterns, Selection, keep, matches, why_skipped
+from ..formats.int8.names import BIAS, WEIGHT
+from ..formats.safetensors.dtypes import FLOAT_DTYPES
+from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint, StoredTensor
+from ..formats.source.fp8 import FP8_DTYPES
+from ..formats.source.matrix import find_matrix
+from .outliers.selection import Group, Kept, Linear, Patterns, Selection, keep, matches, why_skipped
 
 SMALLEST_SIDE: Final = 32
 """Matrices with a shorter side stay: routers, low-rank adapters, gates of a few heads."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from ..errors import ArgumentError, JsonFileError
-from ..formats.converted import ConvertedFolder
-from ..formats.names import MANIFEST_FILE
-from .outliers import CAP_SHARE, HEAVY_TAILS, RULES, Choosing, HeavyTails, Rule
-from .selection import Patterns
+from ..formats.int8.folder import ConvertedFolder
+from ..formats.int8.names import MANIFEST_FILE
+from .outliers.rule import CAP_SHARE, HEAVY_TAILS, RULES, Choosing, HeavyTails, Rule
+from .outliers.selection import Patterns
 
 Outliers = Literal["calibrated", "data-free", "none"]
 OUTLIERS: Final[tuple[Outliers, ...]] = ("calibrated", "data-free", "none")

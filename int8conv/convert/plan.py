@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UnsupportedDtypeError
-from ..formats.checkpoint import StoredTensor
-from ..formats.layout import Run, TensorSpec, Unit
-from ..formats.manifest import InputGroup
-from ..formats.matrix import Matrix
-from ..formats.names import BIAS, KINDS, OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
+from ..formats.int8.layout import Run, TensorSpec, Unit
+from ..formats.int8.manifest import InputGroup
+from ..formats.int8.names import BIAS, KINDS, OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
+from ..formats.source.checkpoint import StoredTensor
+from ..formats.source.matrix import Matrix
 from .options import ConvertOptions
-from .outliers import NO_OUTLIERS, OutlierChoice
-from .selection import Group, Kept, Selection
+from .outliers.rule import NO_OUTLIERS, OutlierChoice
+from .outliers.selection import Group, Kept, Selection
 
 
 @dataclass(frozen=True)

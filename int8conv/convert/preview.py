@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ..formats.hub import resolve_headers
-from ..formats.layout import plan_layout
+from ..formats.hub.download import resolve_headers
+from ..formats.int8.layout import plan_layout
 from .memory import DEFAULT_MAX_MEMORY, plan_workers
 from .options import ConvertOptions
-from .outliers import OutlierChoice, most_outliers
+from .outliers.rule import OutlierChoice, most_outliers
+from .outliers.selection import Group
 from .plan import Task, make_plan
-from .selection import Group
 from .source import OpenedSource, open_source
 
 

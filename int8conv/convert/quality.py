@@ -21,14 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import QualityError, SourceMismatchError
-from ..formats.checkpoint import StoredTensor
-from ..formats.converted import ConvertedFolder, QuantizedLinear, read_array, read_rows
-from ..formats.hub import Source
-from ..formats.matrix import Matrix, MatrixReader, as_rows
-from ..formats.names import BIAS
-from .halves import Bits, round_to_half, widen
+from ..formats.hub.download import Source
+from ..formats.int8.folder import ConvertedFolder, QuantizedLinear, read_array, read_rows
+from ..formats.int8.names import BIAS
+from ..formats.source.checkpoint import StoredTensor
+from ..formats.source.matrix import Matrix, MatrixReader, as_rows
 from .options import read_options
-from .selection import Kept
+from .outliers.selection import Kept
+from .rounding.float16_bits import Bits, round_to_half, widen
 from .source import OpenedSource, open_source
 
 Progress = Callable[[int, int], None]

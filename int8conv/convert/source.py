@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..errors import ArgumentError, MissingTensorError, UnsupportedModelError
-from ..formats.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
-from ..formats.hub import Source
-from ..formats.source_checks import check_not_quantized
-from ..runtime.architecture import Architecture, read_architecture
+from ..formats.hub.download import Source
+from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
+from ..formats.source.checks import check_not_quantized
+from ..runtime.models.architecture import Architecture, read_architecture
 from .generic import select_by_names
 from .options import ConvertOptions
-from .selection import Selection, matches, select_modules
+from .outliers.selection import Selection, matches, select_modules
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import HalfOverflowError, NonFiniteWeightError, NotFoundError, TruncatedFileError
-from ..formats.buffers import Buffers
-from ..formats.checkpoint import StoredTensor
-from ..formats.checksum import running_checksum
-from ..formats.layout import ShardLayout
-from ..formats.matrix import Matrix, MatrixReader, as_rows
-from ..formats.names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
-from ..formats.writer import Flusher, ShardWriter
-from .halves import INFINITY, Bits, largest_magnitudes, round_to_half, widen
+from ..formats.int8.layout import ShardLayout
+from ..formats.int8.names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
+from ..formats.safetensors.buffers import Buffers
+from ..formats.safetensors.checksum import running_checksum
+from ..formats.safetensors.writer import Flusher, ShardWriter
+from ..formats.source.checkpoint import StoredTensor
+from ..formats.source.matrix import Matrix, MatrixReader, as_rows
 from .journal import Journal
+from .outliers.sample import RowSample
 from .plan import KeepTask, QuantizeTask, Task
-from .quantize import NonFiniteRowError, QuantizedRows, RowQuantizer, check_finite
-from .sample import RowSample
+from .rounding.float16_bits import INFINITY, Bits, largest_magnitudes, round_to_half, widen
+from .rounding.quantize import NonFiniteRowError, QuantizedRows, RowQuantizer, check_finite
 from .stopwatch import Stopwatch
 
 Progress = Callable[[int], None]
@@ -130,7 +130,7 @@ def run_tasks(
 def _quantizer_for(device: str) -> NewQuantizer:
     if device == "cpu":
         return RowQuantizer
-    from .device import DeviceQuantizer, check_device  # needs torch
+    from .rounding.device import DeviceQuantizer, check_device  # needs torch
 
     place = check_device(device)
     return lambda dtype, columns, buffers, sample: DeviceQuantizer(dtype, columns, place, sample)

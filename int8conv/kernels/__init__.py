@@ -4,9 +4,9 @@
 plain 16- or 32-bit one. ``reference`` is the formula; ``cpu`` is the fast path on a CPU. Knows tensors, no files.
 """
 
-from . import jit
+from .cpu import jit
 from .dense import dense_linear
-from .mixed import (
+from .dispatch import (
     IMPLEMENTATIONS,
     MODES,
     Mode,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import jit
+from .cpu import jit
 
 _BLOCK_ELEMENTS = 1 << 19
 """2 MiB in float32: a widened block stays in the cache until it is multiplied."""

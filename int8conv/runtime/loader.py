@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from ..errors import ArgumentError
-from ..formats.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
-from ..formats.converted import ConvertedFolder, is_converted, open_converted
-from ..formats.hub import resolve
-from ..formats.source_checks import check_not_quantized
+from ..formats.hub.download import resolve
+from ..formats.int8.folder import ConvertedFolder, is_converted, open_converted
+from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
+from ..formats.source.checks import check_not_quantized
 from ..kernels import MODES, Mode
-from .architecture import Architecture, read_architecture
-from .decoder import Decoder
-from .generation_config import read_generation_defaults
+from .decoder.decoder import Decoder
 from .model import Model
-from .weights import CheckpointWeights, ConvertedWeights, Weights
+from .models.architecture import Architecture, read_architecture
+from .models.generation_config import read_generation_defaults
+from .weights.weights import CheckpointWeights, ConvertedWeights, Weights
 
 if TYPE_CHECKING:
-    from .gpu.weights import DeviceCheckpoint, DeviceConverted
+    from .backends.gpu.weights import DeviceCheckpoint, DeviceConverted
 
 DTYPES: Final = {
     "float32": torch.float32,
@@ -122,7 +122,7 @@ def converted_on_gpu(
     converted: ConvertedFolder, architecture: Architecture, dtype: torch.dtype, mode: Mode | None, *, net: bool
 ) -> DeviceConverted:  # fmt: skip
     """A converted folder that goes to the GPU as tensors are asked for."""
-    from .gpu.weights import DeviceConverted  # imports triton
+    from .backends.gpu.weights import DeviceConverted  # imports triton
 
     return DeviceConverted(converted, architecture.config, dtype, current_gpu(), mode, net=net)
 
@@ -130,7 +130,7 @@ def converted_on_gpu(
 def _source_on_gpu(
     checkpoint: Checkpoint, architecture: Architecture, dtype: torch.dtype
 ) -> DeviceCheckpoint:
-    from .gpu.weights import DeviceCheckpoint  # imports triton
+    from .backends.gpu.weights import DeviceCheckpoint  # imports triton
 
     return DeviceCheckpoint(checkpoint, architecture.config, dtype, current_gpu())
 

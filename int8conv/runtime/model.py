@@ -12,17 +12,17 @@ from torch import Tensor
 
 from ..errors import ArgumentError, GenerationError
 from ..kernels import Mode, NetCounter
-from ..kernels.fused import prepare
-from .decoder import Decoder
-from .footprint import Footprint, Predictor, open_predictor
-from .generation import Continuation, Generation, continue_all
-from .generation_config import GenerationDefaults
-from .gpu.files import Loading
-from .net import NetReport, net_report
-from .sampling import Sampling
-from .session import Session
-from .stopping import read_stops
-from .tokenizer import Detokenizer, Tokenizer
+from ..kernels.cpu.fused import prepare
+from .backends.gpu.files import Loading
+from .decoder.decoder import Decoder
+from .generate.generation import Continuation, Generation, continue_all
+from .generate.sampling import Sampling
+from .generate.session import Session
+from .measure.fallback import NetReport, net_report
+from .measure.footprint import Footprint, Predictor, open_predictor
+from .models.generation_config import GenerationDefaults
+from .text.stopping import read_stops
+from .text.tokenizer import Detokenizer, Tokenizer
 
 DEFAULT_NEW_TOKENS = 128
 

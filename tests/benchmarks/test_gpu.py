@@ -14,7 +14,7 @@ from benchmarks.gpu import correctness, gemv, peers, run, sanitizer, warm
 from benchmarks.gpu.checks import CHECKS, checked
 from benchmarks.gpu.session import Session
 
-from ..runtime.gpu.conftest import few_programs  # noqa: F401  (a fixture)
+from ..runtime.backends.gpu.conftest import few_programs  # noqa: F401  (a fixture)
 
 REHEARSAL = ["--device", "cpu", "--shape", "tiny"]
 JUDGED = ["every kernel correct on the device", "CUDA graph replay equals eager"]

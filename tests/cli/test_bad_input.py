@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from int8conv.convert.converter import convert
-from int8conv.formats.checkpoint import StoredTensor
-from int8conv.formats.converted import open_converted
+from int8conv.formats.int8.folder import open_converted
+from int8conv.formats.source.checkpoint import StoredTensor
 
 from ..checkpoints import LLAMA, random_tensors, write_checkpoint
 from .helpers import (

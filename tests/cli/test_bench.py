@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from int8conv.runtime import traffic
+from int8conv.runtime.measure import traffic
 
 from .helpers import check_refused, run, succeed
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from int8conv.formats.converted import open_converted
-from int8conv.formats.stats import InputStats, read_stats, write_stats
+from int8conv.formats.int8.folder import open_converted
+from int8conv.formats.int8.stats import InputStats, read_stats, write_stats
 
 from ..checkpoints import write_checkpoint
 from .helpers import check_refused, run, snapshot, succeed

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from int8conv.cli.output import parse_size
-from int8conv.formats.converted import open_converted
-from int8conv.formats.verify import verify
+from int8conv.formats.int8.folder import open_converted
+from int8conv.formats.int8.verify import verify
 
 from ..checkpoints import LLAMA, random_tensors, write_checkpoint
 from .helpers import ROOT, check_refused, run, run_apart, snapshot, succeed

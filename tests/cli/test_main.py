@@ -156,7 +156,7 @@ def test_an_interrupt_in_any_command(monkeypatch: pytest.MonkeyPatch, source: Pa
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("int8conv.runtime.footprint.open_predictor", interrupted)
+    monkeypatch.setattr("int8conv.runtime.measure.footprint.open_predictor", interrupted)
     result = run("footprint", source)
     assert result.exit_code == 130
     assert result.stderr == "int8conv: interrupted\n"

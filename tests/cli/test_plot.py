@@ -10,8 +10,8 @@ import pytest
 
 import int8conv
 from int8conv.cli.plot import binned, expected_errors, outlier_map
-from int8conv.formats.converted import open_converted, read_array
-from int8conv.formats.stats import read_stats
+from int8conv.formats.int8.folder import open_converted, read_array
+from int8conv.formats.int8.stats import read_stats
 
 from .helpers import check_refused, run, succeed
 
@@ -70,7 +70,7 @@ def test_bins_show_the_largest() -> None:
 
 def test_expected_errors_are_near_measured_ones(example: Path, example_int8: Path) -> None:
     from int8conv.convert.quality import compare
-    from int8conv.formats.hub import resolve
+    from int8conv.formats.hub.download import resolve
 
     converted = open_converted(example_int8)
     expected = expected_errors(converted)

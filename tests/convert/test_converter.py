@@ -28,8 +28,8 @@ from int8conv.errors import (
     NotWritableError,
     OutputExistsError,
 )
-from int8conv.formats.converted import ConvertedFolder, open_converted, read_array
-from int8conv.formats.verify import verify
+from int8conv.formats.int8.folder import ConvertedFolder, open_converted, read_array
+from int8conv.formats.int8.verify import verify
 
 from ..checkpoints import LLAMA, OPT, random_tensors, write_checkpoint
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import int8conv
 from int8conv.convert.converter import convert
 from int8conv.errors import DuplicateTensorError, MissingShardError
-from int8conv.formats.converted import open_converted
+from int8conv.formats.int8.folder import open_converted
 
 from ..checkpoints import LLAMA, random_tensors, write_checkpoint
 from ..formats.damage import rejected

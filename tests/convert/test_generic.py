@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from int8conv.convert.converter import convert
 from int8conv.convert.options import ConvertOptions
-from int8conv.convert.selection import Group, Kept
+from int8conv.convert.outliers.selection import Group, Kept
 from int8conv.convert.source import open_source
 from int8conv.errors import ArgumentError, UnsupportedModelError
-from int8conv.formats.converted import open_converted, read_array
-from int8conv.formats.hub import resolve
+from int8conv.formats.hub.download import resolve
+from int8conv.formats.int8.folder import open_converted, read_array
 
 from ..checkpoints import LLAMA, edit_config, put_fp8, random_tensors, write_checkpoint
 

@@ -13,7 +13,7 @@ from int8conv.convert.options import ConvertOptions
 from int8conv.convert.plan import Plan, make_plan
 from int8conv.convert.source import open_source
 from int8conv.errors import ArgumentError
-from int8conv.formats.hub import resolve
+from int8conv.formats.hub.download import resolve
 
 from ..checkpoints import write_checkpoint
 

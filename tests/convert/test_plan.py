@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from int8conv.convert.options import ConvertOptions
-from int8conv.convert.outliers import OutlierChoice
+from int8conv.convert.outliers.rule import OutlierChoice
+from int8conv.convert.outliers.selection import select_modules
 from int8conv.convert.plan import KeepTask, Plan, QuantizeTask, make_plan
-from int8conv.convert.selection import select_modules
 from int8conv.errors import (
     ArgumentError,
     MissingTensorError,
@@ -21,8 +21,8 @@ from int8conv.errors import (
     UnsupportedDtypeError,
     UnsupportedFeatureError,
 )
-from int8conv.formats.checkpoint import open_checkpoint
-from int8conv.runtime.architecture import read_architecture
+from int8conv.formats.source.checkpoint import open_checkpoint
+from int8conv.runtime.models.architecture import read_architecture
 
 from ..checkpoints import LLAMA, OPT, random_tensors, write_checkpoint
 

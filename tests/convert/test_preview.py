@@ -10,7 +10,7 @@ from int8conv.convert.converter import convert
 from int8conv.convert.options import ConvertOptions
 from int8conv.convert.preview import preview
 from int8conv.errors import AlreadyQuantizedError, ArgumentError, TruncatedFileError
-from int8conv.formats.converted import open_converted
+from int8conv.formats.int8.folder import open_converted
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from int8conv.convert import converter
-from int8conv.convert.outliers import OutlierChoice
-from int8conv.formats.converted import ConvertedFolder, open_converted
-from int8conv.formats.verify import verify
-from int8conv.runtime.mapping import read_tensor
+from int8conv.convert.outliers.rule import OutlierChoice
+from int8conv.formats.int8.folder import ConvertedFolder, open_converted
+from int8conv.formats.int8.verify import verify
+from int8conv.runtime.weights.mapping import read_tensor
 
 from ..checkpoints import write_checkpoint
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from int8conv.convert.converter import convert
 from int8conv.convert.quality import TensorQuality, check_sqnr, compare, median_sqnr
 from int8conv.errors import QualityError, SourceMismatchError, TruncatedFileError
-from int8conv.formats.checkpoint import open_checkpoint
-from int8conv.formats.converted import open_converted
-from int8conv.formats.hub import resolve
-from int8conv.formats.verify import verify
-from int8conv.runtime.mapping import read_tensor
+from int8conv.formats.hub.download import resolve
+from int8conv.formats.int8.folder import open_converted
+from int8conv.formats.int8.verify import verify
+from int8conv.formats.source.checkpoint import open_checkpoint
+from int8conv.runtime.weights.mapping import read_tensor
 
 from ..checkpoints import LLAMA, OPT, random_tensors, write_checkpoint
 from ..formats.damage import edit_json, rejected, tensor_bytes, write_tensor

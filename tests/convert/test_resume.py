@@ -15,8 +15,8 @@ import pytest
 from int8conv.convert.converter import ConvertReport, convert
 from int8conv.convert.journal import JOURNAL_FILE, Journal
 from int8conv.errors import NoSpaceError, NotFoundError
-from int8conv.formats.converted import open_converted
-from int8conv.formats.verify import verify
+from int8conv.formats.int8.folder import open_converted
+from int8conv.formats.int8.verify import verify
 
 WORKSPACE = ".out.partial"
 
@@ -133,7 +133,7 @@ def test_calibration_is_not_repeated(
     with pytest.raises(KeyboardInterrupt):
         convert(source, tmp_path / "out", progress=stop)
     convert(source, tmp_path / "expected")
-    monkeypatch.delattr("int8conv.convert.calibrate.calibrate")
+    monkeypatch.delattr("int8conv.convert.outliers.calibrate.calibrate")
     convert(source, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 

@@ -22,11 +22,11 @@ from int8conv.errors import (
     NotFoundError,
     TruncatedFileError,
 )
-from int8conv.formats.checkpoint import StoredTensor
-from int8conv.formats.header import read_header
-from int8conv.formats.layout import ShardLayout, TensorSpec, plan_layout
-from int8conv.formats.matrix import Matrix
-from int8conv.formats.storage import LocalFile
+from int8conv.formats.int8.layout import ShardLayout, TensorSpec, plan_layout
+from int8conv.formats.safetensors.header import read_header
+from int8conv.formats.safetensors.storage import LocalFile
+from int8conv.formats.source.checkpoint import StoredTensor
+from int8conv.formats.source.matrix import Matrix
 
 NO_COLUMNS = np.empty(0, np.int32)
 COLUMNS = np.array([0, 3, 5], np.int32)

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from int8conv.formats.converted import open_converted, read_array
-from int8conv.runtime.architecture import read_architecture
-from int8conv.runtime.cache import KVCache
-from int8conv.runtime.generation import Continuation, continue_all
+from int8conv.formats.int8.folder import open_converted, read_array
+from int8conv.runtime.decoder.cache import KVCache
+from int8conv.runtime.generate.generation import Continuation, continue_all
+from int8conv.runtime.generate.sampling import Sampling
 from int8conv.runtime.model import Model
-from int8conv.runtime.sampling import Sampling
-from int8conv.runtime.tokenizer import Detokenizer
+from int8conv.runtime.models.architecture import read_architecture
+from int8conv.runtime.text.tokenizer import Detokenizer
 
 TOLERANCE = 1e-4
 """Largest difference of two float32 logits that counts as equal."""

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig
 
 import int8conv
-from int8conv.formats.converted import open_converted
+from int8conv.formats.int8.folder import open_converted
 
 from ..checkpoints import put_fp8
 from .reference import TOLERANCE, put_dequantised_weights, token_by_token

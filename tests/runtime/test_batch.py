@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import AutoConfig
 
 import int8conv
-from int8conv.runtime.cache import KVCache
+from int8conv.runtime.decoder.cache import KVCache
 from int8conv.runtime.model import Model
 
+from .models.test_families import CONFIGS
 from .reference import TOLERANCE, reference
-from .test_families import CONFIGS
 
 PROMPTS = (17, 3, 9, 1)
 STEPS = 8

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..mixed import Mode
+from ..dispatch import Mode
 from ..weight import MixedWeight
 from . import launch as L
 from .configs import choose

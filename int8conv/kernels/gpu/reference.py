@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..mixed import quantize_tokens as _quantize_tokens
+from ..dispatch import quantize_tokens as _quantize_tokens
 from ..weight import MixedWeight
 from .experts import ExpertWeights
 from .quantize import NET_BLOCK, WORD_CHANNELS, Before, QuantizedTokens

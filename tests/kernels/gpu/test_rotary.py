@@ -8,7 +8,7 @@ from torch import Tensor
 
 from int8conv.errors import ArgumentError
 from int8conv.kernels.gpu import reference, rotary
-from int8conv.runtime.quantized_cache import quantize_heads
+from int8conv.runtime.decoder.quantized_cache import quantize_heads
 
 from .tensors import HALF_STEP, HALVES
 

@@ -1,0 +1,302 @@
+"""Find each input's channel magnitudes: run a text through the source, one block in memory at a time.
+
+The blocks are the runtime's decoder in float32 on the source's own weights, so what is measured is what the
+source computes; an observer at each group of linears sums up every channel (see ``formats/int8/stats.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import ArgumentError, CalibrationError, TokenizerError
+from ...formats.hub.download import resolve
+from ...formats.int8.stats import LARGE, InputStats, Stats, add_exactly
+from ...formats.safetensors.checksum import checksum
+from ...formats.safetensors.storage import LocalFile
+from ...formats.source.checkpoint import Checkpoint
+from ...runtime.measure.windows import (
+    Text,
+    check_context,
+    disjoint_windows,
+    encode,
+    read_text,
+    too_short,
+)
+from ...runtime.models.architecture import Architecture, Module, find_tensor, read_architecture
+from ...runtime.text.tokenizer import Tokenizer
+from ...runtime.weights.mapping import TORCH_DTYPES, MappedFiles
+from ...runtime.weights.streaming import BlockStream
+from ...runtime.weights.weights import CheckpointWeights, Lookup
+from ..options import ConvertOptions
+from ..rounding.device import check_device
+from ..source import open_source
+from ..stream import non_finite_weight
+from .collect import fingerprint
+
+Progress = Callable[[int, int], None]
+"""Called with blocks done and blocks in all."""
+
+CONTEXT: Final = 256
+RANDOM_TOKENS: Final = 1024
+_ROWS_AT_ONCE: Final = 1 << 19
+"""Weights whose int8 error is computed at once."""
+
+
+def calibrate_source(
+    source: str | Path,
+    *,
+    texts: Sequence[Path] = (),
+    tokens: int | None = None,
+    context: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress = lambda done, total: None,
+) -> Stats:
+    """``calibrate`` for a checkpoint folder, or the id of one on the hub.
+
+    Raises:
+        The errors of ``convert`` that concern the source, and those of ``calibrate``.
+    """
+    resolved = resolve(source)
+    opened = open_source(resolved, ConvertOptions("none"))
+    if opened.architecture is None:  # say which feature or family
+        read_architecture(opened.checkpoint.config, opened.checkpoint.tensors, resolved.folder)
+        raise AssertionError
+    stats = calibrate(
+        opened.checkpoint, opened.architecture, progress, texts=texts, tokens=tokens,
+        context=context, seed=seed, device=device,
+    )  # fmt: skip
+    return replace(stats, source=resolved.id, fingerprint=fingerprint(opened.checkpoint))
+
+
+@torch.inference_mode()
+def calibrate(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    progress: Progress,
+    *,
+    texts: Sequence[Path] = (),
+    tokens: int | None = None,
+    context: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Stats:
+    """Measure a source checkpoint, with neither its name nor its fingerprint.
+
+    Args:
+        checkpoint: the source.
+        architecture: its decoder.
+        progress: told blocks done and blocks in all.
+        texts: files of UTF-8 text; none: a built-in text (random tokens if the source has no usable tokenizer).
+        tokens: of all texts, at most; whole windows are drawn from them. None: all.
+        context: tokens of a window; None: 256, or fewer where the model has fewer positions.
+        seed: decides which windows are drawn.
+        device: where blocks run: ``"cpu"``, or one that PyTorch has.
+
+    Raises:
+        CalibrationError: a text that cannot be used; an activation is NaN or infinite (names module and channel).
+        NonFiniteWeightError: a weight is; names tensor and row.
+        CheckpointError: a tensor is absent or has another shape than the config implies.
+    """
+    if tokens is not None and tokens < 1:
+        raise ArgumentError("tokens", expected="1 or more", found=tokens)
+    check_device(device)
+    windows, used = _windows(checkpoint, architecture, texts, tokens, context, seed)
+    weights = _CalibrationWeights(checkpoint, device)
+    sums: dict[str, _Sums] = {}
+
+    def observe(module: Module, x: Tensor) -> None:
+        path = module.path
+        if path not in sums:
+            sums[path] = _Sums(x.shape[-1], x.device)
+        channel = sums[path].add(x.flatten(0, -2))
+        if channel is not None:
+            raise CalibrationError(
+                f"activation is NaN or infinite in channel {channel}", file=checkpoint.folder,
+                tensor=f"{path}.weight",
+                hint="the source overflows; --outliers none converts without running it",
+            )  # fmt: skip
+
+    layers = architecture.config.num_layers
+    stream = BlockStream(architecture, weights, windows, device)
+    for layer in range(layers):
+        progress(layer, layers)
+        stream.advance(layer, observe)
+    progress(layers, layers)
+    groups = {group[0].path: group for group in architecture.groups()}
+    return Stats(
+        source="",
+        fingerprint="",
+        texts=used,
+        context=len(windows[0]),
+        linears={path: tuple(m.path for m in groups[path]) for path in sums},
+        normalised=tuple(path for path in sums if _is_normalised(architecture, groups[path][0])),
+        inputs={path: s.finish(weights.error(path)) for path, s in sums.items()},
+    )
+
+
+_AFTER_NORM: Final = {"q", "qkv", "gate", "up", "gate_up", "shared_gate", "shared_up"}
+"""Roles of linears that a norm feeds, if one stands before them."""
+
+
+def _is_normalised(architecture: Architecture, first: Module) -> bool:
+    role = first.role.rpartition(".")[2]  # an expert's has its number in front
+    return role in _AFTER_NORM and architecture.config.norms in ("before", "around")
+
+
+class _Sums:
+    """Running sums of one input."""
+
+    def __init__(self, channels: int, device: torch.device) -> None:
+        self._absmax = torch.zeros(channels, device=device)
+        self._large = torch.zeros(channels, dtype=torch.int64, device=device)
+        self._squares = np.zeros((2, channels))
+        self._fourths = np.zeros((2, channels))
+
+    def add(self, x: Tensor) -> int | None:
+        """Add a window ``[tokens, in]``; the number of a channel that is not finite, if there is one.
+
+        A window's sums are rounded to float32, and then added without rounding: statistics of two halves of a text add up to
+        those of the whole, bit for bit.
+        """
+        magnitude = x.abs()
+        largest = magnitude.amax(dim=0)
+        if not bool(largest.isfinite().all()):
+            return int((~largest.isfinite()).nonzero()[0])
+        self._absmax = torch.maximum(self._absmax, largest)
+        self._large += (magnitude >= LARGE).sum(dim=0)
+        squares = magnitude.double().square_()
+        self._squares = _added(self._squares, squares.sum(dim=0))
+        self._fourths = _added(self._fourths, squares.square_().sum(dim=0))
+        return None
+
+    def finish(self, weight_error: Tensor) -> InputStats:
+        return InputStats(
+            self._absmax.cpu().numpy(), self._large.cpu().numpy(), self._squares, self._fourths,
+            weight_error.numpy(),
+        )  # fmt: skip
+
+
+def _added(sums: npt.NDArray[np.float64], window: Tensor) -> npt.NDArray[np.float64]:
+    rounded = window.clamp_max(_FLOAT32_MAX).float().double().cpu().numpy()
+    return add_exactly(sums, np.stack([rounded, np.zeros_like(rounded)]))
+
+
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+
+
+class _CalibrationWeights(CheckpointWeights):
+    """Refuses a NaN or an infinity where it stands, rather than in the activation that it leads to.
+
+    Reads only those rows of an embedding that are looked up, and notes the error that int8 rows would make in each column.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str) -> None:
+        super().__init__(checkpoint, torch.float32)
+        self._squares: dict[str, Tensor | int] = {}
+        self._device = device
+        self._mapped = MappedFiles()
+
+    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
+        tensor = super().tensor(module, kind)
+        self._check(tensor, module, kind)
+        if module.group and kind == "weight":
+            first = module.group[0]
+            self._squares[first] = self._squares.get(first, 0) + _column_errors(
+                tensor.t() if module.transposed else tensor
+            )
+        return tensor if module.layer is None else tensor.to(self._device)
+
+    def lookup(self, module: Module) -> Lookup:
+        stored = find_tensor(self.checkpoint, module)
+        if stored.dtype not in TORCH_DTYPES or not isinstance(stored.file, LocalFile):
+            return super().lookup(module)
+        table = self._mapped.tensor(stored)
+
+        def look_up(rows: Tensor) -> Tensor:
+            found = F.embedding(rows, table).float()
+            self._check(found.flatten(0, -2), module, "weight", rows.flatten())
+            return found
+
+        return look_up
+
+    def error(self, path: str) -> Tensor:
+        """Of each column, float32 ``[in]``, for the input of that first linear."""
+        return torch.as_tensor(self._squares[path]).sqrt().float()
+
+    def _check(self, tensor: Tensor, module: Module, kind: str, rows: Tensor | None = None) -> None:
+        finite = tensor.isfinite()
+        if not bool(finite.all()):
+            row = int((~finite).nonzero()[0, 0])
+            row = row if rows is None else int(rows[row])
+            raise non_finite_weight(find_tensor(self.checkpoint, module, kind), row)
+
+
+def _column_errors(weight: Tensor) -> Tensor:
+    """Sum over rows of the squared error of int8 rows, float64 ``[in]``, for a weight ``[out, in]``."""
+    total = torch.zeros(weight.shape[1], dtype=torch.float64)
+    for rows in torch.split(weight, max(1, _ROWS_AT_ONCE // max(weight.shape[1], 1))):
+        scale = rows.abs().amax(dim=1, keepdim=True) / 127
+        steps = rows / scale.masked_fill(scale == 0, 1.0)
+        total += ((steps - steps.round()) * scale).double().square_().sum(dim=0)
+    return total
+
+
+def _windows(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    texts: Sequence[Path],
+    tokens: int | None,
+    context: int | None,
+    seed: int,
+) -> tuple[list[Tensor], tuple[tuple[str | None, int], ...]]:
+    """Token ids of each window, and each text's checksum and tokens that are used."""
+    config = architecture.config
+    if context is not None:
+        check_context(context, config.max_positions, CalibrationError)
+    context = context or min(CONTEXT, config.max_positions)
+    read = [read_text(path, CalibrationError) for path in texts] or [_built_in()]
+    try:
+        tokenizer = Tokenizer.load(checkpoint.folder)
+    except TokenizerError:
+        if texts:
+            raise
+        generator = torch.Generator().manual_seed(seed)
+        shape = (-(-(tokens or RANDOM_TOKENS) // context), context)
+        ids = torch.randint(config.vocab_size, shape, generator=generator)
+        return list(ids.unbind()), ((None, ids.numel()),)
+    windows: list[tuple[int, Tensor]] = []
+    for number, text in enumerate(read):
+        ids = encode(tokenizer, text, config.vocab_size, checkpoint.folder, CalibrationError)
+        if len(ids) < context:
+            if texts:
+                raise too_short(text, len(ids), context, CalibrationError)
+            ids = ids.repeat(-(-context // len(ids)))
+        windows += [(number, window) for window in disjoint_windows(ids, context)]
+    if tokens is not None:
+        windows = _drawn(windows, -(-tokens // context), seed)
+    counts = [sum(len(w) for n, w in windows if n == number) for number in range(len(read))]
+    used = tuple((t.xxh3_128, count) for t, count in zip(read, counts, strict=True) if count)
+    return [window for _, window in windows], used
+
+
+def _drawn(windows: list[tuple[int, Tensor]], count: int, seed: int) -> list[tuple[int, Tensor]]:
+    """So many windows at random, in their order."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(windows), generator=generator)[:count].sort().values
+    return [windows[number] for number in chosen.tolist()]
+
+
+def _built_in() -> Text:
+    data = (resources.files(__package__) / "calibration_text.txt").read_bytes()
+    return Text("the built-in text", data.decode(), checksum(data))

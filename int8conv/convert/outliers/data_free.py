@@ -1,0 +1,87 @@
+"""Outlier columns without a run of the model: from norm gains and weights alone. A guess, and marked as one.
+
+An input behind a norm is about a unit normal vector times the norm's gains, so a channel with a gain far above the others' is
+an outlier. Where the family is not known, the norms of the same block and width are all taken for the one in front. A column
+whose weights are far larger than the others' sets the row scales, and is worth 16 bits too.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ...formats.int8.names import OUTLIER_MULTIPLE
+from ...formats.safetensors.dtypes import FLOAT_DTYPES
+from ...formats.source.checkpoint import Checkpoint, StoredTensor
+from ...formats.source.matrix import Matrix, MatrixReader, as_rows
+from ..rounding.float16_bits import widen
+from .rule import CAP_SHARE, FACTOR, OutlierChoice, most_outliers
+from .selection import Group, Selection
+
+RULE: Final = "data-free: norm gains and column magnitudes >= 4 * median"
+_NORM: Final = re.compile(r"(norm\w*|ln|ln_\w+)\.weight$")
+_BLOCK: Final = re.compile(r"^(.*?\.)?\d+\.")
+_SAMPLE: Final = 1 << 18
+"""Weights of a linear that are looked at: its first rows."""
+_SIGMAS: Final = 6.0
+
+
+def choose_data_free(
+    checkpoint: Checkpoint, selection: Selection, share: float = CAP_SHARE
+) -> dict[str, OutlierChoice]:
+    """The choice for every input, by the group's ``input``."""
+    norms = [
+        tensor for tensor in checkpoint.tensors.values()
+        if len(tensor.shape) == 1 and tensor.dtype in FLOAT_DTYPES and _NORM.search(tensor.name)
+    ]  # fmt: skip
+    return {
+        item.input: _choose(item, norms, share)
+        for item in selection.items
+        if isinstance(item, Group)
+    }
+
+
+def _choose(group: Group, norms: list[StoredTensor], share: float) -> OutlierChoice:
+    in_features = group.linears[0].weight.shape[1]
+    columns = _relative(np.maximum.reduce([_column_sizes(x.weight) for x in group.linears]))
+    block = _BLOCK.match(group.linears[0].path)
+    gains = [
+        np.abs(_values(as_rows(norm, _SAMPLE))).reshape(-1) for norm in norms
+        if norm.shape == (in_features,) and block and norm.name.startswith(block[0])
+    ]  # fmt: skip
+    score = np.maximum.reduce([columns, *map(_relative, gains)])
+    order = np.argsort(-score, kind="stable")
+    wanted = int(np.count_nonzero(score >= FACTOR))
+    wanted = min(
+        -(-wanted // OUTLIER_MULTIPLE) * OUTLIER_MULTIPLE, most_outliers(in_features, share)
+    )
+    rest = order[wanted:]
+    largest = max((float(gain[rest].max(initial=0)) for gain in gains), default=0.0)
+    kept = np.sort(order[:wanted]).astype(np.int32)
+    return OutlierChoice(kept, _SIGMAS * largest if 0 < largest < np.inf else None)
+
+
+def _relative(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """To the median; what is not finite is refused elsewhere, with its name."""
+    finite = np.where(np.isfinite(values), values, 0)
+    median = np.median(finite)
+    return finite / median if median else np.zeros_like(finite)
+
+
+def _column_sizes(weight: Matrix) -> npt.NDArray[np.float32]:
+    """Largest magnitude of each column in the first rows."""
+    return np.asarray(np.abs(_values(weight)).max(axis=0, initial=0), np.float32)
+
+
+def _values(matrix: Matrix) -> npt.NDArray[np.float32]:
+    """The first rows in float32."""
+    for _, bits in MatrixReader(matrix, _SAMPLE).blocks():
+        values: npt.NDArray[np.float32] = widen(
+            bits, matrix.dtype, np.empty(bits.shape, np.float32)
+        )
+        values[~np.isfinite(values)] = 0
+        return values
+    return np.zeros((0, matrix.shape[1]), np.float32)

@@ -1,0 +1,171 @@
+"""Which input columns of a group stay in 16 bits, and from where the safety net takes an activation: every rule for it.
+
+Measured figures behind the defaults are in docs/fidelity.md.
+
+- ``absmax`` (default): channels whose largest magnitude is at least 4 times the median channel's, the largest first; at least
+  16, since kernels read 16 columns at a time, and at most max(16, 1 %). Free of scale.
+- ``error``: the cap's worth of channels with the largest expected error, absmax x weight error.
+- ``paper``: the systematic dimensions of LLM.int8() (arXiv:2208.07339, section 4.1), at inputs that a norm feeds; none elsewhere.
+
+The paper's criterion is 6.0 whatever the input. It was made for normalised inputs: at the second matrix of a gated FFN it would
+keep nearly every column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Context
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ...formats.int8.names import OUTLIER_MULTIPLE
+from ...formats.int8.stats import InputStats, Stats
+from .collect import systematic_dimensions
+
+Rule = Literal["absmax", "error", "paper"]
+RULES: Final[tuple[Rule, ...]] = ("absmax", "error", "paper")
+HeavyTails = Literal["16bit", "8bit"]
+HEAVY_TAILS: Final[tuple[HeavyTails, ...]] = ("16bit", "8bit")
+
+FACTOR: Final = 4.0
+CAP_SHARE: Final = 0.01
+CAP_COLUMNS: Final = 16
+HEAVY_KURTOSIS: Final = 16.0
+"""Of values outside the columns: a normal distribution has 3, inputs behind a norm 3 to 9, gated FFNs' second inputs 40 and more."""
+
+
+@dataclass(frozen=True)
+class OutlierChoice:
+    """The choice for one input."""
+
+    columns: npt.NDArray[np.int32]
+    """Ascending; empty for none."""
+    threshold: float | None
+    """Just above the largest magnitude that calibration saw outside the columns; 0.0: all activations of this input are
+    multiplied in 16 bits. None: not known."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"columns": self.columns.tolist(), "threshold": self.threshold}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> OutlierChoice:
+        return cls(np.array(value["columns"], np.int32), value["threshold"])
+
+
+NO_OUTLIERS: Final = OutlierChoice(np.empty(0, np.int32), None)
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """How to choose."""
+
+    rule: Rule = "absmax"
+    share: float = CAP_SHARE
+    """Of an input's columns, kept in 16 bits at most (or 16 columns, if that is more); 0: none, the net is alone."""
+    heavy_tails: HeavyTails = "16bit"
+    """What happens to activations of an input whose values are heavy-tailed outside of its columns. One value then sets the scale
+    of nearly every token, and a net that is of use takes something in nearly every block: 16 bits throughout cost less."""
+
+    def describe(self) -> str:
+        """For the manifest."""
+        what = {"absmax": f"absmax >= {FACTOR:g} * median", "error": "absmax * weight error",
+                "paper": "systematic dimensions"}  # fmt: skip
+        most = f"at most max({CAP_COLUMNS}, {self.share:.3g})" if self.share else "at most 0"
+        return f"{what[self.rule]}, {most}, heavy tails in {self.heavy_tails}"
+
+
+def choose_all(stats: Stats, choosing: Choosing) -> dict[str, OutlierChoice]:
+    """The choice for every input of a checkpoint."""
+    dimensions = systematic_dimensions(stats) if choosing.rule == "paper" else None
+    normalised = set(stats.normalised)
+    return {
+        path: choose_outliers(found, stats.tokens, choosing, dimensions if path in normalised else None)
+        for path, found in stats.inputs.items()
+    }  # fmt: skip
+
+
+def choose_outliers(
+    found: InputStats,
+    tokens: int,
+    choosing: Choosing = Choosing(),
+    dimensions: npt.NDArray[np.int64] | None = None,
+) -> OutlierChoice:
+    """The choice for one input.
+
+    Args:
+        found: its statistics.
+        tokens: positions that they are of.
+        choosing: the rule.
+        dimensions: the checkpoint's systematic dimensions, for the rule ``paper``; None: they do not concern this input.
+    """
+    in_features = len(found.absmax)
+    if not found.absmax.any():
+        return NO_OUTLIERS
+    order, wanted = _ranked(found, choosing.rule, dimensions)
+    if wanted:
+        wanted = -(-wanted // OUTLIER_MULTIPLE) * OUTLIER_MULTIPLE
+    kept = min(wanted, most_outliers(in_features, choosing.share))
+    # what would be kept by default is no ordinary activation, kept or not
+    ordinary = order[min(wanted, most_outliers(in_features)) :]
+    columns = np.sort(order[:kept]).astype(np.int32)
+    return OutlierChoice(columns, _threshold(found, tokens, ordinary, choosing))
+
+
+def _ranked(
+    found: InputStats, rule: Rule, dimensions: npt.NDArray[np.int64] | None
+) -> tuple[npt.NDArray[np.intp], int]:
+    """Channels, the most useful first, and how many of them the rule asks for."""
+    absmax = found.absmax
+    if rule == "paper":
+        score = absmax.astype(np.float64)
+        chosen = np.empty(0, np.int64) if dimensions is None else dimensions
+        score[chosen] += absmax.max()
+        return np.argsort(-score, kind="stable"), len(chosen)
+    if rule == "error":
+        error = absmax.astype(np.float64) * found.weight_error
+        return np.argsort(-error, kind="stable"), len(absmax)
+    large = int(np.count_nonzero(absmax >= FACTOR * np.median(absmax)))
+    return np.argsort(-absmax, kind="stable"), max(large, OUTLIER_MULTIPLE)
+
+
+def _threshold(
+    found: InputStats, tokens: int, ordinary: npt.NDArray[np.intp], choosing: Choosing
+) -> float | None:
+    largest = float(found.absmax[ordinary].max(initial=0))
+    if not largest:
+        return None
+    if choosing.heavy_tails == "16bit" and kurtosis(found, tokens, ordinary) > HEAVY_KURTOSIS:
+        return 0.0
+    return _just_above(largest)
+
+
+def kurtosis(found: InputStats, tokens: int, channels: npt.NDArray[np.intp]) -> float:
+    """Mean fourth power over squared mean square of the values of some channels."""
+    squares, fourths = (
+        float(found.squares[0, channels].sum()),
+        float(found.fourths[0, channels].sum()),
+    )
+    return fourths * tokens * len(channels) / squares**2 if squares else 0.0
+
+
+def most_outliers(in_features: int, share: float = CAP_SHARE) -> int:
+    """The cap for an input of so many columns."""
+    cap = max(CAP_COLUMNS, int(share * in_features)) if share else 0
+    return min(cap, in_features) // OUTLIER_MULTIPLE * OUTLIER_MULTIPLE
+
+
+def threshold_counts(choices: Mapping[str, OutlierChoice]) -> int:
+    """Inputs whose activations are multiplied in 16 bits throughout."""
+    return sum(choice.threshold == 0.0 for choice in choices.values())
+
+
+def _just_above(value: float) -> float:
+    """The next number of three significant digits: sums in another order must not change the file."""
+    digits = Context(prec=3, rounding=ROUND_FLOOR)
+    above = digits.create_decimal_from_float(value)
+    while float(above) <= value:
+        above = above.next_plus(digits)
+    return float(above)

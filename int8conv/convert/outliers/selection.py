@@ -1,0 +1,197 @@
+"""Which tensors of a source become int8, which stay in 16 bits and which are left out: by the decoder's modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from ...errors import ArgumentError, UnsupportedFeatureError
+from ...formats.int8.names import BIAS, WEIGHT
+from ...formats.safetensors.dtypes import FLOAT_DTYPES
+from ...formats.source.checkpoint import CONFIG_FILE, Checkpoint, StoredTensor
+from ...formats.source.fp8 import FP8_DTYPES, scale_tensor
+from ...formats.source.matrix import Matrix, find_matrix
+from ...runtime.models.architecture import Architecture, Module, find_tensor
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear to quantise."""
+
+    path: str
+    weight: Matrix
+    bias: StoredTensor | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Linears that share an input, in the order in which they stand next to each other."""
+
+    linears: tuple[Linear, ...]
+    kind: str
+    """What they are, for people."""
+    input: str
+    """Path by which calibration knows their input."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A tensor that stays in 16 bits; an FP8 matrix is widened to them."""
+
+    name: str
+    source: StoredTensor | Matrix
+    kind: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Everything in a source, in the order of the output."""
+
+    items: tuple[Group | Kept, ...]
+    skipped: dict[str, str]
+    """Tensors that are left out, and why."""
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """Regular expressions that match somewhere in a linear's path."""
+
+    keep: tuple[str, ...] = ()
+    """Linears that stay in 16 bits."""
+    quantize: tuple[str, ...] = ()
+    """Further matrices that become int8: head, embeddings."""
+
+    def check(self, quantized: Collection[str], others: Collection[str]) -> None:
+        """Refuse a pattern that matches nothing which it could change.
+
+        Raises:
+            ArgumentError: names the pattern, and a path that one could match.
+        """
+        for option, patterns, paths in (
+            ("keep matches no linear that would be quantised", self.keep, quantized),
+            ("quantize matches no matrix that would be kept", self.quantize, others),
+        ):
+            for pattern in patterns:
+                if not any(re.search(pattern, path) for path in paths):
+                    example = f"such as {next(iter(paths))}" if paths else "nothing: there is none"
+                    raise ArgumentError(option, expected=example, found=repr(pattern))
+
+
+def matches(patterns: Iterable[str], path: str) -> bool:
+    """Whether one of the regular expressions is found in ``path``."""
+    return any(re.search(pattern, path) for pattern in patterns)
+
+
+def select_modules(
+    checkpoint: Checkpoint, architecture: Architecture, patterns: Patterns
+) -> Selection:
+    """The selection for a family that the runtime knows.
+
+    Raises:
+        ArgumentError: a pattern matches nothing.
+        MissingTensorError, ShapeError, UnsupportedDtypeError, CompanionError: the source is not what its config implies.
+        UnsupportedFeatureError: a module has a tensor that the config says nothing of.
+    """
+    modules = architecture.modules
+    patterns.check(
+        [m.path for m in modules if m.group], [m.path for m in modules if _quantizable(m)]
+    )
+    by_path = {m.path: m for m in modules}
+    items: list[Group | Kept] = []
+    for module in modules:
+        if module.group and not matches(patterns.keep, module.path):
+            quantised = [path for path in module.group if not matches(patterns.keep, path)]
+            if quantised[0] == module.path:
+                linears = tuple(_linear(checkpoint, by_path[path]) for path in quantised)
+                items.append(Group(linears, module.kind, module.group[0]))
+        elif _quantizable(module) and matches(patterns.quantize, module.path):
+            items.append(Group((_linear(checkpoint, module),), module.kind, module.path))
+        else:
+            items += _kept(checkpoint, module)
+    extras, skipped = _extras(checkpoint, architecture)
+    return Selection((*items, *extras), skipped)
+
+
+def _quantizable(module: Module) -> bool:
+    """Whether a module that stays in 16 bits by default can be int8 as well."""
+    return module.kind in ("embedding", "projection", "head") and module.role != "positions"
+
+
+def _linear(checkpoint: Checkpoint, module: Module) -> Linear:
+    weight = find_matrix(checkpoint, find_tensor(checkpoint, module), transposed=module.transposed)
+    return Linear(module.path, weight, _bias(checkpoint, module))
+
+
+def _bias(checkpoint: Checkpoint, module: Module) -> StoredTensor | None:
+    return find_tensor(checkpoint, module, BIAS) if module.bias else None
+
+
+def _kept(checkpoint: Checkpoint, module: Module) -> Iterator[Kept]:
+    yield keep(checkpoint, find_tensor(checkpoint, module), module.kind)
+    if (bias := _bias(checkpoint, module)) is not None:
+        yield keep(checkpoint, bias, module.kind)
+
+
+def keep(checkpoint: Checkpoint, tensor: StoredTensor, kind: str) -> Kept:
+    """A tensor as it stays.
+
+    Raises:
+        UnsupportedDtypeError: it is no float, or FP8 and not a matrix.
+        CompanionError: FP8 without scales that fit.
+    """
+    if tensor.dtype in FLOAT_DTYPES:
+        return Kept(tensor.name, tensor, kind)
+    return Kept(tensor.name, find_matrix(checkpoint, tensor), kind)
+
+
+def _extras(
+    checkpoint: Checkpoint, architecture: Architecture
+) -> tuple[list[Kept], dict[str, str]]:
+    """Tensors that no module of the decoder has: kept as they are, but for those that are redundant."""
+    modules = {m.path: m for m in architecture.modules}
+    planned = {f"{m.path}.{WEIGHT}" for m in architecture.modules}
+    planned |= {f"{m.path}.{BIAS}" for m in architecture.modules if m.bias}
+    head = architecture.family.names["head"] + ".weight"
+    extras, skipped = [], {}
+    for name, tensor in checkpoint.tensors.items():
+        if name in planned:
+            continue
+        if (reason := why_skipped(checkpoint, tensor)) is not None:
+            skipped[name] = reason
+        elif name.rpartition(".")[0] in modules:
+            raise UnsupportedFeatureError(
+                f"{CONFIG_FILE} says nothing of this tensor, which belongs to a module that the model uses",
+                file=tensor.file, tensor=name,
+            )  # fmt: skip
+        elif name == head and architecture.config.tied:
+            skipped[name] = "tied to the token embedding"
+        elif name.endswith(architecture.family.skipped):
+            skipped[name] = "computed, not learned"
+        else:
+            extras.append(keep(checkpoint, tensor, "matches no rule"))
+    return extras, skipped
+
+
+_ACTIVATION_SCALES: Final = (
+    ".input_scale", ".output_scale", ".q_scale", ".k_scale", ".v_scale", ".input_activation_scale",
+)  # fmt: skip
+
+
+def why_skipped(checkpoint: Checkpoint, tensor: StoredTensor) -> str | None:
+    """Why a tensor of any model is left out; None if it is not."""
+    name = tensor.name
+    weight = name.removesuffix("_inv").removesuffix("_scale")
+    if weight in checkpoint.tensors and checkpoint.tensors[weight].dtype in FP8_DTYPES:
+        if scale_tensor(checkpoint, weight) == tensor:
+            return "scales of an FP8 weight, which are multiplied into it"
+    elif name.endswith(_ACTIVATION_SCALES) and _has_fp8(checkpoint):
+        return "a scale of FP8 activations, which there are none of"
+    if tensor.dtype.startswith(("I", "U", "BOOL")):
+        return f"not a weight of the model, and {tensor.dtype}"
+    return None
+
+
+def _has_fp8(checkpoint: Checkpoint) -> bool:
+    return any(tensor.dtype in FP8_DTYPES for tensor in checkpoint.tensors.values())

@@ -1,0 +1,92 @@
+"""Quantise blocks of rows with PyTorch, on a GPU: the same bytes as ``quantize.RowQuantizer``."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...errors import ArgumentError
+from ..outliers.sample import RowSample
+from .float16_bits import Bits
+from .quantize import SMALLEST_SCALE, NonFiniteRowError, QuantizedRows
+
+_DTYPES: Final = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+_BITS: Final = {2: np.int16, 4: np.int32}
+
+
+def check_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArgumentError("device", expected="cpu, or one that PyTorch has here",
+                            found=f"{name} ({reason})") from None  # fmt: skip
+    return device
+
+
+class DeviceQuantizer:
+    """Quantises blocks of rows on a device.
+
+    Division and rounding are single IEEE operations there too, so every code and scale is the CPU's.
+
+    Args:
+        dtype: F16, BF16 or F32.
+        columns: outlier columns, int ``[k]``.
+        device: where the arithmetic is done.
+        sample: measures what is lost.
+    """
+
+    def __init__(
+        self,
+        dtype: str,
+        columns: npt.NDArray[np.int32],
+        device: torch.device,
+        sample: RowSample | None = None,
+    ) -> None:
+        self.dtype = _DTYPES[dtype]
+        self.columns = columns
+        self._device = device
+        self._index = torch.from_numpy(columns.astype(np.int64)).to(device)
+        self._sample = sample
+
+    def quantize(self, bits: Bits, first: int = 0) -> QuantizedRows:
+        """Quantise ``bits`` ``[rows, in]``; ``first`` is the number of its first row.
+
+        Raises:
+            NonFiniteRowError: a value is NaN or infinite.
+        """
+        outliers = bits[:, self.columns]
+        stored = torch.from_numpy(bits.view(_BITS[bits.itemsize])).to(self._device)
+        wide = stored.view(self.dtype).to(torch.float32, copy=True)
+        _check_finite(wide)
+        wide[:, self._index] = 0
+        largest = wide.abs().amax(1) if wide.shape[1] else wide.new_zeros(len(wide))
+        # by a tensor: PyTorch multiplies by the reciprocal of a plain number on a GPU
+        scale = (largest / torch.full_like(largest, 127)).clamp_min(float(SMALLEST_SCALE))
+        scale = torch.where(largest > 0, scale, largest)
+        wide /= torch.where(largest > 0, scale, torch.ones_like(scale))[:, None]
+        codes = wide.round().to(torch.int8)
+        result = QuantizedRows(_host(codes), _host(scale), outliers)
+        if self._sample:
+            rows = slice(-first % self._sample.step, None, self._sample.step)
+            self._sample.add(_host(wide[rows]).copy(), result.codes, result.scale, first)
+        return result
+
+
+def _check_finite(wide: torch.Tensor) -> None:
+    finite = torch.isfinite(wide).all(1)
+    if not bool(finite.all()):
+        raise NonFiniteRowError(int((~finite).to(torch.uint8).argmax()))
+
+
+def _host(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    return tensor.cpu().numpy()

@@ -1,0 +1,91 @@
+"""Quantise a block of rows (SPEC.md section 1.1); the arithmetic of the format, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ...formats.safetensors.buffers import Buffers
+from ..outliers.sample import RowSample
+from .float16_bits import INFINITY, Bits, largest_magnitudes, widen
+
+SMALLEST_SCALE = np.float32(2.0**-126)
+
+
+@dataclass(frozen=True)
+class QuantizedRows:
+    """One block; arrays are the quantiser's buffers, valid until the next block."""
+
+    codes: npt.NDArray[np.int8]
+    """``[rows, in]``, zero in outlier columns."""
+    scale: npt.NDArray[np.float32]
+    """``[rows]``."""
+    outliers: Bits
+    """``[rows, k]``, the source's bits."""
+
+
+class RowQuantizer:
+    """Quantises blocks of rows.
+
+    Args:
+        dtype: F16, BF16 or F32.
+        columns: outlier columns, int ``[k]``.
+        buffers: memory to work in; what a block needs in float32 should fit a core's cache.
+        sample: measures what is lost.
+    """
+
+    def __init__(
+        self,
+        dtype: str,
+        columns: npt.NDArray[np.int32],
+        buffers: Buffers | None = None,
+        sample: RowSample | None = None,
+    ) -> None:
+        self.dtype = dtype
+        self.columns = columns
+        self._buffers = buffers or Buffers()
+        self._sample = sample
+
+    def quantize(self, bits: Bits, first: int = 0) -> QuantizedRows:
+        """Quantise ``bits`` ``[rows, in]``, which is overwritten; ``first`` is the number of its first row.
+
+        Raises:
+            NonFiniteRowError: a value outside or inside the outlier columns is NaN or infinite.
+        """
+        scratch = self._buffers.take("scratch", bits.shape, bits.dtype)
+        largest = largest_magnitudes(bits, self.dtype, scratch)
+        check_finite(largest, self.dtype)
+        outliers = bits[:, self.columns]
+        if len(self.columns):
+            bits[:, self.columns] = 0
+            largest = largest_magnitudes(bits, self.dtype, scratch)
+        scale = np.empty(len(bits), np.float32)
+        widen(largest, self.dtype, scale)
+        np.divide(scale, np.float32(127), out=scale)
+        np.maximum(scale, SMALLEST_SCALE, out=scale, where=largest > 0)
+        wide = widen(bits, self.dtype, self._buffers.take("wide", bits.shape, np.float32))
+        np.divide(wide, np.where(largest > 0, scale, np.float32(1))[:, None], out=wide)
+        exact = self._sample.quotients(wide, first) if self._sample else None
+        np.rint(wide, out=wide)
+        if self._sample and exact is not None:
+            self._sample.add(exact, wide, scale, first)
+        codes = self._buffers.take("codes", bits.shape, np.int8)
+        np.copyto(codes, wide, casting="unsafe")  # within 127: no row value passes its scale
+        return QuantizedRows(codes, scale, outliers)
+
+
+class NonFiniteRowError(ValueError):
+    """Internal: a NaN or an infinity at ``row`` of the block; the caller knows file and tensor."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(row)
+        self.row = row
+
+
+def check_finite(largest: Bits, dtype: str) -> None:
+    """Raise NonFiniteRowError at the first row whose largest magnitude ``[rows]`` is NaN or infinite."""
+    bad = largest >= INFINITY[dtype]
+    if bad.any():
+        raise NonFiniteRowError(int(bad.argmax()))

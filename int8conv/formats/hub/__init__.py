@@ -1,0 +1,1 @@
+"""The Hugging Face hub: download a checkpoint, or read it there by ranges of bytes."""

@@ -1,0 +1,197 @@
+"""Sources that are named by their id on the Hugging Face hub: found, and downloaded into the hub library's own cache.
+
+The library is imported only when there is something to ask the hub for. It looks up tokens, resumes files, draws its bars,
+and answers from its cache when the hub is out of reach.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from ... import __version__
+from ...errors import ArgumentError, HubNotFoundError, MissingShardError, NotFoundError
+from ..safetensors.storage import WeightsFile
+from ..source.checkpoint import CONFIG_FILE, read_weight_map
+from ..source.weight_files import (
+    FORMATS,
+    SAFETENSORS,
+    WeightFiles,
+    WeightFormat,
+    find_weight_files,
+    is_weights_name,
+    weights_like,
+)
+from .failures import hub_errors, patiently, quiet_library
+from .remote import RemoteFile
+
+_PART: Final = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"
+_ID: Final = re.compile(rf"({_PART}/{_PART})(?:@(\w(?:[\w./+-]*[\w+-])?))?", re.ASCII)
+
+_SMALL_FILES: Final = (
+    "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
+_NEVER: Final = ("*/*", "*.h5.index.json", "*.msgpack.index.json", "*.onnx.index.json")
+"""Folders, in which repositories keep their weights in other formats, and those formats' indexes."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint, and where it is from."""
+
+    folder: Path
+    """On this machine."""
+    id: str
+    """``org/name`` on the hub, or the folder's name."""
+    revision: str | None = None
+    """The commit, for a checkpoint from the hub."""
+    remote: Mapping[str, WeightsFile] = field(default_factory=dict)
+    """Weights files that are not in the folder but stay on the hub, by name."""
+    only: str | None = None
+    """The weights file, or index, that was named itself; None if the folder was."""
+
+
+def resolve(source: str | os.PathLike[str], *, stream: bool = False) -> Source:
+    """The folder that a path or hub id means; what it lacks of a hub checkpoint is downloaded.
+
+    Args:
+        source: a path, which wins if it exists, of a folder or of a weights file (or index) in one; else a string ``org/name`` or ``org/name@revision``, the revision being a
+            branch, a tag or a commit.
+        stream: leave the weights of a hub checkpoint on the hub, unless they are all in the cache: they are read from there.
+
+    Raises:
+        NotFoundError: neither a path that exists nor the form of a hub id; a repository without weights that can be read.
+        ArgumentError: ``stream``, and the weights are pickles.
+        CheckpointError: the index of the weights is malformed.
+        HubError: not on the hub, not open to this user, or not to be reached.
+        OutputError: the cache cannot be written to.
+    """
+    path = Path(source)
+    if path.is_file() and is_weights_name(path.name):
+        return Source(path.parent, path.parent.resolve().name, only=path.name)
+    if path.exists():
+        return Source(path, path.resolve().name)
+    parsed = parse_id(source) if isinstance(source, str) else None
+    if parsed is None:
+        raise NotFoundError(
+            "no such folder, and not a hub id either", file=source,
+            hint="expected a Hugging Face checkpoint folder, a weights file, or org/name[@revision]",
+        )  # fmt: skip
+    with quiet_library(), hub_errors(str(source)):
+        return _download(str(source), *parsed, stream=stream)
+
+
+def resolve_headers(source: str | os.PathLike[str]) -> Source:
+    """As ``resolve``, for a reader of headers alone: weights are downloaded only where they are pickles."""
+    try:
+        return resolve(source, stream=True)
+    except ArgumentError:
+        return resolve(source)
+
+
+def parse_id(text: str) -> tuple[str, str | None] | None:
+    """Repository and revision of ``org/name[@revision]``; None for any other text."""
+    match = _ID.fullmatch(text)
+    return None if match is None or ".." in text or "//" in text else (match[1], match[2])
+
+
+def _download(source: str, repository: str, revision: str | None, *, stream: bool) -> Source:
+    """Small files first, as they tell the commit and the shards; then the weights, by name."""
+    folder = _fetch(repository, revision, _SMALL_FILES)
+    here = Source(folder, repository, folder.name)  # a snapshot is called as its commit
+    cached = _cached(folder)
+    if cached and cached.standard and cached.format is SAFETENSORS:
+        return here  # with no further look at the hub
+    try:
+        files = _list_files(repository, here.revision)
+    except Exception:
+        if cached:
+            return here
+        raise
+    kind, shards = _find_weights(source, folder, files)
+    if not stream:
+        _fetch(repository, here.revision, [glob.escape(name) for name in shards])
+        return here
+    if kind is not SAFETENSORS:
+        raise ArgumentError(
+            "only safetensors files can be streamed", file=source, found=shards[0],
+            hint="without --stream it is downloaded",
+        )  # fmt: skip
+    remote = {
+        name: RemoteFile(repository, folder.name, name, files[name].size, _content_id(files[name]))
+        for name in shards
+    }
+    return Source(folder, repository, folder.name, remote)
+
+
+def _fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The snapshot's folder in the cache, with the files that match and are no deeper than the folder."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    class Bar(tqdm):
+        """A bar where stderr is a terminal; the library's count of files would be drawn anywhere."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **({"disable": None} | options))  # type: ignore[no-untyped-call]
+
+    return Path(
+        patiently(
+            lambda: snapshot_download(
+                repository, revision=revision, allow_patterns=list(patterns),
+                ignore_patterns=list(_NEVER), library_name="int8conv", library_version=__version__,
+                tqdm_class=Bar,
+            )
+        )
+    )  # fmt: skip
+
+
+def _list_files(repository: str, commit: str | None) -> dict[str, Any]:
+    """The library's records of the files at the top of a repository, by name."""
+    from huggingface_hub import HfApi
+
+    entries = patiently(lambda: list(HfApi().list_repo_tree(repository, revision=commit)))
+    return {entry.path: entry for entry in entries if hasattr(entry, "blob_id")}
+
+
+def _content_id(file: Any) -> str:
+    """What differs when the content does: its SHA-256 where the hub keeps it apart from git, else git's own id."""
+    return str(file.lfs.sha256 if file.lfs is not None else file.blob_id)
+
+
+def _cached(folder: Path) -> WeightFiles | None:
+    """The weights in the folder, if all of them are there."""
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    try:
+        found = find_weight_files(present, folder)
+    except (ArgumentError, MissingShardError):  # some of them, by another tool
+        return None
+    return found if found and present.issuperset(_shards(found, folder)) else None
+
+
+def _shards(found: WeightFiles, folder: Path) -> list[str]:
+    if found.index is None:
+        return list(found.names)
+    return sorted(set(read_weight_map(folder / found.index).values()))
+
+
+def _find_weights(
+    source: str, folder: Path, files: Collection[str]
+) -> tuple[WeightFormat, list[str]]:
+    """The best weights in a repository; refuses one that lacks a file before others are downloaded."""
+    found = find_weight_files(files, source)
+    if found is None:
+        raise NotFoundError(
+            "no checkpoint in this repository", file=source,
+            expected=" or ".join(kind.single for kind in FORMATS), found=weights_like(files),
+        )  # fmt: skip
+    shards = _shards(found, folder)
+    for name in (CONFIG_FILE, *shards):
+        if name not in files:
+            raise HubNotFoundError("the repository lacks a file", file=source, expected=name)
+    return found.format, shards

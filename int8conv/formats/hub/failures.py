@@ -1,0 +1,173 @@
+"""What can go wrong between here and the hub: which failures pass, how long to wait, and what the others mean to a user."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, TypeVar
+
+from ...errors import (
+    HubAccessError,
+    HubNotFoundError,
+    HubUnavailableError,
+    Int8convError,
+    NoSpaceError,
+    NotFoundError,
+    NotWritableError,
+)
+
+_Result = TypeVar("_Result")
+
+WAITS: Final = (1, 2, 4, 8)
+"""Seconds before each further attempt, where the hub does not ask for more."""
+_LONGEST_WAIT: Final = 300
+"""The hub counts requests over five minutes."""
+_PASSING_STATUS: Final = {408, 429, 500, 502, 503, 504}
+_PASSING_FAULTS: Final = {
+    "TimeoutException", "NetworkError", "RemoteProtocolError",
+    "Timeout", "ConnectionError", "ChunkedEncodingError",
+}  # fmt: skip
+"""Classes by name, or of their bases: the library has changed the HTTP client whose errors these are, and may again."""
+_UNREACHABLE: Final = {"ConnectError", "ConnectTimeout", "ConnectionRefusedError", "ProxyError"}
+
+
+class Patience:
+    """Waits before the next attempt at a request, a few times.
+
+    Args:
+        reconnect: whether a hub that cannot be reached counts as a failure that passes: not before the first contact, when
+            the network is likely to be off.
+    """
+
+    def __init__(self, *, reconnect: bool) -> None:
+        self._reconnect = reconnect
+        self._waits = iter(WAITS)
+
+    def after(self, error: Exception) -> None:
+        """Wait; raise the error if it will not pass, or there were enough attempts."""
+        cause = cause_of(error)
+        wait = next(self._waits, None) if self._passes(cause) else None
+        if wait is None:
+            raise error
+        time.sleep(max(wait, min(_asked_wait(cause), _LONGEST_WAIT)))
+
+    def renew(self) -> None:
+        """It went on: the next failure is a first one."""
+        self._waits = iter(WAITS)
+
+    def _passes(self, error: BaseException) -> bool:
+        from huggingface_hub.errors import OfflineModeIsEnabled
+
+        if isinstance(error, OfflineModeIsEnabled):  # a ConnectionError
+            return False
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if names & _UNREACHABLE and not self._reconnect:
+            return False
+        return _status(error) in _PASSING_STATUS or bool(names & _PASSING_FAULTS)
+
+
+def patiently(request: Callable[[], _Result]) -> _Result:
+    """The result, after further attempts if what fails may pass."""
+    patience = Patience(reconnect=False)
+    while True:
+        try:
+            return request()
+        except Exception as error:
+            patience.after(error)
+
+
+@contextmanager
+def quiet_library() -> Iterator[None]:
+    """The library's warnings, of retries say, stay unsaid: an error is one line. Not for several threads at once."""
+    from huggingface_hub.utils import logging as library
+
+    before = library.get_verbosity()
+    if not os.environ.get("HF_HUB_VERBOSITY"):
+        library.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        library.set_verbosity(before)
+
+
+@contextmanager
+def hub_errors(source: str) -> Iterator[None]:
+    """The library's errors become this package's."""
+    try:
+        yield
+    except Int8convError:
+        raise
+    except Exception as error:  # the library's, its HTTP client's, its storage's: no common base
+        raise _translated(cause_of(error), source) from error
+
+
+def cause_of(error: Exception) -> BaseException:
+    """What went wrong behind "not in the cache, and could not be downloaded"."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    return (isinstance(error, LocalEntryNotFoundError) and error.__cause__) or error
+
+
+def _status(error: BaseException) -> int | None:
+    """HTTP status of an answer that is behind an error."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _asked_wait(error: BaseException) -> int:
+    """Seconds that the hub asked to wait for, or 0."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    seconds = str(headers.get("Retry-After", "")).strip()
+    reset = re.search(r"\br=0;t=(\d+)", str(headers.get("RateLimit", "")).replace(" ", ""))
+    return int(seconds) if seconds.isdecimal() else int(reset[1]) if reset else 0
+
+
+def _translated(error: BaseException, source: str) -> Int8convError:
+    from huggingface_hub import errors as hub
+
+    status = _status(error)
+    found = f"HTTP {status}"
+    if isinstance(error, hub.OfflineModeIsEnabled | hub.LocalEntryNotFoundError):
+        return HubUnavailableError(
+            "not complete in the hub's cache, and HF_HUB_OFFLINE is set", file=source
+        )
+    if isinstance(error, hub.HFValidationError):
+        return NotFoundError("no such folder, and not a hub id either", file=source)
+    if isinstance(error, hub.GatedRepoError):
+        return HubAccessError(
+            "access to this repository is gated", file=source,
+            hint="accept its licence on its page, then set HF_TOKEN to a token of that account",
+        )  # fmt: skip
+    if status in (401, 403):
+        return HubAccessError(
+            "the hub gives no access to such a repository", file=source, found=found,
+            hint="check the name, and set HF_TOKEN to a token that may read it",
+        )  # fmt: skip
+    if isinstance(error, hub.RevisionNotFoundError):
+        return HubNotFoundError("no such revision in this repository on the hub", file=source)
+    if isinstance(error, hub.RepositoryNotFoundError):
+        return HubNotFoundError("no such folder, and no such repository on the hub", file=source)
+    if status == 404:
+        return HubNotFoundError("a file is not on the hub", file=source)
+    if status == 429:
+        return HubUnavailableError(
+            "the hub refuses so many requests", file=source, found=found,
+            hint="try again later; with a token in HF_TOKEN it may allow more",
+        )  # fmt: skip
+    if status is not None:
+        return HubUnavailableError(
+            "the hub fails", file=source, found=found, hint="try again later"
+        )
+    if isinstance(error, OSError) and error.errno and error.filename:  # the cache's disk
+        kind = NoSpaceError if error.errno == errno.ENOSPC else NotWritableError
+        return kind(f"cannot download to the hub's cache: {error.strerror}", file=error.filename)
+    return HubUnavailableError(
+        "cannot be read from the hub", file=source,
+        found=str(error).strip().partition("\n")[0] or type(error).__name__,
+        hint="check the path, the network, and HF_ENDPOINT if it is set",
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""The converted folder of ``SPEC.md``: names, layout, manifest, statistics, checks."""

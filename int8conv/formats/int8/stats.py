@@ -1,0 +1,200 @@
+"""The statistics file that ``int8conv calibrate`` writes: what activations did at each input (SPEC.md section 7)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import NotWritableError, StatsError
+from ..json_file import unique_fields
+from ..safetensors.dtypes import byte_count, numpy_dtype
+from ..safetensors.header import Header, TensorInfo, build_header, read_header
+from ..safetensors.writer import write_file
+
+STATS_FORMAT: Final = "int8conv stats"
+STATS_VERSION: Final = "1"
+LARGE: Final = 6.0
+"""Magnitude from which LLM.int8() calls a value an outlier (arXiv:2208.07339, section 3.2)."""
+
+
+@dataclass(frozen=True)
+class InputStats:
+    """What was seen at one input; arrays ``[in]``, one value for each channel."""
+
+    absmax: npt.NDArray[np.float32]
+    """Largest magnitude."""
+    large: npt.NDArray[np.int64]
+    """Positions whose magnitude is at least 6.0."""
+    squares: npt.NDArray[np.float64]
+    """``[2, in]``: sum of squares over all positions, see ``add_exactly``."""
+    fourths: npt.NDArray[np.float64]
+    """``[2, in]``: sum of fourth powers."""
+    weight_error: npt.NDArray[np.float32]
+    """Root of the sum, over the rows of all linears of the input, of the squared error that int8 rows make in the column."""
+
+
+_DTYPES: Final = {
+    "absmax": "F32", "large": "I64", "squares": "F64", "fourths": "F64", "weight_error": "F32",
+}  # fmt: skip
+_PAIRS: Final = ("squares", "fourths")
+assert list(_DTYPES) == [f.name for f in fields(InputStats)]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A calibration's result."""
+
+    source: str
+    """Name of the checkpoint, for people."""
+    fingerprint: str
+    """Of the checkpoint's tensors."""
+    texts: tuple[tuple[str | None, int], ...]
+    """Checksum of each text (None: random tokens) and its tokens."""
+    context: int
+    """Tokens of a window."""
+    linears: dict[str, tuple[str, ...]]
+    """By the path of an input's first linear: all its linears."""
+    normalised: tuple[str, ...]
+    """Inputs that come straight from a norm."""
+    inputs: dict[str, InputStats]
+
+    @property
+    def tokens(self) -> int:
+        return sum(tokens for _, tokens in self.texts)
+
+    @property
+    def random(self) -> bool:
+        """Whether any of it was measured on random tokens."""
+        return any(text is None for text, _ in self.texts)
+
+
+def add_exactly(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The sum of two sums ``[2, n]``, each the nearest float64 and what that leaves out.
+
+    With 106 bits, terms of float32's precision add up without rounding, so that the order does not matter (Knuth's TwoSum).
+    """
+    high, rest = _two_sum(a[0], b[0])
+    return np.stack(_two_sum(high, rest + (a[1] + b[1])))
+
+
+def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def write_stats(stats: Stats, path: Path) -> None:
+    """Write a statistics file, which appears whole or not at all; one that is there is replaced.
+
+    Raises:
+        NotWritableError: its folder cannot be written to.
+    """
+    tensors, arrays, position = [], [], 0
+    for name, array, dtype in _tensors(stats):
+        nbytes = byte_count(dtype, array.shape)
+        tensors.append(TensorInfo(name, dtype, array.shape, position, position + nbytes))
+        arrays.append(array.astype(numpy_dtype(dtype)).tobytes())
+        position += nbytes
+    about = {
+        "source": stats.source, "fingerprint": stats.fingerprint,
+        "texts": [{"xxh3_128": text, "tokens": tokens} for text, tokens in stats.texts],
+        "context": stats.context, "linears": stats.linears, "normalised": stats.normalised,
+    }  # fmt: skip
+    metadata = {"format": STATS_FORMAT, "version": STATS_VERSION, "stats": json.dumps(about)}
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write_file(beside, b"".join([build_header(tensors, metadata, alignment=8), *arrays]))
+        beside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink()
+        raise NotWritableError(f"cannot be written: {error.strerror}", file=path) from error
+
+
+def _tensors(stats: Stats) -> Iterator[tuple[str, npt.NDArray[Any], str]]:
+    """Those of 8 bytes first, so that every one is aligned."""
+    for kind, dtype in sorted(_DTYPES.items(), key=lambda item: item[1][1:], reverse=True):
+        for path, found in stats.inputs.items():
+            yield f"{path}.{kind}", getattr(found, kind), dtype
+
+
+def read_stats(path: str | os.PathLike[str]) -> Stats:
+    """Read and check a statistics file.
+
+    Raises:
+        NotFoundError: it cannot be opened.
+        SafetensorsError: it is not a safetensors file.
+        StatsError: it holds something else than this format asks for; names the tensor.
+    """
+    path = Path(path)
+    header = read_header(path)
+    metadata = header.metadata
+    if metadata.get("format") != STATS_FORMAT:
+        raise StatsError("not a statistics file", file=path, expected=f"format {STATS_FORMAT!r}",
+                         found=repr(metadata.get("format")), hint="make one with 'int8conv calibrate'")  # fmt: skip
+    if metadata.get("version") != STATS_VERSION:
+        raise StatsError("unknown version of statistics", file=path, expected=STATS_VERSION,
+                         found=repr(metadata.get("version")))  # fmt: skip
+    data = path.read_bytes()[header.payload_offset :]
+    try:
+        about = json.loads(metadata.get("stats", ""), object_pairs_hook=unique_fields)
+        texts = tuple((_text(t["xxh3_128"]), _count(t["tokens"])) for t in about["texts"])
+        linears = {str(p): tuple(map(str, paths)) for p, paths in about["linears"].items()}
+        stats = Stats(
+            str(about["source"]), str(about["fingerprint"]), texts, _count(about["context"]), linears,
+            tuple(map(str, about["normalised"])),
+            {input_: _read_input(path, header, data, input_) for input_ in linears},
+        )  # fmt: skip
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise StatsError(
+            f"field 'stats' of the metadata is malformed: {error!r}", file=path
+        ) from error
+    known = {f"{input_}.{kind}" for input_ in linears for kind in _DTYPES}
+    for name in header.tensors:
+        if name not in known:
+            raise StatsError("belongs to no input", file=path, tensor=name)
+    return stats
+
+
+def _text(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError("xxh3_128 is no text")
+    return value
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{value!r} is no number of tokens")
+    return value
+
+
+def _read_input(path: Path, header: Header, data: bytes, input_: str) -> InputStats:
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for kind, dtype in _DTYPES.items():
+        name = f"{input_}.{kind}"
+        info = header.tensors.get(name)
+        if info is None:
+            raise StatsError("absent from the statistics", file=path, tensor=name)
+        channels = arrays["absmax"].shape if arrays else info.shape[-1:]
+        shape = (2, *channels) if kind in _PAIRS else channels
+        if info.dtype != dtype or info.shape != shape or not channels:
+            raise StatsError(
+                "not what statistics have", file=path, tensor=name, expected=f"{dtype} {list(shape)}",
+                found=f"{info.dtype} {list(info.shape)}",
+            )  # fmt: skip
+        array = np.frombuffer(data[info.begin : info.end], numpy_dtype(dtype)).reshape(shape)
+        values = array.sum(axis=0) if kind in _PAIRS else array
+        wrong = ~np.isfinite(values) | (values < 0)
+        if wrong.any():
+            raise StatsError("negative, NaN or infinite", file=path, tensor=name,
+                             found=f"{values[wrong][0]} in channel {int(wrong.argmax())}")  # fmt: skip
+        arrays[kind] = array
+    return InputStats(**arrays)

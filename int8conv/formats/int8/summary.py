@@ -1,0 +1,129 @@
+"""What is inside a converted folder, summed by kind and by layer, against the same parameters in 16 bits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Final
+
+from ..source.checkpoint import StoredTensor
+from .folder import ConvertedFolder
+from .names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, is_padding
+
+_LAYER: Final = re.compile(r"\.(\d+)\.")
+_KINDS: Final = {
+    SCALE: "row scales",
+    OUTLIER_INDEX: "outlier indices",
+    OUTLIER_WEIGHT: "outlier columns",
+}
+_OUTSIDE: Final = "outside layers"
+
+
+@dataclass
+class Row:
+    """Sums over some tensors; sizes in bytes."""
+
+    label: str
+    tensors: int = 0
+    nbytes: int = 0
+    nbytes_16bit: int = 0
+    """Of the same parameters at two bytes each: what the format adds counts 0 here."""
+    linears: int = 0
+    outliers: list[tuple[int, int]] = field(default_factory=list)
+    """For each input of the layer: columns kept in 16 bits, columns in all."""
+    _dtypes: set[str] = field(default_factory=set)
+
+    @property
+    def dtypes(self) -> str:
+        return " ".join(sorted(self._dtypes))
+
+    def add(self, tensor: StoredTensor, nbytes_16bit: int) -> None:
+        self.tensors += 1
+        self.nbytes += tensor.nbytes
+        self.nbytes_16bit += nbytes_16bit
+        self._dtypes.add(tensor.dtype)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The sums, and the tensors that they are of, in the order of the files."""
+
+    kinds: list[Row]
+    layers: list[Row]
+    total: Row
+    tensors: list[StoredTensor]
+
+    @property
+    def ratio(self) -> float:
+        """Bytes against 16 bits."""
+        return self.total.nbytes / self.total.nbytes_16bit
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure, and dtype, shape and bytes of every tensor."""
+
+        def row(r: Row) -> dict[str, Any]:
+            return {"tensors": r.tensors, "bytes": r.nbytes, "bytes_16bit": r.nbytes_16bit}
+
+        return {
+            "kinds": {r.label: row(r) | {"dtypes": r.dtypes.split()} for r in self.kinds},
+            "layers": {
+                r.label: row(r) | {"linears": r.linears, "outliers": r.outliers} for r in self.layers
+            },
+            "total": row(self.total),
+            "ratio": self.ratio,
+            "tensors": {
+                t.name: {"dtype": t.dtype, "shape": list(t.shape), "bytes": t.nbytes, "file": t.file.name}
+                for t in self.tensors
+            },
+        }  # fmt: skip
+
+
+def summarize(converted: ConvertedFolder) -> Summary:
+    """Sum up a converted folder from its headers."""
+    tensors = list(converted.checkpoint.tensors.values())
+    kinds: dict[str, Row] = {}
+    layers: dict[str, Row] = {}
+    total = Row("total")
+    for tensor in tensors:
+        kind, nbytes_16bit = _classify(tensor)
+        layer = layer_of(tensor.name)
+        for rows, label in ((kinds, kind), (layers, _OUTSIDE if layer is None else str(layer))):
+            rows.setdefault(label, Row(label)).add(tensor, nbytes_16bit)
+        total.add(tensor, nbytes_16bit)
+    padding = Row("padding", nbytes=_padding_bytes(converted), _dtypes={"U8"})
+    total.nbytes += padding.nbytes
+    for group in converted.manifest.inputs:
+        layer = layer_of(group.linears[0])
+        row = layers[_OUTSIDE if layer is None else str(layer)]
+        row.linears += len(group.linears)
+        row.outliers.append((group.outliers, group.in_features))
+    ordered = sorted(layers.values(), key=lambda r: (r.label == _OUTSIDE, _number(r.label)))
+    return Summary([*kinds.values(), padding], ordered, total, tensors)
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a tensor or module belongs to."""
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None
+
+
+def _classify(tensor: StoredTensor) -> tuple[str, int]:
+    """Kind, and bytes of the same parameters in 16 bits."""
+    kind = tensor.name.rpartition(".")[2]
+    if tensor.dtype == "I8":
+        return "int8 weights", 2 * tensor.nbytes
+    if kind in _KINDS:
+        return _KINDS[kind], 0
+    return "kept in 16 bits", 2 * prod(tensor.shape)
+
+
+def _padding_bytes(converted: ConvertedFolder) -> int:
+    headers: Iterable[Any] = converted.checkpoint.headers.values()
+    infos = [info for header in headers for info in header.tensors.values()]
+    return sum(info.nbytes for info in infos if is_padding(info.name))
+
+
+def _number(label: str) -> int:
+    return int(label) if label.isdecimal() else 0

@@ -1,0 +1,98 @@
+"""Re-read every byte of a converted folder against its checksums and the numeric rules of SPEC.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import ChecksumError, NotFoundError, NumberError
+from ..safetensors.checksum import checksum_range, read_blocks, running_checksum
+from ..source.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
+from .folder import ConvertedFolder, QuantizedLinear, read_array, read_rows
+from .manifest import FileRecord
+from .names import MANIFEST_FILE, is_padding
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes read since the last call."""
+
+
+def verify(converted: ConvertedFolder, progress: Progress = lambda nbytes: None) -> int:
+    """Check every byte; return how many were read.
+
+    Raises:
+        ChecksumError: a file, a header or a tensor differs from its checksum, or has none.
+        NumberError: a code of -128, a code in an outlier column, a bad scale, padding that is not zero.
+        NotFoundError: a file that the manifest lists is absent.
+    """
+    total = 0
+    for name in (CONFIG_FILE, INDEX_FILE):
+        if name not in converted.manifest.files:
+            raise ChecksumError("no checksum in the manifest", file=converted.folder / name)
+    for name, record in converted.manifest.files.items():
+        path = converted.folder / name
+        if not path.is_file():
+            raise NotFoundError(f"file of {MANIFEST_FILE} is missing", file=path)
+        size = path.stat().st_size
+        if size != record.bytes:
+            raise ChecksumError("size differs from the manifest", file=path,
+                                expected=f"{record.bytes} bytes", found=f"{size}")  # fmt: skip
+        _compare(checksum_range(path, 0, record.header_bytes), record.xxh3_128, path)
+        if record.tensors is not None:
+            _verify_shard(converted.checkpoint, path, record, progress)
+        total += size
+    for linear in converted.linears.values():
+        _verify_linear(linear)
+    return total
+
+
+def _verify_shard(
+    checkpoint: Checkpoint, path: Path, record: FileRecord, progress: Progress
+) -> None:
+    header = checkpoint.headers[path.name]
+    assert record.tensors is not None
+    if record.header_bytes != header.payload_offset:
+        raise ChecksumError("checksum is not of the header", file=path,
+                            expected=f"{header.payload_offset} bytes", found=record.header_bytes)  # fmt: skip
+    for info in header.tensors.values():
+        offset = header.payload_offset + info.begin
+        if is_padding(info.name):
+            if any(
+                block.tobytes().strip(b"\0") for block in read_blocks(path, offset, info.nbytes)
+            ):
+                raise NumberError("padding is not zero", file=path, tensor=info.name)
+        else:
+            running = running_checksum()
+            for block in read_blocks(path, offset, info.nbytes):
+                running.update(block)
+                progress(len(block))
+            _compare(running.hexdigest(), record.tensors.get(info.name), path, info.name)
+
+
+def _compare(found: str, expected: str | None, path: Path, tensor: str | None = None) -> None:
+    if expected is None:
+        raise ChecksumError("no checksum in the manifest", file=path, tensor=tensor)
+    if found != expected:
+        raise ChecksumError(
+            "bytes differ from their checksum", file=path, tensor=tensor,
+            expected=expected, found=found, hint="the file is damaged: copy or convert it again",
+        )  # fmt: skip
+
+
+def _verify_linear(linear: QuantizedLinear) -> None:
+    scale = read_array(linear.scale)
+    if not (np.isfinite(scale) & (scale >= 0)).all():
+        raise NumberError("row scale is negative or not finite", file=linear.scale.file,
+                                   tensor=linear.scale.name)  # fmt: skip
+    columns = read_array(linear.outlier_index) if linear.outlier_index else None
+    rows = max(1, (1 << 20) // max(linear.in_features, 1))
+    for first in range(0, linear.out_features, rows):
+        last = min(first + rows, linear.out_features)
+        codes = read_rows(linear.weight, first, last).squeeze(-1)
+        if (codes == -128).any():
+            raise NumberError("a code is -128", file=linear.weight.file,
+                                       tensor=linear.weight.name, expected="-127..127")  # fmt: skip
+        if columns is not None and codes[:, columns].any():
+            raise NumberError("a code in an outlier column is not 0",
+                                       file=linear.weight.file, tensor=linear.weight.name)  # fmt: skip

@@ -1,0 +1,1 @@
+"""One safetensors file: header, dtypes, reading and writing its bytes, checksums."""

@@ -1,0 +1,119 @@
+"""Write a planned shard, in any order and again where an earlier attempt stopped."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from ..int8.layout import ShardLayout
+from .checksum import checksum_range
+
+
+class ShardWriter:
+    """One planned shard: the header goes first, tensors at their offsets in any order, from any thread.
+
+    Its room on the disk is taken first: a disk that is too small is known before any work is done, and writing into room
+    that is there costs half of the time. What the file holds already stays: of an earlier attempt with the same layout.
+    """
+
+    def __init__(self, folder: Path, layout: ShardLayout) -> None:
+        self.layout = layout
+        self.path = folder / layout.name
+        self._offsets = {t.name: len(layout.header) + t.begin for t in layout.tensors}
+        self._sizes = {t.name: t.nbytes for t in layout.tensors}
+        self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
+        self._before = os.fstat(self._fd).st_size
+        try:
+            _reserve(self._fd, layout.nbytes)
+            os.ftruncate(self._fd, layout.nbytes)  # padding reads as zeros
+            self._write(layout.header, 0)
+        except OSError:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """Give back the room that was taken, and close."""
+        try:
+            os.ftruncate(self._fd, self._before)
+        finally:
+            os.close(self._fd)
+
+    def write(self, tensor: str, data: memoryview, position: int = 0) -> None:
+        """Put ``data`` at byte ``position`` of a tensor."""
+        self._write(data, self._offsets[tensor] + position)
+
+    def checksum(self, tensor: str) -> str:
+        """Of a tensor's bytes as they stand in the file."""
+        return checksum_range(self.path, self._offsets[tensor], self._sizes[tensor])
+
+    def flush(self) -> None:
+        """Flush to disk what was written so far."""
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Flush to disk and close."""
+        try:
+            os.fsync(self._fd)
+        finally:
+            os.close(self._fd)
+
+    def _write(self, data: bytes | memoryview, offset: int) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            written = os.pwrite(self._fd, view, offset)
+            view, offset = view[written:], offset + written
+
+
+def _reserve(fd: int, nbytes: int) -> None:
+    """Take room for a file, where the file system knows how."""
+    try:
+        os.posix_fallocate(fd, 0, nbytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+
+
+class Flusher:
+    """Flushes shards to disk in a thread of its own while others are being computed, for use in a ``with`` statement.
+
+    Raises:
+        OSError: at the end: what a flush could not write, which the system tells only once.
+    """
+
+    _PAUSE: Final = 0.1
+    """Seconds."""
+
+    def __init__(self, shards: Sequence[ShardWriter]) -> None:
+        self._shards = shards
+        self._stop = threading.Event()
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._error is not None and error is None:
+            raise self._error
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._PAUSE):
+            for shard in self._shards:
+                try:
+                    shard.flush()
+                except OSError as error:
+                    self._error = self._error or error
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file and flush it to disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,191 @@
+"""A linear's weight as the matrix ``[out, in]`` that it multiplies with, however a checkpoint stores it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import UnsupportedDtypeError
+from ..safetensors.buffers import Buffers
+from ..safetensors.checksum import running_checksum
+from ..safetensors.dtypes import FLOAT_DTYPES, ITEM_BYTES
+from ..safetensors.storage import Reader, WeightsFile
+from .checkpoint import Checkpoint, StoredTensor
+from .fp8 import FP8_DTYPES, BlockScales, decoded, find_scales
+
+Bits = npt.NDArray[Any]
+"""uint16 (F16, BF16) or uint32 (F32)."""
+
+_SHORT_ROW: Final = 1 << 12
+_PANEL_BYTES: Final = 8 << 20
+"""Of a transposed matrix at a time: a narrower panel would be read in slivers."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Where a weight is, and how to read it."""
+
+    stored: StoredTensor
+    scales: BlockScales | None = None
+    """Of an FP8 weight."""
+    part: int | None = None
+    """Which one of a stack ``[parts, ., .]`` of experts."""
+    transposed: bool = False
+    """Stored ``[in, out]``."""
+
+    @property
+    def name(self) -> str:
+        return self.stored.name if self.part is None else f"{self.stored.name}[{self.part}]"
+
+    @property
+    def file(self) -> WeightsFile:
+        return self.stored.file
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out, in)``."""
+        rows, columns = self.stored.shape[-2:]
+        return (columns, rows) if self.transposed else (rows, columns)
+
+    @property
+    def dtype(self) -> str:
+        """F16, BF16 or F32: of the values, which an FP8 weight has after its scales."""
+        return "F32" if self.scales is not None else self.stored.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """As stored, without scales."""
+        return self.shape[0] * self.shape[1] * ITEM_BYTES[self.stored.dtype]
+
+    @property
+    def offset(self) -> int:
+        """Of the first byte in the file."""
+        return self.stored.offset + (self.part or 0) * self.nbytes
+
+
+def find_matrix(
+    checkpoint: Checkpoint,
+    stored: StoredTensor,
+    *,
+    part: int | None = None,
+    transposed: bool = False,
+) -> Matrix:
+    """The matrix of a stored tensor, with its scales if it is FP8.
+
+    Raises:
+        UnsupportedDtypeError: it is no float that can be read.
+        CompanionError: FP8 without scales that fit.
+    """
+    plain = part is None and not transposed
+    if stored.dtype in FP8_DTYPES and plain:
+        return Matrix(stored, find_scales(checkpoint, stored))
+    if stored.dtype not in FLOAT_DTYPES:
+        kinds = FLOAT_DTYPES + (FP8_DTYPES if plain else ())
+        raise UnsupportedDtypeError(
+            "unsupported dtype of a weight", file=stored.file, tensor=stored.name,
+            expected=" or ".join(kinds), found=stored.dtype,
+        )  # fmt: skip
+    return Matrix(stored, None, part, transposed)
+
+
+def as_rows(stored: StoredTensor, block_elements: int) -> Matrix:
+    """A tensor of any shape as a matrix: the rows of its first axis, or shorter ones where those are too long."""
+    rows = stored.shape[0] if stored.shape else 1
+    columns = prod(stored.shape[1:])
+    if columns > block_elements:
+        total = rows * columns
+        columns = min(total & -total, _SHORT_ROW)  # a power of two that divides it
+        rows = total // columns
+    return Matrix(replace(stored, shape=(rows, columns)))
+
+
+class MatrixReader:
+    """Reads a matrix as blocks of whole rows and sums the bytes that it read.
+
+    Args:
+        matrix: what to read.
+        block_elements: a block has at most so many, but at least one row.
+        buffers: memory to read into.
+    """
+
+    def __init__(self, matrix: Matrix, block_elements: int, buffers: Buffers | None = None) -> None:
+        self._matrix = matrix
+        self._buffers = buffers or Buffers()
+        self.rows, self.columns = matrix.shape
+        self.rows_per_block = max(1, min(self.rows, block_elements // max(self.columns, 1)))
+        self.dtype = np.dtype(np.uint32 if matrix.dtype == "F32" else np.uint16)
+        self._sum = running_checksum()
+
+    def blocks(self) -> Iterator[tuple[int, Bits]]:
+        """First row and bits ``[rows, in]`` of each block, which the caller may overwrite."""
+        end = self._matrix.offset + self._matrix.nbytes
+        with self._matrix.file.open(until=end) as reader:
+            if self._matrix.scales is not None:
+                yield from self._decoded(reader, self._matrix.scales)
+            elif self._matrix.transposed:
+                yield from self._transposed(reader)
+            else:
+                yield from self._stored(reader, self.dtype)
+
+    def checksum(self) -> str:
+        """Of the stored bytes, once all blocks were read."""
+        return self._sum.hexdigest()
+
+    def _stored(self, reader: Reader, dtype: np.dtype[Any]) -> Iterator[tuple[int, Bits]]:
+        buffer = self._buffers.take("stored", (self.rows_per_block, self.columns), dtype)
+        for first in range(0, self.rows, self.rows_per_block):
+            bits = buffer[: min(self.rows_per_block, self.rows - first)]
+            data = _bytes_of(bits)
+            reader.read_into(data, self._matrix.offset + first * self.columns * bits.itemsize)
+            self._sum.update(data)
+            yield first, bits
+
+    def _decoded(self, reader: Reader, scales: BlockScales) -> Iterator[tuple[int, Bits]]:
+        table = decoded(self._matrix.stored.dtype)
+        factors = scales.values()
+        across = np.arange(self.columns) // scales.columns
+        buffer = self._buffers.take("decoded", (self.rows_per_block, self.columns), np.float32)
+        for first, codes in self._stored(reader, np.dtype(np.uint8)):
+            values = np.take(table, codes, out=buffer[: len(codes)], mode="clip")
+            down = np.arange(first, first + len(codes)) // scales.rows
+            wide = factors[down]
+            values *= wide if scales.shape[1] == 1 else wide[:, across]
+            yield first, values.view(np.uint32)
+
+    def _transposed(self, reader: Reader) -> Iterator[tuple[int, Bits]]:
+        """Panels of the stored columns, each turned block by block."""
+        item, inner, begin = self.dtype.itemsize, self.columns, self._matrix.offset
+        wide = max(1, min(self.rows, _PANEL_BYTES // max(inner * item, 1)))
+        for left in range(0, self.rows, wide):
+            width = min(wide, self.rows - left)
+            panel = self._buffers.take("stored", (inner, width), self.dtype)
+            if width == self.rows:
+                reader.read_into(_bytes_of(panel), begin)
+            else:
+                for row in range(inner):
+                    place = begin + (row * self.rows + left) * item
+                    reader.read_into(_bytes_of(panel[row]), place)
+            for first in range(0, width, self.rows_per_block):
+                turned = panel[:, first : first + self.rows_per_block].T
+                bits = self._buffers.take("turned", turned.shape, self.dtype)
+                np.copyto(bits, turned)
+                yield left + first, bits
+        self._sum_all(reader)
+
+    def _sum_all(self, reader: Reader) -> None:
+        """In the order of the file, which panels do not have."""
+        begin, end = self._matrix.offset, self._matrix.offset + self._matrix.nbytes
+        buffer = _bytes_of(self._buffers.take("stored", (min(1 << 20, end - begin),), np.uint8))
+        for place in range(begin, end, len(buffer) or 1):
+            part = buffer[: min(len(buffer), end - place)]
+            reader.read_into(part, place)
+            self._sum.update(part)
+
+
+def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

@@ -1,0 +1,143 @@
+"""Which files of a checkpoint hold its weights, told by their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from ...errors import ArgumentError, MissingShardError
+
+INDEX_SUFFIX: Final = ".index.json"
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """A format of weights files, and what the hub's libraries call them."""
+
+    single: str
+    suffixes: tuple[str, ...]
+
+    @property
+    def index(self) -> str:
+        """Of several files: names the file of each tensor."""
+        return self.single + INDEX_SUFFIX
+
+
+SAFETENSORS: Final = WeightFormat("model.safetensors", (".safetensors",))
+PICKLES: Final = WeightFormat("pytorch_model.bin", (".bin", ".pth", ".pt"))
+FORMATS: Final = (SAFETENSORS, PICKLES)
+"""The first that a folder has is taken."""
+
+_NUMBERED: Final = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})(\.\w+)", re.ASCII)
+_OF_TRAINING: Final = re.compile(
+    r"(training_args|optimizer|scheduler|scaler|rng_state\w*|random_states\w*)\.\w+", re.ASCII
+)
+"""What trainers leave beside the weights."""
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The weights of a checkpoint: an index that names them, or their names."""
+
+    format: WeightFormat
+    index: str | None
+    names: tuple[str, ...] = ()
+    """Without an index; in order."""
+
+    @property
+    def standard(self) -> bool:
+        """Whether they have the names that the hub's libraries give them."""
+        return self.index == self.format.index or self.names == (self.format.single,)
+
+
+def find_weight_files(
+    names: Collection[str], where: object, only: str | None = None
+) -> WeightFiles | None:
+    """The weights among a folder's files; None if there are none.
+
+    Standard names go before others: an index of another name, files numbered ``x-00001-of-00003``, a file on its own.
+
+    Args:
+        names: of all files.
+        where: what an error calls the folder.
+        only: the one to take, an index or a weights file, whatever the others are.
+
+    Raises:
+        MissingShardError: numbered files, and one is missing.
+        ArgumentError: several files of which any could be meant; ``only`` has the name of no weights file.
+    """
+    if only is not None:
+        return _named(only, where)
+    for kind in FORMATS:
+        if kind.index in names:
+            return WeightFiles(kind, kind.index)
+        if kind.single in names:
+            return WeightFiles(kind, None, (kind.single,))
+    for kind in FORMATS:
+        indexes = [name for name in names if _is_index(name, kind)]
+        files = [name for name in names if name.endswith(kind.suffixes) and not _of_training(name)]
+        if len(indexes) == 1:
+            return WeightFiles(kind, indexes[0])
+        if files:
+            return WeightFiles(kind, None, _complete(files, where))
+    return None
+
+
+def is_weights_name(name: str) -> bool:
+    """Whether a file of that name is a weights file, or an index of some."""
+    return any(_is_index(name, kind) or name.endswith(kind.suffixes) for kind in FORMATS)
+
+
+def _is_index(name: str, kind: WeightFormat) -> bool:
+    return name.removesuffix(INDEX_SUFFIX).endswith(kind.suffixes) and name.endswith(INDEX_SUFFIX)
+
+
+def _of_training(name: str) -> bool:
+    return _OF_TRAINING.fullmatch(name) is not None
+
+
+def _named(name: str, where: object) -> WeightFiles:
+    for kind in FORMATS:
+        if _is_index(name, kind):
+            return WeightFiles(kind, name)
+        if name.endswith(kind.suffixes):
+            return WeightFiles(kind, None, (name,))
+    expected = " or ".join(suffix for kind in FORMATS for suffix in kind.suffixes)
+    raise ArgumentError("not a weights file", file=f"{where}/{name}", expected=expected)
+
+
+def _complete(files: Collection[str], where: object) -> tuple[str, ...]:
+    """One file, or all that share a name and a number of files."""
+    series: dict[tuple[str, str, str], dict[int, str]] = {}
+    for name in files:
+        match = _NUMBERED.fullmatch(name)
+        key = (match[1], match[3], match[4]) if match else (name, "1", "")
+        series.setdefault(key, {})[int(match[2]) if match else 1] = name
+    if len(series) > 1:
+        raise ArgumentError(
+            "several weights files, and no index", file=where, found=_some(sorted(files)),
+            hint="name the one to take instead of the folder",
+        )  # fmt: skip
+    ((stem, total, suffix), numbers), *_ = series.items()
+    for number in range(1, min(int(total), len(numbers) + 1) + 1):  # the total is only claimed
+        if number not in numbers:
+            name = f"{stem}-{number:0{len(total)}}-of-{total}{suffix}"
+            raise MissingShardError("shard is missing", file=f"{where}/{name}", found=_some(sorted(files)),
+                                    hint="download the rest")  # fmt: skip
+    if len(numbers) > int(total):
+        raise ArgumentError("more weights files than their names say", file=where, expected=total,
+                            found=_some(sorted(files)))  # fmt: skip
+    return tuple(numbers[number] for number in sorted(numbers))
+
+
+def _some(names: Iterable[str]) -> str:
+    first = list(names)
+    return ", ".join(first[:3]) + (", ..." if len(first) > 3 else "")
+
+
+def weights_like(names: Iterable[str]) -> str:
+    """Some of the files that hold weights in whatever format, for a message."""
+    suffixes = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".onnx", ".h5", ".msgpack")
+    return _some(sorted(n for n in names if n.endswith(suffixes))) or "no weights"

@@ -1,0 +1,130 @@
+"""A layer of a decoder for one new token of each sequence on a CPU, compiled whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..weight import MixedWeight
+from . import jit
+
+ACTIVATIONS: Final = {"silu": 1, "relu": 2, "gelu": 3, "gelu_tanh": 4}
+_NO_TABLE: Final = np.empty((1, 0), np.float32)
+
+
+@dataclass(frozen=True)
+class FusedNorm:
+    """RMSNorm (arXiv:1910.07467), or LayerNorm."""
+
+    rms: bool
+    eps: float
+    weight: Tensor
+    """float32 ``[hidden]``."""
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class FusedAttention:
+    """What attention does, beyond its linears."""
+
+    scale: float
+    window: int | None
+    """Positions that a token sees, itself included; None: all."""
+    query_gain: Tensor | None = None
+    """float32 ``[head_dim]``: of an RMSNorm of each head; or ``[heads * head_dim]``: of all together."""
+    key_gain: Tensor | None = None
+    eps: float = 0.0
+    """Of these two."""
+    neighbours: bool = False
+    """How rotary positions pair channels."""
+    softcap: float | None = None
+    """Of scores."""
+    slopes: Tensor | None = None
+    """float32 ``[heads]``: of ALiBi."""
+    by_heads: bool = False
+    """The rows of qkv go by key heads: of each its queries, itself and its value."""
+
+
+FusedLinear = tuple[MixedWeight, "Tensor | None"]
+"""A weight and a bias."""
+
+
+class FusedLayer:
+    """``h = x + share * post(out(attention(qkv(norm(x)))))``, then ``h + share * post(down(inner(norm(h))))`` in W8A16.
+
+    Args:
+        norms: before attention, behind it, before the FFN, behind it; None: there is none.
+        attention: see there.
+        linears: qkv ``[(heads + 2 kv_heads) * head_dim, hidden]``, out, the FFN's wide one, down.
+        activation: a key of ``ACTIVATIONS``.
+        paired: whether the wide one is ``[gate; up]``: the inner state is then ``act(gate) * up``.
+        parallel: the FFN's input is ``x`` too.
+        share: see above.
+    """
+
+    def __init__(
+        self, norms: Sequence[FusedNorm | None], attention: FusedAttention, linears: Sequence[FusedLinear], activation: str,
+        paired: bool, *, parallel: bool = False, share: float = 1.0,
+    ) -> None:  # fmt: skip
+        a = attention
+        norm, post, mlp_norm, mlp_post = (_norm(each) for each in norms)
+        qkv, out, wide, down = (jit.linear_arguments(weight, bias) for weight, bias in linears)
+        self._arguments = (
+            *norm, *post, *qkv, a.by_heads, jit.array(a.query_gain), jit.array(a.key_gain), a.eps, a.neighbours, a.scale,
+            a.softcap or 0.0, jit.array(a.slopes), a.window or 0, *out, parallel, float(share), *mlp_norm, *mlp_post,
+            *wide, ACTIVATIONS[activation], paired, *down,
+        )  # fmt: skip
+
+    def __call__(
+        self, x: Tensor, tables: tuple[Tensor, Tensor] | None, keys: Tensor, values: Tensor, lengths: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """The layer's output, float32 ``[batch, hidden]``.
+
+        Args:
+            x: float32 ``[batch, hidden]``.
+            tables: cos and sin, float32 ``[batch or 1, rotated]``, each pair's value twice; None: nothing is rotated.
+            keys: the cache, float32 ``[batch, kv_heads, capacity, head_dim]``, contiguous, and ``values``: likewise; the new
+                keys and values go into it.
+            values: see ``keys``.
+            lengths: int64 ``[batch]``: positions filled before.
+
+        Raises:
+            IndexError: the cache is full.
+        """
+        cos, sin = (_table(table, len(x)) for table in tables or (None, None))
+        cache = keys.numpy(), values.numpy(), lengths.numpy()
+        with jit.threads() as (kernels, parts):
+            y = kernels.layer(x.numpy(), parts, *cache, cos, sin, *self._arguments)
+        return torch.from_numpy(y)
+
+
+def prepare() -> None:
+    """Compile what layers run, or load it from disk, now rather than at the first token."""
+    weight, wide = (
+        MixedWeight(torch.ones(n, 64, dtype=torch.int8), torch.ones(n)) for n in (64, 192)
+    )
+    norm = FusedNorm(True, 1e-6, torch.ones(64), None)
+    linears = ((wide, None), (weight, None), (weight, None), (weight, None))
+    layer = FusedLayer((norm, None, norm, None), FusedAttention(1.0, None), linears, "silu", False)
+    cache, table = torch.ones(1, 1, 2, 64), torch.ones(1, 64)
+    for tables in (None, (table, table)):
+        layer(torch.ones(1, 64), tables, cache, cache, torch.zeros(1, dtype=torch.int64))
+
+
+def _norm(norm: FusedNorm | None) -> tuple[Any, ...]:
+    if norm is None:
+        return jit.NO_NORM
+    return 1 if norm.rms else 2, norm.eps, jit.array(norm.weight), jit.array(norm.bias)
+
+
+def _table(table: Tensor | None, batch: int) -> Any:
+    """``[batch, rotated]``."""
+    found = _NO_TABLE if table is None else table.numpy()
+    if found.shape[0] != batch:
+        found = np.broadcast_to(found, (batch, found.shape[1]))
+    return np.ascontiguousarray(found)

@@ -1,0 +1,145 @@
+"""Few tokens on a CPU at the speed at which memory gives the weight, compiled by numba where that is installed.
+
+    y = (x @ codes^T) * scale + x[:, O] @ outlier_weight^T          int8 weights, ``mixed``
+    y = x @ weight^T                                                16-bit weights, ``dense``
+
+A weight is read once and multiplied in float32: W8A16 with nothing rounded but the sums. PyTorch's operators are slower at
+this, most of all with 16-bit weights. Compiled code is kept on disk; the first use ever takes some seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..weight import MixedWeight
+
+MAX_TOKENS: Final = 4
+"""Beyond, arithmetic counts and not memory, and int8 products are faster."""
+
+_KINDS: Final = {torch.float16: 1, torch.bfloat16: 2}
+NOTHING: Final = np.empty(0, np.float32)
+_NO_RESIDUAL: Final = np.empty((0, 0), np.float32)
+NO_NORM: Final = (0, 0.0, NOTHING, NOTHING)
+
+
+_PARTS: Final = 4
+"""Of the rows that a thread gets. Not many: numba counts references to arrays at each call of a function, and cores that count
+wait for each other."""
+_LOCK: Final = threading.Lock()
+"""Numba's own thread pool ends the process when two threads use it at once."""
+
+
+_ON_COMPILE: list[Callable[[], None]] = []
+
+
+def on_compile(tell: Callable[[], None]) -> None:
+    """Call ``tell`` once, when code is not found on disk and some seconds of compiling begin."""
+    _ON_COMPILE[:] = [tell]
+
+
+@functools.cache
+def available() -> bool:
+    """Whether numba is there, and ``INT8CONV_JIT=0`` does not switch it off."""
+    return os.environ.get("INT8CONV_JIT") != "0" and importlib.util.find_spec("numba") is not None
+
+
+def takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product of ``x`` ``[tokens, in]`` with ``weight`` ``[out, in]``, int8 or 16-bit, should be done here."""
+    return (
+        0 < x.shape[0] <= MAX_TOKENS
+        and (weight.dtype == torch.int8 or weight.dtype in _KINDS)
+        and weight.device.type == "cpu"
+        and weight.is_contiguous()
+        and available()
+    )
+
+
+def mixed(x: Tensor, weight: MixedWeight) -> Tensor:
+    """float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, outlier columns included, without bias."""
+    y = torch.empty(x.shape[0], weight.out_features)
+    with threads() as (kernels, parts):
+        kernels.linear(
+            _array(x),
+            *NO_NORM,
+            *linear_arguments(weight),
+            0,
+            False,
+            _NO_RESIDUAL,
+            parts,
+            y.numpy(),
+        )
+    return y
+
+
+def dense(x: Tensor, weight: Tensor) -> Tensor:
+    """float32 ``[tokens, in]`` times a float16 or bfloat16 weight ``[out, in]``: float32 ``[tokens, out]``."""
+    y = torch.empty(x.shape[0], weight.shape[0])
+    with threads() as (kernels, _):
+        kernels.dense(_array(x), _bits(weight), _KINDS[weight.dtype], y.numpy())
+    return y
+
+
+def linear_arguments(weight: MixedWeight, bias: Tensor | None = None) -> tuple[Any, ...]:
+    """A weight and a bias ``[out]`` as the compiled functions take them."""
+    index, columns = weight.outlier_index, weight.outlier_weight
+    if index is None or columns is None:
+        outliers = np.empty(0, np.int32), np.empty((weight.out_features, 0), np.uint16), 0
+    else:
+        outliers = index.numpy(), _bits(columns), _KINDS[columns.dtype]
+    return weight.codes.numpy(), weight.scale.numpy(), *outliers, array(bias)
+
+
+def array(x: Tensor | None) -> Any:
+    """float32 of any shape; None: ``[0]``."""
+    return NOTHING if x is None else _array(x.float())
+
+
+def _array(x: Tensor) -> Any:
+    return x.detach().contiguous().numpy()
+
+
+def _bits(weight: Tensor) -> Any:
+    return weight.detach().view(torch.uint16).numpy()
+
+
+@contextmanager
+def threads() -> Iterator[tuple[ModuleType, int]]:
+    """The compiled functions, on as many threads as PyTorch uses, and in how many parts to cut a weight's rows."""
+    import numba
+
+    with _LOCK, _telling():
+        from . import jit_kernels
+
+        count = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        numba.set_num_threads(count)
+        yield jit_kernels, count * _PARTS
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    if not _ON_COMPILE:
+        yield
+        return
+    from numba.core import event
+
+    class Listener(event.Listener):
+        def on_start(self, event: Any) -> None:
+            if _ON_COMPILE:
+                _ON_COMPILE.pop()()
+
+        def on_end(self, event: Any) -> None:
+            """Nothing: what matters is that it began."""
+
+    with event.install_listener("numba:compile", Listener()):
+        yield

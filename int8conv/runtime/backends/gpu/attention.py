@@ -1,0 +1,145 @@
+"""Attention on a GPU: one new token of each sequence by the Triton kernel, prompts by PyTorch; imports triton.
+
+A prompt that sees all of its past and nothing else goes through PyTorch's ``scaled_dot_product_attention`` at once. Others go
+through in parts of their tokens, so that what is as large as tokens times positions has a bound. Query heads of one
+key head stand in one matrix: PyTorch's memory-efficient kernel, the one that takes masks, knows no groups.
+
+Of an int8 cache, the Triton kernel reads codes; prompts have it widened for a block of heads of one sequence at a time, their own
+keys and values included: a token sees the same as if it had come alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ....kernels.gpu.attention import attend
+from ....kernels.gpu.quantize import Before, apply
+from ...decoder.activations import WIDENED_ON_GPU
+from ...decoder.attention import AttentionSpec, Stored, alibi_slopes
+from ...decoder.norms import NormWeights
+from ...decoder.quantized_cache import Quantized
+
+SCORES: Final = 1 << 26
+"""Elements of a mask, or of float32 scores, that exist at once: 256 MiB."""
+
+
+class DeviceAttention:
+    """What attention keeps on the device: slopes of ALiBi, which a CUDA graph must not copy there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._slopes: dict[tuple[int, float], Tensor] = {}
+
+    def slopes(self, spec: AttentionSpec) -> Tensor | None:
+        """float32 ``[heads]``, made once."""
+        if not spec.alibi:
+            return None
+        key = (spec.heads, spec.alibi)
+        if key not in self._slopes:
+            self._slopes[key] = (alibi_slopes(spec.heads) * spec.alibi).to(self._device)
+        return self._slopes[key]
+
+    def step(self, q: Tensor, keys: Stored, values: Stored, filled: Tensor, spec: AttentionSpec) -> Tensor:  # fmt: skip
+        """One token of each sequence: q ``[b, h, d]``, keys and values of the whole cache -> ``[b, h, d]``."""
+        k, v, scales = apart(keys, values)
+        return attend(
+            q, k, v, filled, scales=scales,
+            scale=spec.scale, slopes=self.slopes(spec), window=spec.window, softcap=spec.softcap,
+        )  # fmt: skip
+
+    def prompt(self, q: Tensor, keys: Stored, values: Stored, past: int, spec: AttentionSpec) -> Tensor:  # fmt: skip
+        """Tokens behind ``past`` positions: q ``[b, t, h, d]``, keys and values of the whole cache -> ``[b, t, h * d]``."""
+        slopes = self.slopes(spec)
+        if isinstance(keys, Tensor) and isinstance(values, Tensor):
+            return _prompt(q, keys, values, past, spec, slopes)
+        assert isinstance(keys, Quantized) and isinstance(values, Quantized)
+        tokens, group = q.shape[1], spec.heads // spec.kv_heads
+        begin = 0 if spec.window is None else max(0, past + 1 - spec.window)
+        end, past = past + tokens, past - begin  # what else is computed goes by distances
+        k, v = keys.between(begin, end), values.between(begin, end)
+        step = min(spec.kv_heads, max(1, WIDENED_ON_GPU // ((end - begin) * spec.size)))
+        y = torch.empty_like(q)
+        for i in range(len(q)):
+            for first in range(0, spec.kv_heads, step):
+                last = min(first + step, spec.kv_heads)
+                heads = slice(first * group, last * group)
+                some = replace(spec, heads=(last - first) * group, kv_heads=last - first)
+                wide_k, wide_v = (x.widened(i, first, last, q.dtype) for x in (k, v))
+                slope = None if slopes is None else slopes[heads]
+                part = _prompt(q[i : i + 1, :, heads], wide_k, wide_v, past, some, slope)
+                y[i, :, heads] = part.view(tokens, -1, spec.size)
+        return y.flatten(2)
+
+
+def apart(keys: Stored, values: Stored) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    """What kernels take of a cache: keys, values, and the scales of both where they are int8."""
+    if isinstance(keys, Quantized) and isinstance(values, Quantized):
+        return keys.codes, values.codes, (keys.scale, values.scale)
+    assert isinstance(keys, Tensor) and isinstance(values, Tensor)
+    return keys, values, None
+
+
+def _prompt(
+    q: Tensor, keys: Tensor, values: Tensor, past: int, spec: AttentionSpec, slopes: Tensor | None
+) -> Tensor:
+    """As ``DeviceAttention.prompt``, in the dtype of q."""
+    tokens = q.shape[1]
+    end = past + tokens
+    windowed = spec.window is not None and spec.window < end
+    plain = slopes is None and spec.softcap is None
+    if plain and not windowed and past == 0:
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2), keys[:, :, :end], values[:, :, :end],
+            is_causal=True, scale=spec.scale, enable_gqa=spec.heads != spec.kv_heads,
+        )  # fmt: skip
+        return y.transpose(1, 2).flatten(2)
+    across = spec.heads // spec.kv_heads if plain else len(q) * spec.heads
+    step = max(1, SCORES // (end * across))
+    parts = [
+        _part(q[:, i : i + step], keys, values, past + i, spec, slopes)
+        for i in range(0, tokens, step)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _part(q: Tensor, keys: Tensor, values: Tensor, first: int, spec: AttentionSpec, slopes: Tensor | None) -> Tensor:  # fmt: skip
+    """Tokens from position ``first`` on, ``[b, t, h, d]`` -> ``[b, t, h * d]``, over the positions that they see."""
+    batch, tokens = q.shape[:2]
+    group = spec.heads // spec.kv_heads
+    begin = 0 if spec.window is None else max(0, first + 1 - spec.window)
+    end = first + tokens
+    k, v = keys[:, :, begin:end], values[:, :, begin:end]
+    here = torch.arange(first, end, device=q.device)
+    distance = here[:, None] - torch.arange(begin, end, device=q.device)
+    seen = distance >= 0
+    if spec.window is not None:
+        seen &= distance < spec.window
+    heads = (batch, tokens, spec.kv_heads, group, spec.size)
+    grouped = q.reshape(heads).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    if slopes is None and spec.softcap is None:
+        y = F.scaled_dot_product_attention(grouped, k, v, attn_mask=seen.repeat(group, 1), scale=spec.scale)  # fmt: skip
+    else:
+        scores = (grouped.float() @ k.float().transpose(2, 3)).mul_(spec.scale)
+        if spec.softcap is not None:
+            scores = scores.div_(spec.softcap).tanh_().mul_(spec.softcap)
+        scores = scores.view(batch, spec.kv_heads, group, tokens, -1)
+        if slopes is not None:
+            scores -= slopes.view(spec.kv_heads, group, 1, 1) * distance
+        shares = scores.masked_fill_(~seen, -math.inf).softmax(-1).flatten(2, 3)
+        y = shares.to(v.dtype) @ v
+    return y.reshape(batch, spec.kv_heads, group, tokens, -1).permute(0, 3, 1, 2, 4).flatten(2)
+
+
+def normed(x: Tensor, norm: NormWeights | None, size: int, by_head: bool) -> Tensor:
+    """Queries or keys ``[tokens, heads * size]``, normalised by head or together."""
+    if norm is None:
+        return x
+    kind = "rms" if norm.rms else "layer"
+    before = Before(norm=kind, weight=norm.weight, bias=norm.bias, eps=norm.eps)
+    return apply(x.reshape(-1, size) if by_head else x, before).view(len(x), -1)

@@ -1,0 +1,51 @@
+"""The static key/value cache of a GPU: allocated once, lengths on the device, so that a CUDA graph can step it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...decoder.cache import StaticCache
+from ...decoder.quantized_cache import Quantized, quantized_parts
+from ...models.config import DecoderConfig
+
+
+class DeviceCache(StaticCache):
+    """Keys and values of every layer, ``[batch, kv_heads, capacity, head_dim]`` each, in 16 bits, or int8 with scales.
+
+    The host keeps the longest length too (``length``): prompts of several tokens are not captured and need it.
+    """
+
+    length = 0
+
+    def __init__(
+        self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> None:  # fmt: skip
+        if dtype == torch.int8:
+            parts = quantized_parts(config, batch=batch, capacity=capacity, device=device)
+        else:
+            shape = (config.num_layers, 2, batch, config.num_kv_heads, capacity, config.head_dim)
+            parts = [torch.zeros(shape, dtype=dtype, device=device)]
+        super().__init__(parts, torch.int32)
+
+    def layer(self, layer: int) -> tuple[Tensor | Quantized, Tensor | Quantized]:
+        """Keys and values of a layer, all positions."""
+        keys, values = (self._stored(layer, kind) for kind in (0, 1))
+        return keys, values
+
+    def _stored(self, layer: int, kind: int) -> Tensor | Quantized:
+        first, *scales = (part[layer, kind] for part in self._parts)
+        return Quantized(first, *scales) if scales else first
+
+    def sequence(self, i: int) -> DeviceCache:
+        part = super().sequence(i)
+        part.length = int(part.lengths)
+        return part
+
+    def advance(self, tokens: int) -> None:
+        super().advance(tokens)
+        self.length += tokens
+
+    def truncate(self, length: int) -> None:
+        super().truncate(length)
+        self.length = min(self.length, length)

@@ -1,0 +1,45 @@
+"""A decoding step through a mixture of experts, of which the host does not learn which are used; imports triton."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ....errors import ArgumentError
+from ....kernels.gpu.experts import ExpertWeights, chosen_experts
+from ...models.config import Activation
+from .projections import QuantizedProjection
+
+
+class FewTokens:
+    """Each of a few tokens through the experts chosen for it, in W8A16."""
+
+    def __init__(self, wide: ExpertWeights, down: ExpertWeights, activation: Activation) -> None:
+        self._wide = wide
+        self._down = down
+        self._activation = activation
+
+    @classmethod
+    def of(cls, experts: Sequence[Any]) -> FewTokens | None:
+        """Of gated FFNs, each of two int8 matrices without bias; None: they are something else, or are to run in W8A8."""
+        wide, down = [e.wide for e in experts], [e.down for e in experts]
+        fits = all(
+            isinstance(p, QuantizedProjection) and p.bias is None and p.mode != "w8a8"
+            for p in (*wide, *down)
+        )
+        if not fits or not all(each.gated for each in experts):
+            return None
+        try:
+            tables = [ExpertWeights.of([p.weight for p in group]) for group in (wide, down)]
+        except ArgumentError:  # tensors of a foreign file, at odd addresses
+            return None
+        return cls(tables[0], tables[1], experts[0].activation)
+
+    def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+        """``[tokens, hidden]``, the experts' numbers and shares ``[tokens, used]`` -> the weighted sum ``[tokens, hidden]``."""
+        slots = chosen.flatten()
+        inner = chosen_experts(x, self._wide, slots, activation=self._activation)
+        y = chosen_experts(inner, self._down, slots).view(*chosen.shape, -1)
+        return (y.float() * shares[..., None]).sum(1).to(x.dtype)

@@ -1,0 +1,63 @@
+"""A converted folder, or a source checkpoint, in the memory of a GPU; imports triton."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....formats.int8.folder import ConvertedFolder
+from ....formats.source.checkpoint import Checkpoint
+from ....formats.source.fp8 import FP8_DTYPES
+from ....kernels import MixedWeight, Mode
+from ...models.architecture import Module, find_tensor
+from ...models.config import DecoderConfig
+from ...weights.weights import CheckpointWeights, ConvertedWeights, Projection
+from ..torch_backend import Kernels
+from .files import DeviceFiles, DeviceTensors
+from .kernels import GpuKernels
+from .projections import DenseProjection, QuantizedProjection, SplitDeviceProjection
+
+
+class DeviceConverted(ConvertedWeights):
+    """A converted folder: one buffer a shard, every tensor a view of it."""
+
+    def __init__(
+        self, converted: ConvertedFolder, config: DecoderConfig, dtype: torch.dtype, device: torch.device, mode: Mode | None = None,
+        *, net: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(converted, dtype, mode, net=net)
+        self._files: Any = DeviceFiles(device)
+        self.files: DeviceFiles = self._files
+        self.kernels: Kernels = GpuKernels(config.max_positions, device, self.counters)
+
+    def _dense(self, weight: Tensor, bias: Tensor | None) -> Projection:
+        return DenseProjection([(weight, None if bias is None else bias.to(self.dtype))])
+
+    def _quantized(self, mixed: MixedWeight, bias: Tensor | None, sizes: Sequence[int]) -> Projection:  # fmt: skip
+        return QuantizedProjection(mixed, bias, sizes, self.mode)
+
+    def _split(self, parts: Sequence[Projection], places: Sequence[int]) -> Projection:
+        return SplitDeviceProjection(parts, places)
+
+
+class DeviceCheckpoint(CheckpointWeights):
+    """A source checkpoint in 16 bits."""
+
+    def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:  # fmt: skip
+        super().__init__(checkpoint, dtype, device)
+        self.files = DeviceTensors(checkpoint.tensors.values(), dtype, device)
+        self.kernels: Kernels = GpuKernels(config.max_positions, device)
+
+    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
+        stored = find_tensor(self.checkpoint, module, kind)
+        if stored.dtype in FP8_DTYPES:  # decoded on the host
+            return super().tensor(module, kind)
+        return self.files.tensor(stored)
+
+    def projection(self, modules: Sequence[Module]) -> Projection:
+        return DenseProjection([
+            (self._weight(m), self.tensor(m, "bias") if m.bias else None) for m in modules
+        ])  # fmt: skip

@@ -1,0 +1,1 @@
+"""The decoder: embedding, layers of attention and FFN, cache."""

@@ -1,0 +1,159 @@
+"""Memory of a forward pass beside weights and cache: what is alive at its widest moments, from the config alone.
+
+Counted are the tensors that the code holds at once, at the size that it makes them: a prompt passes in parts of
+``PREFILL_TOKENS``; attention masks at most ``SCORES`` scores at a time and widens a narrow cache a block of heads at a time (on a GPU
+for prompts alone); on a CPU, quantised linears take ``LINEAR_TOKENS`` tokens at a time, and what happens within is several times what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from ..measure.footprint_weights import most_columns
+from ..models.config import DecoderConfig
+
+Device = Literal["cpu", "cuda"]
+PREFILL_TOKENS: Final = {"cpu": 256, "cuda": 2048}
+"""Tokens of a prompt that pass through the decoder at once, by device: more make activations larger, and little faster."""
+LINEAR_TOKENS: Final = 128
+"""Of them, those that pass through a quantised linear at once on a CPU."""
+SCORES_AT_ONCE: Final = 1 << 22
+"""Attention scores that are masked, or held, at once on a CPU; tokens of a call pass in parts where there are more."""
+WIDENED_AT_ONCE: Final = 1 << 18
+"""Elements of a narrow cache's keys, and of its values, that are widened at once on a CPU; one head where that has more."""
+WIDENED_ON_GPU: Final = 1 << 25
+"""The same of an int8 cache on a GPU, for a prompt: 64 MiB of keys, and of values."""
+SLACK: Final = 0.6
+"""Of activations, on a CPU: what malloc keeps of freed blocks that no later tensor fits into (measured, benchmarks/footprint.py; with
+MALLOC_MMAP_THRESHOLD_=262144 it is next to nothing)."""
+LIBRARIES: Final = 8 << 20
+"""Of PyTorch and of the model's Python objects, on a CPU, beyond what they had before loading (measured there too)."""
+FEW_TOKENS: Final = 16
+"""Up to here W8A16 is taken where no mode is asked for."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass of some tokens, behind others."""
+
+    config: DecoderConfig
+    device: Device
+    tokens: int
+    """Of all sequences together."""
+    positions: int
+    """In the cache once the pass is done, of a sequence."""
+    batch: int
+    item: int
+    """Bytes of an activation."""
+    narrow_cache: bool
+    """Keys and values are of another dtype than activations."""
+    quantised: bool
+    """Weights are int8; else they are of the dtype of activations."""
+    mode: str | None
+
+    def peak(self) -> int:
+        """Bytes at the widest moment."""
+        return max(*self._attention(), *self._ffn(), self._logits())
+
+    @property
+    def _hidden(self) -> int:
+        return self.tokens * self.config.hidden_size * self.item
+
+    def _linear(self, tokens: int, in_features: int, out_features: int, *, heavy: bool = False) -> int:  # fmt: skip
+        """What a quantised linear needs besides its input and output.
+
+        ``heavy``: its input's activations are not rounded to 8 bits but to two digits of them (W8A16: three).
+        """
+        if not self.quantised:
+            return 0
+        if self.device == "cuda":
+            return tokens * (in_features + 2 * most_columns(in_features)) * (2 if heavy else 1)
+        few = min(tokens, LINEAR_TOKENS)
+        digits = 3 if self._is_w8a16 else 2 if heavy else 0
+        columns = most_columns(in_features) * (out_features + few) * 4
+        if not digits:
+            return few * max(9 * in_features, 5 * in_features + 8 * out_features) + columns
+        inner = max((4 + 9 * digits) * in_features, (4 + 5 * digits) * in_features + 8 * digits * out_features)  # fmt: skip
+        return few * inner + columns
+
+    @property
+    def _is_w8a16(self) -> bool:
+        return self.mode == "w8a16" or (self.mode is None and self.tokens <= FEW_TOKENS)
+
+    def _attention(self) -> Iterator[int]:
+        """Projection, rotation, scores, and the projection back."""
+        c, t = self.config, self.tokens
+        queries = t * c.num_heads * c.head_dim * self.item
+        keys = t * c.num_kv_heads * c.head_dim * self.item
+        residuals, qkv = 2 * self._hidden, queries + 2 * keys
+        width = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+        yield residuals + qkv + self._linear(t, c.hidden_size, width)
+        rotated = queries + keys if c.rope is not None else 0
+        if rotated and self.device == "cpu":
+            yield residuals + qkv + max(4 * queries, queries + 4 * keys)
+        yield residuals + qkv + rotated + queries + self._scores()
+        yield residuals + self._hidden + 2 * queries + self._linear(t, c.num_heads * c.head_dim, c.hidden_size)  # fmt: skip
+
+    def _scores(self) -> int:
+        c = self.config
+        heads = c.num_heads if c.alibi or c.attention_softcap is not None else 1
+        tokens = self.tokens
+        plain = heads == 1 and tokens == self.positions * self.batch and not any(c.windows)
+        if self.device == "cuda":  # one mask for all, and what the operator makes of it
+            if tokens <= self.batch:
+                return 0
+            size = 0 if plain else tokens * self.positions * (1 + self.item)
+            return size + (self._widened(2, WIDENED_ON_GPU) if self.narrow_cache else 0)
+        scores = tokens * self.positions * heads
+        scores = min(scores, max(SCORES_AT_ONCE, self.positions * self.batch * heads))
+        size = 0 if plain else (4 + 2 * self.item) * scores if heads > 1 else 6 * scores
+        return size + (self._widened(3, WIDENED_AT_ONCE) if self.narrow_cache else 0)
+
+    def _widened(self, copies: int, most: int) -> int:
+        """Blocks of heads of a narrow cache, in the dtype of activations."""
+        head = self.positions * self.config.head_dim
+        return copies * self.item * max(head, min(most, head * self.config.num_kv_heads))
+
+    def _ffn(self) -> Iterator[int]:
+        """The wide linears, the activation function, and the linear back."""
+        c = self.config
+        for tokens, inner in self._experts():
+            residuals = (3 if tokens == self.tokens else 5) * self._hidden
+            wide, product = tokens * inner * self.item * (2 if c.gated else 1), tokens * inner * self.item  # fmt: skip
+            yield residuals + wide + self._linear(tokens, c.hidden_size, inner * (2 if c.gated else 1))  # fmt: skip
+            # its result and, where it is gated, the product
+            yield residuals + wide + (2 if c.gated else 1) * product
+            yield residuals + product + 2 * self._hidden + self._linear(tokens, inner, c.hidden_size, heavy=c.gated)  # fmt: skip
+
+    def _experts(self) -> Iterator[tuple[int, int]]:
+        """Tokens and inner size of the FFNs."""
+        c, experts = self.config, self.config.experts
+        if experts is None or not all(c.is_sparse(layer) for layer in range(c.num_layers)):
+            yield self.tokens, c.intermediate_size
+        if experts is not None:  # spread evenly; twice that to be on the safe side
+            share = -(-2 * self.tokens * experts.used // experts.count)
+            yield min(self.tokens, share), experts.intermediate_size
+            if experts.shared_size:
+                yield self.tokens, experts.shared_size
+
+    def _logits(self) -> int:
+        """Of the last position of each sequence, in float32, with what choosing from one makes of them."""
+        c = self.config
+        rows = self.batch if self.tokens == self.batch else 1
+        return self._hidden + (rows * 2 + 6) * c.vocab_size * 4
+
+
+def activation_bytes(
+    config: DecoderConfig, *, device: Device, context: int, batch: int, prompt: int, item: int,
+    narrow_cache: bool, quantised: bool, mode: str | None,
+) -> int:  # fmt: skip
+    """Peak of generating up to ``context`` positions from prompts of ``prompt`` tokens, one after the other, then all together."""
+    part = min(prompt, PREFILL_TOKENS[device])
+
+    def peak(tokens: int, positions: int, sequences: int) -> int:
+        return Pass(config, device, tokens, positions, sequences, item, narrow_cache, quantised, mode).peak()  # fmt: skip
+
+    found = max(peak(part, part, 1), peak(part, prompt, 1), peak(batch, context, batch))
+    return found if device == "cuda" else int((1 + SLACK) * found) + LIBRARIES

@@ -1,0 +1,184 @@
+"""What attention does in one layer, beyond q, k and v: scale, masks and biases of scores, norms of heads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..models.config import DecoderConfig
+from .activations import SCORES_AT_ONCE, WIDENED_AT_ONCE
+from .norms import NormWeights
+from .quantized_cache import Quantized
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """Attention of one layer."""
+
+    layer: int
+    heads: int
+    kv_heads: int
+    size: int
+    """Channels of a head."""
+    scale: float
+    """Of scores."""
+    softcap: float | None = None
+    window: int | None = None
+    """Positions that a token sees, itself included."""
+    alibi: float = 0.0
+    """What the slopes of ALiBi are multiplied by; 0: there is none."""
+    rotary: int = 0
+    """Which of the decoder's rotary embeddings."""
+    neighbours: bool = False
+    """How that one pairs channels."""
+    query_norm: NormWeights | None = None
+    key_norm: NormWeights | None = None
+    by_head: bool = True
+    """The norms are of each head; else of all together."""
+
+    @classmethod
+    def of(
+        cls, config: DecoderConfig, layer: int, query_norm: NormWeights | None, key_norm: NormWeights | None
+    ) -> AttentionSpec:  # fmt: skip
+        """Of a layer of a decoder."""
+        window = config.window(layer)
+        local = config.local_rope is not None and window is not None
+        scale = config.attention_scale
+        scale = config.head_dim**-0.5 if scale is None else scale
+        return cls(
+            layer,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            scale,
+            config.attention_softcap,
+            window,
+            (scale if config.alibi_scaled else 1.0) if config.alibi else 0.0,
+            int(local),
+            config.rope is not None and config.rope.neighbours,
+            query_norm,
+            key_norm,
+            config.query_norm != "row",
+        )
+
+
+def scores_bias(spec: AttentionSpec, positions: Tensor, end: int, dtype: torch.dtype) -> Tensor | None:  # fmt: skip
+    """What masks do to scores of tokens at ``positions``, ``[t]`` or of each sequence ``[b, t]``, for keys up to ``end``.
+
+    Returns:
+        bool (True may look) or float, ``[b or 1, h or 1, t, s]``; None: nothing.
+    """
+    windowed = spec.window is not None and spec.window < end
+    if not spec.alibi and not windowed and positions.shape == (1,):
+        return None
+    where = positions[None] if positions.ndim == 1 else positions
+    keys = torch.arange(end, dtype=torch.int32, device=positions.device)
+    distance = where.to(torch.int32)[:, None, :, None] - keys
+    allowed = distance >= 0
+    if windowed:
+        allowed &= distance < (spec.window or end)
+    if not spec.alibi:
+        return allowed
+    slopes = alibi_slopes(spec.heads).to(positions.device)
+    bias = distance * (-slopes[:, None, None] * spec.alibi)
+    return bias.masked_fill_(~allowed, -math.inf).to(dtype)
+
+
+Stored = Tensor | Quantized
+"""Keys or values of all positions, ``[b, kv_heads, s, d]``, as a cache has them."""
+
+
+def attend(
+    q: Tensor, k: Stored, v: Stored, spec: AttentionSpec, positions: Tensor, biases: dict[int | None, Tensor | None]
+) -> Tensor:  # fmt: skip
+    """Softmax of scores times values: ``[b, h, t, d]`` for q ``[b, h, t, d]`` at ``positions``, ``[t]`` or ``[b, t]``.
+
+    Keys and values that are not of the dtype of q are widened to it a block of heads of one sequence at a time. ``biases`` keeps,
+    by window, what all layers need; at first it is empty.
+    """
+    tokens, end = q.shape[2], k.shape[2]
+    if _is_causal_alone(spec, positions, tokens, end):
+        return _attend_stored(q, k, v, spec, None, causal=True)
+    wide = spec.heads if spec.alibi or spec.softcap is not None else 1
+    step = max(1, SCORES_AT_ONCE // (wide * positions.numel() // tokens * end))
+    if tokens <= step:
+        if spec.window not in biases:
+            biases[spec.window] = scores_bias(spec, positions, end, q.dtype)
+        return _attend_stored(q, k, v, spec, biases[spec.window])
+    y = torch.empty_like(q)
+    for first in range(0, tokens, step):
+        part = slice(first, first + step)
+        bias = scores_bias(spec, positions[..., part], end, q.dtype)
+        y[:, :, part] = _attend_stored(q[:, :, part], k, v, spec, bias)
+    return y
+
+
+def _is_causal_alone(spec: AttentionSpec, positions: Tensor, tokens: int, end: int) -> bool:
+    """Whether each token sees all before it, from the first on, and nothing else happens to scores: no mask is made then."""
+    if spec.alibi or spec.softcap is not None or positions.ndim == 2 or tokens != end:
+        return False
+    return spec.window is None or spec.window >= end
+
+
+def _attend_stored(
+    q: Tensor, k: Stored, v: Stored, spec: AttentionSpec, bias: Tensor | None, *, causal: bool = False
+) -> Tensor:  # fmt: skip
+    if isinstance(k, Tensor) and isinstance(v, Tensor) and k.dtype == q.dtype:
+        return _attend(q, k, v, spec, bias, causal)
+    group = spec.heads // spec.kv_heads
+    step = max(1, WIDENED_AT_ONCE // (k.shape[2] * k.shape[3]))
+    y = torch.empty_like(q)
+    for i in range(q.shape[0]):
+        for first in range(0, spec.kv_heads, step):
+            last = min(first + step, spec.kv_heads)
+            heads = slice(first * group, last * group)
+            keys, values = (_widened(x, i, first, last, q.dtype) for x in (k, v))
+            masks = _bias_of(bias, i, heads)
+            y[i : i + 1, heads] = _attend(q[i : i + 1, heads], keys, values, spec, masks, causal)
+    return y
+
+
+def _widened(x: Stored, sequence: int, first: int, last: int, dtype: torch.dtype) -> Tensor:
+    if isinstance(x, Quantized):
+        return x.widened(sequence, first, last, dtype)
+    return x[sequence : sequence + 1, first:last].to(dtype)
+
+
+def _bias_of(bias: Tensor | None, sequence: int, heads: slice) -> Tensor | None:
+    """What of ``scores_bias`` is of one sequence and some heads."""
+    if bias is None:
+        return None
+    bias = bias if bias.shape[0] == 1 else bias[sequence : sequence + 1]
+    return bias if bias.shape[1] == 1 else bias[:, heads]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, bias: Tensor | None, causal: bool) -> Tensor:  # fmt: skip
+    """Of some heads, in one dtype."""
+    if spec.softcap is None:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, is_causal=causal, scale=spec.scale, enable_gqa=q.shape[1] != k.shape[1]
+        )  # fmt: skip
+    batch, kv_heads, _, size = k.shape
+    grouped = q.reshape(
+        batch, kv_heads, -1, size
+    )  # query heads of a key head, one behind the other
+    scores = (grouped @ k.transpose(-1, -2)).mul_(spec.scale / spec.softcap)
+    scores = scores.tanh_().mul_(spec.softcap).view(*q.shape[:3], -1)
+    if bias is not None:
+        scores = (
+            scores.masked_fill_(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias
+        )
+    shares = torch.softmax(scores.float(), dim=-1).to(v.dtype)
+    return (shares.view(batch, kv_heads, -1, k.shape[2]) @ v).view(q.shape)
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """Slopes of ALiBi (arXiv:2108.12409, section 3), float32 ``[heads]``; between powers of two, every other of the next."""
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    slopes += [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (heads - power), 2)]
+    return torch.tensor(slopes)

@@ -1,0 +1,114 @@
+"""The static key/value cache: allocated once for the longest sequence, filled in place."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..models.config import DecoderConfig
+
+_Self = TypeVar("_Self", bound="StaticCache")
+
+
+class StaticCache:
+    """Memory for keys and values of every layer, in some form, for sequences that may differ in length.
+
+    Prompts of different length pass one by one, each through its ``sequence``; then all go on together, a token at a time.
+    """
+
+    def __init__(self, parts: list[Tensor], lengths: torch.dtype = torch.int64) -> None:
+        """``parts``: what a position has, each ``[layers, 2, batch, kv_heads, capacity, width]``; all on one device."""
+        self._parts = parts
+        self.lengths = torch.zeros(parts[0].shape[2], dtype=lengths, device=parts[0].device)
+        """``[batch]``: positions filled so far, the same in every layer between two forward passes."""
+
+    @property
+    def capacity(self) -> int:
+        """Positions that there is room for."""
+        return self._parts[0].shape[4]
+
+    @property
+    def length(self) -> int:
+        """Positions filled in the longest sequence."""
+        return int(self.lengths.max())
+
+    @property
+    def nbytes(self) -> int:
+        """Of all positions, filled or not."""
+        return sum(part.nbytes for part in self._parts)
+
+    def sequence(self: _Self, i: int) -> _Self:
+        """One sequence's part of the same memory: for its prompt, while others have a length of their own."""
+        same: _Self = object.__new__(type(self))
+        same._parts = [part[:, :, i : i + 1] for part in self._parts]
+        same.lengths = self.lengths[i : i + 1]
+        return same
+
+    def advance(self, tokens: int) -> None:
+        """Count positions as filled, once all layers have them."""
+        self.lengths += tokens
+
+    def truncate(self, length: int) -> None:
+        """Forget what stands from position ``length`` on, in every sequence."""
+        self.lengths.clamp_(max=length)
+
+    def clear(self, i: int) -> None:
+        """Forget a sequence: one that is done steps on with the others, in its own memory again from the start."""
+        self.lengths[i] = 0
+
+    def enlarge(self, capacity: int) -> None:
+        """Move to larger memory; what is there stays."""
+        for number, old in enumerate(self._parts):
+            part = old.new_zeros(*old.shape[:-2], capacity, old.shape[-1])
+            part[..., : self.length, :] = old[..., : self.length, :]
+            self._parts[number] = part
+
+
+class Cache(StaticCache, ABC):
+    """What the host fills; ``KVCache`` is the plain form. On a GPU kernels fill a ``gpu.cache.DeviceCache``."""
+
+    @abstractmethod
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Any, Any]:
+        """Put ``[batch, kv_heads, tokens, head_dim]`` behind what is there.
+
+        Returns:
+            All positions up to the end of the longest sequence, in the form that the cache has them; those behind the end of a
+            shorter one hold anything.
+        """
+
+    def _put(self, part: Tensor, new: Tensor) -> Tensor:
+        """Keys or values of a layer: ``new`` behind what ``part`` has of each sequence -> all positions, as a view."""
+        lengths, tokens = self.lengths.tolist(), new.shape[2]
+        start, end = min(lengths), max(lengths) + tokens
+        if start + tokens == end:
+            part[:, :, start:end] = new
+        else:
+            for i, start in enumerate(lengths):
+                part[i, :, start : start + tokens] = new[i]
+        return part[:, :, :end]
+
+
+class KVCache(Cache):
+    """Keys and values as they are, or rounded to a narrower float: ``[batch, kv_heads, capacity, head_dim]`` a layer."""
+
+    def __init__(
+        self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype
+    ) -> None:
+        shape = (config.num_layers, 2, batch, config.num_kv_heads, capacity, config.head_dim)
+        super().__init__([torch.zeros(shape, dtype=dtype)])
+
+    @property
+    def _data(self) -> Tensor:
+        return self._parts[0]
+
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, all positions."""
+        keys, values = self._data[layer]
+        return keys, values
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        stored_keys, stored_values = self.layer(layer)
+        return self._put(stored_keys, keys), self._put(stored_values, values)

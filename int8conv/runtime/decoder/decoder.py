@@ -1,0 +1,284 @@
+"""The decoder: one set of blocks for every family, parametrised by ``DecoderConfig``.
+
+Shapes: ``b`` batch, ``t`` tokens of this call, ``s`` positions in the cache, ``h`` heads, ``d`` head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends.torch_backend import Kernels, Places
+from ..models.architecture import Architecture, Module
+from ..models.config import DecoderConfig
+from ..weights.weights import Projection, Weights
+from .attention import AttentionSpec
+from .cache import Cache
+from .experts import MixtureOfExperts
+from .norms import NormWeights
+from .rotary import Rotary
+
+Observer = Callable[[Module, Tensor], None]
+"""Told the first linear of a group and the group's input ``[b, t, in]``, before it is multiplied."""
+
+
+def norm_weights(config: DecoderConfig, module: Module, weights: Weights) -> NormWeights:
+    """A norm's parameters."""
+    weight = weights.tensor(module)
+    if config.norm_offset:  # of 16 bits, a sum about 1 would lose most of the weight's
+        weight = weight.float() + config.norm_offset
+    bias = weights.tensor(module, "bias") if module.bias else None
+    return NormWeights(config.norm == "rms", config.norm_eps, weight, bias)
+
+
+class Norm:
+    """RMSNorm (arXiv:1910.07467) or LayerNorm, computed in float32."""
+
+    def __init__(self, config: DecoderConfig, module: Module, weights: Weights) -> None:
+        self.weights = norm_weights(config, module, weights)
+        self.kernels = weights.kernels
+
+    def __call__(self, x: Tensor) -> Any:
+        return self.kernels.norm(x, self.weights)
+
+
+class Attention:
+    """Causal attention with grouped key/value heads."""
+
+    def __init__(
+        self, config: DecoderConfig, spec: AttentionSpec, qkv: Projection, out: Projection, kernels: Kernels
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.spec = spec
+        self.qkv = qkv
+        self.out = out
+        self.kernels = kernels
+
+    def __call__(
+        self, x: Any, places: Places, cache: Cache | None, residual: Tensor | None
+    ) -> Tensor:
+        y = self.kernels.attend(self._split(self.qkv(x)), self.spec, places, cache)
+        return self.out(y, residual=residual)[0]
+
+    def _split(self, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """q, k and v ``[b, t, heads * d]``."""
+        c = self.config
+        if c.fused_qkv is None:
+            return outputs
+        queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        if c.fused_qkv == "rows":
+            return outputs[0].split_with_sizes([queries, keys, keys], dim=-1)
+        group = c.num_heads // c.num_kv_heads
+        y = outputs[0]
+        each = y.view(*y.shape[:-1], c.num_kv_heads, group + 2, c.head_dim)
+        parts = each.split_with_sizes([group, 1, 1], dim=-2)
+        return [part.flatten(-3) for part in parts]
+
+
+class FeedForward:
+    """``down(act(up(x)))``, or ``down(act(gate(x)) * up(x))``."""
+
+    def __init__(
+        self, config: DecoderConfig, wide: Projection, down: Projection, kernels: Kernels
+    ) -> None:
+        self.activation = config.activation
+        self.gated = config.gated
+        self.wide = wide
+        self.down = down
+        self.kernels = kernels
+
+    def __call__(self, x: Any, residual: Tensor | None = None) -> Tensor:
+        inner = self.kernels.inner(self.wide, x, self.activation, self.gated)
+        return self.down(inner, residual=residual)[0]
+
+
+class Block:
+    """One layer: attention and FFN, each with its norms and residual."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        layer: int,
+        weights: Weights,
+        observe: Observer | None = None,
+    ) -> None:
+        self.config = config = architecture.config
+        modules = architecture.layer(layer)
+
+        def projection(*roles: str) -> Projection:
+            group = [modules[role] for role in roles if role in modules]
+            project = weights.projection(group)
+            quantised = observe is not None and group[0].group
+            return _observed(project, group[0], observe) if observe and quantised else project
+
+        def norm(role: str) -> Norm | None:
+            return Norm(config, modules[role], weights) if role in modules else None
+
+        def ffn(prefix: str = "") -> FeedForward:
+            wide = projection(f"{prefix}gate_up", f"{prefix}gate", f"{prefix}up")
+            return FeedForward(config, wide, projection(f"{prefix}down"), self.kernels)
+
+        self.kernels = weights.kernels
+        self.attn_norm, self.attn_post_norm = norm("attn_norm"), norm("attn_post_norm")
+        self.mlp_norm, self.mlp_post_norm = norm("mlp_norm"), norm("mlp_post_norm")
+        norms = [
+            norm_weights(config, modules[role], weights) if role in modules else None
+            for role in ("q_norm", "k_norm")
+        ]
+        spec = AttentionSpec.of(config, layer, *norms)
+        qkv, out = projection("qkv", "q", "k", "v"), projection("o")
+        self.attention = Attention(config, spec, qkv, out, self.kernels)
+        self.ffn: FeedForward | MixtureOfExperts
+        if config.experts is not None and config.is_sparse(layer):
+            experts = [ffn(f"{expert}.") for expert in range(config.experts.count)]
+            shared = ffn("shared_") if config.experts.shared_size else None
+            gate = projection("shared_router") if shared else None
+            self.ffn = MixtureOfExperts(
+                config.experts, projection("router"), experts, shared, gate, self.kernels
+            )
+        else:
+            self.ffn = ffn()
+        self.whole = self.kernels.layer(self) if observe is None else None
+
+    def __call__(self, x: Tensor, places: Places, cache: Cache | None = None) -> Tensor:
+        whole = self.whole(x, places, cache) if self.whole is not None else None
+        return self._by_parts(x, places, cache) if whole is None else whole
+
+    def _by_parts(self, x: Tensor, places: Places, cache: Cache | None) -> Tensor:
+        def attention(h: Any, residual: Tensor | None) -> Tensor:
+            return self.attention(h, places, cache, residual)
+
+        if self.config.parallel:
+            h = x if self.attn_norm is None else self.attn_norm(x)
+            return self.ffn(h if self.mlp_norm is None else self.mlp_norm(x), attention(h, x))
+        if self.config.norms == "after sum":
+            assert self.attn_norm is not None and self.mlp_norm is not None
+            x = self.kernels.value(self.attn_norm(attention(x, x)))
+            return self.kernels.value(self.mlp_norm(self.ffn(x, x)))
+        x = self._add(x, self.attn_norm, attention, self.attn_post_norm)
+        return self._add(x, self.mlp_norm, self.ffn, self.mlp_post_norm)
+
+    def _add(
+        self, x: Tensor, norm: Norm | None, branch: Callable[[Any, Tensor | None], Tensor], post: Norm | None
+    ) -> Tensor:  # fmt: skip
+        """``x`` plus a branch of it."""
+        h = x if norm is None else norm(x)
+        if post is None and self.config.residual_scale == 1:
+            return branch(h, x)
+        y = branch(h, None)
+        y = y if post is None else self.kernels.value(post(y))
+        return x + y * self.config.residual_scale
+
+
+def _observed(project: Projection, module: Module, observe: Observer) -> Projection:
+    def observing(x: Tensor, residual: Tensor | None = None) -> Any:
+        observe(module, x)
+        return project(x, residual=residual)
+
+    return observing
+
+
+class Embedding:
+    """Token (and learned position) embeddings, and rotary tables for the blocks."""
+
+    def __init__(self, architecture: Architecture, weights: Weights, dtype: torch.dtype) -> None:
+        config, modules = architecture.config, architecture.outside()
+        self.dtype = dtype
+        self.kernels = weights.kernels
+        self.tokens = weights.lookup(modules["embed"])
+        self.positions = weights.lookup(modules["positions"]) if "positions" in modules else None
+        self.offset = config.position_offset
+        self.project = _optional(weights, modules.get("project_in"))
+        self.norm = (
+            Norm(config, modules["embedding_norm"], weights) if config.embedding_norm else None
+        )
+        self.scale = float(torch.tensor(config.embedding_scale, dtype=dtype))
+        ropes = [rope for rope in (config.rope, config.local_rope) if rope is not None]
+        self.rotaries = [Rotary(rope, config.head_dim) for rope in ropes]
+
+    def __call__(self, token_ids: Tensor, cache: Cache | None = None) -> tuple[Tensor, Any]:
+        """``[b, t]`` -> ``[b, t, hidden]`` and the places of these tokens, behind those in the cache."""
+        places = self.kernels.places(self.rotaries, cache, token_ids, self.dtype)
+        x = self.tokens(token_ids)
+        if self.scale != 1:
+            x = x * self.scale
+        if self.project is not None:
+            (x,) = self.project(x)
+        if self.positions is not None:
+            x = x + self.positions(places.positions + self.offset)
+        if self.norm is not None:
+            x = self.kernels.value(self.norm(x))
+        return x, places
+
+
+def _optional(weights: Weights, module: Module | None) -> Projection | None:
+    return weights.projection([module]) if module is not None else None
+
+
+class Output:
+    """Final norm and head: hidden states to logits."""
+
+    def __init__(self, architecture: Architecture, weights: Weights) -> None:
+        config, modules = architecture.config, architecture.outside()
+        self.final_norm = (
+            Norm(config, modules["final_norm"], weights) if "final_norm" in modules else None
+        )
+        self.project = _optional(weights, modules.get("project_out"))
+        self.head = weights.projection([modules["embed" if config.tied else "head"]])
+        self.scale, self.softcap = config.logit_scale, config.logit_softcap
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[b, t, hidden]`` -> float32 ``[b, t, vocab]``."""
+        x = self.final_norm(x) if self.final_norm is not None else x
+        x = self.project(x)[0] if self.project is not None else x
+        logits = self.head(x)[0].float()
+        if self.scale != 1:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+
+class Decoder:
+    """Embedding, blocks, final norm and head."""
+
+    def __init__(
+        self, architecture: Architecture, weights: Weights, dtype: torch.dtype, kv_cache: torch.dtype | None = None
+    ) -> None:  # fmt: skip
+        """``dtype``: of activations; ``kv_cache``: of keys and values in the cache, None: the same."""
+        self.config = config = architecture.config
+        self.dtype = dtype
+        self.kv_cache = kv_cache or dtype
+        self.kernels = weights.kernels
+        self.embedding = Embedding(architecture, weights, dtype)
+        self.blocks = [Block(architecture, i, weights) for i in range(config.num_layers)]
+        self.output = Output(architecture, weights)
+
+    def cache(self, *, batch: int, capacity: int) -> Any:
+        """An empty cache for so many sequences of so many positions each."""
+        return self.kernels.cache(self.config, batch=batch, capacity=capacity, dtype=self.kv_cache)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a step of one token a sequence makes the host wait for the device."""
+        return any(
+            isinstance(each.ffn, MixtureOfExperts) and each.ffn.waits for each in self.blocks
+        )
+
+    @torch.inference_mode()
+    def forward(
+        self, token_ids: Tensor, cache: Cache | None = None, *, last_only: bool = False
+    ) -> Tensor:
+        """Logits, float32 ``[b, t, vocab]`` (``[b, 1, vocab]`` with ``last_only``), for token ids ``[b, t]``.
+
+        With a cache the tokens stand behind those in it, and are added to it.
+        """
+        x, places = self.embedding(token_ids, cache)
+        for block in self.blocks:
+            x = block(x, places, cache)
+        if cache is not None:
+            cache.advance(token_ids.shape[1])
+        return self.output(x[:, -1:] if last_only else x)

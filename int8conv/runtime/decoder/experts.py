@@ -1,0 +1,71 @@
+"""A mixture of experts in place of the FFN (arXiv:2101.03961): each token passes through the few that its router prefers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends.torch_backend import Kernels
+from ..models.config import Experts
+from ..weights.weights import Projection
+
+Expert = Callable[[Tensor], Tensor]
+
+
+class MixtureOfExperts:
+    """Experts, and one that every token passes through if there is a shared one.
+
+    Args:
+        config: how many are used, and how they are weighed.
+        router: ``[b, t, hidden]`` -> a score for each expert.
+        experts: the FFNs.
+        shared: the shared FFN.
+        shared_gate: one score for the shared FFN, which passes through a sigmoid.
+        kernels: what an activation has to pass before it is a tensor.
+    """
+
+    def __init__(
+        self, config: Experts, router: Projection, experts: Sequence[Expert], shared: Expert | None,
+        shared_gate: Projection | None, kernels: Kernels,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.router = router
+        self.experts = experts
+        self.shared = shared
+        self.shared_gate = shared_gate
+        self.kernels = kernels
+        self._few_tokens = kernels.few_tokens(experts)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a step asks the device which experts it needs."""
+        return self._few_tokens is None
+
+    def __call__(self, x: Any, residual: Tensor | None = None) -> Tensor:
+        x = self.kernels.value(x)
+        rows = x.reshape(-1, x.shape[-1])
+        scores = torch.softmax(self.router(rows)[0].float(), dim=-1)
+        shares, chosen = scores.topk(self.config.used, dim=-1)
+        if self.config.normalised:
+            shares = shares / shares.sum(dim=-1, keepdim=True)
+        step = x.ndim == 3 and x.shape[1] == 1
+        if step and self._few_tokens is not None:
+            y = self._few_tokens(rows, chosen, shares)
+        else:
+            y = self._one_by_one(rows, chosen, shares)
+        if self.shared is not None and self.shared_gate is not None:
+            y += torch.sigmoid(self.shared_gate(rows)[0]) * self.shared(rows)
+        y = y.view(x.shape)
+        return y if residual is None else residual + y
+
+    def _one_by_one(self, rows: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+        """Those that no token uses are not read."""
+        y = torch.zeros_like(rows)
+        for expert in sorted(set(chosen.flatten().tolist())):
+            tokens, place = (chosen == expert).nonzero(as_tuple=True)
+            share = shares[tokens, place, None].to(rows.dtype)
+            y.index_add_(0, tokens, self.experts[expert](rows[tokens]) * share)
+        return y

@@ -1,0 +1,85 @@
+"""The key/value cache in int8, for half the memory of a 16-bit one.
+
+    code = clamp(rint(x / scale), -127, 127),   scale = fp16(absmax / 127)
+
+with one scale for each head and token, of its keys and of its values: a token is quantised once, when it comes, and no other
+depends on it. Keys are quantised as they are cached, behind the rotation. Head size 64 takes 66 bytes a head and token, 128 takes
+130. Scales are float16, as float32 ones change no figure (docs/fidelity.md); they stay within its normal numbers, so that
+magnitudes below 3e-5 become 0, and magnitudes above 8.3e6 would be cut off. Codes are found with the rounded scale.
+
+Attention widens a block of heads at a time (``attention.attend``); the cache is nowhere whole in floats. On a GPU, ``gpu.cache`` has
+the same codes and scales, and attention of single tokens reads them as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ..models.config import DecoderConfig
+from .cache import Cache
+
+LARGEST_CODE: Final = 127
+_SCALES: Final = torch.float16
+_SMALLEST, _LARGEST = 2.0**-14, torch.finfo(_SCALES).max
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Keys or values of a layer."""
+
+    codes: Tensor
+    """int8 ``[batch, kv_heads, positions, head_dim]``."""
+    scale: Tensor
+    """float16 ``[batch, kv_heads, positions, 1]``."""
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.codes.shape
+
+    def between(self, begin: int, end: int) -> Quantized:
+        """Positions ``begin`` to before ``end``."""
+        return Quantized(self.codes[:, :, begin:end], self.scale[:, :, begin:end])
+
+    def widened(self, sequence: int, first: int, last: int, dtype: torch.dtype) -> Tensor:
+        """Heads ``first`` to before ``last`` of one sequence: ``[1, heads, positions, head_dim]``."""
+        codes = self.codes[sequence : sequence + 1, first:last].to(dtype)
+        return codes.mul_(self.scale[sequence : sequence + 1, first:last].float())
+
+
+class QuantizedCache(Cache):
+    """Keys and values of every layer in int8."""
+
+    def __init__(self, config: DecoderConfig, *, batch: int, capacity: int) -> None:
+        super().__init__(quantized_parts(config, batch=batch, capacity=capacity))
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Quantized, Quantized]:
+        k, v = (self._quantized(layer, kind, new) for kind, new in enumerate((keys, values)))
+        return k, v
+
+    def _quantized(self, layer: int, kind: int, new: Tensor) -> Quantized:
+        codes, scale = quantize_heads(new)
+        whole_codes, whole_scale = self._parts
+        return Quantized(
+            self._put(whole_codes[layer, kind], codes), self._put(whole_scale[layer, kind], scale)
+        )
+
+
+def quantized_parts(
+    config: DecoderConfig, *, batch: int, capacity: int, device: torch.device | None = None
+) -> list[Tensor]:
+    """Codes and scales of every layer, for a ``StaticCache``."""
+    shape = (config.num_layers, 2, batch, config.num_kv_heads, capacity)
+    codes = torch.zeros(*shape, config.head_dim, dtype=torch.int8, device=device)
+    return [codes, torch.zeros(*shape, 1, dtype=_SCALES, device=device)]
+
+
+def quantize_heads(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and scales of ``[..., head_dim]``: float that holds whole numbers ``[..., head_dim]``, and float16 ``[..., 1]``."""
+    largest = torch.maximum(x.amax(dim=-1, keepdim=True), -x.amin(dim=-1, keepdim=True)).float()
+    scale = (largest / LARGEST_CODE).clamp_(_SMALLEST, _LARGEST).to(_SCALES)
+    codes = (x.float() / scale.float()).round_().clamp_(-LARGEST_CODE, LARGEST_CODE)
+    return codes, scale

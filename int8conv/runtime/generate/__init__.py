@@ -1,0 +1,1 @@
+"""Choose token after token."""

@@ -1,0 +1,136 @@
+"""Prompts and what follows them: the loop from logits to tokens to text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..decoder.activations import PREFILL_TOKENS
+from ..decoder.decoder import Decoder
+from ..text.stopping import StopScanner
+from ..text.tokenizer import Detokenizer
+from .sampler import Choice, Picked, Request
+from .sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was generated, without the prompt."""
+
+    text: str
+    """Without end token and stop string, and without a character that the limit cut in two."""
+    token_ids: list[int]
+    """All that were chosen, the end token and those of a stop string among them."""
+    finish_reason: Literal["stop", "length"]
+    """``"stop"`` at an end token or stop string, else ``"length"``."""
+    logprobs: list[float] | None = None
+    """If asked for: of each of ``token_ids``, the natural logarithm of its probability in the model's own distribution, before
+    penalty, temperature and selection."""
+
+
+class Continuation:
+    """One prompt, and what follows it as it comes."""
+
+    def __init__(
+        self, prompt: Sequence[int], limit: int, sampling: Sampling, *, end_tokens: frozenset[int],
+        detokenizer: Detokenizer, stops: Sequence[str] = (), logprobs: bool = False,
+        on_text: Callable[[str], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.prompt = list(prompt)
+        self.limit = limit
+        self.token_ids: list[int] = []
+        self.done = limit == 0
+        self.request = Request(self.prompt, sampling, logprobs)
+        self._end_tokens = end_tokens
+        self._detokenizer = detokenizer
+        self._scanner = StopScanner(stops)
+        self._logprobs: list[float] | None = [] if logprobs else None
+        self._pieces: list[str] = []
+        self._on_text = on_text
+        self._finish_reason: Literal["stop", "length"] = "length"
+
+    @property
+    def left(self) -> int:
+        """Tokens until the limit."""
+        return self.limit - len(self.token_ids)
+
+    def take(self, choice: Choice) -> None:
+        """The next token."""
+        token = choice.token
+        self.token_ids.append(token)
+        if self._logprobs is not None and choice.logprob is not None:
+            self._logprobs.append(choice.logprob)
+        ended = token in self._end_tokens
+        if not ended:
+            self._show(self._scanner.push(self._detokenizer.push(token)))
+        if ended or self._scanner.stopped:
+            self._finish_reason = "stop"
+        self.done = self._finish_reason == "stop" or self.left == 0
+        if self.done:
+            self._show(self._scanner.push(self._detokenizer.finish()) + self._scanner.finish())
+
+    def result(self) -> Generation:
+        return Generation(
+            "".join(self._pieces), self.token_ids, self._finish_reason, self._logprobs
+        )
+
+    def _show(self, text: str) -> None:
+        if text:
+            self._pieces.append(text)
+            if self._on_text is not None:
+                self._on_text(text)
+
+
+def continue_all(
+    decoder: Decoder, continuations: Sequence[Continuation], cache: Any, step: Callable[[Tensor], Tensor] | None = None
+) -> None:  # fmt: skip
+    """Run until all are done. The cache has a place for each; what it has there already of a prompt is not computed again.
+
+    ``step`` takes one token of each with that cache; None makes one.
+
+    Where tokens are chosen on the device, the next step starts before the host has seen them; a sequence that ends at
+    one of them has then taken a step for nothing, at a position that was its own anyway.
+    """
+    going = [i for i, each in enumerate(continuations) if not each.done]
+    if not going:
+        return
+    requests = [each.request for each in continuations]
+    picker = decoder.kernels.picker(requests, decoder.config.vocab_size)
+    picked: Picked = picker.pick(_prompts(decoder, continuations, going, cache), going)
+    step = step or decoder.kernels.steps(decoder, cache)
+    while going:
+        following = None
+        if picker.ahead and any(continuations[i].left > 1 for i in going):
+            following = picker.pick(step(picked.tokens[:, None])[:, -1], going)
+        for i in going:
+            continuations[i].take(picked.choice(i))
+        done = [i for i in going if continuations[i].done]
+        going = [i for i in going if not continuations[i].done]
+        for i in done if going else ():
+            cache.clear(i)
+        if going:
+            picked = following or picker.pick(step(picked.tokens[:, None])[:, -1], going)
+
+
+def _prompts(
+    decoder: Decoder, continuations: Sequence[Continuation], going: Sequence[int], cache: Any
+) -> Tensor:
+    """Logits behind each prompt, float32 ``[b, vocab]``; zeros for those that are not going."""
+    shape = (len(continuations), decoder.config.vocab_size)
+    logits = torch.zeros(shape, device=decoder.kernels.device)
+    for i in going:
+        part = cache.sequence(i) if len(continuations) > 1 else cache
+        logits[i] = _prefill(decoder, torch.tensor([continuations[i].prompt]), part)[0, -1]
+    return logits
+
+
+def _prefill(decoder: Decoder, tokens: Tensor, cache: Any) -> Tensor:
+    """The last token's logits ``[1, 1, vocab]``; a long prompt passes in parts, which bounds the activations' memory."""
+    tokens = tokens[:, cache.length :].to(decoder.kernels.device)
+    size = PREFILL_TOKENS[decoder.kernels.device.type]
+    parts = [tokens[:, i : i + size] for i in range(0, tokens.shape[1], size)]
+    return [decoder.forward(part, cache, last_only=True) for part in parts][-1]

@@ -1,0 +1,108 @@
+"""Choose the next token from logits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import ArgumentError, GenerationError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. Applied in this order, which is also transformers': repetition penalty, temperature, top-k,
+    top-p, min-p."""
+
+    temperature: float = 0.0
+    """0 takes the most likely token; the options but the repetition penalty then change nothing."""
+    top_k: int | None = None
+    """Keep the k most likely tokens; None or 0: all."""
+    top_p: float | None = None
+    """Keep the fewest tokens whose probabilities sum to at least this (arXiv:1904.09751, section 3.1); None or 1: all."""
+    min_p: float | None = None
+    """Keep the tokens at least so likely in parts of the likeliest's probability (arXiv:2407.01082, section 3); None or 0: all."""
+    repetition_penalty: float = 1.0
+    """What has occurred becomes less likely: its logit is divided by this if positive, else multiplied (arXiv:1909.05858,
+    section 4.1, in transformers' form)."""
+    seed: int | None = None
+    """None draws differently each time."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise ArgumentError("temperature", expected="0 or more", found=self.temperature)
+        if self.top_k is not None and self.top_k < 0:
+            raise ArgumentError("top_k", expected="0 or more", found=self.top_k)
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ArgumentError("top_p", expected="above 0, at most 1", found=self.top_p)
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise ArgumentError("min_p", expected="0 to 1", found=self.min_p)
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ArgumentError(
+                "repetition_penalty", expected="above 0", found=self.repetition_penalty
+            )
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise ArgumentError("seed", expected="a 64-bit integer", found=self.seed)
+
+    def generator(self) -> torch.Generator:
+        """A generator seeded as asked."""
+        generator = torch.Generator()
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+        return generator
+
+
+def penalised(logits: Tensor, penalty: float | Tensor, seen: Tensor) -> Tensor:
+    """Logits ``[..., vocab]`` with the repetition penalty, or one of each row ``[..., 1]``, on the tokens ``seen``, bool
+    ``[..., vocab]``."""
+    less = torch.where(logits < 0, logits * penalty, logits / penalty)
+    return torch.where(seen, less, logits)
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The distribution that is drawn from: float32 ``[vocab]`` -> float32 ``[vocab]``; needs a temperature above 0.
+
+    The repetition penalty is not in it: it is on the logits already.
+    """
+    logits = (logits - logits.max()) / sampling.temperature
+    if sampling.top_k and sampling.top_k < logits.numel():
+        smallest = logits.topk(sampling.top_k).values[-1]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    if sampling.top_p is not None:
+        ordered, order = logits.softmax(-1).sort(descending=True)
+        before = ordered.cumsum(-1) - ordered
+        logits = logits.index_fill(0, order[before >= sampling.top_p], -torch.inf)
+    kept = logits.softmax(-1)
+    if not sampling.min_p:
+        return kept
+    return logits.masked_fill(kept < sampling.min_p * kept.max(), -torch.inf).softmax(-1)
+
+
+def next_token(
+    logits: Tensor, sampling: Sampling, generator: torch.Generator, seen: Tensor | None = None
+) -> int:
+    """Draw from float32 logits ``[vocab]``, with the repetition penalty on the tokens ``seen``, bool ``[vocab]``.
+
+    Raises:
+        GenerationError: the logits are NaN or infinite.
+    """
+    if not math.isfinite(float(logits.max())):
+        raise not_numbers(float(logits.max()))
+    if seen is not None:
+        logits = penalised(logits, sampling.repetition_penalty, seen)
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    drawn = torch.multinomial(probabilities(logits, sampling), 1, generator=generator)
+    return int(drawn)
+
+
+def not_numbers(found: object) -> GenerationError:
+    """The error for logits that nothing can be drawn from."""
+    return GenerationError(
+        "the model's logits are not numbers", expected="finite values", found=found,
+        hint="16-bit activations overflow in some models: try float32, or bfloat16",
+    )  # fmt: skip

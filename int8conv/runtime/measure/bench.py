@@ -1,0 +1,253 @@
+"""``benchmark``: how fast a model loads, reads a prompt and writes, in what memory, beside what the machine could do.
+
+Tokens are random, and the likeliest follows, so that no tokenizer is needed. Prompts pass one by one and in parts, steps all
+together, as in ``generate``.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import ArgumentError
+from ...formats.hub.download import resolve
+from ...formats.int8.folder import ConvertedFolder, is_converted, open_converted
+from ...formats.safetensors.storage import WeightsFile
+from ...formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
+from ...kernels import Mode
+from ..backends.gpu.files import Loading
+from ..decoder.activations import PREFILL_TOKENS
+from ..loader import check_device, load
+from ..model import Model
+from ..models.architecture import Architecture, read_architecture
+from .footprint import Footprint, predict_footprint
+from .memory_use import MemoryUse, watch_memory
+from .traffic import bandwidth, cached_share, now, step_bytes
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What was measured; seconds, bytes, and their medians over the runs."""
+
+    path: str
+    converted: bool
+    device: str
+    dtype: str
+    """Of activations and cache."""
+    mode: Mode | None
+    """None: by the number of tokens."""
+    prompt_tokens: int
+    """Of each sequence."""
+    new_tokens: int
+    """Steps after the prompt."""
+    batch: int
+    prefill_seconds: list[float]
+    """Of each run: all prompts."""
+    decode_seconds: list[float]
+    """Of each run: all steps."""
+    load_seconds: float
+    """To a model that is ready; imports are done."""
+    first_token_seconds: float
+    """That, and the first pass over the prompts, in which kernels are compiled and mapped files read."""
+    cached: float | None
+    """Share of the weights files that was in the page cache before; None where the system does not say."""
+    file_bytes: int
+    moved: Loading | None
+    """On a GPU: what went there of it, and how fast."""
+    weight_bytes: int
+    """Read by a step."""
+    bandwidth: float
+    """Bytes a second: a CPU reads with the same threads, a GPU copies within its memory."""
+    memory: MemoryUse
+    predicted: Footprint
+
+    @property
+    def device_type(self) -> str:
+        """``"cpu"`` or ``"cuda"``."""
+        return "cpu" if self.memory.device is None else "cuda"
+
+    @property
+    def runs(self) -> int:
+        return len(self.decode_seconds)
+
+    @property
+    def prefill_speed(self) -> float:
+        """Tokens a second, of all sequences."""
+        return self.batch * self.prompt_tokens / median(self.prefill_seconds)
+
+    @property
+    def decode_speed(self) -> float:
+        """Tokens a second, of all sequences."""
+        return self.batch * self.new_tokens / median(self.decode_seconds)
+
+    @property
+    def weight_speed(self) -> float:
+        """Bytes of weights a second while decoding."""
+        return self.weight_bytes * self.new_tokens / median(self.decode_seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure."""
+        names = (
+            "path", "converted", "device", "dtype", "mode", "prompt_tokens", "new_tokens", "batch", "runs",
+        )  # fmt: skip
+        moved = (
+            {"moved_bytes": self.moved.nbytes, "moved_seconds": self.moved.seconds, "moved_bytes_per_second": self.moved.speed}
+            if self.moved else {}
+        )  # fmt: skip
+        memory = {name: value for name, value in vars(self.memory).items() if value is not None}
+        return {name: getattr(self, name) for name in names} | {
+            "prefill": {"tokens_per_second": self.prefill_speed, "seconds": self.prefill_seconds},
+            "decode": {
+                "tokens_per_second": self.decode_speed, "seconds": self.decode_seconds,
+                "weight_bytes_per_step": self.weight_bytes, "weight_bytes_per_second": self.weight_speed,
+                "bandwidth": self.bandwidth, "share_of_bandwidth": self.weight_speed / self.bandwidth,
+            },
+            "loading": {
+                "seconds": self.load_seconds, "first_token_seconds": self.first_token_seconds,
+                "bytes": self.file_bytes, "in_page_cache": self.cached,
+            } | moved,
+            "memory": memory | {"predicted": self.predicted.to_json()},
+        }  # fmt: skip
+
+
+def benchmark(
+    path: str | os.PathLike[str],
+    device: str = "cpu",
+    mode: Mode | None = None,
+    dtype: str | None = None,
+    *,
+    prompt_tokens: int = 128,
+    new_tokens: int = 32,
+    batch: int = 1,
+    runs: int = 3,
+    progress: Progress | None = None,
+) -> Benchmark:
+    """Load a model, and run random prompts and the steps behind them ``runs`` times, after one that warms up.
+
+    Args:
+        path: a converted folder or a source, or the id of either on the hub.
+        device, mode, dtype: as for ``load``.
+        prompt_tokens: of each sequence.
+        new_tokens: steps after the prompt; each reads all of the weights.
+        batch: sequences.
+        runs: how often it is measured.
+        progress: told a stage, how much of it is done, and of how much.
+
+    Raises:
+        ArgumentError: a number below 1.
+        GenerationError: prompt and new tokens do not fit the context.
+        Int8convError: whatever ``load`` raises.
+    """
+    asked = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "runs": runs}
+    for name, value in asked.items():
+        if value < 1:
+            raise ArgumentError(name, expected="1 or more", found=value)
+    check_device(device)
+    if device == "cuda":
+        pass
+    context, where = prompt_tokens + new_tokens, torch.device(device)
+    predict_footprint(path, context=context, batch=batch)  # refuses what cannot be, before the work
+    files = _Files.open(path)
+    cached = cached_share(files.shards())
+    tell = progress or (lambda stage, done, total: None)
+    tell("load", 0, 1)
+    memory = watch_memory(where)
+    started = now(where)
+    model = load(path, device, mode, dtype)
+    loaded = now(where) - started
+    tell("load", 1, 1)
+    steps = _Steps(model, prompt_tokens, new_tokens, batch)
+    first = steps.prefill()
+    answered = now(where) - started
+    steps.decode(first, 1)
+    times = []
+    for run in range(runs):
+        times.append(steps.timed())
+        tell("runs", run + 1, runs)
+    used = memory.use(model.folder)
+    name = str(model.decoder.dtype).removeprefix("torch.")
+    return Benchmark(
+        path=str(path), converted=files.converted is not None, device=_device_name(where), dtype=name, mode=mode,
+        prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch=batch,
+        prefill_seconds=[prefill for prefill, _ in times], decode_seconds=[decode for _, decode in times],
+        load_seconds=loaded, first_token_seconds=answered, cached=cached, file_bytes=files.checkpoint.nbytes, moved=model.loading,
+        weight_bytes=step_bytes(files.checkpoint, files.converted, files.form, model.decoder.dtype, batch),
+        bandwidth=bandwidth(where), memory=used,
+        predicted=model.predictor().at(context, batch, prompt=prompt_tokens),
+    )  # fmt: skip
+
+
+class _Steps:
+    """Prompts and steps on one cache, again and again: a CUDA graph of the step stays valid."""
+
+    def __init__(self, model: Model, prompt_tokens: int, new_tokens: int, batch: int) -> None:
+        decoder = self._decoder = model.decoder
+        self._new_tokens = new_tokens
+        self._device = decoder.kernels.device
+        self._cache = decoder.cache(batch=batch, capacity=prompt_tokens + new_tokens)
+        self._step = decoder.kernels.steps(decoder, self._cache)
+        generator = torch.Generator().manual_seed(0)
+        shape = (batch, prompt_tokens)
+        ids = torch.randint(model.config.vocab_size, shape, generator=generator)
+        self._prompts = ids.to(self._device)
+
+    def prefill(self) -> Tensor:
+        """All prompts, one by one, from an empty cache -> the next tokens ``[b, 1]``."""
+        self._cache.truncate(0)
+        found = []
+        for i, prompt in enumerate(self._prompts):
+            part = self._cache.sequence(i) if len(self._prompts) > 1 else self._cache
+            for ids in prompt[None].split(PREFILL_TOKENS[self._device.type], dim=1):
+                logits = self._decoder.forward(ids, part, last_only=True)
+            found.append(logits[:, -1].argmax(-1, keepdim=True))
+        return torch.cat(found)
+
+    def decode(self, tokens: Tensor, steps: int) -> None:
+        for _ in range(steps):
+            tokens = self._step(tokens)[:, -1].argmax(-1, keepdim=True)
+
+    def timed(self) -> tuple[float, float]:
+        """Seconds of all prompts, and of all steps."""
+        started = now(self._device)
+        tokens = self.prefill()
+        prefilled = now(self._device)
+        self.decode(tokens, self._new_tokens)
+        return prefilled - started, now(self._device) - prefilled
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What the headers say."""
+
+    checkpoint: Checkpoint
+    converted: ConvertedFolder | None
+    form: Architecture
+
+    @staticmethod
+    def open(path: str | os.PathLike[str]) -> _Files:
+        source = resolve(path)
+        converted = open_converted(source.folder) if is_converted(source.folder) else None
+        checkpoint = (
+            converted.checkpoint if converted else open_checkpoint(source.folder, only=source.only)
+        )
+        config_file = source.folder / CONFIG_FILE
+        form = read_architecture(checkpoint.config, checkpoint.tensors, config_file)
+        return _Files(checkpoint, converted, form)
+
+    def shards(self) -> list[WeightsFile]:
+        return list({tensor.file: None for tensor in self.checkpoint.tensors.values()})
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"

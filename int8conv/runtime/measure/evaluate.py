@@ -1,0 +1,283 @@
+"""Perplexity of a model on a text, and how far a converted one is from its source; both streamed block by block.
+
+Windows of W tokens start every S tokens. A window scores its last S positions (the first window all it can), so that every
+token but the text's first is scored once, with W - S tokens or more in front of it where there are so many; with S = W,
+windows are disjoint and their first tokens are not scored.
+
+    perplexity = exp(-mean log q(token)),   KL = sum over the vocabulary of p log(p / q),   p the source, q the converted
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from ...errors import ArgumentError, EvaluationError, SourceMismatchError
+from ...formats.hub.download import resolve
+from ...formats.int8.folder import ConvertedFolder, is_converted, open_converted
+from ...formats.source.checkpoint import CONFIG_FILE, open_checkpoint
+from ...formats.source.checks import check_not_quantized
+from ...kernels import MODES, Mode, NetCounter
+from ..loader import cache_dtype, check_device, choose_dtype, converted_on_gpu, current_gpu
+from ..models.architecture import Architecture, read_architecture
+from ..text.tokenizer import Tokenizer
+from ..weights.streaming import BlockStream
+from ..weights.weights import CheckpointWeights, ConvertedWeights, Weights
+from .fallback import NetReport, net_report
+from .scoring import Progress, relative_rms, score
+from .windows import check_context, encode, read_text, too_short
+
+WINDOW: Final = 512
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far a layer's output is from the source's, both run from the tokens on."""
+
+    layer: int
+    relative_rms: float
+    """Root of the mean squared difference over that of the source's output."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A converted model beside its source, over the same positions."""
+
+    perplexity: float
+    """The source's."""
+    ratio: float
+    """The converted model's perplexity over it."""
+    kl_mean: float
+    """Nats a position."""
+    kl_worst: float
+    worst_position: int
+    """Number of that token in the text."""
+    top1: float
+    """Share of positions at which both find the same token most likely."""
+    layers: tuple[LayerError, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, and on what."""
+
+    perplexity: float
+    window: int
+    stride: int
+    tokens: int
+    """Of the text, that were run."""
+    scored: int
+    """Of them, predicted from others."""
+    text: str
+    """Checksum of the text."""
+    mode: Mode | None
+    """None: a source in its own precision."""
+    dtype: str = "float32"
+    """Of activations."""
+    kv_cache: str | None = None
+    """What keys and values passed through; None: nothing, they stayed in float32."""
+    net: NetReport | None = None
+    against: Comparison | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        value = asdict(self)
+        value["net"] = None if self.net is None else self.net.to_json()
+        return value
+
+
+@dataclass
+class _Model:
+    """A model to be streamed."""
+
+    folder: Path
+    architecture: Architecture
+    weights: Weights
+    counters: Mapping[str, NetCounter] = field(default_factory=dict)
+    kv_cache: torch.dtype | None = None
+
+
+@torch.inference_mode()
+def evaluate(
+    path: str | os.PathLike[str],
+    text: str | os.PathLike[str],
+    *,
+    against: str | os.PathLike[str] | None = None,
+    mode: Mode = "w8a8",
+    net: bool = True,
+    kv_cache: str | None = None,
+    device: str = "cpu",
+    window: int | None = None,
+    stride: int | None = None,
+    tokens: int | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Evaluation:
+    """Measure a converted folder, or a source, on a text.
+
+    Args:
+        path: a converted folder or a source, or the id of either on the hub.
+        text: a file of UTF-8 text.
+        against: the converted folder's source: adds its perplexity, KL divergence, agreement and errors by layer.
+        mode: how activations meet int8 weights.
+        net: whether W8A8 has its safety net.
+        kv_cache: as in ``load``: all of a window's keys and values pass through such a cache (those of ``against`` do not), so that
+            every token sees what it would see token by token; None: they stay as they are.
+        device: as in ``load``: on a GPU a converted model is there whole and runs as ``load`` would run it, with 16-bit activations;
+            a source's blocks go there one by one, in float32.
+        window: tokens of a window; None: 512, or fewer where the model has fewer positions.
+        stride: tokens from one window to the next; None: the window.
+        tokens: of the text, from its start, at most; None: all.
+        progress: called as the work goes on.
+
+    Raises:
+        EvaluationError: a text that cannot be used; an activation is NaN or infinite (names layer and channel).
+        ArgumentError: an option out of range.
+        SourceMismatchError: ``against`` is another kind of model.
+        The errors of ``load``.
+    """
+    if mode not in MODES:
+        raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
+    if tokens is not None and tokens < 2:
+        raise ArgumentError("tokens", expected="2 or more", found=tokens)
+    check_device(device)
+    model = _open(path, mode, net, device)
+    if kv_cache is not None:
+        on = "cpu" if isinstance(model.weights, CheckpointWeights) else device
+        model.kv_cache = cache_dtype(kv_cache, model.weights.dtype, on)
+    models = [model] if against is None else [_open(against, None, net, device), model]
+    if against is not None:
+        _check_same(models[0], model)
+    cut = _cut(model, text, window, stride, tokens)
+    streams = [
+        BlockStream(m.architecture, m.weights, cut.windows, kv_cache=m.kv_cache) for m in models
+    ]
+    errors = _run(models, streams, progress)
+    scores = score(streams, cut.windows, cut.firsts, progress)
+    nll, source_nll = scores.means()
+    comparison = None
+    if source_nll is not None:
+        spot, place = scores.worst
+        comparison = Comparison(
+            math.exp(source_nll), math.exp(nll - source_nll), scores.kl / scores.scored,
+            scores.kl_worst, cut.starts[spot] + place, scores.same / scores.scored, errors,
+        )  # fmt: skip
+    converted = isinstance(model.weights, ConvertedWeights)
+    return Evaluation(
+        math.exp(nll), cut.window, cut.stride, cut.starts[-1] + cut.window, scores.scored, cut.text,
+        mode if converted else None, str(model.weights.dtype).removeprefix("torch."), kv_cache,
+        net_report(model.counters) if converted else None, comparison,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A text in windows."""
+
+    text: str
+    """Checksum."""
+    window: int
+    stride: int
+    starts: range
+    """Number of each window's first token."""
+    windows: list[Tensor]
+
+    @property
+    def firsts(self) -> list[int]:
+        """The first position that each window scores."""
+        later = max(1, self.window - self.stride)
+        return [1 if number == 0 else later for number in range(len(self.windows))]
+
+
+def _cut(
+    model: _Model, text: str | os.PathLike[str], window: int | None, stride: int | None, tokens: int | None
+) -> _Cut:  # fmt: skip
+    config = model.architecture.config
+    window = min(WINDOW, config.max_positions) if window is None else window
+    check_context(window, config.max_positions, EvaluationError)
+    stride = window if stride is None else stride
+    if not 1 <= stride <= window:
+        raise ArgumentError("stride", expected=f"1 to the window's {window}", found=stride)
+    content = read_text(Path(text), EvaluationError)
+    tokenizer = Tokenizer.load(model.folder)
+    ids = encode(tokenizer, content, config.vocab_size, model.folder, EvaluationError)[:tokens]
+    if len(ids) < window:
+        raise too_short(content, len(ids), window, EvaluationError)
+    starts = range(0, len(ids) - window + 1, stride)
+    windows = [ids[start : start + window] for start in starts]
+    return _Cut(content.xxh3_128, window, stride, starts, windows)
+
+
+def _open(path: str | os.PathLike[str], mode: Mode | None, net: bool, device: str) -> _Model:
+    source = resolve(path)
+    converted = open_converted(source.folder) if is_converted(source.folder) else None
+    if converted is None:
+        checkpoint = open_checkpoint(source.folder, only=source.only)
+        check_not_quantized(checkpoint)
+    elif mode is None:
+        raise ArgumentError("against is for the source", file=path, found="a converted folder")
+    else:
+        checkpoint = converted.checkpoint
+    architecture = read_architecture(
+        checkpoint.config, checkpoint.tensors, source.folder / CONFIG_FILE
+    )
+    if converted is None:
+        on = "cpu" if device == "cpu" else current_gpu()
+        weights = CheckpointWeights(checkpoint, torch.float32, on)
+        return _Model(source.folder, architecture, weights)
+    found = _converted(converted, architecture, mode, net, device)
+    return _Model(source.folder, architecture, found, found.counters)
+
+
+def _converted(
+    converted: ConvertedFolder, architecture: Architecture, mode: Mode | None, net: bool, device: str
+) -> ConvertedWeights:  # fmt: skip
+    dtype = choose_dtype(None, device, architecture, converted.checkpoint)
+    if device == "cpu":
+        return ConvertedWeights(converted, dtype, mode, net=net)
+    return converted_on_gpu(converted, architecture, dtype, mode, net=net)
+
+
+def _check_same(source: _Model, converted: _Model) -> None:
+    """Refuse two models whose layers or vocabularies do not correspond."""
+    for what in ("model_type", "num_layers", "hidden_size", "vocab_size"):
+        expected = getattr(source.architecture.config, what)
+        found = getattr(converted.architecture.config, what)
+        if expected != found:
+            raise SourceMismatchError(
+                f"not the source of {converted.folder}: {what} differs", file=source.folder,
+                expected=found, found=expected,
+            )  # fmt: skip
+
+
+def _run(
+    models: Sequence[_Model], streams: Sequence[BlockStream], progress: Progress
+) -> tuple[LayerError, ...]:
+    """Advance all models layer by layer; one block of one model is in memory at a time."""
+    errors = []
+    layers = models[0].architecture.config.num_layers
+    for layer in range(layers):
+        progress("blocks", layer, layers)
+        for model, stream in zip(models, streams, strict=True):
+            stream.advance(layer)
+            _check_finite(model, stream, layer)
+        if len(streams) == 2:
+            errors.append(LayerError(layer, relative_rms(streams[0], streams[1])))
+    progress("blocks", layers, layers)
+    return tuple(errors)
+
+
+def _check_finite(model: _Model, stream: BlockStream, layer: int) -> None:
+    for hidden in stream.hidden:
+        finite = hidden.isfinite().flatten(0, -2).all(dim=0)
+        if not bool(finite.all()):
+            channel = int((~finite).nonzero()[0])
+            raise EvaluationError(
+                f"activation is NaN or infinite behind layer {layer} in channel {channel}",
+                file=model.folder, hint="the model overflows on this text",
+            )  # fmt: skip

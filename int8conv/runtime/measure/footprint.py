@@ -1,0 +1,263 @@
+"""Memory that a model needs, from headers alone: weights by kind, KV cache, activations, against the same in 16 bits.
+
+Works for a converted folder, for a source (what ``convert`` would make of it, or as it is), and for a bare ``config.json``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+from ...errors import ArgumentError, GenerationError
+from ...formats.hub.download import resolve, resolve_headers
+from ...formats.int8.folder import ConvertedFolder, is_converted, open_converted
+from ...formats.int8.names import MANIFEST_FILE
+from ...formats.json_file import read_json
+from ...formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
+from ...formats.source.weight_files import is_weights_name
+from ..decoder.activations import Device, activation_bytes
+from ..models.architecture import Architecture, read_architecture
+from ..models.config import DecoderConfig
+from .footprint_weights import (
+    ESTIMATED,
+    converted_weights,
+    estimated_weights,
+    loaded_weights,
+    parameter_count,
+    unread_rows,
+)
+
+DTYPE_BYTES: Final = {"float16": 2, "bfloat16": 2, "float32": 4}
+CACHE_BYTES: Final = DTYPE_BYTES | {"int8": 1}
+SCALE_BYTES: Final = 2
+"""Of a head and token in an int8 cache."""
+MOST_BATCH: Final = 1 << 16
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Predicted memory in bytes."""
+
+    context: int
+    batch: int
+    device: Device
+    dtype: str
+    """Of activations."""
+    kv_dtype: str
+    """Of the cache."""
+    weights: dict[str, int]
+    """By kind."""
+    estimated: bool
+    """The weights are those that ``convert`` would make, and the outlier columns an upper bound."""
+    kv_cache: int
+    activations: int
+    """Peak of a pass, the widest moment of the decoder, with all that it needs besides."""
+    weights_16bit: int
+    """The same parameters at two bytes each."""
+    kv_cache_16bit: int
+    activations_16bit: int
+    """Both with 16-bit weights, activations and cache on the same device."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.weights.values()) + self.kv_cache + self.activations
+
+    @property
+    def total_16bit(self) -> int:
+        return self.weights_16bit + self.kv_cache_16bit + self.activations_16bit
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure, sums included."""
+        return {
+            "context": self.context, "batch": self.batch, "device": self.device, "dtype": self.dtype,
+            "kv_dtype": self.kv_dtype,
+            "weights": self.weights, "weights_total": sum(self.weights.values()),
+            "estimated": [ESTIMATED] if self.estimated else [],
+            "kv_cache": self.kv_cache, "activations": self.activations, "total": self.total,
+            "fp16": {
+                "weights": self.weights_16bit, "kv_cache": self.kv_cache_16bit,
+                "activations": self.activations_16bit, "total": self.total_16bit,
+            },
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model's footprint at any context and batch; made by ``open_predictor``."""
+
+    where: Path
+    architecture: Architecture
+    device: Device
+    dtype: str
+    kv_dtype: str
+    mode: str | None
+    weights: Counter[str]
+    estimated: bool
+    quantised: bool
+    mapped: bool
+    """Weights stay in the file, and what is not read of it takes no memory."""
+
+    @property
+    def config(self) -> DecoderConfig:
+        return self.architecture.config
+
+    def at(
+        self, context: int | None = None, batch: int = 1, *, prompt: int | None = None
+    ) -> Footprint:
+        """The footprint of ``batch`` sequences of ``context`` positions (None: as many as the model has), ``prompt`` of them given
+        (None: all).
+
+        Raises:
+            ArgumentError: a batch below 1.
+            GenerationError: a context longer than the model's.
+        """
+        config = self.config
+        context = config.max_positions if context is None else context
+        if batch < 1:
+            raise ArgumentError("batch", expected="1 or more", found=batch)
+        if not 1 <= context <= config.max_positions:
+            raise GenerationError("context does not fit the model", file=self.where,
+                                  expected=f"1 to {config.max_positions} positions", found=context)  # fmt: skip
+        prompt = context if prompt is None else min(prompt, context)
+
+        def activations(item: int, narrow: bool, quantised: bool) -> int:
+            return activation_bytes(
+                config, device=self.device, context=context, batch=batch, prompt=prompt, item=item,
+                narrow_cache=narrow, quantised=quantised, mode=self.mode,
+            )  # fmt: skip
+
+        weights = self.weights - self._unread(context * batch)
+        return Footprint(
+            context, batch, self.device, self.dtype, self.kv_dtype,
+            {kind: size for kind, size in weights.most_common() if size}, self.estimated,
+            kv_cache_bytes(config, context, batch, self.kv_dtype),
+            activations(DTYPE_BYTES[self.dtype], self.kv_dtype != self.dtype, self.quantised),
+            2 * parameter_count(self.architecture),
+            kv_cache_bytes(config, context, batch, "float16"), activations(2, False, False),
+        )  # fmt: skip
+
+    def largest_context(self, memory: int, batch: int) -> int:
+        """Positions that fit with so many sequences; 0: none."""
+        return _largest(
+            self.config.max_positions, lambda context: self.at(context, batch).total <= memory
+        )
+
+    def largest_batch(self, memory: int, context: int | None) -> int:
+        """Sequences that fit at that context, at most ``MOST_BATCH``; 0: none."""
+        return _largest(MOST_BATCH, lambda batch: self.at(context, batch).total <= memory)
+
+    def _unread(self, tokens: int) -> Counter[str]:
+        unread: Counter[str] = Counter()
+        for module in self.architecture.modules if self.mapped else ():
+            tied = self.config.tied and module.role == "embed"
+            if module.kind == "embedding" and not tied and self.weights["embeddings"]:
+                nbytes = 2 * module.shape[0] * module.shape[1]
+                unread["embeddings"] += unread_rows(module, tokens, nbytes)
+        return unread
+
+
+def _largest(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from 0 to ``most`` that fits, if those below it do."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def open_predictor(
+    path: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    kv_cache: str | None = None,
+    mode: str | None = None,
+    convert: bool = True,
+) -> Predictor:
+    """Read the headers that a prediction needs; reads no weights, and downloads none of a source.
+
+    Args:
+        path: a converted folder, a source, either's id on the hub (``org/name`` or ``org/name@revision``), a folder with nothing
+            but a ``config.json``, or such a file.
+        device: ``"cpu"`` or ``"cuda"``.
+        dtype: of activations; None: float32 on a CPU, float16 on a GPU.
+        kv_cache: of keys and values: a dtype or ``"int8"``; None: that of activations.
+        mode: as in ``load``.
+        convert: predict for a source what ``convert`` would make of it; else the source as it is loaded.
+
+    Raises:
+        NotFoundError: no such folder.
+        HubError: it cannot be downloaded.
+        ArgumentError: an unknown device or dtype.
+    """
+    if device not in ("cpu", "cuda"):
+        raise ArgumentError("device", expected="cpu or cuda", found=device)
+    dtype = dtype or ("float32" if device == "cpu" else "float16")
+    if dtype not in DTYPE_BYTES:
+        raise ArgumentError("dtype", expected=" or ".join(DTYPE_BYTES), found=dtype)
+    kv_cache = kv_cache or dtype
+    if kv_cache not in CACHE_BYTES:
+        raise ArgumentError("kv_cache", expected=" or ".join(CACHE_BYTES), found=kv_cache)
+    where, architecture, checkpoint, converted = _read(path)
+    if converted is not None:
+        weights = converted_weights(converted, architecture)
+        if device == "cuda":  # a file is one buffer there
+            files = {t.file: t.file.size() for t in converted.checkpoint.tensors.values()}
+            weights["headers and padding"] = sum(files.values()) - weights.total()
+    elif convert or checkpoint is None:
+        weights = estimated_weights(architecture)
+    else:
+        weights = loaded_weights(architecture, DTYPE_BYTES[dtype])
+    estimated = converted is None and (convert or checkpoint is None)
+    quantised = converted is not None or estimated
+    return Predictor(
+        where, architecture, cast("Device", device), dtype, kv_cache, mode, weights, estimated,
+        quantised, quantised and device == "cpu",
+    )  # fmt: skip
+
+
+def _read(
+    path: str | os.PathLike[str],
+) -> tuple[Path, Architecture, Checkpoint | None, ConvertedFolder | None]:
+    """What there is of a model: a folder, its architecture, its headers, and those of a converted one."""
+    config_file = _lone_config(Path(path))
+    if config_file is not None:
+        return config_file, read_architecture(read_json(config_file), (), config_file), None, None
+    source = resolve_headers(path)
+    folder = source.folder
+    converted = open_converted(resolve(path).folder) if is_converted(folder) else None
+    checkpoint = (
+        converted.checkpoint if converted else open_checkpoint(folder, source.remote, source.only)
+    )
+    architecture = read_architecture(checkpoint.config, checkpoint.tensors, folder / CONFIG_FILE)
+    return folder, architecture, checkpoint, converted
+
+
+def _lone_config(path: Path) -> Path | None:
+    """A config that stands without weights: the file itself, or a folder's."""
+    if path.suffix == ".json" and path.is_file():
+        return path
+    config_file = path / CONFIG_FILE
+    if not config_file.is_file():
+        return None
+    names = [entry.name for entry in path.iterdir()]
+    whole = any(is_weights_name(n) or n == MANIFEST_FILE or n.endswith(".index.json") for n in names)  # fmt: skip
+    return None if whole else config_file
+
+
+def predict_footprint(
+    path: str | os.PathLike[str], *, context: int | None = None, batch: int = 1, **options: Any
+) -> Footprint:
+    """Predict the memory of a model: ``open_predictor(path, **options).at(context, batch)``."""
+    return open_predictor(path, **options).at(context, batch)
+
+
+def kv_cache_bytes(config: DecoderConfig, context: int, batch: int, dtype: str) -> int:
+    """Keys and values of every layer, head and position."""
+    heads = 2 * config.num_layers * config.num_kv_heads * context * batch
+    scale = SCALE_BYTES if dtype == "int8" else 0
+    return heads * (config.head_dim * CACHE_BYTES[dtype] + scale)

@@ -1,0 +1,95 @@
+"""Bytes of a model's weights by what they are: of a converted folder, of a source as it is loaded, and as ``convert`` would make them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import prod
+from typing import Final
+
+from ...formats.int8.folder import ConvertedFolder
+from ...formats.int8.names import OUTLIER_MULTIPLE
+from ..models.architecture import Architecture, Kind, Module
+
+OUTLIER_SHARE: Final = 0.01
+OUTLIER_COLUMNS: Final = 16
+"""``convert`` keeps at most so many of an input's columns in 16 bits, or so many if that is more."""
+_FAULT_AROUND: Final = 1 << 16
+"""Bytes of a file that Linux maps when one of them is read and the rest is in memory anyway."""
+
+_LABELS: Final[dict[Kind | None, str]] = {
+    "embedding": "embeddings",
+    "norm": "norms",
+    "attention": "attention (16/32 bit)",
+    "ffn": "FFN (16/32 bit)",
+    "router": "routers",
+    "projection": "projections",
+    "head": "head",
+}
+ESTIMATED: Final = "outlier columns"
+"""What is not known before the conversion, and estimated by its upper bound."""
+
+
+def converted_weights(converted: ConvertedFolder, architecture: Architecture) -> Counter[str]:
+    """Of a converted folder's tensors."""
+    module_kind: dict[str, Kind] = {m.path: m.kind for m in architecture.modules}
+    sizes: Counter[str] = Counter()
+    for linear in converted.linears.values():
+        sizes["int8 weights"] += linear.weight.nbytes
+        sizes["row scales"] += linear.scale.nbytes
+        for part in (linear.outlier_index, linear.outlier_weight):
+            sizes["outlier columns"] += part.nbytes if part else 0
+        sizes["biases"] += linear.bias.nbytes if linear.bias else 0
+    for tensor in converted.others():
+        path, _, suffix = tensor.name.rpartition(".")
+        kind = "biases" if suffix == "bias" else _LABELS.get(module_kind.get(path), "other")
+        sizes[kind] += tensor.nbytes
+    return sizes
+
+
+def loaded_weights(architecture: Architecture, item: int) -> Counter[str]:
+    """Of a source that is loaded at ``item`` bytes an element."""
+    sizes: Counter[str] = Counter()
+    for module in architecture.modules:
+        sizes[_LABELS[module.kind]] += prod(module.shape) * item
+        sizes["biases"] += module.shape[0] * item if module.bias else 0
+    return sizes
+
+
+def estimated_weights(architecture: Architecture) -> Counter[str]:
+    """As ``convert`` would make them, with as many outlier columns as its default allows."""
+    sizes: Counter[str] = Counter()
+    for module in architecture.modules:
+        sizes["biases"] += module.shape[0] * 2 if module.bias else 0
+        if not module.group:
+            sizes[_LABELS[module.kind]] += prod(module.shape) * 2
+            continue
+        out_features, in_features = module.shape
+        columns = most_columns(in_features)
+        sizes["int8 weights"] += out_features * in_features
+        sizes["row scales"] += 4 * out_features
+        sizes["outlier columns"] += columns * (4 + 2 * out_features)
+    return sizes
+
+
+def most_columns(in_features: int) -> int:
+    """Outlier columns of an input at most."""
+    cap = min(max(OUTLIER_COLUMNS, int(OUTLIER_SHARE * in_features)), in_features)
+    return cap // OUTLIER_MULTIPLE * OUTLIER_MULTIPLE
+
+
+def parameter_count(architecture: Architecture) -> int:
+    """Elements of the model before conversion."""
+    return sum(prod(m.shape) + (m.shape[0] if m.bias else 0) for m in architecture.modules)
+
+
+def unread_rows(module: Module, tokens: int, nbytes: int) -> int:
+    """Bytes of a mapped embedding that so many tokens leave untouched, if they come evenly from the whole of it.
+
+    A row is read with those around it, as the system maps 64 KiB at a time.
+    """
+    rows = module.shape[0]
+    if module.role == "positions":
+        around = min(1.0, _FAULT_AROUND / max(nbytes, 1))
+        return int(nbytes * max(0.0, 1 - tokens / rows - around))
+    window = min(rows, max(1, _FAULT_AROUND * rows // max(nbytes, 1)))
+    return int(nbytes * (1 - window / rows) ** tokens)

@@ -1,0 +1,120 @@
+"""Bytes of weights that a decode step reads, and how fast this machine can read."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from math import prod
+from typing import Final
+
+import torch
+
+from ...formats.int8.folder import ConvertedFolder
+from ...formats.safetensors.storage import LocalFile, WeightsFile
+from ...formats.source.checkpoint import Checkpoint
+from ..models.architecture import Architecture, Module
+
+HOST_BYTES: Final = 512 << 20
+"""Read to measure a CPU's bandwidth: more than its caches hold."""
+DEVICE_BYTES: Final = 1 << 30
+_REPEATS: Final = 7
+_SAMPLES: Final = 1024
+_PAGE: Final = 4096
+
+
+def step_bytes(
+    checkpoint: Checkpoint, converted: ConvertedFolder | None, form: Architecture, dtype: torch.dtype, batch: int = 1
+) -> int:  # fmt: skip
+    """Bytes of weights that a step of one token for each of ``batch`` sequences reads, from headers alone.
+
+    Every tensor of the linears, the head, and the norms, once; of embeddings that are not the head as well, nothing, as a step
+    looks up a row a token. A converted folder's tensors count as the file has them; those of a source in ``dtype``. Of a
+    mixture of experts, as many experts as ``batch`` tokens reach on average if all are as likely.
+    """
+    total = 0.0
+    for module in form.modules:
+        linear = converted.linears.get(module.path) if converted else None
+        if linear is not None:
+            size = sum(tensor.nbytes for tensor in linear.tensors())
+        else:
+            size = _stored(checkpoint, module, None if converted else dtype.itemsize)
+        total += size * _share_read(form, module, batch)
+    return round(total)
+
+
+def _stored(checkpoint: Checkpoint, module: Module, itemsize: int | None) -> int:
+    names = [f"{module.path}.{kind}" for kind in ("weight", "bias")]
+    found = [checkpoint.tensors[name] for name in names if name in checkpoint.tensors]
+    return sum(t.nbytes if itemsize is None else prod(t.shape) * itemsize for t in found)
+
+
+def _share_read(form: Architecture, module: Module, batch: int) -> float:
+    """How much of a module a step reads."""
+    if module.kind == "embedding":
+        return float(module.role == "embed" and form.config.tied)
+    experts = form.config.experts
+    if experts is None or not module.role.partition(".")[0].isdecimal():
+        return 1.0
+    return float(1 - (1 - experts.used / experts.count) ** batch)
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second, the best of several: of a copy within a GPU's memory, read and written; on a CPU, of a float32 matrix
+    whose rows PyTorch's threads sum."""
+    if device.type == "cuda":
+        source = torch.empty(DEVICE_BYTES, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        return 2 * source.nbytes / _least_seconds(lambda: target.copy_(source), device)
+    rows = torch.ones(max(HOST_BYTES >> 18, 1), 1 << 16)
+    return rows.nbytes / _least_seconds(lambda: rows.sum(dim=1), device)
+
+
+def _least_seconds(call: Callable[[], object], device: torch.device) -> float:
+    call()
+    times = []
+    for _ in range(_REPEATS):
+        started = now(device)
+        call()
+        times.append(now(device) - started)
+    return min(times)
+
+
+def now(device: torch.device) -> float:
+    """The time in seconds, once the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def cached_share(files: Iterable[WeightsFile]) -> float | None:
+    """How much of some files is in the system's page cache, from samples; None where it does not say.
+
+    A page that a read could not have without waiting is not there (``RWF_NOWAIT``, preadv2(2)).
+    """
+    flag = getattr(os, "RWF_NOWAIT", None)
+    local = [file for file in files if isinstance(file, LocalFile) and file.size()]
+    if flag is None or not local:
+        return None
+    total = sum(file.size() for file in local)
+    there = count = 0
+    for file in local:
+        size, pages = file.size(), -(-file.size() // _PAGE)
+        samples = min(pages, max(1, _SAMPLES * size // total))
+        fd = os.open(file.path, os.O_RDONLY)
+        try:
+            for i in range(samples):
+                count += 1
+                there += _has_page(fd, i * pages // samples * _PAGE, flag)
+        except OSError:  # this file system cannot say
+            return None
+        finally:
+            os.close(fd)
+    return there / count
+
+
+def _has_page(fd: int, offset: int, flag: int) -> bool:
+    try:
+        return os.preadv(fd, [bytearray(1)], offset, flag) == 1
+    except BlockingIOError:
+        return False

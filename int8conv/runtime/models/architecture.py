@@ -1,0 +1,244 @@
+"""From a config to the modules of the decoder: their order, names, shapes and kinds; from headers alone, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ...errors import ShapeError
+from ...formats.source.checkpoint import Checkpoint, StoredTensor
+from .config import DecoderConfig, RawConfig
+from .families import Family, find_family
+
+Kind = Literal["embedding", "norm", "attention", "ffn", "router", "projection", "head"]
+MOST_LAYERS = 10_000
+MOST_EXPERTS = 10_000
+
+
+@dataclass(frozen=True)
+class Module:
+    """One module with a weight, in the order in which the decoder runs them."""
+
+    role: str
+    path: str
+    kind: Kind
+    layer: int | None
+    shape: tuple[int, ...]
+    """Of its weight."""
+    bias: bool
+    group: tuple[str, ...] = ()
+    """For a linear of attention or FFN: the paths that share its input, itself included."""
+    transposed: bool = False
+    """Stored ``[in, out]`` in a source."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A checkpoint's decoder: its parameters and modules."""
+
+    family: Family
+    config: DecoderConfig
+    modules: tuple[Module, ...]
+
+    def groups(self) -> Iterator[tuple[Module, ...]]:
+        """The quantised linears by shared input, in order."""
+        by_path = {m.path: m for m in self.modules}
+        for module in self.modules:
+            if module.group and module.path == module.group[0]:
+                yield tuple(by_path[path] for path in module.group)
+
+    def layer(self, layer: int) -> dict[str, Module]:
+        """The modules of a layer by role."""
+        return {m.role: m for m in self.modules if m.layer == layer}
+
+    def outside(self) -> dict[str, Module]:
+        """The modules outside the layers by role."""
+        return {m.role: m for m in self.modules if m.layer is None}
+
+
+def read_architecture(
+    config: dict[str, Any], tensors: Collection[str], file: object = "config.json"
+) -> Architecture:
+    """The decoder that a ``config.json`` describes, with names as the checkpoint's tensors have them.
+
+    Args:
+        config: the parsed file.
+        tensors: names of the checkpoint's tensors, to tell whether the base model's prefix is there.
+        file: named in errors.
+
+    Raises:
+        UnknownFamilyError: the ``model_type`` is not known.
+        UnsupportedFeatureError: a key of the config asks for something that the decoder does not have.
+        JsonFileError: a key is absent or malformed.
+    """
+    family = find_family(config, file)
+    raw = RawConfig(config, file)
+    decoder = family.read_config(raw)
+    raw.finish()
+    _check_sizes(decoder, raw)
+    embed = family.names["embed"] + ".weight"
+    stripped = embed.removeprefix(family.base_prefix)
+    if embed not in tensors and stripped in tensors:
+        names = {r: n.removeprefix(family.base_prefix) for r, n in family.names.items()}
+        family = replace(family, names=names)
+    elif decoder.tied and embed not in tensors and family.names["head"] + ".weight" in tensors:
+        # of tensors that share memory, safetensors' save_model keeps the first name
+        names = {**family.names, "embed": family.names["head"]}
+        family = replace(family, names=names)
+    return Architecture(family, decoder, tuple(_modules(decoder, family.names)))
+
+
+def find_tensor(checkpoint: Checkpoint, module: Module, kind: str = "weight") -> StoredTensor:
+    """The tensor of a module, with the shape that the config implies.
+
+    Raises:
+        MissingTensorError: it is absent.
+        ShapeError: it has another shape.
+    """
+    stored = checkpoint.tensor(f"{module.path}.{kind}")
+    expected = module.shape if kind == "weight" else module.shape[:1]
+    if module.transposed and kind == "weight":
+        expected = expected[::-1]
+    if stored.shape != expected:
+        raise shape_error(stored, expected, stored.shape)
+    return stored
+
+
+def shape_error(
+    stored: StoredTensor, expected: tuple[int, ...], found: tuple[int, ...]
+) -> ShapeError:
+    """The error for a tensor that does not have its module's shape."""
+    return ShapeError(
+        "shape is not what config.json implies", file=stored.file, tensor=stored.name,
+        expected=list(expected), found=list(found),
+    )  # fmt: skip
+
+
+def _check_sizes(config: DecoderConfig, raw: RawConfig) -> None:
+    if config.num_layers > MOST_LAYERS:  # a list is made of them before any tensor is looked at
+        raise raw.unsupported("num_hidden_layers", config.num_layers, f"at most {MOST_LAYERS}")
+    if config.num_heads % config.num_kv_heads:
+        raise raw.unsupported(
+            "num_key_value_heads", config.num_kv_heads, f"a divisor of {config.num_heads}"
+        )
+    if config.rope is not None:
+        rotated = int(config.head_dim * config.rope.share)
+        if rotated % 2 or not 0 < rotated <= config.head_dim:
+            raise raw.unsupported("head_dim", config.head_dim, "an even number of rotated channels")
+        for factors in (config.rope.short_factors, config.rope.long_factors):
+            if factors and len(factors) != rotated // 2:
+                raise raw.unsupported("rope_scaling", len(factors), f"{rotated // 2} factors")
+    for name in ("windows", "sparse_layers"):
+        if len(getattr(config, name)) not in (0, config.num_layers):
+            raise raw.unsupported("layer_types", len(getattr(config, name)), f"{config.num_layers}")
+    experts = config.experts
+    if experts is not None and (experts.used > experts.count or experts.count > MOST_EXPERTS):
+        raise raw.unsupported("num_experts_per_tok", experts.used, f"1 to {experts.count}")
+
+
+def _modules(config: DecoderConfig, names: Mapping[str, str]) -> Iterator[Module]:
+    c = config
+    hidden = c.hidden_size
+    yield Module(
+        "embed", names["embed"], "embedding", None, (c.vocab_size, c.embedding_size), False
+    )
+    if c.rope is None and not c.alibi:
+        table = (c.max_positions + c.position_offset, hidden)
+        yield Module("positions", names["positions"], "embedding", None, table, False)
+    if c.embedding_norm:
+        yield _norm(c, "embedding_norm", names, None)
+    if c.embedding_size != hidden:
+        shape = (hidden, c.embedding_size)
+        yield Module("project_in", names["project_in"], "projection", None, shape, False)
+    for layer in range(c.num_layers):
+        here = {role: name.replace("{}", str(layer), 1) for role, name in names.items()}
+        yield from _layer(c, layer, here)
+    if c.final_norm:
+        yield _norm(c, "final_norm", names, None)
+    if c.embedding_size != hidden:
+        shape = (c.embedding_size, hidden)
+        yield Module("project_out", names["project_out"], "projection", None, shape, False)
+    if not c.tied:
+        shape = (c.vocab_size, c.embedding_size)
+        yield Module("head", names["head"], "head", None, shape, c.head_bias)
+
+
+def _norm(
+    c: DecoderConfig,
+    role: str,
+    names: Mapping[str, str],
+    layer: int | None,
+    size: int | None = None,
+) -> Module:
+    has_bias = c.norm == "layer" if c.norm_bias is None else c.norm_bias
+    return Module(role, names[role], "norm", layer, (size or c.hidden_size,), has_bias)
+
+
+def _layer(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
+    hidden, queries = c.hidden_size, c.num_heads * c.head_dim
+    if c.norms in ("before", "around", "after sum"):
+        yield _norm(c, "attn_norm", names, layer)
+    yield from _qkv(c, layer, names)
+    if c.query_norm is not None:
+        for role, heads in (("q_norm", c.num_heads), ("k_norm", c.num_kv_heads)):
+            size = c.head_dim if c.query_norm == "head" else heads * c.head_dim
+            yield _norm(c, role, names, layer, size)
+    yield from _linears(c, "attention", layer, names, c.out_bias, queries, {"o": hidden})
+    if c.norms in ("around", "behind"):
+        yield _norm(c, "attn_post_norm", names, layer)
+    if c.norms != "behind" and "mlp_norm" in names:
+        yield _norm(c, "mlp_norm", names, layer)
+    if c.is_sparse(layer):
+        yield from _experts(c, layer, names)
+    else:
+        yield from _ffn(c, layer, names, "", c.intermediate_size)
+    if c.norms in ("around", "behind"):
+        yield _norm(c, "mlp_post_norm", names, layer)
+
+
+def _linears(
+    c: DecoderConfig, kind: Kind, layer: int, names: Mapping[str, str], bias: bool, in_features: int,
+    outs: Mapping[str, int],
+) -> Iterator[Module]:  # fmt: skip
+    """Linears of one input, by role and number of outputs."""
+    group = tuple(names[role] for role in outs)
+    for role, out_features in outs.items():
+        shape = (out_features, in_features)
+        yield Module(role, names[role], kind, layer, shape, bias, group, c.transposed)
+
+
+def _qkv(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
+    queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    outs = {"q": queries, "k": keys, "v": keys} if not c.fused_qkv else {"qkv": queries + 2 * keys}
+    return _linears(c, "attention", layer, names, c.qkv_bias, c.hidden_size, outs)
+
+
+def _ffn(
+    c: DecoderConfig, layer: int, names: Mapping[str, str], prefix: str, inner: int
+) -> Iterator[Module]:
+    """An FFN: a layer's, an expert's, or the shared expert's."""
+    outs = {f"{prefix}gate": inner} if c.gated else {}
+    outs |= {f"{prefix}up": inner}
+    if c.fused_gate:
+        outs = {f"{prefix}gate_up": 2 * inner}
+    yield from _linears(c, "ffn", layer, names, c.mlp_bias, c.hidden_size, outs)
+    down = {f"{prefix}down": c.hidden_size}
+    yield from _linears(c, "ffn", layer, names, c.mlp_bias, inner, down)
+
+
+def _experts(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
+    assert c.experts is not None
+    shape = (c.experts.count, c.hidden_size)
+    yield Module("router", names["router"], "router", layer, shape, False)
+    for expert in range(c.experts.count):
+        here = {
+            f"{expert}.{role.removeprefix('expert_')}": name.replace("{}", str(expert))
+            for role, name in names.items()
+            if role.startswith("expert_")
+        }
+        yield from _ffn(c, layer, here, f"{expert}.", c.experts.intermediate_size)
+    if c.experts.shared_size:
+        yield from _ffn(c, layer, names, "shared_", c.experts.shared_size)
+        gate = names["shared_router"]
+        yield Module("shared_router", gate, "router", layer, (1, c.hidden_size), False)

@@ -1,0 +1,298 @@
+"""The one decoder's parameters, and how a family's ``config.json`` is read into them without ignoring anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from ...errors import JsonFileError, UnsupportedFeatureError
+
+Activation = Literal["silu", "relu", "gelu", "gelu_tanh"]
+T = TypeVar("T")
+
+BOOKKEEPING = frozenset(
+    [
+        "architectures",
+        "auto_map",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "decoder_start_token_id",
+        "dtype",
+        "eos_token_id",
+        "finetuning_task",
+        "id2label",
+        "initializer_range",
+        "init_std",
+        "is_decoder",
+        "is_encoder_decoder",
+        "is_llama_config",
+        "label2id",
+        "model_type",
+        "num_labels",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "prefix",
+        "problem_type",
+        "return_dict",
+        "sep_token_id",
+        "task_specific_params",
+        "tokenizer_class",
+        "torch_dtype",
+        "torchscript",
+        "transformers.js_config",
+        "transformers_version",
+        "unk_token_id",
+        "use_bfloat16",
+        "use_cache",
+        "attention_dropout",
+        "attn_implementation",
+        "classifier_dropout",
+        "dropout",
+        "activation_dropout",
+        "layerdrop",
+        "hidden_dropout",
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
+        "pretraining_tp",
+        "quantization_config",
+        "rope_parameters",
+        "rope_theta",
+        "rope_scaling",
+    ]
+)
+"""Config keys that change nothing about inference, or that are read by a function of their own."""
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+
+@dataclass(frozen=True)
+class Rope:
+    """A rotary embedding: base, and how its frequencies are scaled."""
+
+    theta: float
+    kind: Literal["default", "linear", "llama3", "dynamic", "yarn", "longrope"] = "default"
+    factor: float = 1.0
+    """Low frequencies are divided by this: all of them if the kind is linear."""
+    low_freq_factor: float = 1.0
+    """llama3: a wave that fits ``original_positions`` at most so many times has a low frequency."""
+    high_freq_factor: float = 1.0
+    """llama3: one that fits at least so many times stays as it is; between the two, in proportion."""
+    original_positions: float = 1.0
+    """Context before scaling."""
+    beta_fast: float = 32.0
+    """yarn: as ``high_freq_factor``."""
+    beta_slow: float = 1.0
+    """yarn: as ``low_freq_factor``."""
+    magnitude: float = 1.0
+    """yarn, longrope: cos and sin are multiplied by this."""
+    short_factors: tuple[float, ...] = ()
+    """longrope: each frequency is divided by its own factor up to ``original_positions``."""
+    long_factors: tuple[float, ...] = ()
+    """longrope: and by this one in longer sequences."""
+    share: float = 1.0
+    """Of a head's channels, the first ones, that are rotated."""
+    neighbours: bool = False
+    """Channels 2 i and 2 i + 1 are a pair; else i and i + half."""
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in place of the FFN (arXiv:2101.03961)."""
+
+    count: int
+    used: int
+    """For each token: those with the highest router scores."""
+    intermediate_size: int
+    normalised: bool
+    """The weights of those used add up to 1."""
+    shared_size: int = 0
+    """Of the FFN that every token passes through as well, with a gate of its own; 0: none."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """What the decoder needs to know; sizes in elements."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    max_positions: int
+    norm: Literal["rms", "layer"]
+    norm_eps: float
+    activation: Activation
+    gated: bool
+    """``down(act(gate(x)) * up(x))`` instead of ``down(act(up(x)))``."""
+    rope: Rope | None
+    """The rotary embedding; None: ALiBi or learned positions."""
+    embedding_size: int
+    """Width of the token embedding; projected to ``hidden_size`` and back where they differ."""
+    tied: bool
+    """The head is the token embedding."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    norm_bias: bool | None = None
+    """None: LayerNorms have one, RMSNorms have not."""
+    norm_offset: float = 0.0
+    """Added to the weight of every norm."""
+    position_offset: int = 0
+    """Row of the learned position table that position 0 uses."""
+    alibi: bool = False
+    """Attention scores fall linearly with distance (arXiv:2108.12409)."""
+    alibi_scaled: bool = False
+    """By ``attention_scale`` too."""
+    norms: Literal["before", "around", "behind", "after sum"] = "before"
+    """Where a block's norms stand: before attention and FFN, before and behind them, behind them (within the residual
+    branch), or after the residual sum."""
+    parallel: bool = False
+    """Attention and FFN read the same hidden state, and both are added to it."""
+    final_norm: bool = True
+    embedding_norm: bool = False
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    """Of what attention and FFN add."""
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    """Logits become ``cap * tanh(logits / cap)``."""
+    attention_scale: float | None = None
+    """Of scores; None: ``head_dim ** -0.5``."""
+    attention_softcap: float | None = None
+    windows: tuple[int | None, ...] = ()
+    """For each layer, how many positions a token sees, itself included; None or absent: all."""
+    local_rope: Rope | None = None
+    """Of layers with a window, where they have one of their own."""
+    query_norm: Literal["head", "row"] | None = None
+    """RMSNorm of queries and keys: of each head, or of all heads together."""
+    fused_qkv: Literal["rows", "heads"] | None = None
+    """One linear for the three: its rows are all of q, then k, then v; or, for each key head, its queries, key and value."""
+    fused_gate: bool = False
+    """One linear for gate and up."""
+    transposed: bool = False
+    """Linears of the blocks are stored ``[in, out]``."""
+    experts: Experts | None = None
+    sparse_layers: tuple[bool, ...] = ()
+    """For each layer, whether experts stand in place of the FFN; absent: in all, if there are any."""
+
+    def window(self, layer: int) -> int | None:
+        """How many positions a token of that layer sees; None: all."""
+        return self.windows[layer] if self.windows else None
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer has experts."""
+        return self.experts is not None and (not self.sparse_layers or self.sparse_layers[layer])
+
+
+class RawConfig:
+    """A ``config.json`` that remembers what was read, so that nothing in it is passed over in silence."""
+
+    def __init__(self, values: Mapping[str, Any], file: object = "config.json") -> None:
+        self.values = values
+        self.file = file
+        self._read: set[str] = set()
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A positive integer."""
+        value = self._get(key, default)
+        if type(value) is not int or value <= 0:
+            raise JsonFileError(f"config key '{key}'", file=self.file, expected="an integer > 0",
+                                found=repr(value))  # fmt: skip
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive number."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise JsonFileError(f"config key '{key}'", file=self.file, expected="a number > 0",
+                                found=repr(value))  # fmt: skip
+        try:
+            return float(value)
+        except OverflowError:
+            raise JsonFileError(f"config key '{key}'", file=self.file, expected="a float",
+                                found=repr(value)) from None  # fmt: skip
+
+    def optional_integer(self, key: str) -> int | None:
+        """A positive integer, or None where the config has none."""
+        return None if self._get(key, None) is None else self.integer(key)
+
+    def optional_number(self, key: str) -> float | None:
+        """A positive number, or None where the config has none."""
+        return None if self._get(key, None) is None else self.number(key)
+
+    def strings(self, key: str) -> list[str] | None:
+        """A list of strings, or None where the config has none."""
+        value = self._get(key, None)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            raise JsonFileError(f"config key '{key}'", file=self.file, expected="a list of strings",
+                                found=repr(value))  # fmt: skip
+        return value
+
+    def integers(self, key: str) -> list[int]:
+        """A list of integers; empty where the config has none."""
+        value = self._get(key, [])
+        if not isinstance(value, list) or not all(type(entry) is int for entry in value):
+            raise JsonFileError(f"config key '{key}'", file=self.file, expected="a list of integers",
+                                found=repr(value))  # fmt: skip
+        return value
+
+    def fixed(self, key: str, value: object) -> None:
+        """A feature that is known in one form only, which is also the default."""
+        found = self._get(key, value)
+        if found != value:
+            raise self.unsupported(key, found, repr(value))
+
+    def ignore(self, *keys: str) -> None:
+        """Keys that change nothing about inference in this family."""
+        self._read.update(keys)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._get(key, default)
+        if type(value) is not bool:
+            raise JsonFileError(f"config key '{key}'", file=self.file, expected="true or false",
+                                found=repr(value))  # fmt: skip
+        return value
+
+    def choice(self, key: str, choices: Mapping[str, T], default: str | None = None) -> T:
+        """A feature that has to be one of those known here."""
+        value = self._get(key, default)
+        if not isinstance(value, str) or value not in choices:
+            raise self.unsupported(key, value, f"one of {', '.join(choices)}")
+        return choices[value]
+
+    def finish(self) -> None:
+        """Refuse, by name, a key that nobody read and that says more than 'off'."""
+        for key, value in self.values.items():
+            known = key in self._read or key in BOOKKEEPING or key.startswith("_")
+            if not known and value not in (None, False, 0, "", [], {}):
+                raise self.unsupported(key, value)
+
+    def unsupported(
+        self, key: str, value: object, expected: str | None = None
+    ) -> UnsupportedFeatureError:
+        return UnsupportedFeatureError(
+            f"config asks for a feature that the runtime does not have: '{key}'",
+            file=self.file, expected=expected, found=repr(value),
+        )  # fmt: skip
+
+    def _get(self, key: str, default: object) -> Any:
+        self._read.add(key)
+        value = self.values.get(key)
+        return default if value is None else value

@@ -1,0 +1,57 @@
+"""Families of models, one small file each, named after ``model_type``.
+
+A family is data: how its config reads, and what its modules are called on the hub. To add one, write a file with a
+``FAMILY`` and enter it below. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ....errors import UnknownFamilyError
+from . import (
+    bloom,
+    cohere,
+    gemma,
+    gpt,
+    granite,
+    llama,
+    mistral,
+    mixtral,
+    olmo,
+    opt,
+    phi,
+    qwen,
+    stablelm,
+    starcoder,
+)
+from .family import Family
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        bloom.BLOOM, bloom.FALCON, cohere.FAMILY, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3, gpt.GPT2, gpt.GPTJ,
+        gpt.GPT_NEOX, granite.FAMILY, llama.FAMILY, mistral.FAMILY, mixtral.FAMILY, olmo.FAMILY, opt.FAMILY,
+        phi.PHI, phi.PHI3, qwen.QWEN2, qwen.QWEN2_MOE, qwen.QWEN3, qwen.QWEN3_MOE, stablelm.FAMILY,
+        starcoder.FAMILY,
+    )
+}  # fmt: skip
+
+__all__ = ["FAMILIES", "Family", "find_family"]
+
+
+def find_family(config: dict[str, Any], file: object = "config.json") -> Family:
+    """The family that a ``config.json`` names.
+
+    Raises:
+        UnknownFamilyError: its ``model_type`` is not known.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UnknownFamilyError(
+            f"unknown model_type {model_type!r}", file=file,
+            expected=f"one of {', '.join(sorted(FAMILIES))}", found=repr(model_type),
+        )  # fmt: skip
+    family = FAMILIES[model_type]
+    return family if family.variant is None else replace(family, names=family.variant(config))

@@ -1,0 +1,111 @@
+"""``generation_config.json``: what a checkpoint wants to be generated with where the user says nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ...errors import JsonFileError, NotFoundError
+from ...formats.json_file import read_json
+
+FILE: Final = "generation_config.json"
+
+NEUTRAL: Final[dict[str, Any]] = {
+    "bad_words_ids": None, "begin_suppress_tokens": None, "diversity_penalty": 0.0,
+    "encoder_repetition_penalty": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+    "exponential_decay_length_penalty": None, "forced_bos_token_id": None,
+    "forced_eos_token_id": None, "guidance_scale": None, "min_length": 0, "min_new_tokens": None,
+    "no_repeat_ngram_size": 0, "num_beams": 1, "penalty_alpha": None, "sequence_bias": None,
+    "suppress_tokens": None, "top_h": None, "typical_p": 1.0,
+}  # fmt: skip
+"""Keys that would change the text but are not supported, and the value with which each does nothing."""
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """None: the file says nothing."""
+
+    end_tokens: frozenset[int] = frozenset()
+    temperature: float = 0.0
+    """0 unless ``do_sample`` is true; then 1 unless the file says otherwise."""
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    unsupported: tuple[str, ...] = ()
+    """Keys that would change the text, as ``key=value``, and are not followed."""
+
+
+def read_generation_defaults(folder: Path, config: Mapping[str, Any]) -> GenerationDefaults:
+    """From a folder's ``generation_config.json``, if it has one; end tokens else from ``config.json``.
+
+    Read are ``eos_token_id``, ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``,
+    ``max_new_tokens`` and ``stop_strings``.
+
+    Raises:
+        JsonFileError: the file is no JSON object, or one of these keys has a value that it cannot have.
+    """
+    try:
+        file = _File(folder / FILE, read_json(folder / FILE))
+    except NotFoundError:
+        return GenerationDefaults(end_tokens=_end_tokens(config.get("eos_token_id")))
+    drawn = file.flag("do_sample")
+    temperature = file.number("temperature", "0 or more", lambda x: x >= 0)
+    top_k = file.number("top_k", "an integer, 0 or more", lambda x: x >= 0 and x == int(x))
+    count = file.number("max_new_tokens", "an integer above 0", lambda x: x >= 1 and x == int(x))
+    penalty = file.number("repetition_penalty", "above 0", lambda x: x > 0)
+    return GenerationDefaults(
+        end_tokens=_end_tokens(file.values.get("eos_token_id", config.get("eos_token_id"))),
+        temperature=(1.0 if temperature is None else temperature) if drawn else 0.0,
+        top_k=None if top_k is None else int(top_k),
+        top_p=file.number("top_p", "above 0, at most 1", lambda x: 0 < x <= 1),
+        min_p=file.number("min_p", "0 to 1", lambda x: 0 <= x <= 1),
+        repetition_penalty=1.0 if penalty is None else penalty,
+        max_new_tokens=None if count is None else int(count),
+        stop=file.strings("stop_strings"),
+        unsupported=tuple(
+            f"{key}={file.values[key]!r}" for key, neutral in NEUTRAL.items()
+            if file.values.get(key, neutral) not in (neutral, None, [], {})
+        ),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    values: Mapping[str, Any]
+
+    def flag(self, key: str) -> bool:
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self._malformed(key, "true or false")
+        return bool(value)
+
+    def number(self, key: str, expected: str, fits: Any) -> float | None:
+        value = self.values.get(key)
+        if value is None:
+            return None
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not abs(value) < 2**53 or not fits(value):
+            raise self._malformed(key, expected)
+        return float(value)
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        value = self.values.get(key)
+        values = [value] if isinstance(value, str) else value or []
+        if not isinstance(values, list) or not all(isinstance(v, str) and v for v in values):
+            raise self._malformed(key, "strings that are not empty")
+        return tuple(values)
+
+    def _malformed(self, key: str, expected: str) -> JsonFileError:
+        found = repr(self.values[key])
+        return JsonFileError(f"key '{key}'", file=self.path, expected=expected, found=found)
+
+
+def _end_tokens(value: object) -> frozenset[int]:
+    values = value if isinstance(value, list) else [value]
+    return frozenset(v for v in values if type(v) is int)

@@ -1,0 +1,162 @@
+"""How a config describes its rotary embedding (arXiv:2104.09864): the base, and the scaling for longer contexts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, Final
+
+from ...errors import JsonFileError
+from .config import RawConfig, Rope
+
+_ORIGINAL: Final = {"original_max_position_embeddings": "original_positions"}
+_FIELDS: Final[dict[str, dict[str, str]]] = {
+    "default": {},
+    "linear": {"factor": "factor"},
+    "dynamic": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        **_ORIGINAL,
+    },
+    "yarn": {"factor": "factor", **_ORIGINAL},
+    "longrope": _ORIGINAL,
+}
+"""Of each kind: the config's keys that it needs, and the field of ``Rope`` that each fills."""
+_OPTIONAL: Final[dict[str, dict[str, str]]] = {
+    "yarn": {"beta_fast": "beta_fast", "beta_slow": "beta_slow"},
+    "longrope": {"factor": "factor"},
+}
+_SAME_AS: Final = {"su": "longrope"}
+
+
+def read_rope(raw: RawConfig, share: float | None = None, theta: float = 10000.0) -> Rope:
+    """From ``rope_theta`` and ``rope_scaling`` of old configs, or ``rope_parameters`` of new ones.
+
+    Args:
+        raw: the config.
+        share: of the channels that are rotated, where the config may leave it out; None: all, and it may say nothing else.
+        theta: the base where the config has none.
+
+    Raises:
+        UnsupportedFeatureError: a kind of scaling, or a key of it, that is not known.
+        JsonFileError: a key is absent or malformed.
+    """
+    base = raw.values.get("rope_theta")
+    rope = Rope(theta if base is None else _positive(raw, "rope_theta", base))
+    if share is not None:
+        key = "partial_rotary_factor" if "rotary_pct" not in raw.values else "rotary_pct"
+        rope = replace(rope, share=raw.number(key, share))
+    for section in ("rope_scaling", "rope_parameters"):
+        values = raw.values.get(section)
+        if values is not None and not isinstance(values, dict):
+            raise _malformed(raw, section, "an object", values)
+        rope = read_section(raw, section, dict(values or {}), rope, partial=share is not None)
+    return rope
+
+
+def read_section(
+    raw: RawConfig, section: str, values: dict[str, Any], rope: Rope, *, partial: bool = False
+) -> Rope:
+    """``rope`` with what a section says in addition."""
+    if "rope_theta" in values:
+        rope = replace(
+            rope, theta=_positive(raw, f"{section}.rope_theta", values.pop("rope_theta"))
+        )
+    if partial and "partial_rotary_factor" in values:
+        share = _positive(
+            raw, f"{section}.partial_rotary_factor", values.pop("partial_rotary_factor")
+        )
+        rope = replace(rope, share=share)
+    elif values.get("partial_rotary_factor") == 1:
+        del values["partial_rotary_factor"]
+    kind = values.pop("type", "default")
+    key = f"{section}.rope_type" if "rope_type" in values else f"{section}.type"
+    kind = values.pop("rope_type", kind)
+    kind = _SAME_AS.get(kind, kind) if isinstance(kind, str) else kind
+    if not isinstance(kind, str) or kind not in _FIELDS:
+        raise raw.unsupported(key, kind, f"one of {', '.join(_FIELDS)}")
+    if kind == "default":
+        _refuse_rest(raw, section, values)
+        return rope
+    if kind == "longrope":  # older configs have it outside
+        outside = raw.optional_integer("original_max_position_embeddings")
+        values.setdefault("original_max_position_embeddings", outside)
+    fields: dict[str, Any] = {
+        field: _positive(raw, f"{section}.{name}", values.pop(name, None))
+        for name, field in _FIELDS[kind].items()
+    }
+    for name, field in _OPTIONAL.get(kind, {}).items():
+        if (value := values.pop(name, None)) is not None:
+            fields[field] = _positive(raw, f"{section}.{name}", value)
+    rope = _scaled(raw, section, values, replace(rope, kind=kind, **fields))  # type: ignore[arg-type]
+    _refuse_rest(raw, section, values)
+    return rope
+
+
+def context(rope: Rope, positions: int) -> int:
+    """Positions that a model of so many can take with this embedding."""
+    if rope.kind == "dynamic":
+        return int(rope.factor * positions)
+    return (
+        max(positions, int(rope.factor * rope.original_positions))
+        if rope.kind == "yarn"
+        else positions
+    )
+
+
+def _scaled(raw: RawConfig, section: str, values: dict[str, Any], rope: Rope) -> Rope:
+    """What a kind computes from the rest of the config."""
+    if rope.kind == "dynamic":
+        values.pop("original_max_position_embeddings", None)
+        return replace(rope, original_positions=raw.integer("max_position_embeddings"))
+    magnitude = values.pop("attention_factor", None)
+    if magnitude is not None:
+        rope = replace(rope, magnitude=_positive(raw, f"{section}.attention_factor", magnitude))
+    if rope.kind == "yarn":
+        pair = values.pop("mscale", None), values.pop("mscale_all_dim", None)
+        if values.pop("truncate", True) is not True:
+            raise raw.unsupported(f"{section}.truncate", False)
+        if any(value not in (None, 0) for value in pair):
+            raise raw.unsupported(f"{section}.mscale", pair[0])
+        if magnitude is None:
+            rope = replace(rope, magnitude=0.1 * math.log(max(rope.factor, 1.0)) + 1)
+    if rope.kind == "longrope":
+        rope = _with_factors(raw, section, values, rope)
+        stretch = rope.factor
+        if rope.factor == 1.0:
+            stretch = raw.integer("max_position_embeddings") / rope.original_positions
+        if magnitude is None and stretch > 1:
+            logs = math.log(stretch) / math.log(rope.original_positions)
+            rope = replace(rope, magnitude=math.sqrt(1 + logs))
+    return rope
+
+
+def _with_factors(raw: RawConfig, section: str, values: dict[str, Any], rope: Rope) -> Rope:
+    both = []
+    for name in ("short_factor", "long_factor"):
+        factors = values.pop(name, None)
+        if not isinstance(factors, list) or not factors:
+            raise _malformed(raw, f"{section}.{name}", "a list of numbers", factors)
+        both.append(tuple(_positive(raw, f"{section}.{name}", factor) for factor in factors))
+    return replace(rope, short_factors=both[0], long_factors=both[1])
+
+
+def _refuse_rest(raw: RawConfig, section: str, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if value is not None:
+            raise raw.unsupported(f"{section}.{name}", value, "no such key")
+
+
+def _positive(raw: RawConfig, key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise _malformed(raw, key, "a number > 0", value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise _malformed(raw, key, "a float", value) from None
+
+
+def _malformed(raw: RawConfig, key: str, expected: str, found: object) -> JsonFileError:
+    return JsonFileError(f"config key '{key}'", file=raw.file, expected=expected, found=repr(found))

@@ -1,0 +1,59 @@
+"""A conversation with a model: messages, the template that makes a prompt of them, and a cache that keeps the history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from ..generate.generation import Generation
+from ..generate.session import Session
+from ..model import Model
+from .chat_template import ChatTemplate, Message
+
+REPLY_TOKENS: Final = 1024
+
+
+class Chat:
+    """Turns of user and assistant. The history stays in the cache: a turn computes its own tokens only."""
+
+    def __init__(
+        self, model: Model, *, system: str | None = None, max_new_tokens: int | None = None, **options: Any
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            model: with a chat template in its folder.
+            system: what the model is told before the first message.
+            max_new_tokens: of a reply; else as generation_config.json says, else 1024; fewer where the context ends.
+            options: as in ``Model.generate``, for every reply.
+
+        Raises:
+            TokenizerError: no chat template, or a malformed one.
+        """
+        self.model = model
+        self.template = ChatTemplate.load(model.folder)
+        self.messages: list[Message] = []
+        """What was said so far, replies among it."""
+        if system is not None:
+            self.messages.append({"role": "system", "content": system})
+        self.session = Session(model.decoder)
+        self._limit = max_new_tokens or model.defaults.max_new_tokens or REPLY_TOKENS
+        self._options = options
+        eos = model.tokenizer.token_id(self.template.special_tokens.get("eos_token", ""))
+        self._end_tokens = () if eos is None else (eos,)
+
+    def say(self, text: str, *, on_text: Callable[[str], None] | None = None) -> Generation:
+        """A message of the user -> the assistant's reply. If it fails, the conversation is as before.
+
+        Raises:
+            GenerationError: the conversation has outgrown the context.
+            TokenizerError: the template fails, or refuses these messages.
+        """
+        messages = [*self.messages, {"role": "user", "content": text}]
+        ids = self.model.tokenizer.encode(self.template.render(messages), special=False)
+        left = self.model.config.max_positions - len(ids)
+        reply = self.model.generate(
+            ids, max_new_tokens=max(1, min(self._limit, left)), end_tokens=self._end_tokens,
+            session=self.session, on_text=on_text, **self._options,
+        )  # fmt: skip
+        self.messages = [*messages, {"role": "assistant", "content": reply.text}]
+        return reply

@@ -1,0 +1,53 @@
+"""Stop strings: found in text that comes in pieces, wherever the pieces are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...errors import ArgumentError
+
+
+def read_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One string, several or none, as a tuple.
+
+    Raises:
+        ArgumentError: an empty one, or something else than a string.
+    """
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    for each in stops:
+        if not isinstance(each, str) or not each:
+            raise ArgumentError("stop", expected="strings that are not empty", found=repr(each))
+    return stops
+
+
+class StopScanner:
+    """Lets text through up to the first stop string to be complete; holds back what may be the beginning of one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, piece: str) -> str:
+        """More text -> what can be shown by now."""
+        text, self._held = self._held + piece, ""
+        if self.stopped:
+            return ""
+        ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stops if stop in text]  # fmt: skip
+        if ends:
+            self.stopped = True
+            return text[: min(ends)[1]]
+        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """What was held back: the text has ended, and no stop string is going to be complete."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of a text with which a stop string, longer than it, begins."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,1 @@
+"""Where the decoder's weights come from: mapped files, tensors, a layer at a time."""

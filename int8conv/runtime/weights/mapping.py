@@ -1,0 +1,101 @@
+"""Tensors as views of mapped files: no copy is made until somebody writes or converts."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import UnsupportedDtypeError
+from ...formats.safetensors.storage import LocalFile, WeightsFile
+from ...formats.source.checkpoint import StoredTensor
+from ...formats.source.matrix import Matrix, MatrixReader
+
+TORCH_DTYPES: Final = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "I8": torch.int8,
+    "I32": torch.int32,
+}
+"""What the runtime can take from a file."""
+_BY_BITS: Final = {
+    "F16": (np.int16, torch.float16),
+    "BF16": (np.int16, torch.bfloat16),
+    "F32": (np.int32, torch.float32),
+}
+_BLOCK_ELEMENTS: Final = 1 << 18
+
+
+class MappedFiles:
+    """Maps each file once; pages are read when they are first touched, and shared with other processes."""
+
+    def __init__(self) -> None:
+        self._maps: dict[LocalFile, mmap.mmap] = {}
+
+    def tensor(self, stored: StoredTensor) -> Tensor:
+        """A view of the stored tensor, in its own dtype and shape."""
+        return self.fused([stored])
+
+    def fused(self, parts: list[StoredTensor]) -> Tensor:
+        """One view of tensors that lie next to each other, joined along their first axis."""
+        first = parts[0]
+        dtype = torch_dtype(first)
+        shape = (sum(p.shape[0] for p in parts), *first.shape[1:]) if first.shape else ()
+        count = sum(p.nbytes for p in parts) // dtype.itemsize
+        if count == 0:
+            return torch.empty(shape, dtype=dtype)
+        buffer = self._map(first.file)
+        if first.offset % dtype.itemsize:  # legal in a foreign file; torch needs it aligned
+            end = first.offset + count * dtype.itemsize
+            data = bytearray(buffer[first.offset : end])
+            return torch.frombuffer(data, dtype=dtype).reshape(shape)
+        flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=first.offset)
+        return flat.reshape(shape)
+
+    def _map(self, file: WeightsFile) -> mmap.mmap:
+        assert isinstance(file, LocalFile)  # nothing else is mapped
+        if file not in self._maps:
+            with file.path.open("rb") as opened:
+                # copy-on-write: torch wants a writable buffer, and the file must never change
+                self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+        return self._maps[file]
+
+
+def read_tensor(stored: StoredTensor) -> Tensor:
+    """A copy of a stored tensor through plain reads: nothing of the file stays mapped."""
+    data = bytearray(stored.nbytes)
+    with stored.file.open(stored.offset + stored.nbytes) as reader:
+        reader.read_into(memoryview(data), stored.offset)
+    dtype = torch_dtype(stored)
+    if not data:
+        return torch.empty(stored.shape, dtype=dtype)
+    return torch.frombuffer(data, dtype=dtype).reshape(stored.shape)
+
+
+def read_matrix(matrix: Matrix) -> Tensor:
+    """Float32 ``[out, in]`` of a matrix that is not stored as such: FP8 with its scales, or transposed."""
+    whole = torch.empty(matrix.shape, dtype=torch.float32)
+    for first, bits in MatrixReader(matrix, _BLOCK_ELEMENTS).blocks():
+        kind = _BY_BITS[matrix.dtype]
+        rows = torch.from_numpy(bits.view(kind[0])).view(kind[1])
+        whole[first : first + len(bits)] = rows
+    return whole
+
+
+def torch_dtype(stored: StoredTensor) -> torch.dtype:
+    """The torch dtype of a stored tensor.
+
+    Raises:
+        UnsupportedDtypeError: the runtime cannot compute with it.
+    """
+    try:
+        return TORCH_DTYPES[stored.dtype]
+    except KeyError:
+        raise UnsupportedDtypeError(
+            "unsupported dtype", file=stored.file, tensor=stored.name,
+            expected=" or ".join(TORCH_DTYPES), found=stored.dtype,
+        ) from None  # fmt: skip

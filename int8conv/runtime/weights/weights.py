@@ -1,0 +1,237 @@
+"""Where the decoder's weights come from: a converted folder, mapped as it is, or a source checkpoint, cast.
+
+Both give a ``Projection`` for linears that share an input: a call takes the input once and gives every output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...formats.int8.folder import ConvertedFolder, QuantizedLinear
+from ...formats.safetensors.storage import LocalFile
+from ...formats.source.checkpoint import Checkpoint, StoredTensor
+from ...formats.source.fp8 import FP8_DTYPES
+from ...formats.source.matrix import find_matrix
+from ...kernels import MixedWeight, Mode, NetCounter, dense_linear, dequantized_rows
+from ...kernels.cpu import jit
+from ..backends.numba_backend import CpuKernels, MixedProjection
+from ..backends.torch_backend import Kernels, TorchKernels
+from ..models.architecture import Module, find_tensor, shape_error
+from .mapping import MappedFiles, read_matrix, read_tensor, torch_dtype
+
+
+class Projection(Protocol):
+    """Linears of one input."""
+
+    def __call__(self, x: Any, *, residual: Tensor | None = None) -> Sequence[Tensor]:
+        """``[batch, tokens, in]`` -> for each linear ``[batch, tokens, out]``; of a single one with ``residual`` added."""
+
+
+Lookup = Callable[[Tensor], Tensor]
+"""Row numbers of any shape ``[...]`` -> ``[..., columns]`` in the activations' dtype."""
+
+
+class Weights(Protocol):
+    """What the decoder asks for when it is built."""
+
+    kernels: Kernels
+    dtype: torch.dtype
+    """Of activations."""
+
+    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
+        """A small tensor in the activations' dtype."""
+
+    def lookup(self, module: Module) -> Lookup:
+        """An embedding, which may stay in the dtype of the file."""
+
+    def projection(self, modules: Sequence[Module]) -> Projection:
+        """The linears of one input."""
+
+
+class SplitProjection:
+    """Linears of one input that are not one matrix.
+
+    Args:
+        parts: projections of that input.
+        places: for each linear, its place among the outputs of all parts.
+    """
+
+    def __init__(self, parts: Sequence[Projection], places: Sequence[int]) -> None:
+        self.parts = parts
+        self.places = places
+
+    def __call__(self, x: Any, *, residual: Tensor | None = None) -> Sequence[Tensor]:
+        assert residual is None  # of one linear alone
+        outputs = [y for multiply in self.parts for y in multiply(x)]
+        return [outputs[place] for place in self.places]
+
+
+class CheckpointWeights:
+    """A source checkpoint. Tensors of another dtype than ``dtype``, or from afar, are read and cast when asked for; others are mapped.
+
+    They go to ``device`` one by one, and stay there no longer than who asked for them.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self._files = MappedFiles()
+        self.kernels: Kernels = TorchKernels(device)
+        self._embeddings: dict[str, Tensor] = {}
+
+    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
+        return self._read(find_tensor(self.checkpoint, module, kind)).to(self.device)
+
+    def _read(self, stored: StoredTensor) -> Tensor:
+        if stored.dtype in FP8_DTYPES:
+            return read_matrix(find_matrix(self.checkpoint, stored)).to(self.dtype)
+        if torch_dtype(stored) == self.dtype and isinstance(stored.file, LocalFile):
+            return self._files.tensor(stored)
+        return read_tensor(stored).to(self.dtype)
+
+    def lookup(self, module: Module) -> Lookup:
+        weight = self._weight(module)
+        return lambda rows: F.embedding(rows, weight)
+
+    def _weight(self, module: Module) -> Tensor:
+        """One copy of an embedding, which may be the head as well."""
+        if module.kind != "embedding":
+            weight = self.tensor(module)
+            return weight.t() if module.transposed else weight
+        if module.path not in self._embeddings:
+            self._embeddings[module.path] = self.tensor(module)
+        return self._embeddings[module.path]
+
+    def projection(self, modules: Sequence[Module]) -> Projection:
+        pairs = [
+            (self._weight(m), self.tensor(m, "bias") if m.bias else None) for m in modules
+        ]  # fmt: skip
+        return _added(lambda x: [dense_linear(x, weight, bias) for weight, bias in pairs])
+
+
+class ConvertedWeights:
+    """A converted folder: every large tensor is a view of the mapped file, a group's codes are one matrix."""
+
+    def __init__(
+        self,
+        converted: ConvertedFolder,
+        dtype: torch.dtype,
+        mode: Mode | None = None,
+        *,
+        net: bool = True,
+    ) -> None:
+        self.converted = converted
+        self.dtype = dtype
+        self.mode: Mode | None = mode
+        self._files = MappedFiles()
+        compiled = dtype == torch.float32 and jit.available()
+        self.kernels: Kernels = CpuKernels() if compiled else TorchKernels()
+        inputs = converted.manifest.inputs
+        self._groups = {path: group.linears for group in inputs for path in group.linears}
+        self._thresholds = {
+            path: group.threshold if net else None for group in inputs for path in group.linears
+        }
+        self.counters: dict[str, NetCounter] = {}
+        """What the safety net took at each input, by the path of its first linear."""
+
+    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
+        return self._files.tensor(find_tensor(self.converted.checkpoint, module, kind)).to(
+            self.dtype
+        )
+
+    def lookup(self, module: Module) -> Lookup:
+        linear = self.converted.linears.get(module.path)
+        if linear is None:
+            weight = self._stored(module)
+            return lambda rows: F.embedding(rows, weight).to(self.dtype)
+        mixed = self._mixed([module], [linear])
+        return lambda rows: dequantized_rows(mixed, rows).to(self.dtype)
+
+    def _stored(self, module: Module) -> Tensor:
+        weight = self._files.tensor(find_tensor(self.converted.checkpoint, module))
+        return weight.t() if module.transposed else weight
+
+    def projection(self, modules: Sequence[Module]) -> Projection:
+        parts = [(members, self._multiply(members)) for members in self._fusable(modules)]
+        if len(parts) == 1:
+            return parts[0][1]
+        order = [m.path for members, _ in parts for m in members]
+        places = [order.index(m.path) for m in modules]
+        return self._split([multiply for _, multiply in parts], places)
+
+    def _split(self, parts: Sequence[Projection], places: Sequence[int]) -> Projection:
+        return SplitProjection(parts, places)
+
+    def _fusable(self, modules: Sequence[Module]) -> list[list[Module]]:
+        """The modules by what lies next to each other: a group of the manifest, or a module of its own."""
+        by_path = {m.path: m for m in modules}
+        parts = []
+        for module in modules:
+            group = self._groups.get(module.path, (module.path,))
+            if not set(group) <= set(by_path):
+                parts.append([module])
+            elif module.path == group[0]:
+                parts.append([by_path[path] for path in group])
+        return parts
+
+    def _multiply(self, modules: Sequence[Module]) -> Projection:
+        found = [self.converted.linears.get(m.path) for m in modules]
+        linears = [linear for linear in found if linear is not None]
+        bias = self._bias(modules)
+        if not linears:  # one that the converter kept in 16 bits
+            weight = self._stored(modules[0])
+            return self._dense(weight, bias)
+        mixed, sizes = self._mixed(modules, linears), [m.shape[0] for m in modules]
+        return self._quantized(mixed, bias, sizes)
+
+    def _dense(self, weight: Tensor, bias: Tensor | None) -> Projection:
+        return _added(lambda x: [dense_linear(x, weight, bias)])
+
+    def _quantized(self, mixed: MixedWeight, bias: Tensor | None, sizes: Sequence[int]) -> Projection:  # fmt: skip
+        return MixedProjection(mixed, bias, sizes, self.mode)
+
+    def _mixed(self, modules: Sequence[Module], linears: Sequence[QuantizedLinear]) -> MixedWeight:
+        for linear, module in zip(linears, modules, strict=True):
+            shape = (linear.out_features, linear.in_features)
+            if shape != module.shape:
+                raise shape_error(linear.weight, module.shape, shape)
+        first = linears[0]
+        index = first.outlier_index
+        slices = [t for t in (linear.outlier_weight for linear in linears) if t is not None]
+        threshold, counter = self._thresholds[first.path], None
+        if threshold:
+            counter = self.counters.setdefault(
+                first.path, NetCounter(first.in_features, self.kernels.device)
+            )
+        return MixedWeight(
+            codes=self._files.fused([linear.weight for linear in linears]).squeeze(-1),
+            scale=self._files.fused([linear.scale for linear in linears]),
+            outlier_index=self._files.tensor(index) if index is not None else None,
+            outlier_weight=self._files.fused(slices) if slices else None,
+            threshold=threshold,
+            counter=counter,
+        )
+
+    def _bias(self, modules: Sequence[Module]) -> Tensor | None:
+        if not modules[0].bias:
+            return None
+        stored = [find_tensor(self.converted.checkpoint, m, "bias") for m in modules]
+        return self._files.fused(stored)
+
+
+def _added(multiply: Callable[[Tensor], Sequence[Tensor]]) -> Projection:
+    """With the residual added to the only output."""
+
+    def project(x: Tensor, *, residual: Tensor | None = None) -> Sequence[Tensor]:
+        outputs = multiply(x)
+        return outputs if residual is None else [residual + outputs[0]]
+
+    return project

@@ -1,0 +1,400 @@
+"""A folder appears whole or not at all: failures of every kind leave what was there; what was done waits in the workspace."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from int8conv.convert.converter import convert
+from int8conv.errors import (
+    Int8convError,
+    NoSpaceError,
+    NotWritableError,
+    OutputBusyError,
+    OutputError,
+    OutputExistsError,
+)
+from int8conv.formats.int8.workspace import open_workspace
+from int8conv.formats.safetensors.writer import write_file
+
+from ..damage import MANIFEST, rejected
+
+
+class Stop(Exception):
+    """Raised by a test within the block."""
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Path:
+    """An empty folder for the output and whatever is left beside it."""
+    folder = tmp_path / "room"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def old(room: Path) -> Path:
+    """A converted folder, as far as the writer can tell, where the output should go."""
+    folder = room / "out"
+    folder.mkdir()
+    (folder / MANIFEST).write_text("old")
+    return folder
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file below a folder and its text; folders end in a slash."""
+    return {
+        str(path.relative_to(folder)) + "/" * path.is_dir(): path.read_text(errors="replace")
+        if path.is_file() else ""
+        for path in sorted(folder.rglob("*"))
+    }  # fmt: skip
+
+
+def visible(folder: Path) -> dict[str, str]:
+    """All of that but the workspace of an unfinished attempt."""
+    return {
+        name: text for name, text in tree(folder).items() if not name.startswith(".out.partial/")
+    }
+
+
+@contextmanager
+def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """The folder of a workspace, committed at the end of the block."""
+    with open_workspace(out, force=force) as workspace:
+        yield workspace.folder
+        workspace.commit()
+
+
+def produce(out: Path, *, force: bool = False, text: str = "new") -> None:
+    with staged(out, force=force) as staging:
+        write_file(staging / MANIFEST, text.encode())
+
+
+@pytest.mark.rule("F8")
+def test_a_folder_appears_at_the_end_of_the_block(room: Path) -> None:
+    out = room / "out"
+    with staged(out) as staging:
+        assert not out.exists()
+        assert staging.parent.parent == room
+        write_file(staging / "a.txt", b"a")
+        assert not out.exists()
+    assert tree(room) == {"out/": "", "out/a.txt": "a"}
+
+
+@pytest.mark.rule("F8")
+@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, SystemExit])
+def test_an_exception_leaves_nothing(room: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), staged(room / "out") as staging:
+        write_file(staging / "a.txt", b"a")
+        (staging / "sub").mkdir()
+        raise error
+    assert visible(room) == {}
+
+
+def test_folders_above_the_output_are_made(room: Path) -> None:
+    produce(room / "a" / "b" / "out")
+    assert tree(room) == {"a/": "", "a/b/": "", "a/b/out/": "", f"a/b/out/{MANIFEST}": "new"}
+
+
+def test_a_relative_path_and_a_change_of_folder(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(room)
+    with staged(Path("out")) as staging:
+        monkeypatch.chdir(tmp_path)
+        write_file(staging / "a.txt", b"a")
+    assert tree(room) == {"out/": "", "out/a.txt": "a"}
+
+
+def test_an_existing_output_is_untouched_without_force(old: Path) -> None:
+    with rejected(OutputExistsError, str(old), "--force"):
+        produce(old)
+    assert tree(old.parent) == {"out/": "", f"out/{MANIFEST}": "old"}
+
+
+@pytest.mark.rule("F8")
+def test_force_replaces_a_converted_folder(old: Path) -> None:
+    (old / "other.txt").write_text("old")
+    with staged(old, force=True) as staging:
+        assert (old / MANIFEST).read_text() == "old"
+        write_file(staging / MANIFEST, b"new")
+    assert tree(old.parent) == {"out/": "", f"out/{MANIFEST}": "new"}
+
+
+@pytest.mark.rule("F8")
+def test_force_keeps_the_old_folder_when_the_block_fails(old: Path) -> None:
+    with pytest.raises(Stop), staged(old, force=True) as staging:
+        write_file(staging / MANIFEST, b"new")
+        raise Stop
+    assert visible(old.parent) == {"out/": "", f"out/{MANIFEST}": "old"}
+
+
+def make_empty_folder(out: Path) -> None:
+    out.mkdir()
+
+
+def make_foreign_folder(out: Path) -> None:
+    out.mkdir()
+    (out / "thesis.txt").write_text("the only copy")
+
+
+def make_file(out: Path) -> None:
+    out.write_text("the only copy")
+
+
+def make_link(out: Path) -> None:
+    target = out.with_name("target")
+    target.mkdir()
+    (target / MANIFEST).write_text("old")
+    out.symlink_to(target)
+
+
+def make_dangling_link(out: Path) -> None:
+    out.symlink_to(out.with_name("nowhere"))
+
+
+FOREIGN = [make_empty_folder, make_foreign_folder, make_file, make_link, make_dangling_link]
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("make", FOREIGN)
+def test_what_is_not_a_converted_folder_is_never_replaced(
+    room: Path, make: Callable[[Path], None], force: bool
+) -> None:
+    make(room / "out")
+    before = tree(room)
+    with rejected(OutputExistsError, str(room / "out")):
+        produce(room / "out", force=force)
+    assert tree(room) == before
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("make", FOREIGN)
+def test_nor_is_what_came_to_be_in_the_meantime(
+    room: Path, make: Callable[[Path], None], force: bool
+) -> None:
+    with (
+        rejected(OutputExistsError, str(room / "out")),
+        staged(room / "out", force=force) as staging,
+    ):
+        write_file(staging / MANIFEST, b"new")
+        make(room / "out")
+        before = tree(room)
+    assert visible(room) == {n: t for n, t in before.items() if not n.startswith(".out.partial/")}
+
+
+def test_a_converted_folder_of_the_meantime_needs_force_too(room: Path) -> None:
+    with rejected(OutputExistsError, str(room / "out")), staged(room / "out") as staging:
+        write_file(staging / MANIFEST, b"new")
+        (room / "out").mkdir()
+        (room / "out" / MANIFEST).write_text("theirs")
+    assert visible(room) == {"out/": "", f"out/{MANIFEST}": "theirs"}
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], None]]:
+    before = os.umask(0o022)
+    yield os.umask  # type: ignore[misc]
+    os.umask(before)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077, 0o027])
+def test_permissions_follow_the_umask(
+    room: Path, source: Path, umask: Callable[[int], None], mask: int
+) -> None:
+    umask(mask)
+    convert(source, room / "out", outliers="none")
+    assert stat.S_IMODE((room / "out").stat().st_mode) == 0o777 & ~mask
+    for path in (room / "out").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask, path.name
+
+
+ERRORS = [
+    (errno.ENOSPC, NoSpaceError),
+    (errno.EDQUOT, NoSpaceError),
+    (errno.EFBIG, NoSpaceError),
+    (errno.EACCES, NotWritableError),
+    (errno.EPERM, NotWritableError),
+    (errno.EROFS, NotWritableError),
+    (errno.EIO, OutputError),
+]
+
+
+def failing(number: int, *, after: int = 0, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, until it was called ``after`` times; then the operating system's error."""
+    calls = 0
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise OSError(number, os.strerror(number))
+        return function(*args, **kwargs)
+
+    return call
+
+
+@pytest.mark.rule("F8")
+@pytest.mark.parametrize(("number", "error"), ERRORS)
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [("pwrite", 0), ("pwrite", 3), ("pwrite", 30), ("ftruncate", 0), ("fsync", 0), ("fsync", 2)],
+)
+def test_errors_of_the_system_are_named_and_leave_nothing(
+    room: Path,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    after: int,
+    number: int,
+    error: type[Int8convError],
+) -> None:
+    out = room / "out"
+    monkeypatch.setattr(os, name, failing(number, after=after, function=getattr(os, name)))
+    with rejected(error, str(out)):
+        convert(source, out, outliers="none")
+    assert visible(room) == {}
+
+
+@pytest.mark.parametrize(("number", "error"), ERRORS)
+def test_a_staging_folder_that_cannot_be_made(
+    room: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Int8convError]
+) -> None:
+    monkeypatch.setattr(Path, "mkdir", failing(number, after=1, function=Path.mkdir))
+    with rejected(error, str(room / "out")):
+        produce(room / "out")
+    assert visible(room) == {}
+
+
+@pytest.mark.parametrize(("number", "error"), ERRORS)
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_rename_that_fails_keeps_the_old_folder(
+    old: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    renames: int,
+    number: int,
+    error: type[Int8convError],
+) -> None:
+    """The first rename moves the old folder away, the second puts the new one in its place."""
+    rename = Path.rename
+    calls = 0
+
+    def fail_once(path: Path, target: Path) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls == renames + 1:
+            raise OSError(number, os.strerror(number))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with rejected(error, str(old)):
+        produce(old, force=True)
+    assert visible(old.parent) == {"out/": "", f"out/{MANIFEST}": "old"}
+
+
+def test_a_file_where_a_folder_should_be(room: Path) -> None:
+    (room / "file").write_text("x")
+    with rejected(NotWritableError, str(room / "file" / "out")):
+        produce(room / "file" / "out")
+    assert tree(room) == {"file": "x"}
+
+
+def test_a_name_that_is_too_long(room: Path) -> None:
+    with rejected(OutputError, "x" * 300):
+        produce(room / ("x" * 300))
+    assert visible(room) == {}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(room: Path) -> None:
+    room.chmod(0o555)
+    try:
+        with rejected(NotWritableError, str(room / "out")):
+            produce(room / "out")
+    finally:
+        room.chmod(0o755)
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+from int8conv.convert.converter import convert
+from int8conv.errors import NoSpaceError
+try:
+    convert(sys.argv[1], sys.argv[2], outliers="none")
+except NoSpaceError as error:
+    print(error)
+"""
+
+
+@pytest.mark.rule("F8")
+def test_a_real_limit_on_file_sizes(room: Path, source: Path) -> None:
+    command = [sys.executable, "-c", LIMITED, str(source), str(room / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{room / 'out'}: no space left")
+    assert visible(room) == {}
+
+
+def test_a_folder_that_is_no_workspace_is_not_taken_for_one(room: Path, source: Path) -> None:
+    (room / ".out.partial").mkdir()
+    (room / ".out.partial" / "thesis.txt").write_text("the only copy")
+    with rejected(OutputExistsError, str(room / ".out.partial")):
+        convert(source, room / "out", outliers="none")
+    assert tree(room) == {".out.partial/": "", ".out.partial/thesis.txt": "the only copy"}
+
+
+def test_two_writers_of_one_output(room: Path) -> None:
+    with staged(room / "out"):
+        with rejected(OutputBusyError, str(room / "out")):
+            produce(room / "out")
+        produce(room / "other")
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_kill_between_the_renames_of_force(old: Path, renamed: bool) -> None:
+    """The old folder is put back, or is gone if the new one is in its place."""
+    with open_workspace(old, force=True) as workspace:
+        old.rename(workspace.path / "replaced")
+        if renamed:
+            write_file(workspace.folder / MANIFEST, b"new")
+            workspace.folder.rename(old)
+    produce(old.with_name("another"))
+    with pytest.raises(Stop), open_workspace(old, force=True) as workspace:
+        assert (old / MANIFEST).read_text() == ("new" if renamed else "old")
+        assert not (workspace.path / "replaced").exists()
+        raise Stop
+    produce(old, force=True, text="newest")
+    assert (old / MANIFEST).read_text() == "newest"
+
+
+def test_everything_is_flushed_before_the_rename(
+    room: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    at_rename: list[int] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def record_fsync(fd: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+        fsync(fd)
+
+    def record_rename(path: Path, target: Path) -> Path:
+        at_rename.append(len(flushed))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(Path, "rename", record_rename)
+    convert(source, room / "out", outliers="none")
+    (count,) = at_rename
+    assert {path.name for path in (room / "out").iterdir()} < set(flushed[:count])
+    assert flushed[count - 1] == "folder"
+    assert flushed[count:] == ["room"]

@@ -1,0 +1,208 @@
+"""Checkpoints that ``torch.save`` wrote: the same conversion as from safetensors, and nothing in them is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import int8conv
+from int8conv.errors import (
+    MissingShardError,
+    MissingTensorError,
+    NonFiniteWeightError,
+    PickleFileError,
+    TruncatedFileError,
+    UnsafePathError,
+)
+from int8conv.formats.source.checkpoint import open_checkpoint
+from int8conv.formats.source.pickled import read_pickle
+from int8conv.runtime.weights.mapping import read_tensor
+
+from ...checkpoints import LLAMA, OPT, random_tensors, write_checkpoint
+from ..damage import rejected
+
+FILE = "pytorch_model.bin"
+INDEX = "pytorch_model.bin.index.json"
+
+
+def write_pickle(folder: Path, tensors: Any, config: dict[str, Any] = LLAMA) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.save(tensors, folder / FILE)
+    return folder
+
+
+def shard_bytes(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob("*.safetensors"))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("config", [LLAMA, OPT], ids=["llama", "opt"])
+def test_the_same_bytes_as_from_safetensors(
+    tmp_path: Path, dtype: torch.dtype, config: dict[str, Any]
+) -> None:
+    tensors = random_tensors(config, dtype)
+    write_pickle(tmp_path / "pickle", tensors, config)
+    write_checkpoint(tmp_path / "safe", config, tensors)
+    for name in ("pickle", "safe"):
+        int8conv.convert(tmp_path / name, tmp_path / f"{name}-int8", outliers="none")
+    assert shard_bytes(tmp_path / "pickle-int8") == shard_bytes(tmp_path / "safe-int8")
+    assert not list((tmp_path / "pickle-int8").glob("*.bin*"))
+
+
+def test_shards_with_an_index_parameters_and_ties(tmp_path: Path) -> None:
+    tensors: dict[str, Tensor] = {
+        name: torch.nn.Parameter(tensor) for name, tensor in random_tensors(LLAMA).items()
+    }
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    folder = tmp_path / "pickle"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    weight_map = {}
+    for number in range(3):
+        part = OrderedDict(list(tensors.items())[number::3])
+        torch.save(part, folder / f"part-{number}.bin")
+        weight_map |= dict.fromkeys(part, f"part-{number}.bin")
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    checkpoint = open_checkpoint(folder)
+    assert set(checkpoint.tensors) == set(tensors)
+    for name, stored in checkpoint.tensors.items():
+        assert torch.equal(read_tensor(stored), tensors[name])
+    int8conv.convert(folder, tmp_path / "int8", outliers="none")
+    (folder / "part-1.bin").unlink()
+    with rejected(MissingShardError, "part-1.bin", INDEX):
+        open_checkpoint(folder)
+
+
+def test_slices_and_empty_tensors_are_found_where_they_lie(tmp_path: Path) -> None:
+    whole = torch.arange(24, dtype=torch.float32).reshape(6, 4)
+    tensors = {"whole": whole, "slice": whole[2:5], "empty": torch.empty(0, 3)}
+    torch.save(tensors, tmp_path / FILE)
+    header = read_pickle(tmp_path / FILE)
+    data = (tmp_path / FILE).read_bytes()
+    for name, info in header.tensors.items():
+        found = torch.frombuffer(bytearray(data[info.begin : info.end] or b"\0"), dtype=torch.uint8)
+        expected = tensors[name].contiguous().view(-1).view(torch.uint8)
+        assert torch.equal(found[: len(expected)], expected)
+        assert info.shape == tensors[name].shape
+
+
+def test_an_old_pickle_of_transformers_runs(example: Path, tmp_path: Path) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(example, dtype=torch.float32).eval()
+    write_pickle(
+        tmp_path / "old", reference.state_dict(), json.loads((example / "config.json").read_text())
+    )
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        expected = reference(ids).logits
+    assert (int8conv.load(tmp_path / "old").logits(ids) - expected).abs().max() < 1e-4
+
+
+def test_safetensors_are_preferred(source: Path) -> None:
+    (source / FILE).write_bytes(b"never opened")
+    assert list(open_checkpoint(source).headers) == ["model.safetensors"]
+
+
+class Attack:
+    """Unpickled by a careless reader, it writes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)
+
+
+def test_a_malicious_pickle_does_not_run(tmp_path: Path) -> None:
+    target = tmp_path / "owned"
+    folder = write_pickle(tmp_path / "evil", random_tensors(LLAMA) | {"x": Attack(target)})
+    with rejected(PickleFileError, str(folder / FILE), "cannot be read safely"):
+        int8conv.convert(folder, tmp_path / "out")
+    assert not target.exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_malicious_shard_of_the_index_does_not_run(tmp_path: Path) -> None:
+    """A safetensors index that names a pickle: read as safetensors, and refused."""
+    folder = write_pickle(tmp_path / "evil", {"x": Attack(tmp_path / "owned")})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": FILE}}))
+    with pytest.raises(int8conv.Int8convError, match=FILE):
+        open_checkpoint(folder)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([torch.zeros(2)], ["expected tensors by name, found list"]),
+        ({"a": 3}, ["'a'", "int"]),
+        ({"a": torch.zeros(2, dtype=torch.complex64)}, ["'a'", "complex64"]),
+        ({"a": torch.zeros(2, 3).t()}, ["'a'", "row order"]),
+    ],
+    ids=["a list", "a number", "complex", "transposed"],
+)
+def test_what_is_no_checkpoint_is_named(tmp_path: Path, value: Any, words: list[str]) -> None:
+    torch.save(value, tmp_path / FILE)
+    with rejected(PickleFileError, str(tmp_path / FILE), *words):
+        read_pickle(tmp_path / FILE)
+
+
+def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    torch.save(random_tensors(LLAMA), path)
+    whole = path.read_bytes()
+    for data in (b"", b"junk" * 100, whole[: len(whole) // 2], whole[:-30]):
+        path.write_bytes(data)
+        with rejected(PickleFileError, str(path)):
+            read_pickle(path)
+    torch.save(random_tensors(LLAMA), path, _use_new_zipfile_serialization=False)
+    with rejected(PickleFileError, str(path), "convert it to safetensors"):
+        read_pickle(path)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", b"\x80\x02N.")
+    with rejected(PickleFileError, str(path)):
+        read_pickle(path)
+
+
+def test_an_index_is_held_to_its_shards(tmp_path: Path) -> None:
+    folder = write_pickle(tmp_path / "pickle", random_tensors(LLAMA))
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"absent": FILE}}))
+    with rejected(MissingTensorError, "'absent'", INDEX):
+        open_checkpoint(folder)
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"x": f"../{FILE}"}}))
+    with rejected(UnsafePathError, INDEX):
+        open_checkpoint(folder)
+
+
+def test_nan_is_named_as_in_safetensors(tmp_path: Path) -> None:
+    tensors = random_tensors(LLAMA)
+    tensors["model.layers.0.mlp.up_proj.weight"][7, 3] = float("nan")
+    folder = write_pickle(tmp_path / "pickle", tensors)
+    with rejected(NonFiniteWeightError, FILE, "'model.layers.0.mlp.up_proj.weight'", "row 7"):
+        int8conv.convert(folder, tmp_path / "out", outliers="none")
+
+
+def test_mutated_pickles_give_our_errors_only(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    path = tmp_path / FILE
+    torch.save({"a": torch.zeros(4, 4), "b": torch.ones(3).half()}, path)
+    whole = path.read_bytes()
+    for _ in range(300):
+        data = bytearray(whole)
+        for position in torch.randint(len(data), (3,), generator=generator).tolist():
+            data[position] = int(torch.randint(256, (1,), generator=generator))
+        path.write_bytes(data)
+        try:
+            header = read_pickle(path)
+        except (PickleFileError, TruncatedFileError):
+            continue
+        assert all(0 <= info.begin <= info.end <= len(data) for info in header.tensors.values())

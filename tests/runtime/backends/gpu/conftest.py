@@ -1,0 +1,37 @@
+"""Fixtures of the tests of the runtime on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+_SMALL = {
+    "attention": {"splits": 2},
+    "skinny": {"block_n": 256, "split": 1},
+    "skinny_unaligned": {"block_n": 256, "split": 1},
+    "gemv": {"block_n": 64, "block_k": 64},
+}
+
+
+@pytest.fixture
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launch configurations for shapes this small, as the interpreter's time goes by programs; those of the table have tests
+    of their own."""
+    from int8conv.kernels.gpu import attention, configs, experts, gemv, skinny
+
+    def choose(kernel: str, capability: int, **shape: int) -> configs.Config:
+        return {**configs.choose(kernel, capability, **shape), **_SMALL.get(kernel, {})}
+
+    for module in (attention, experts, gemv, skinny):
+        monkeypatch.setattr(module, "choose", choose)
+
+
+@pytest.fixture
+def gpu_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``device="cuda"`` is the CPU, with the kernels of a GPU in the interpreter."""
+    from int8conv.runtime import loader
+    from int8conv.runtime.measure import evaluate
+
+    for module in (evaluate, loader):
+        monkeypatch.setattr(module, "check_device", lambda device: None)
+        monkeypatch.setattr(module, "current_gpu", lambda: torch.device("cpu"))

@@ -1,0 +1,111 @@
+"""Captured steps, with a stand-in for CUDA graphs: a replay does what the captured kernels do, and nothing that the host did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from int8conv.convert.converter import convert
+from int8conv.runtime.backends.gpu.decode import DecodeSteps
+from int8conv.runtime.generate.session import Session
+
+from ....checkpoints import LLAMA, write_checkpoint
+from .rehearsal import decoders, device_cache
+
+pytestmark = pytest.mark.usefixtures("few_programs")
+
+
+class Graphs:
+    """Of ``torch.cuda``, what capturing takes."""
+
+    def __init__(self) -> None:
+        self.captured = 0
+        self.steps: Any = None
+        self.CUDAGraph = lambda: SimpleNamespace(replay=self._replay)
+        self.Stream = lambda: SimpleNamespace(wait_stream=lambda other: None)
+        self.current_stream = self.Stream
+        self.stream = lambda stream: nullcontext()
+
+    @contextmanager
+    def graph(self, graph: Any) -> Iterator[None]:
+        """Kernels that are captured do not run."""
+        self.captured += 1
+        cache, counters = self.steps.cache, self.steps.decoder.kernels.counters
+        kept = [cache.lengths, *(c.counts for c in counters.values())]
+        before = [each.clone() for each in kept]
+        yield
+        for now, then in zip(kept, before, strict=True):
+            now.copy_(then)
+
+    def _replay(self) -> None:
+        length = self.steps.cache.length
+        self.steps._logits.copy_(self.steps._run())
+        self.steps.cache.length = length
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
+    graphs = Graphs()
+    monkeypatch.setattr(torch, "cuda", graphs)
+    return graphs
+
+
+@pytest.fixture
+def decoder(tmp_path: Path) -> Any:
+    source = write_checkpoint(tmp_path / "source", LLAMA | {"num_hidden_layers": 1})
+    convert(source, tmp_path / "int8", max_outliers=0)
+    return decoders(tmp_path / "int8", "w8a8")[0]
+
+
+def captured(decoder: Any, cache: Any, graphs: Graphs) -> DecodeSteps:
+    steps = graphs.steps = DecodeSteps(decoder, cache)
+    steps._captured = True
+    return steps
+
+
+@torch.inference_mode()
+def test_capturing_leaves_no_trace(decoder: Any, graphs: Graphs) -> None:
+    """Logits, lengths and the net's counts are those of steps that just run."""
+    counters = decoder.kernels.counters
+    assert counters
+    found = []
+    for capture in (False, True):
+        for counter in counters.values():
+            counter.counts.zero_()
+        cache = device_cache(decoder, 2, 8)
+        step = captured(decoder, cache, graphs) if capture else DecodeSteps(decoder, cache)
+        logits = [step(torch.tensor([[token], [token + 1]])).clone() for token in (3, 9, 4)]
+        counts = [counter.counts.clone() for counter in counters.values()]
+        found.append((torch.stack(logits), torch.stack([c[:2] for c in counts]), cache.lengths, cache.length))  # fmt: skip
+    plain, replayed = found
+    assert graphs.captured == 1
+    assert all(torch.equal(a, b) for a, b in zip(plain[:3], replayed[:3], strict=True))
+    assert plain[3] == replayed[3] == 3
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8], ids=str)
+def test_a_cache_that_grew_is_captured_anew(decoder: Any, graphs: Graphs, dtype: torch.dtype) -> None:  # fmt: skip
+    cache = device_cache(decoder, 1, 4, dtype)
+    step = captured(decoder, cache, graphs)
+    expected = DecodeSteps(decoder, device_cache(decoder, 1, 16, dtype))
+    for position, token in enumerate((5, 6, 7, 8)):
+        if position == 2:
+            cache.enlarge(16)
+        ids = torch.tensor([[token]])
+        assert torch.equal(step(ids), expected(ids))
+    assert graphs.captured == 2
+
+
+def test_a_session_keeps_its_steps(decoder: Any, graphs: Graphs) -> None:
+    session = Session(decoder)
+    cache = session.cache_for([1, 2, 3], 4)
+    steps = session.steps
+    assert session.cache_for([1, 2, 3, 4], 30) is cache
+    assert session.steps is steps

@@ -1,0 +1,140 @@
+"""Every family with the kernels for GPUs, in Triton's interpreter, against the CPU's."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from int8conv.convert.converter import convert
+from int8conv.runtime.backends.gpu import attention as gpu_attention
+from int8conv.runtime.backends.gpu.cache import DeviceCache
+from int8conv.runtime.backends.gpu.kernels import GpuKernels
+from int8conv.runtime.decoder.decoder import Decoder
+from int8conv.runtime.models.families import FAMILIES
+
+from ....checkpoints import write_checkpoint
+from ...models.test_families import CONFIGS, config_of
+from .rehearsal import (
+    check,
+    cpu_cache,
+    decoders,
+    device_cache,
+    quantized_cache,
+    tokens,
+    without_the_host,
+)
+
+pytestmark = pytest.mark.usefixtures("few_programs")
+
+ALIKE = {
+    "mistral", "qwen2", "qwen3, wide heads, biases", "phi, other shares", "phi3", "gemma, one key head", "gemma2, no caps",
+    "gemma3", "granite", "stablelm", "starcoder2, a window, no biases", "gpt2, other widths, scores not scaled",
+    "gptj, whole heads", "bloom", "falcon, groups, one norm", "qwen2_moe", "qwen3_moe",
+}  # fmt: skip
+"""Configurations that do nothing between the linears that another one here does not."""
+NAMES = [name for name in CONFIGS if name not in ALIKE]
+
+
+def config(name: str) -> dict[str, Any]:
+    """Two layers, short windows, and frequencies that are others beyond 5 positions, where they are."""
+    values = config_of(name).to_dict()
+    layers = "n_layer" if "n_layer" in values else "num_hidden_layers"
+    values[layers] = 2
+    if values.get("layer_types"):
+        values["layer_types"] = values["layer_types"][:2]
+    if (values.get("sliding_window") or 99) < 20:
+        values["sliding_window"] = 4
+    rope = values.get("rope_parameters") or {}
+    if rope.get("rope_type") == "longrope":
+        rope["original_max_position_embeddings"] = 5
+    if rope.get("rope_type") == "dynamic":
+        values["max_position_embeddings"] = 5
+    return values
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Random weights, converted."""
+    convert(write_checkpoint(tmp_path / "source", config(request.param)), tmp_path / "int8")
+    return tmp_path / "int8"
+
+
+def test_every_family_is_here() -> None:
+    assert {CONFIGS[name][0] for name in NAMES} | {"opt"} == set(FAMILIES)  # opt: test_gpu.py
+
+
+@pytest.mark.parametrize("folder", NAMES, indirect=True)
+def test_prompts_then_steps(folder: Path) -> None:
+    """Prompts of different length, one of them in parts, then a token of each together, as a CUDA graph would have it."""
+    logits = []
+    for decoder in decoders(folder, "w8a16"):
+        new_cache = device_cache if isinstance(decoder.kernels, GpuKernels) else cpu_cache
+        logits.append(run(decoder, new_cache(decoder, 2, 16), [(4, 3), (2,)]))
+    check(*logits)
+
+
+NARROW = [
+    "llama, yarn",
+    "gptj",
+    "gemma2",
+    "bloom, six heads",
+    "phi3, long positions, a window",
+    "qwen3_moe",
+]
+
+
+@pytest.mark.parametrize("folder", NARROW, indirect=True)
+def test_an_int8_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in 16 bits; prompts have it widened a head at a time."""
+    monkeypatch.setattr(gpu_attention, "WIDENED_ON_GPU", 1)
+    gpu, cpu, wide = decoders(folder, "w8a16")
+    prompts = [(4, 3), (2,)]
+    check(
+        run(gpu, device_cache(gpu, 2, 16, torch.int8), prompts),
+        run(cpu, quantized_cache(cpu, 2, 16), prompts),
+        run(wide, cpu_cache(wide, 2, 16), prompts),
+    )
+
+
+def test_the_watch_sees_the_host() -> None:
+    x = torch.ones(2)
+    for use in (
+        x.sum().item,
+        x.nonzero,
+        lambda: x[x > 0],
+        lambda: torch.tensor([1.0]),
+        lambda: x.tolist(),
+    ):
+        with pytest.raises(AssertionError), without_the_host():
+            use()
+
+
+def run(decoder: Decoder, cache: Any, prompts: list[tuple[int, ...]]) -> Tensor:
+    """Logits ``[1, all tokens, vocab]``."""
+    ids, logits = tokens(2, 32), []
+    for i, parts in enumerate(prompts):
+        part = cache.sequence(i)
+        for first, count in zip(accumulate(parts, initial=0), parts, strict=False):
+            logits.append(decoder.forward(ids[i : i + 1, first : first + count], part))
+    with (
+        without_the_host()
+        if isinstance(cache, DeviceCache) and not decoder.waits
+        else nullcontext()
+    ):
+        logits += decoder.forward(ids[:, -1:], cache).split(1)
+    return torch.cat(logits, dim=1)
+
+
+EIGHT_BITS = ["qwen2_moe, some layers", "phi", "phi3, long positions, a window", "gemma2", "bloom, six heads"]  # fmt: skip
+"""Experts, parallel blocks, gate and up in one, norms around, interleaved heads."""
+
+
+@pytest.mark.parametrize("folder", EIGHT_BITS, indirect=True)
+def test_eight_bit_activations(folder: Path) -> None:
+    check(*(decoder.forward(tokens(1, 4)) for decoder in decoders(folder, "w8a8")))
