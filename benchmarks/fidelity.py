@@ -36,7 +36,7 @@ from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.int8.stats import write_stats
 from int8conv.formats.int8.summary import summarize
 from int8conv.formats.source.checkpoint import open_checkpoint
-from int8conv.runtime.measure.fallback import net_report
+from int8conv.runtime.measure.fallback import fallback_report
 from int8conv.runtime.models.architecture import read_architecture
 from int8conv.runtime.text.tokenizer import Tokenizer
 from int8conv.runtime.weights.streaming import BlockStream
@@ -45,12 +45,12 @@ from int8conv.runtime.weights.weights import CheckpointWeights, ConvertedWeights
 OURS: dict[str, tuple[dict[str, Any], str, bool]] = {
     "int8conv W8A8": ({}, "w8a8", True),
     "int8conv W8A8, heavy tails in 8 bits": ({"heavy_tails": "8bit"}, "w8a8", True),
-    "int8conv W8A8, no net": ({"heavy_tails": "8bit"}, "w8a8", False),
-    "int8conv W8A8, net alone": ({"max_outliers": 0.0}, "w8a8", True),
+    "int8conv W8A8, no fallback": ({"heavy_tails": "8bit"}, "w8a8", False),
+    "int8conv W8A8, fallback alone": ({"max_outliers": 0.0}, "w8a8", True),
     "int8conv W8A16": ({}, "w8a16", True),
     "int8conv W8A16, no columns": ({"outliers": "none"}, "w8a16", True),
 }
-"""Options of convert, mode, net."""
+"""Options of convert, mode, fallback."""
 BITSANDBYTES = "bitsandbytes"
 
 
@@ -150,18 +150,20 @@ def measure(
         name: MethodWeights(checkpoint, method) for name, method in METHODS.items() if wanted(name)
     }
     extra: dict[str, dict[str, float]] = {}
-    for number, (name, (options, mode, net)) in enumerate(OURS.items()):
+    for number, (name, (options, mode, outlier_fallback)) in enumerate(OURS.items()):
         if not wanted(name):
             continue
         out = scratch / f"int8-{number}"
         more = {} if options.get("outliers") == "none" else {"stats": stats}
         int8conv.convert(folder, out, **options, **more)  # type: ignore[operator]
-        candidates[name] = ConvertedWeights(open_converted(out), torch.float32, mode, net=net)  # type: ignore[arg-type]
+        candidates[name] = ConvertedWeights(
+            open_converted(out), torch.float32, mode, outlier_fallback=outlier_fallback
+        )  # type: ignore[arg-type]
         extra[name] = shares(out)
     figures: dict[str, Any] = score(folder, candidates, windows)
     for name, weights in candidates.items():
         if isinstance(weights, ConvertedWeights):
-            extra[name]["caught"] = net_report(weights.counters).values
+            extra[name]["caught"] = fallback_report(weights.counters).values
     peer = (
         bitsandbytes(arguments.peer_python, folder, windows, scratch)
         if wanted(BITSANDBYTES)
@@ -192,7 +194,7 @@ def as_table(rows: list[dict[str, Any]]) -> str:
         for r in rows
     ]  # fmt: skip
     headers = ["model", "magnitude", "method", "perplexity", "ratio", "KL mean", "top-1", "16-bit slices",
-               "columns at most", "inputs in 16 bits", "net: values"]  # fmt: skip
+               "columns at most", "inputs in 16 bits", "fallback: values"]  # fmt: skip
     return tabulate(shown, headers, "github", disable_numparse=True)
 
 

@@ -1,4 +1,4 @@
-"""The quantisation methods of the LLM.int8() paper (arXiv:2208.07339, section 2 and table 1), as a linear that is simulated in float32.
+"""The quantization methods of the LLM.int8() paper (arXiv:2208.07339, section 2 and table 1), as a linear that is simulated in float32.
 
 Codes and scales are those of the method; their products are exact in float32 sums of this size, so the error is the method's.
 """

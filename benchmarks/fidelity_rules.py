@@ -20,7 +20,7 @@ from int8conv.runtime.measure.evaluate import evaluate
 RULES: dict[str, dict[str, Any]] = {
     "--outliers none": {"outliers": "none"},
     "--outliers data-free": {"outliers": "data-free"},
-    "--max-outliers 0 (net alone)": {"max_outliers": 0.0},
+    "--max-outliers 0 (fallback alone)": {"max_outliers": 0.0},
     "--outlier-rule paper": {"outlier_rule": "paper"},
     "--outlier-rule paper --heavy-tails 8bit": {"outlier_rule": "paper", "heavy_tails": "8bit"},
     "--outlier-rule error": {"outlier_rule": "error"},

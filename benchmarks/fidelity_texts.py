@@ -1,4 +1,4 @@
-"""Does calibration generalise? Calibrate on one kind of text, evaluate on another, with the safety net and without.
+"""Does calibration generalise? Calibrate on one kind of text, evaluate on another, with the outlier fallback and without.
 
     python benchmarks/fidelity_texts.py MODEL prose=A.txt code=B.py german=C.txt [--tokens 4096] [--out FILE.md]
 
@@ -37,19 +37,19 @@ def main(model: Path, kinds: dict[str, Path], tokens: int, window: int, scratch:
             folders[tails] = scratch / f"{calibrated}-{tails}"
             int8conv.convert(model, folders[tails], stats=stats, heavy_tails=tails)  # type: ignore[operator]
         for evaluated in kinds:
-            for tails, net in (("16bit", True), ("8bit", True), ("8bit", False)):
+            for tails, outlier_fallback in (("16bit", True), ("8bit", True), ("8bit", False)):
                 found = evaluate(
-                    folders[tails], halves[evaluated][1], against=model, window=window, tokens=tokens, net=net
+                    folders[tails], halves[evaluated][1], against=model, window=window, tokens=tokens, outlier_fallback=outlier_fallback
                 )  # fmt: skip
-                assert found.against is not None and found.net is not None
+                assert found.against is not None and found.outlier_fallback is not None
                 a, how = found.against, {"16bit": "default", "8bit": "8-bit tails"}[tails]
                 rows.append(
-                    [calibrated, evaluated, how, "on" if net else "off", f"{a.ratio:.5f}", f"{a.kl_mean:.2e}",
+                    [calibrated, evaluated, how, "on" if outlier_fallback else "off", f"{a.ratio:.5f}", f"{a.kl_mean:.2e}",
                      f"{a.kl_worst:.1e}", f"{a.top1:.2%}",
-                     f"{found.net.values / max(found.scored, 1):.2f}" if net else "-"]
+                     f"{found.outlier_fallback.values / max(found.scored, 1):.2f}" if outlier_fallback else "-"]
                 )  # fmt: skip
                 print(*rows[-1], flush=True)
-    headers = ["calibrated on", "evaluated on", "heavy tails", "net", "ratio", "KL mean", "KL worst", "top-1",
+    headers = ["calibrated on", "evaluated on", "heavy tails", "outlier_fallback", "ratio", "KL mean", "KL worst", "top-1",
                "caught a token"]  # fmt: skip
     return tabulate(rows, headers, "github", disable_numparse=True)
 

@@ -27,7 +27,7 @@
     |  |- MissingShardError          a file that the index names is absent
     |  |- MissingTensorError         a tensor that is listed or needed is absent
     |  |- ShapeError                 a tensor's shape is not what the config implies
-    |  |- AlreadyQuantizedError      the source is quantised already
+    |  |- AlreadyQuantizedError      the source is quantized already
     |  |- NonFiniteWeightError       a weight is NaN or infinite
     |  `- HalfOverflowError          a 32-bit weight does not fit the 16-bit type asked for
     |- ConvertedFormatError          a converted folder breaks SPEC.md
@@ -221,7 +221,7 @@ class ShapeError(CheckpointError):
 
 
 class AlreadyQuantizedError(CheckpointError):
-    """The source is quantised already."""
+    """The source is quantized already."""
 
 
 class NonFiniteWeightError(CheckpointError):

@@ -90,5 +90,5 @@ def test_public_names() -> None:
     ]  # fmt: skip
     for name in int8conv.__all__:
         assert getattr(int8conv, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'quantise'"):
-        _ = int8conv.quantise  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="no attribute 'quantize'"):
+        _ = int8conv.quantize  # type: ignore[attr-defined]

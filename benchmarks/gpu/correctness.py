@@ -64,7 +64,9 @@ def products(session: Session) -> Iterator[Row]:
         x = _tokens(tokens, channels, dtype, session.device)
         bias, residual = torch.randn(out).to(dtype), torch.randn(tokens, out).to(dtype)
         for threshold in (None, 6.0):
-            of = _about(tokens, out, channels, dtype, "net" if threshold else "no net")
+            of = _about(
+                tokens, out, channels, dtype, "outlier_fallback" if threshold else "no fallback"
+            )
             host = on_host(replace(weight, threshold=threshold))
             marks = {"index": weight.outlier_index, "is_outlier": weight.is_outlier}
             q = quantize(x, **marks, threshold=threshold)
@@ -131,7 +133,7 @@ def mixtures(session: Session) -> Iterator[Row]:
 
 
 def fused(session: Session) -> Iterator[Row]:
-    """Norms and activation functions before the quantiser: within a unit in the last place, then quantised bit for bit."""
+    """Norms and activation functions before the quantizer: within a unit in the last place, then quantized bit for bit."""
     tokens, channels = session.pick((3, 130), (33, 4112))
     for dtype in (F16, BF16):
         x = _tokens(tokens, channels, dtype, session.device)
@@ -306,7 +308,7 @@ def _close(kernel: str, of: Row, found: Tensor, truth: Tensor, allowed: Tensor) 
 
 
 def _equal(kernel: str, of: Row, found: QuantizedTokens, expected: QuantizedTokens) -> Row:
-    pairs = [(getattr(found, n), getattr(expected, n)) for n in ("codes", "scale", "outliers", "caught")]  # fmt: skip
+    pairs = [(getattr(found, n), getattr(expected, n)) for n in ("codes", "scale", "outliers", "fallback")]  # fmt: skip
     same = all((a is None) == (b is None) and (a is None or torch.equal(a.cpu(), b)) for a, b in pairs)  # fmt: skip
     return _row(kernel, of, 0.0 if same else float("inf"))
 

@@ -1,6 +1,6 @@
-"""What outlier columns and the safety net cost: a layer's four linears with them against the same without.
+"""What outlier columns and the outlier fallback cost: a layer's four linears with them against the same without.
 
-Quantiser and product for a prompt (W8A8), the product alone for a step (W8A16, which has no net). "caught": one value of a
+Quantizer and product for a prompt (W8A8), the product alone for a step (W8A16, which has no fallback). "caught": one value of a
 thousand tokens passes the threshold, in channels that differ.
 """
 
@@ -28,20 +28,20 @@ def rows(session: Session) -> Iterator[Row]:
         plain = _layer(session, linears, m, 0.0, None)
         variants = {"0.1 % outliers": (0.001, None, False), "1 % outliers": (0.01, None, False)}
         if m > 1:
-            variants |= {"net": (0.0, 6.0, False), "0.1 % outliers, net": (0.001, 6.0, False), "0.1 % outliers, net, caught": (0.001, 6.0, True)}  # fmt: skip
-        for name, (share, threshold, caught) in variants.items():
-            took = _layer(session, linears, m, share, threshold, caught)
+            variants |= {"outlier_fallback": (0.0, 6.0, False), "0.1 % outliers, fallback": (0.001, 6.0, False), "0.1 % outliers, fallback, caught": (0.001, 6.0, True)}  # fmt: skip
+        for name, (share, threshold, fallback) in variants.items():
+            took = _layer(session, linears, m, share, threshold, fallback)
             yield {"M": m, "with": name, "us": took * 1e6, "us without": plain * 1e6, "cost %": 100 * (took / plain - 1)}  # fmt: skip
 
 
-def _layer(session: Session, linears: list[tuple[int, int]], m: int, share: float, threshold: float | None, caught: bool = False) -> float:  # fmt: skip
+def _layer(session: Session, linears: list[tuple[int, int]], m: int, share: float, threshold: float | None, fallback: bool = False) -> float:  # fmt: skip
     """Seconds of the linears, each with copies of its weight so that the L2 cache does not help a step."""
     total = 0.0
     for out, channels in linears:
         copies = max(1, session.pick(1, -(-(256 << 20) // (out * channels)) if m == 1 else 1))
         weights = [random_weight(out, channels, share, F16, session.device) for _ in range(copies)]
         x = random_tokens(m, channels, F16, session.device)
-        if caught:
+        if fallback:
             some = torch.arange(0, m, 1000)
             x[some, (some * 37 // 1000) % channels] = 20.0
         total += seconds([lambda w=w, x=x: _linear(x, w, threshold) for w in weights], session.device)  # fmt: skip

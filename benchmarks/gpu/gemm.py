@@ -1,4 +1,4 @@
-"""int8 GEMM, net on and off, against cuBLAS in bf16 and ``torch._int_mm``, over the layers of known models."""
+"""int8 GEMM, fallback on and off, against cuBLAS in bf16 and ``torch._int_mm``, over the layers of known models."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def _peers(session: Session, x: Tensor, out: int) -> Row:
 
 
 def _ours(session: Session, x: Tensor, out: int, share: float, *, tma: bool) -> Row:
-    """Microseconds of the quantiser and the product, without and with the net (which catches nothing here)."""
+    """Microseconds of the quantizer and the product, without and with the fallback (which catches nothing here)."""
     weight = random_weight(out, x.shape[1], share, F16, session.device)
     times = {}
-    for net, threshold in (("off", None), ("on", 6.0)):
+    for outlier_fallback, threshold in (("off", None), ("on", 6.0)):
         q = quantized(x, weight, threshold)
-        times[net] = seconds([lambda q=q: gemm(q, weight, dtype=F16)], session.device)
+        times[outlier_fallback] = seconds([lambda q=q: gemm(q, weight, dtype=F16)], session.device)
     if tma and (not session.on_gpu or launch.capability(session.device) >= 90):
         kind = configs.by_alignment("gemm", x.shape[1])
         row = configs.choose(kind, launch.capability(session.device), tokens=len(x), out=out)
@@ -76,7 +76,7 @@ def _ours(session: Session, x: Tensor, out: int, share: float, *, tma: bool) -> 
     return {
         "us": times["on"] * 1e6, "TOPS": 2e-12 * x.shape[0] * x.shape[1] * out / times["on"],
         "us, TMA": times["TMA"] * 1e6 if "TMA" in times else None,
-        "us, net off": times["off"] * 1e6, "us, quantiser": took * 1e6,
+        "us, fallback off": times["off"] * 1e6, "us, quantizer": took * 1e6,
     }  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def quantized(x: Tensor, weight: MixedWeight, threshold: float | None) -> Quanti
     )
 
 
-def ratio(row: Row, *, quantiser: bool = False) -> float:
+def ratio(row: Row, *, quantizer: bool = False) -> float:
     """Times cuBLAS's speed in bf16."""
-    ours = row["us"] + (row["us, quantiser"] if quantiser else 0.0)
+    ours = row["us"] + (row["us, quantizer"] if quantizer else 0.0)
     return float(row["us, bf16"] / ours)

@@ -111,7 +111,7 @@ def _with_bitsandbytes(threshold: float) -> Callable[[Any], None]:
                 new.weight = bnb.nn.Int8Params(
                     host[shape], requires_grad=False, has_fp16_weights=False
                 )
-                setattr(parent, name, new.to(device))  # which quantises
+                setattr(parent, name, new.to(device))  # which quantizes
 
     return convert
 

@@ -37,9 +37,9 @@ FINALISTS = 5
 def candidates(kernel: str) -> Iterator[Config]:
     """Configurations worth trying."""
     if kernel == "gemm":
-        for m, n, k, net, warps, stages in itertools.product((64, 128, 256), (64, 128, 256), (64, 128), (64, 128), (4, 8), (3, 4)):  # fmt: skip
+        for m, n, k, outlier_fallback, warps, stages in itertools.product((64, 128, 256), (64, 128, 256), (64, 128), (64, 128), (4, 8), (3, 4)):  # fmt: skip
             if m * n <= 32768 and m * n >= 4096 * warps // 4:
-                yield {"block_m": m, "block_n": n, "block_k": k, "group": 8, "net_k": net, "num_warps": warps, "num_stages": stages}  # fmt: skip
+                yield {"block_m": m, "block_n": n, "block_k": k, "group": 8, "fallback_k": outlier_fallback, "num_warps": warps, "num_stages": stages}  # fmt: skip
     elif kernel == "skinny":
         for n, k, split, warps, stages in itertools.product((32, 64, 128), (64, 128), (1, 2, 4, 8), (4, 8), (3, 4, 6)):  # fmt: skip
             yield {"block_n": n, "block_k": k, "split": split, "num_warps": warps, "num_stages": stages}  # fmt: skip

@@ -79,10 +79,10 @@ def command(
         print_json(summary)
         return
     table(
-        ["input", "channels", "median", "largest", ">= 6.0", "16-bit columns", "net from"],
+        ["input", "channels", "median", "largest", ">= 6.0", "16-bit columns", "fallback from"],
         [
             [name, i["channels"], f"{i['median_absmax']:.3g}", f"{i['absmax']:.3g}",
-             i["channels_from_6"], i["columns"], _net(i["threshold"])]
+             i["channels_from_6"], i["columns"], _fallback(i["threshold"])]
             for name, i in summary["inputs"].items()
         ],
     )  # fmt: skip
@@ -97,7 +97,7 @@ def command(
 _SHOWN = 16
 
 
-def _net(threshold: float | None) -> str:
+def _fallback(threshold: float | None) -> str:
     if threshold is None:
         return "-"
     return f"{threshold:g}" if threshold else "all"

@@ -114,7 +114,7 @@ _SHOWN: Final = 10
     default=0.01,
     show_default=True,
     metavar="SHARE",
-    help="Of an input's columns in 16 bits, at most (or 16, if that is more); 0: none, but the safety net.",
+    help="Of an input's columns in 16 bits, at most (or 16, if that is more); 0: none, but the outlier fallback.",
 )
 @click.option(
     "--heavy-tails",
@@ -140,7 +140,7 @@ _SHOWN: Final = 10
     "--quantize",
     multiple=True,
     metavar="REGEX",
-    help="Quantise head, embeddings or other matrices whose path matches too.",
+    help="Quantize head, embeddings or other matrices whose path matches too.",
 )
 @click.option(
     "--include",
@@ -172,7 +172,7 @@ _SHOWN: Final = 10
     metavar="SIZE",
     help="Of the process while it streams; calibration comes on top.",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where to quantise: cpu or cuda.")
+@click.option("--device", default="cpu", show_default=True, help="Where to quantize: cpu or cuda.")
 @click.option("--stream", is_flag=True, help="Read a hub's weights from there and store none.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, from headers alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the report, or the dry run.")

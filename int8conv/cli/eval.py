@@ -31,8 +31,13 @@ from .output import print_json, progress_bars, table
     "--stride", type=click.IntRange(min=1), help="Tokens between windows; default: --window."
 )
 @click.option("--tokens", type=click.IntRange(min=2), help="From the text's start; default: all.")
-@click.option("--net/--no-net", default=True, show_default=True, help="The safety net of W8A8.")
-@click.option("--report-outliers", is_flag=True, help="Show what the safety net took.")
+@click.option(
+    "--outlier-fallback/--no-outlier-fallback",
+    default=True,
+    show_default=True,
+    help="The outlier fallback of W8A8.",
+)
+@click.option("--report-outliers", is_flag=True, help="Show what the outlier fallback took.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     path: str,
@@ -44,7 +49,7 @@ def command(
     window: int | None,
     stride: int | None,
     tokens: int | None,
-    net: bool,
+    outlier_fallback: bool,
     report_outliers: bool,
     as_json: bool,
 ) -> None:
@@ -60,7 +65,7 @@ def command(
             text,
             against=against,
             mode=mode,  # type: ignore[arg-type]
-            net=net,
+            outlier_fallback=outlier_fallback,
             kv_cache=kv_cache,
             device=device,
             window=window,
@@ -96,7 +101,7 @@ def command(
         f"\n{result.scored:,} of {result.tokens:,} tokens scored, windows of {result.window} every "
         f"{result.stride}; text {result.text}"
     )
-    if report_outliers and result.net is not None:
-        from .outlier_report import show_net
+    if report_outliers and result.outlier_fallback is not None:
+        from .outlier_report import show_fallback
 
-        show_net(result.net)
+        show_fallback(result.outlier_fallback)

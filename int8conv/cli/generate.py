@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--report-memory", is_flag=True, help="On stderr: the peak, beside what footprint predicts."
 )
-@click.option("--report-outliers", is_flag=True, help="On stderr: what the safety net took.")
+@click.option("--report-outliers", is_flag=True, help="On stderr: what the outlier fallback took.")
 def command(
     path: str, given: tuple[str, ...], files: tuple[str, ...], as_json: bool, report_memory: bool,
     report_outliers: bool, **options: Any,
@@ -55,9 +55,9 @@ def command(
     if memory is not None:
         _show_memory(memory, model, prompts, options["max_new_tokens"])
     if report_outliers:
-        from .outlier_report import show_net
+        from .outlier_report import show_fallback
 
-        show_net(model.net_report(), err=True)
+        show_fallback(model.fallback_report(), err=True)
 
 
 def _watch(device: str) -> PeakMemory:

@@ -35,11 +35,11 @@ _LOADING: Final = (
         help="What keys and values are kept in; default: --dtype.",
     ),
     click.option("--device", default="cpu", show_default=True, help="cpu, or cuda: PyTorch's current GPU."),
-    click.option("--net/--no-net", default=True, show_default=True, help="The safety net of W8A8."),
+    click.option("--outlier-fallback/--no-outlier-fallback", default=True, show_default=True, help="The outlier fallback of W8A8."),
     click.option("--verbose", "-v", is_flag=True, help="On stderr: how fast the weights were loaded."),
 )  # fmt: skip
 _COMPILING: Final = "int8conv: note: compiling for this processor; later runs find it done"
-_LOADING_NAMES: Final = ("mode", "dtype", "kv_cache", "device", "net")
+_LOADING_NAMES: Final = ("mode", "dtype", "kv_cache", "device", "outlier_fallback")
 
 
 def generation_options(command: _Command) -> _Command:

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import click
 
-from ..runtime.measure.fallback import NetReport
+from ..runtime.measure.fallback import FallbackReport
 from .output import table
 
 SHOWN = 10
 _CHANNELS = 4
 
 
-def show_net(report: NetReport, *, err: bool = False) -> None:
-    """The inputs at which the safety net took most."""
+def show_fallback(report: FallbackReport, *, err: bool = False) -> None:
+    """The inputs at which the outlier fallback took most."""
     if not report.tokens:
-        click.echo("safety net: no tokens went through W8A8 with it", err=err)
+        click.echo("outlier fallback: no tokens went through W8A8 with it", err=err)
         return
-    caught = report.caught
-    if caught:
+    used = report.used
+    if used:
         rows = [
-            [i.input, i.values, f"{i.tokens_caught / i.tokens:.2%}",
+            [i.input, i.values, f"{i.fallback_tokens / i.tokens:.2%}",
              " ".join(f"{c}:{n}" for c, n in list(i.channels.items())[:_CHANNELS])]
-            for i in caught[:SHOWN]
+            for i in used[:SHOWN]
         ]  # fmt: skip
-        table(["input", "values caught", "of tokens", "channel:values"], rows, err=err)
+        table(["input", "values", "of tokens", "channel:values"], rows, err=err)
     click.echo(
-        f"safety net: {report.values:,} values of {report.tokens:,} tokens caught at {len(caught)} of "
+        f"outlier fallback: {report.values:,} values of {report.tokens:,} tokens, at {len(used)} of "
         f"{len(report.inputs)} inputs",
         err=err,
     )

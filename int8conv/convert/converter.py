@@ -21,7 +21,7 @@ from ..formats.safetensors.checksum import checksum, checksum_range
 from ..formats.source.checkpoint import Checkpoint
 from .journal import Journal
 from .memory import DEFAULT_MAX_MEMORY, plan_workers
-from .metadata_files import make_manifest, write_small_files
+from .metadata_files import make_manifest, write_metadata_files
 from .options import DEFAULT_SHARD_BYTES, ConvertOptions, Outliers
 from .outliers.collect import check_source
 from .outliers.data_free import RULE as DATA_FREE_RULE
@@ -84,7 +84,7 @@ def convert(
             top, with PyTorch and a block of the model in float32.
         stream: read the weights of a source on the hub over the network, and store none of them (but of safetensors files
             only, and twice with calibrated outliers: once to run the model).
-        device: where linears are quantised: ``"cpu"``, or one that PyTorch has, as ``"cuda"`` (its own memory comes on top).
+        device: where linears are quantized: ``"cpu"``, or one that PyTorch has, as ``"cuda"`` (its own memory comes on top).
             Does not change the bytes.
         progress: called as the work goes on.
 
@@ -150,7 +150,9 @@ def convert(
             progress=_counted(tell, "convert", plan.source_bytes),
         )  # fmt: skip
         manifest = make_manifest(resolved, options, plan, results, calibration)
-        write_small_files(workspace.folder, opened.checkpoint, options, layouts, manifest, results)
+        write_metadata_files(
+            workspace.folder, opened.checkpoint, options, layouts, manifest, results
+        )
         workspace.commit()
         watch.lap("flush")
     return ConvertReport(

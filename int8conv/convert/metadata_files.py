@@ -47,7 +47,7 @@ def make_manifest(
     )
 
 
-def write_small_files(
+def write_metadata_files(
     staging: Path,
     checkpoint: Checkpoint,
     options: ConvertOptions,

@@ -21,7 +21,7 @@ from .outliers.selection import Group, Kept, Selection
 
 @dataclass(frozen=True)
 class QuantizeTask:
-    """A linear's weight to quantise; ``half`` is the dtype of its outlier columns."""
+    """A linear's weight to quantize; ``half`` is the dtype of its outlier columns."""
 
     path: str
     source: Matrix

@@ -1,7 +1,7 @@
 """Hold a converted folder against its source: how exact each linear is, and that all else is bit for bit the same.
 
 For a weight ``w`` and what the folder stands for ``v``: SQNR = 10 log10(sum w^2 / sum (w - v)^2) in dB, over the whole
-matrix. Codes and row scales are computed again by the formula of SPEC.md section 1.1, without the converter's quantiser, and
+matrix. Codes and row scales are computed again by the formula of SPEC.md section 1.1, without the converter's quantizer, and
 must be the folder's; so after a comparison nothing but padding is left unchecked. Both folders are read a block of rows at
 a time.
 """
@@ -75,7 +75,7 @@ def compare(
     *,
     jobs: int | None = None,
 ) -> list[TensorQuality]:
-    """The quality of every quantised linear.
+    """The quality of every quantized linear.
 
     Args:
         converted: the folder.

@@ -15,12 +15,12 @@ LEAST_SQNR_DB: Final = 30.0
 
 @dataclass(frozen=True)
 class LinearQuality:
-    """How well a quantised linear stands for its source, measured on a sample of its rows (see ``sample``)."""
+    """How well a quantized linear stands for its source, measured on a sample of its rows (see ``sample``)."""
 
     sqnr_db: float | None
     """None where nothing was lost."""
     max_error: float
-    """Largest difference between a weight and its dequantised code."""
+    """Largest difference between a weight and its dequantized code."""
     outlier_share: float
     """Of the linear's bytes, those of its outlier columns."""
 
@@ -48,7 +48,7 @@ class ConvertReport:
     """What the user should know."""
 
     quality: dict[str, LinearQuality] = field(default_factory=dict)
-    """Of each quantised linear, by path."""
+    """Of each quantized linear, by path."""
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds by stage: ``open``, ``calibrate`` and ``flush`` as they pass, ``read``, ``quantize``, ``checksum``,
     ``write`` and ``verify`` (what an earlier attempt wrote) of all workers together."""
@@ -65,7 +65,7 @@ class ConvertReport:
 
 
 def measured(plan: Plan, results: Sequence[TaskResult]) -> dict[str, LinearQuality]:
-    """The quality of each quantised linear."""
+    """The quality of each quantized linear."""
     qualities = {}
     for task, result in zip(plan.tasks, results, strict=True):
         if isinstance(task, QuantizeTask):

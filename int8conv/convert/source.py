@@ -1,4 +1,4 @@
-"""A checkpoint that can be converted: opened, not quantised already, and known to the runtime or not."""
+"""A checkpoint that can be converted: opened, not quantized already, and known to the runtime or not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def open_source(source: Source, options: ConvertOptions) -> OpenedSource:
     """Open a checkpoint and select what becomes int8.
 
     Raises:
-        NotFoundError, CheckpointError, SafetensorsError: it is absent, malformed, or quantised already.
+        NotFoundError, CheckpointError, SafetensorsError: it is absent, malformed, or quantized already.
         UnsupportedModelError: neither known to the runtime nor with anything that looks like a linear.
         ArgumentError: a pattern of the options matches nothing.
     """

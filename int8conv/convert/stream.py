@@ -1,4 +1,4 @@
-"""Carry out a plan: each tensor is read, quantised and written a block of rows at a time, several tensors at once.
+"""Carry out a plan: each tensor is read, quantized and written a block of rows at a time, several tensors at once.
 
 A worker holds one block. Offsets are planned, so the bytes do not depend on the number of workers or the size of blocks.
 """
@@ -44,9 +44,9 @@ class TaskResult:
     rounded: int = 0
     """Values of an F32 source that rounding to 16 bits changed."""
     sqnr_db: float | None = None
-    """Of a quantised matrix, on a sample of its rows; None where nothing was lost."""
+    """Of a quantized matrix, on a sample of its rows; None where nothing was lost."""
     max_error: float = 0.0
-    """Largest difference between a weight and its dequantised code, on the same sample."""
+    """Largest difference between a weight and its dequantized code, on the same sample."""
     resumed: bool = False
     """Done by an earlier attempt."""
 
@@ -69,7 +69,7 @@ class Workers:
     jobs: int
     block_elements: int
     device: str = "cpu"
-    """Where linears are quantised."""
+    """Where linears are quantized."""
 
 
 @dataclass

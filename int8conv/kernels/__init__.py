@@ -13,14 +13,14 @@ from .dispatch import (
     dequantized_rows,
     mixed_linear,
 )
-from .weight import MixedWeight, NetCounter
+from .weight import FallbackCounter, MixedWeight
 
 __all__ = [
     "IMPLEMENTATIONS",
     "MODES",
+    "FallbackCounter",
     "MixedWeight",
     "Mode",
-    "NetCounter",
     "dense_linear",
     "dequantized_rows",
     "jit",

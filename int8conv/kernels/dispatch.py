@@ -5,9 +5,9 @@
 with ``O`` the outlier columns (LLM.int8(), arXiv:2208.07339, section 3.2; here chosen offline, so that the outlier columns
 of the weight keep their 16 bits). The modes differ in what happens to the other activations:
 
-- ``w8a8``: each token's are quantised to int8 by its largest magnitude; products accumulate in int32. Activations at or
-  above ``threshold`` are left out of that and multiplied in 16 bits with the dequantised weight (the safety net).
-- ``w8a16``: they stay as they are, and the weight is dequantised on the way.
+- ``w8a8``: each token's are quantized to int8 by its largest magnitude; products accumulate in int32. Activations at or
+  above ``threshold`` are left out of that and multiplied in 16 bits with the dequantized weight (the outlier fallback).
+- ``w8a16``: they stay as they are, and the weight is dequantized on the way.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def without_outliers(x: Tensor, weight: MixedWeight) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Caught:
-    """What the safety net takes of a call."""
+class FallbackValues:
+    """What the outlier fallback takes of a call."""
 
     rows: Tensor
     """Numbers of the tokens concerned ``[r]``."""
@@ -121,7 +121,7 @@ class Caught:
     """Their values that are taken, zero elsewhere: float32 ``[r, in]``."""
 
 
-def take_large(x: Tensor, weight: MixedWeight) -> Caught | None:
+def take_large(x: Tensor, weight: MixedWeight) -> FallbackValues | None:
     """Take the values from the threshold on out of ``x`` ``[tokens, in]``, which is changed; None: there are none."""
     if weight.threshold is None:
         return None
@@ -133,7 +133,7 @@ def take_large(x: Tensor, weight: MixedWeight) -> Caught | None:
     if not len(rows):
         return None
     x[rows] = found.masked_fill(large, 0.0)
-    return Caught(rows, found.masked_fill(~large, 0.0))
+    return FallbackValues(rows, found.masked_fill(~large, 0.0))
 
 
 def largest_of_tokens(x: Tensor) -> Tensor:

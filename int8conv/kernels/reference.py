@@ -14,12 +14,12 @@ def w8a8(x: Tensor, weight: MixedWeight) -> Tensor:
     if weight.threshold == 0.0:
         return w8a16(x, weight)
     small = without_outliers(x, weight)
-    caught = take_large(small, weight)
+    fallback = take_large(small, weight)
     codes, scale = quantize_tokens(small)
     products = codes.double() @ weight.codes.double().t()  # integers below 2^53: exact
     y = products.float() * scale * weight.scale
-    if caught is not None:
-        y[caught.rows] += caught.values @ dequantize(weight).t()
+    if fallback is not None:
+        y[fallback.rows] += fallback.values @ dequantize(weight).t()
     return y
 
 

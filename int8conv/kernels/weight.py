@@ -1,4 +1,4 @@
-"""The weight of the mixed linear, and the count of what its safety net takes."""
+"""The weight of the mixed linear, and the count of what its outlier fallback takes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class MixedWeight:
     outlier_weight: Tensor | None = None
     """float16 or bfloat16 ``[out, k]``."""
     threshold: float | None = None
-    """Magnitude from which the safety net of ``w8a8`` takes an activation; None: no net. 0.0: all of them, so that the
+    """Magnitude from which the outlier fallback of ``w8a8`` takes an activation; None: no fallback. 0.0: all of them, so that the
     whole input is multiplied in 16 bits."""
-    counter: NetCounter | None = None
-    """Told what the net takes; not at a threshold of 0.0, where that is everything."""
+    counter: FallbackCounter | None = None
+    """Told what the fallback takes; not at a threshold of 0.0, where that is everything."""
 
     @cached_property
     def is_outlier(self) -> Tensor | None:
@@ -44,8 +44,8 @@ class MixedWeight:
         return self.codes.shape[1]
 
 
-class NetCounter:
-    """What the safety net of one input has taken, counted where the activations are."""
+class FallbackCounter:
+    """What the outlier fallback of one input has taken, counted where the activations are."""
 
     def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
         self.counts = torch.zeros(2 + in_features, dtype=torch.int64, device=device)
@@ -57,18 +57,18 @@ class NetCounter:
         return int(self.counts[0])
 
     @property
-    def tokens_caught(self) -> int:
+    def fallback_tokens(self) -> int:
         """Tokens with at least one value taken."""
         return int(self.counts[1])
 
     @property
-    def caught(self) -> Tensor:
+    def fallback(self) -> Tensor:
         """Values taken, of each channel: int64 ``[in]``, on the CPU."""
         return self.counts[2:].cpu()
 
-    def add(self, tokens: int, caught: Tensor) -> None:
-        """Count a call of so many tokens; bool ``[r, in]`` where the net took a value of one of the r tokens concerned."""
+    def add(self, tokens: int, fallback: Tensor) -> None:
+        """Count a call of so many tokens; bool ``[r, in]`` where the fallback took a value of one of the r tokens concerned."""
         self.counts[0] += tokens
-        if len(caught):
-            self.counts[1] += len(caught)
-            self.counts[2:] += caught.sum(dim=0)
+        if len(fallback):
+            self.counts[1] += len(fallback)
+            self.counts[2:] += fallback.sum(dim=0)

@@ -37,7 +37,7 @@ def load(
     mode: Mode | None = None,
     dtype: str | torch.dtype | None = None,
     *,
-    net: bool = True,
+    outlier_fallback: bool = True,
     kv_cache: str | None = None,
 ) -> Model:
     """Load a converted folder, or an unconverted checkpoint in its own precision.
@@ -47,7 +47,7 @@ def load(
             on the hub: ``org/name`` or ``org/name@revision``.
         device: ``"cpu"``, or ``"cuda"`` for PyTorch's current GPU (Ampere or newer).
         mode: how activations meet int8 weights: ``"w8a16"``, ``"w8a8"``, or None to choose by the number of tokens.
-        net: whether W8A8 has its safety net: activations past the threshold of their input are multiplied in 16 bits.
+        fallback: whether W8A8 has its outlier fallback: activations past the threshold of their input are multiplied in 16 bits.
         dtype: of activations; None is float32 on a CPU, the fastest there, in which a source's 16-bit weights are
             exact, and the embedding's own on a GPU, where it has to be a 16-bit one.
 
@@ -83,11 +83,13 @@ def load(
     chosen = choose_dtype(dtype, device, architecture, checkpoint)
     cached = cache_dtype(kv_cache, chosen, device)
     if device == "cuda" and converted is not None:
-        weights = on_gpu = converted_on_gpu(converted, architecture, chosen, mode, net=net)
+        weights = on_gpu = converted_on_gpu(
+            converted, architecture, chosen, mode, outlier_fallback=outlier_fallback
+        )
     elif device == "cuda":
         weights = on_gpu = _source_on_gpu(checkpoint, architecture, chosen)
     elif converted is not None:
-        weights = ConvertedWeights(converted, chosen, mode, net=net)
+        weights = ConvertedWeights(converted, chosen, mode, outlier_fallback=outlier_fallback)
     else:
         weights = CheckpointWeights(checkpoint, chosen)
     defaults = read_generation_defaults(folder, checkpoint.config)
@@ -95,7 +97,7 @@ def load(
     if on_gpu is not None:
         model.loading = on_gpu.files.finish()
     if isinstance(weights, ConvertedWeights):
-        model.net_counters = weights.counters
+        model.fallback_counters = weights.counters
     return model
 
 
@@ -119,12 +121,19 @@ def current_gpu() -> torch.device:
 
 
 def converted_on_gpu(
-    converted: ConvertedFolder, architecture: Architecture, dtype: torch.dtype, mode: Mode | None, *, net: bool
+    converted: ConvertedFolder, architecture: Architecture, dtype: torch.dtype, mode: Mode | None, *, outlier_fallback: bool
 ) -> DeviceConverted:  # fmt: skip
     """A converted folder that goes to the GPU as tensors are asked for."""
     from .backends.gpu.weights import DeviceConverted  # imports triton
 
-    return DeviceConverted(converted, architecture.config, dtype, current_gpu(), mode, net=net)
+    return DeviceConverted(
+        converted,
+        architecture.config,
+        dtype,
+        current_gpu(),
+        mode,
+        outlier_fallback=outlier_fallback,
+    )
 
 
 def _source_on_gpu(

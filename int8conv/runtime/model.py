@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, GenerationError
-from ..kernels import Mode, NetCounter
+from ..kernels import FallbackCounter, Mode
 from ..kernels.cpu.fused import prepare
 from .backends.gpu.files import Loading
 from .decoder.decoder import Decoder
 from .generate.generation import Continuation, Generation, continue_all
 from .generate.sampling import Sampling
 from .generate.session import Session
-from .measure.fallback import NetReport, net_report
+from .measure.fallback import FallbackReport, fallback_report
 from .measure.footprint import Footprint, Predictor, open_predictor
 from .models.generation_config import GenerationDefaults
 from .text.stopping import read_stops
@@ -41,7 +41,7 @@ class Model:
         self.defaults = defaults or GenerationDefaults()
         """What ``generate`` does where it is told nothing; from the folder's generation_config.json."""
         self.end_tokens = self.defaults.end_tokens
-        self.net_counters: Mapping[str, NetCounter] = {}
+        self.fallback_counters: Mapping[str, FallbackCounter] = {}
         self.loading: Loading | None = None
         """What went to the GPU, and how fast."""
 
@@ -178,9 +178,9 @@ class Model:
         if any(block.whole is not None for block in self.decoder.blocks):
             prepare()
 
-    def net_report(self) -> NetReport:
-        """What the safety net has taken since the model was loaded."""
-        return net_report(self.net_counters)
+    def fallback_report(self) -> FallbackReport:
+        """What the outlier fallback has taken since the model was loaded."""
+        return fallback_report(self.fallback_counters)
 
     def predictor(self) -> Predictor:
         """What this model's memory is predicted with, as it was loaded."""

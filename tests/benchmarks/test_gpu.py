@@ -179,7 +179,7 @@ def test_what_the_sanitizer_says(tmp_path: Path, script: str, expected: dict[str
 
 
 def gemm_row(ours: float, **changes: Any) -> dict[str, Any]:
-    row = {"M": 2048, "N": 4096, "K": 4096, "outliers": 0.001, "us": ours, "us, quantiser": 10.0, "us, bf16": 160.0}  # fmt: skip
+    row = {"M": 2048, "N": 4096, "K": 4096, "outliers": 0.001, "us": ours, "us, quantizer": 10.0, "us, bf16": 160.0}  # fmt: skip
     return row | changes
 
 
@@ -200,7 +200,7 @@ GOOD: dict[str, list[dict[str, Any]]] = {
     "end to end": [decode_row("int8conv", 280, "int8"), decode_row("int8conv", 170, "fp16"),
                    decode_row("int8conv", 2000, "int8", 32), decode_row("int8conv", 1900, "fp16", 32)],
     "peers": [decode_row("bitsandbytes int8, threshold 6.0", 20), decode_row("bitsandbytes int8, threshold 6.0", 400, batch=32)],
-    "cost": [{"M": 2048, "with": "0.1 % outliers, net", "cost %": 4.9}, {"M": 2048, "with": "net", "cost %": 9.0},
+    "cost": [{"M": 2048, "with": "0.1 % outliers, fallback", "cost %": 4.9}, {"M": 2048, "with": "outlier_fallback", "cost %": 9.0},
              {"M": 1, "with": "0.1 % outliers", "cost %": 1.0}, {"M": 2048, "with": "0.1 % outliers", "cost %": 50.0}],
     "loading": [{"readers": "default", "share of plain": 0.7}, {"readers": 1, "share of plain": 0.1}],
     "memory": [{"measured / predicted": 1.02}, {"measured / predicted": 0.98}, {"measured / predicted": None}],
@@ -226,7 +226,11 @@ def test_every_check_holds_for_figures_that_are_good_enough() -> None:
         ("gemv", gemv_row(20480, 1, 30.0, 0.84), "W8A16, M = 1, matrices of 56 MB"),
         ("gemv", gemv_row(4096, 1, 6.0, 0.59), "W8A16, M = 1, 4096"),
         ("gemv", gemv_row(28672, 8, 49.0, 0.7), "W8A16, M <= 16"),
-        ("cost", {"M": 8192, "with": "0.1 % outliers, net", "cost %": 5.1}, "outliers and net"),
+        (
+            "cost",
+            {"M": 8192, "with": "0.1 % outliers, fallback", "cost %": 5.1},
+            "outliers and fallback",
+        ),
         ("loading", {"readers": "default", "share of plain": 0.59}, "loading"),
         ("memory", {"measured / predicted": 0.96}, "peak memory"),
     ],

@@ -220,24 +220,24 @@ SOURCES: dict[str, tuple[Damage, list[str]]] = {
         lambda f: write_checkpoint(f, tensors={n: t for n, t in random_tensors(LLAMA).items() if n != Q}),
         ["/source: ", Q, "absent"],
     ),
-    "NaN in a quantised weight": (with_value(Q, 3, float("nan")), [FILE, Q, "NaN or infinity in row 3"]),
-    "infinity in a quantised weight": (with_value(Q, 63, float("inf")), [FILE, Q, "NaN or infinity in row 63"]),
+    "NaN in a quantized weight": (with_value(Q, 3, float("nan")), [FILE, Q, "NaN or infinity in row 3"]),
+    "infinity in a quantized weight": (with_value(Q, 63, float("inf")), [FILE, Q, "NaN or infinity in row 63"]),
     "NaN in a norm": (with_value(NORM, 60, float("nan")), [FILE, NORM, "NaN or infinity in row 60"]),
     "infinity in the head": (
         with_value("lm_head.weight", 95, float("-inf")), [FILE, "lm_head.weight", "NaN or infinity in row 95"],
     ),
     "NaN in the embedding": (with_value(EMBED, 1, float("nan")), [FILE, EMBED, "NaN or infinity in row 1"]),
-    # Quantised already
+    # Quantized already
     "GPTQ": (
         after_config(quantization_config={"quant_method": "gptq", "bits": 4}),
-        ["/config.json", "quantised already", "'gptq'"],
+        ["/config.json", "quantized already", "'gptq'"],
     ),
     "bitsandbytes": (
-        with_tensors(**{Q.replace("weight", "SCB"): torch.ones(64)}), [FILE, "q_proj.SCB", "quantised already", "bitsandbytes"],
+        with_tensors(**{Q.replace("weight", "SCB"): torch.ones(64)}), [FILE, "q_proj.SCB", "quantized already", "bitsandbytes"],
     ),
     "GPTQ without a section": (
         with_tensors(**{Q.replace("weight", "qweight"): torch.ones(8, 64, dtype=torch.int32)}),
-        [FILE, "q_proj.qweight", "quantised already", "GPTQ"],
+        [FILE, "q_proj.qweight", "quantized already", "GPTQ"],
     ),
     "compressed-tensors": (
         after_config(compression_config={"format": "int-quantized"}), ["/config.json", "compression_config"],
@@ -301,7 +301,7 @@ def test_a_file_name_that_is_too_long(tmp_path: Path) -> None:
 
 def test_a_source_that_was_converted_already(tmp_path: Path, source: Path) -> None:
     convert(source, tmp_path / "first", outliers="none")
-    refuse_convert(tmp_path, tmp_path / "first", "config.json", "quantised already", "'int8conv'")
+    refuse_convert(tmp_path, tmp_path / "first", "config.json", "quantized already", "'int8conv'")
 
 
 def test_a_float32_value_that_does_not_fit(tmp_path: Path) -> None:
@@ -588,7 +588,7 @@ def test_generate_without_a_usable_tokenizer(converted: Path, damage: Damage, wo
     check_refused(run("generate", converted, "-p", "Once"), words)
 
 
-def test_generate_from_a_source_that_is_quantised(source: Path) -> None:
+def test_generate_from_a_source_that_is_quantized(source: Path) -> None:
     after_config(quantization_config={"quant_method": "awq"})(source)
     check_refused(run("generate", source, "-p", "Once"), "config.json", "'awq'")
 

@@ -30,7 +30,7 @@ def test_against_the_source(example: Path, example_int8: Path, text: Path) -> No
     for words in ("perplexity, source", "ratio", "KL divergence, mean", "same most likely token"):
         assert words in result.stdout
     assert "252 of 256 tokens scored" in result.stdout
-    assert result.stdout.splitlines()[-1].startswith("safety net: ")
+    assert result.stdout.splitlines()[-1].startswith("outlier fallback: ")
     value = json.loads(
         succeed(
             "eval", example_int8, *options, "--against", example, "--mode", "w8a16", "--json"
@@ -39,7 +39,7 @@ def test_against_the_source(example: Path, example_int8: Path, text: Path) -> No
     assert value["mode"] == "w8a16"
     assert 0.99 < value["against"]["ratio"] < 1.01
     assert len(value["against"]["layers"]) == 6
-    assert value["net"]["model.layers.0.self_attn.q_proj"]["values"] == 0
+    assert value["outlier_fallback"]["model.layers.0.self_attn.q_proj"]["values"] == 0
 
 
 def test_an_int8_cache(example: Path, example_int8: Path, text: Path) -> None:

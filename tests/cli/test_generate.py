@@ -151,10 +151,10 @@ def test_outliers_are_reported_on_stderr(example_int8: Path) -> None:
     plain = succeed("generate", example_int8, *options)
     told = succeed("generate", example_int8, *options, "--report-outliers")
     assert told.stdout == plain.stdout
-    assert told.stderr.splitlines()[-1].startswith("safety net: ")
+    assert told.stderr.splitlines()[-1].startswith("outlier fallback: ")
     assert " inputs" in told.stderr
-    off = succeed("generate", example_int8, *options, "--no-net", "--report-outliers")
-    assert off.stderr == "safety net: no tokens went through W8A8 with it\n"
+    off = succeed("generate", example_int8, *options, "--no-outlier-fallback", "--report-outliers")
+    assert off.stderr == "outlier fallback: no tokens went through W8A8 with it\n"
 
 
 TEXT = "naïve 文字\n\nA list of"

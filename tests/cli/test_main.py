@@ -52,7 +52,7 @@ def test_without_a_command_help_is_shown() -> None:
 @pytest.mark.parametrize(
     "args",
     [
-        ["quantise"],
+        ["quantize"],
         ["convert"],
         ["convert", "a"],
         ["convert", "a", "b", "c"],
@@ -163,7 +163,7 @@ def test_an_interrupt_in_any_command(monkeypatch: pytest.MonkeyPatch, source: Pa
 
 
 def test_control_c_while_converting(source: Path, tmp_path: Path) -> None:
-    """A real signal, sent by the first worker that quantises."""
+    """A real signal, sent by the first worker that quantizes."""
     code = """
 import signal, sys, threading
 from int8conv.cli import main

@@ -177,7 +177,7 @@ def test_rounded_values_are_counted(tmp_path: Path, dtype: str) -> None:
     ("name", "row"), [("model.embed_tokens.weight", 70), ("model.norm.weight", 9), (f"{Q}.weight", 3)]
 )  # fmt: skip
 def test_overflow_is_refused(tmp_path: Path, name: str, row: int) -> None:
-    """In a quantised weight too, if it stands in an outlier column; outside of them int8 takes any range."""
+    """In a quantized weight too, if it stands in an outlier column; outside of them int8 takes any range."""
     tensors = random_tensors(TIED, torch.float32)
     gain = tensors["model.layers.0.input_layernorm.weight"]
     gain[:] = 1.0
@@ -371,7 +371,7 @@ def test_checksums_of_what_was_written(example_int8: Path) -> None:
 
 
 def test_the_example_is_within_half_a_scale(example: Path, example_int8: Path) -> None:
-    """Every dequantised weight of the trained model, outside of its outlier columns."""
+    """Every dequantized weight of the trained model, outside of its outlier columns."""
     converted = open_converted(example_int8)
     source = load_file(example / "model.safetensors")
     kept = 0

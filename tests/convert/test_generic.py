@@ -48,7 +48,7 @@ def transformers_checkpoint(folder: Path, family: str, config: dict[str, Any]) -
 
 
 def dequantized(folder: Path) -> dict[str, Tensor]:
-    """The weight that each quantised linear stands for, and its row scales."""
+    """The weight that each quantized linear stands for, and its row scales."""
     weights = {}
     for path, linear in open_converted(folder).linears.items():
         codes = torch.from_numpy(read_array(linear.weight).astype(np.float32))[..., 0]

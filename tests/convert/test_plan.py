@@ -51,7 +51,7 @@ def plan_with(
     return plan_of(write_checkpoint(folder, config, tensors))
 
 
-def test_linears_of_attention_and_ffn_are_quantised_and_no_others(source: Path) -> None:
+def test_linears_of_attention_and_ffn_are_quantized_and_no_others(source: Path) -> None:
     tasks = plan_of(source).tasks
     quantized = [task.path for task in tasks if isinstance(task, QuantizeTask)]
     kept = [task.source.name for task in tasks if isinstance(task, KeepTask)]

@@ -142,7 +142,7 @@ def test_biases_and_empty_tensors(tmp_path: Path) -> None:
     assert all(38 < quality.order < 48 for quality in found)
 
 
-def test_nothing_quantised_is_nothing_to_rate(tmp_path: Path, source: Path) -> None:
+def test_nothing_quantized_is_nothing_to_rate(tmp_path: Path, source: Path) -> None:
     convert(source, tmp_path / "int8", outliers="none", keep=["."])
     found = qualities(tmp_path / "int8", source)
     assert (found, median_sqnr(found)) == ([], None)

@@ -110,7 +110,7 @@ def test_blocks_do_not_change_the_bytes(tmp_path: Path, dtype: torch.dtype, bloc
     assert run(tmp_path / "blocks", tasks, block=block) == expected
 
 
-def test_what_a_quantised_linear_becomes(tmp_path: Path) -> None:
+def test_what_a_quantized_linear_becomes(tmp_path: Path) -> None:
     weight = random((13, 8), torch.float16)
     source = stored(tmp_path, {"p.weight": weight})["p.weight"]
     (result,), written = run(tmp_path / "out", [quantize_task(source, COLUMNS, "F16", "p")])
@@ -146,7 +146,7 @@ def test_tensors_of_any_shape_are_kept(
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("column", [2, 3])
 @pytest.mark.parametrize("dtype", NAMES, ids=str)
-def test_a_value_that_is_not_finite_in_a_quantised_weight(
+def test_a_value_that_is_not_finite_in_a_quantized_weight(
     tmp_path: Path, bad: float, column: int, dtype: torch.dtype
 ) -> None:
     weight = random((13, 8), dtype)

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from int8conv.errors import ArgumentError
-from int8conv.kernels import IMPLEMENTATIONS, MODES, MixedWeight, Mode, NetCounter, mixed_linear
+from int8conv.kernels import (
+    IMPLEMENTATIONS,
+    MODES,
+    FallbackCounter,
+    MixedWeight,
+    Mode,
+    mixed_linear,
+)
 from int8conv.kernels.cpu import integer as cpu
 from int8conv.kernels.dispatch import quantize_tokens
 
@@ -65,13 +72,13 @@ def w8a8_truth(x: Tensor, weight: MixedWeight) -> Tensor:
     kept = torch.zeros(x.shape[1], dtype=torch.bool)
     if weight.outlier_index is not None:
         kept[weight.outlier_index.long()] = True
-    caught = (
+    fallback = (
         x.abs() >= weight.threshold if weight.threshold else torch.zeros_like(x, dtype=torch.bool)
     ) & ~kept
-    small = x.masked_fill(kept | caught, 0.0)
+    small = x.masked_fill(kept | fallback, 0.0)
     scale = small.abs().amax(1, keepdim=True) / 127.0
     codes = torch.where(scale > 0, small / scale, 0.0).round()
-    exact = x.double().masked_fill(~(kept | caught), 0.0)
+    exact = x.double().masked_fill(~(kept | fallback), 0.0)
     return (codes.double() * scale.double() + exact) @ dense(weight).t()
 
 
@@ -124,7 +131,7 @@ def test_rounding_of_the_step_does_not_overflow_a_digit(
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_safety_net(implementation: str, processor: str) -> None:
-    """One activation 100 times the others costs the rest their precision, unless the net takes it."""
+    """One activation 100 times the others costs the rest their precision, unless the fallback takes it."""
     x = torch.randn(4, 64, generator=torch.Generator().manual_seed(1)).clamp(-3, 3)
     x[2, 5] = 300.0
     errors = {}
@@ -153,7 +160,7 @@ def test_the_net_counts_what_it_takes(implementation: str, processor: str) -> No
     assert weight.outlier_index is not None
     kept = weight.outlier_index.tolist()
     free = [channel for channel in range(64) if channel not in kept]
-    weight = replace(weight, counter=NetCounter(64))
+    weight = replace(weight, counter=FallbackCounter(64))
     counter = weight.counter
     assert counter is not None
     x = torch.zeros(5, 64)
@@ -162,8 +169,8 @@ def test_the_net_counts_what_it_takes(implementation: str, processor: str) -> No
     x[2, kept[0]], x[3, free[0]] = 100.0, 5.99  # stored; below
     mixed_linear(x, weight, mode="w8a8", implementation=implementation)
     mixed_linear(x, weight, mode="w8a16", implementation=implementation)
-    assert (counter.tokens, counter.tokens_caught) == (10, 2)
-    assert {c: int(n) for c, n in enumerate(counter.caught) if n} == {free[3]: 2, free[9]: 1}
+    assert (counter.tokens, counter.fallback_tokens) == (10, 2)
+    assert {c: int(n) for c, n in enumerate(counter.fallback) if n} == {free[3]: 2, free[9]: 1}
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

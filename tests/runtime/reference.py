@@ -54,8 +54,8 @@ def token_by_token(model: Model, token_ids: Tensor, prompt: int) -> Tensor:
     return torch.cat([model.decoder.forward(step, cache) for step in steps], dim=1)
 
 
-def put_dequantised_weights(reference: Any, folder: Path) -> None:
-    """Replace each quantised linear's weight in a transformers model."""
+def put_dequantized_weights(reference: Any, folder: Path) -> None:
+    """Replace each quantized linear's weight in a transformers model."""
     parameters = dict(reference.named_parameters())
     for path, linear in open_converted(folder).linears.items():
         weight = torch.from_numpy(read_array(linear.weight).astype("float32")).squeeze(-1)
@@ -68,8 +68,8 @@ def put_dequantised_weights(reference: Any, folder: Path) -> None:
         parameters[f"{path}.weight"].data = weight
 
 
-def dequantised_reference(source: Path, converted: Path, folder: Path) -> Any:
-    """The transformers model of a source whose quantised linears have their dequantised weights, by way of a checkpoint."""
+def dequantized_reference(source: Path, converted: Path, folder: Path) -> Any:
+    """The transformers model of a source whose quantized linears have their dequantized weights, by way of a checkpoint."""
     tensors = load_file(source / "model.safetensors")
     config = json.loads((source / "config.json").read_text())
     modules = {m.path: m for m in read_architecture(config, tensors).modules}

@@ -13,7 +13,7 @@ import int8conv
 from int8conv.formats.int8.folder import open_converted
 
 from ..checkpoints import put_fp8
-from .reference import TOLERANCE, put_dequantised_weights, token_by_token
+from .reference import TOLERANCE, put_dequantized_weights, token_by_token
 from .reference import logits as logits_of
 from .reference import reference as make_reference
 
@@ -75,10 +75,10 @@ def test_source_precision(config: PretrainedConfig, dtype: torch.dtype, tmp_path
 
 @_params
 def test_converted(config: PretrainedConfig, tmp_path: Path) -> None:
-    """W8A16 is the source with its weights replaced by dequantised weights and outlier columns."""
+    """W8A16 is the source with its weights replaced by dequantized weights and outlier columns."""
     reference = make_reference(config, tmp_path / "source", torch.float16)
     int8conv.convert(tmp_path / "source", tmp_path / "int8")
-    put_dequantised_weights(reference, tmp_path / "int8")
+    put_dequantized_weights(reference, tmp_path / "int8")
     model = int8conv.load(tmp_path / "int8", mode="w8a16")
     token_ids = torch.randint(101, (2, 40), generator=torch.Generator().manual_seed(1))
     expected = logits_of(reference, token_ids)
@@ -87,13 +87,13 @@ def test_converted(config: PretrainedConfig, tmp_path: Path) -> None:
 
 
 @_params
-def test_head_and_embedding_quantised_on_request(config: PretrainedConfig, tmp_path: Path) -> None:
+def test_head_and_embedding_quantized_on_request(config: PretrainedConfig, tmp_path: Path) -> None:
     reference = make_reference(config, tmp_path / "source", torch.float16)
     patterns = ["embed_tokens$"] if config.tie_word_embeddings else ["embed_tokens$", "lm_head"]
     int8conv.convert(tmp_path / "source", tmp_path / "int8", quantize=patterns)
     linears = open_converted(tmp_path / "int8").linears
     assert sum("embed_tokens" in path or path == "lm_head" for path in linears) == len(patterns)
-    put_dequantised_weights(reference, tmp_path / "int8")
+    put_dequantized_weights(reference, tmp_path / "int8")
     model = int8conv.load(tmp_path / "int8", mode="w8a16")
     token_ids = torch.randint(101, (2, 40), generator=torch.Generator().manual_seed(1))
     expected = logits_of(reference, token_ids)
@@ -113,7 +113,7 @@ def test_fp8_source(scales: str, tmp_path: Path) -> None:
     logits = int8conv.load(tmp_path / "source").logits(token_ids)
     assert (logits - expected).abs().max() <= TOLERANCE
     int8conv.convert(tmp_path / "source", tmp_path / "int8")
-    put_dequantised_weights(reference, tmp_path / "int8")
+    put_dequantized_weights(reference, tmp_path / "int8")
     logits = int8conv.load(tmp_path / "int8", mode="w8a16").logits(token_ids)
     assert (logits - logits_of(reference, token_ids)).abs().max() <= TOLERANCE
 
@@ -125,10 +125,10 @@ def test_trained_checkpoint(example: Path, example_int8: Path) -> None:
     token_ids = torch.tensor([model.tokenizer.encode("The function returns a list of " * 12)])
     expected = logits_of(reference, token_ids)
     assert (model.logits(token_ids) - expected).abs().max() <= TOLERANCE
-    put_dequantised_weights(reference, example_int8)
-    dequantised = logits_of(reference, token_ids)
+    put_dequantized_weights(reference, example_int8)
+    dequantized = logits_of(reference, token_ids)
     assert (
-        int8conv.load(example_int8, mode="w8a16").logits(token_ids) - dequantised
+        int8conv.load(example_int8, mode="w8a16").logits(token_ids) - dequantized
     ).abs().max() <= TOLERANCE
     for mode in ("w8a16", "w8a8"):
         logits = int8conv.load(example_int8, mode=mode).logits(token_ids)

@@ -1,4 +1,4 @@
-"""Which input columns of a group stay in 16 bits, and from where the safety net takes an activation: every rule for it.
+"""Which input columns of a group stay in 16 bits, and from where the outlier fallback takes an activation: every rule for it.
 
 Measured figures behind the defaults are in docs/fidelity.md.
 
@@ -64,10 +64,10 @@ class Choosing:
 
     rule: Rule = "absmax"
     share: float = CAP_SHARE
-    """Of an input's columns, kept in 16 bits at most (or 16 columns, if that is more); 0: none, the net is alone."""
+    """Of an input's columns, kept in 16 bits at most (or 16 columns, if that is more); 0: none, the fallback is alone."""
     heavy_tails: HeavyTails = "16bit"
     """What happens to activations of an input whose values are heavy-tailed outside of its columns. One value then sets the scale
-    of nearly every token, and a net that is of use takes something in nearly every block: 16 bits throughout cost less."""
+    of nearly every token, and a fallback that is of use takes something in nearly every block: 16 bits throughout cost less."""
 
     def describe(self) -> str:
         """For the manifest."""

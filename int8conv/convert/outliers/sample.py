@@ -1,4 +1,4 @@
-"""What quantising loses, measured on a sample of rows while they pass: an exact figure would cost a third of the time.
+"""What quantizing loses, measured on a sample of rows while they pass: an exact figure would cost a third of the time.
 
 For a weight ``w`` and what its codes stand for ``v``: SQNR = 10 log10(sum w^2 / sum (w - v)^2). ``inspect --against`` has the
 exact figure, over all rows.

@@ -18,7 +18,7 @@ from ...runtime.models.architecture import Architecture, Module, find_tensor
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear to quantise."""
+    """A linear to quantize."""
 
     path: str
     weight: Matrix
@@ -70,7 +70,7 @@ class Patterns:
             ArgumentError: names the pattern, and a path that one could match.
         """
         for option, patterns, paths in (
-            ("keep matches no linear that would be quantised", self.keep, quantized),
+            ("keep matches no linear that would be quantized", self.keep, quantized),
             ("quantize matches no matrix that would be kept", self.quantize, others),
         ):
             for pattern in patterns:
@@ -102,9 +102,9 @@ def select_modules(
     items: list[Group | Kept] = []
     for module in modules:
         if module.group and not matches(patterns.keep, module.path):
-            quantised = [path for path in module.group if not matches(patterns.keep, path)]
-            if quantised[0] == module.path:
-                linears = tuple(_linear(checkpoint, by_path[path]) for path in quantised)
+            quantized = [path for path in module.group if not matches(patterns.keep, path)]
+            if quantized[0] == module.path:
+                linears = tuple(_linear(checkpoint, by_path[path]) for path in quantized)
                 items.append(Group(linears, module.kind, module.group[0]))
         elif _quantizable(module) and matches(patterns.quantize, module.path):
             items.append(Group((_linear(checkpoint, module),), module.kind, module.path))

@@ -1,4 +1,4 @@
-"""Quantise blocks of rows with PyTorch, on a GPU: the same bytes as ``quantize.RowQuantizer``."""
+"""Quantize blocks of rows with PyTorch, on a GPU: the same bytes as ``quantize.RowQuantizer``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_device(name: str) -> torch.device:
 
 
 class DeviceQuantizer:
-    """Quantises blocks of rows on a device.
+    """Quantizes blocks of rows on a device.
 
     Division and rounding are single IEEE operations there too, so every code and scale is the CPU's.
 
@@ -59,7 +59,7 @@ class DeviceQuantizer:
         self._sample = sample
 
     def quantize(self, bits: Bits, first: int = 0) -> QuantizedRows:
-        """Quantise ``bits`` ``[rows, in]``; ``first`` is the number of its first row.
+        """Quantize ``bits`` ``[rows, in]``; ``first`` is the number of its first row.
 
         Raises:
             NonFiniteRowError: a value is NaN or infinite.

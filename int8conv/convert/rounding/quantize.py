@@ -1,4 +1,4 @@
-"""Quantise a block of rows (SPEC.md section 1.1); the arithmetic of the format, in one place."""
+"""Quantize a block of rows (SPEC.md section 1.1); the arithmetic of the format, in one place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SMALLEST_SCALE = np.float32(2.0**-126)
 
 @dataclass(frozen=True)
 class QuantizedRows:
-    """One block; arrays are the quantiser's buffers, valid until the next block."""
+    """One block; arrays are the quantizer's buffers, valid until the next block."""
 
     codes: npt.NDArray[np.int8]
     """``[rows, in]``, zero in outlier columns."""
@@ -27,7 +27,7 @@ class QuantizedRows:
 
 
 class RowQuantizer:
-    """Quantises blocks of rows.
+    """Quantizes blocks of rows.
 
     Args:
         dtype: F16, BF16 or F32.
@@ -49,7 +49,7 @@ class RowQuantizer:
         self._sample = sample
 
     def quantize(self, bits: Bits, first: int = 0) -> QuantizedRows:
-        """Quantise ``bits`` ``[rows, in]``, which is overwritten; ``first`` is the number of its first row.
+        """Quantize ``bits`` ``[rows, in]``, which is overwritten; ``first`` is the number of its first row.
 
         Raises:
             NonFiniteRowError: a value outside or inside the outlier columns is NaN or infinite.

@@ -95,7 +95,7 @@ class ConvertedFolder:
         return self.checkpoint.config
 
     def others(self) -> Iterator[StoredTensor]:
-        """The tensors that are not part of a quantised linear."""
+        """The tensors that are not part of a quantized linear."""
         taken = {t.name for linear in self.linears.values() for t in linear.tensors()}
         return (t for t in self.checkpoint.tensors.values() if t.name not in taken)
 

@@ -14,14 +14,14 @@ from .names import MANIFEST_FILE, QUANT_METHOD, VERSION, is_plain_file_name
 
 @dataclass(frozen=True)
 class InputGroup:
-    """The quantised linears that one activation feeds; they share one set of outlier columns."""
+    """The quantized linears that one activation feeds; they share one set of outlier columns."""
 
     linears: tuple[str, ...]
     in_features: int
     outliers: int
     """k: columns kept in 16 bits."""
     threshold: float | None
-    """Magnitude from which the safety net takes an activation outside those columns; None: no net."""
+    """Magnitude from which the outlier fallback takes an activation outside those columns; None: no fallback."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tensor names of a quantised linear (SPEC.md section 1)."""
+"""Tensor names of a quantized linear (SPEC.md section 1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a source checkpoint must not be: quantised already."""
+"""What a source checkpoint must not be: quantized already."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def check_not_quantized(checkpoint: Checkpoint) -> None:
             if method in _FP8_METHODS:
                 continue
             raise AlreadyQuantizedError(
-                "the source is quantised already", file=checkpoint.folder / CONFIG_FILE,
+                "the source is quantized already", file=checkpoint.folder / CONFIG_FILE,
                 expected=f"no {key}", found=f"quant_method {method!r}", hint=hint,
             )  # fmt: skip
     for name, tensor in checkpoint.tensors.items():
         method = QUANT_METHOD if is_padding(name) else _MARKS.get(name.rpartition(".")[2])
         if method is not None and not _is_fp8_scale(checkpoint, name):
-            raise AlreadyQuantizedError("the source is quantised already", file=tensor.file,
+            raise AlreadyQuantizedError("the source is quantized already", file=tensor.file,
                                         tensor=name, found=method, hint=hint)  # fmt: skip
 
 

@@ -40,7 +40,7 @@ class FusedAttention:
     key_gain: Tensor | None = None
     eps: float = 0.0
     """Of these two."""
-    neighbours: bool = False
+    interleaved: bool = False
     """How rotary positions pair channels."""
     softcap: float | None = None
     """Of scores."""
@@ -75,7 +75,7 @@ class FusedLayer:
         norm, post, mlp_norm, mlp_post = (_norm(each) for each in norms)
         qkv, out, wide, down = (jit.linear_arguments(weight, bias) for weight, bias in linears)
         self._arguments = (
-            *norm, *post, *qkv, a.by_heads, jit.array(a.query_gain), jit.array(a.key_gain), a.eps, a.neighbours, a.scale,
+            *norm, *post, *qkv, a.by_heads, jit.array(a.query_gain), jit.array(a.key_gain), a.eps, a.interleaved, a.scale,
             a.softcap or 0.0, jit.array(a.slopes), a.window or 0, *out, parallel, float(share), *mlp_norm, *mlp_post,
             *wide, ACTIVATIONS[activation], paired, *down,
         )  # fmt: skip

@@ -38,15 +38,15 @@ def w8a8(x: Tensor, weight: MixedWeight) -> Tensor:
     small = without_outliers(x, weight)
     if weight.threshold == 0.0:
         return _multiply(small, weight, digits=2)
-    caught = take_large(small, weight)
+    fallback = take_large(small, weight)
     codes, scale = quantize_tokens(small)
     if has_int8_products():
         y = torch._int_mm(codes, weight.codes.t()).float()
     else:
         y = linear_by_blocks(codes.float(), weight.codes)
     y.mul_(scale).mul_(weight.scale)
-    if caught is not None:
-        y[caught.rows] += _caught_products(caught.values, weight)
+    if fallback is not None:
+        y[fallback.rows] += _fallback_products(fallback.values, weight)
     return y
 
 
@@ -61,8 +61,8 @@ def _multiply(x: Tensor, weight: MixedWeight, digits: int) -> Tensor:
     return y.mul_(weight.scale)
 
 
-def _caught_products(values: Tensor, weight: MixedWeight) -> Tensor:
-    """Products of what the safety net took: with the dequantised columns of those channels alone, where they are few."""
+def _fallback_products(values: Tensor, weight: MixedWeight) -> Tensor:
+    """Products of what the outlier fallback took: with the dequantized columns of those channels alone, where they are few."""
     channels = (values != 0).any(dim=0).nonzero().flatten()
     if len(channels) * _FEW_CHANNELS > weight.in_features:
         return _multiply(values, weight, digits=3)

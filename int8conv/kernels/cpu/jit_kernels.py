@@ -279,7 +279,7 @@ def dense(x, weight, kind, out):
 
 
 @njit(**OPTIONS)
-def _place(x, b, head, gain, eps, cos, sin, neighbours):
+def _place(x, b, head, gain, eps, cos, sin, interleaved):
     """Norm and rotation of a head, in place; cos and sin hold each pair's value twice, side by side if pairs are ``neighbours``."""
     size = x.shape[2]
     if gain.shape[0]:
@@ -290,7 +290,7 @@ def _place(x, b, head, gain, eps, cos, sin, neighbours):
         for i in range(size):
             x[b, head, i] *= scale * gain[i]
     half = cos.shape[1] // 2
-    if neighbours:
+    if interleaved:
         for i in range(0, 2 * half, 2):
             y, z = x[b, head, i], x[b, head, i + 1]
             x[b, head, i] = y * cos[b, i] - z * sin[b, i]
@@ -343,7 +343,7 @@ def _values(scores, highest, values, b, head, kv, first, out):
 
 @njit(parallel=True, **OPTIONS)
 def attend(
-    q, k, v, query_gain, key_gain, eps, cos, sin, neighbours, keys, values, lengths, scale, softcap, slopes, window, out,
+    q, k, v, query_gain, key_gain, eps, cos, sin, interleaved, keys, values, lengths, scale, softcap, slopes, window, out,
 ):  # fmt: skip
     """Attention of one token of each sequence, whose key and value go into the cache at ``lengths``.
 
@@ -356,14 +356,14 @@ def attend(
         if lengths[b] >= keys.shape[2]:
             raise IndexError("the cache is full")
         for kv in range(kv_heads):
-            _place(k, b, kv, key_gain, eps, cos, sin, neighbours)
+            _place(k, b, kv, key_gain, eps, cos, sin, interleaved)
             for i in range(k.shape[2]):
                 keys[b, kv, lengths[b], i] = k[b, kv, i]
                 values[b, kv, lengths[b], i] = v[b, kv, i]
     for task in prange(batch * heads):
         b, head = task // heads, task % heads
         kv = head // (heads // kv_heads)
-        _place(q, b, head, query_gain, eps, cos, sin, neighbours)
+        _place(q, b, head, query_gain, eps, cos, sin, interleaved)
         end = lengths[b] + 1
         first = max(0, end - window) if window else 0
         scores = np.empty(end - first, np.float32)
@@ -407,7 +407,7 @@ def layer(
     x, parts, keys, values, lengths, cos, sin,
     norm, eps, gain, shift, post_norm, post_eps, post_gain, post_shift,
     codes, scale, index, columns, bits, bias, by_heads,
-    query_gain, key_gain, head_eps, neighbours, score_scale, softcap, slopes, window,
+    query_gain, key_gain, head_eps, interleaved, score_scale, softcap, slopes, window,
     out_codes, out_scale, out_index, out_columns, out_bits, out_bias, parallel, share,
     mlp_norm, mlp_eps, mlp_gain, mlp_shift, mlp_post_norm, mlp_post_eps, mlp_post_gain, mlp_post_shift,
     wide_codes, wide_scale, wide_index, wide_columns, wide_bits, wide_bias, activation, paired,
@@ -434,7 +434,7 @@ def layer(
     k, key_gain = _norm_rows(k, key_gain, head_eps)
     seen = np.empty((batch, heads, size), np.float32)
     attend(
-        q, k, v, query_gain, key_gain, head_eps, cos, sin, neighbours, keys, values, lengths, score_scale, softcap,
+        q, k, v, query_gain, key_gain, head_eps, cos, sin, interleaved, keys, values, lengths, score_scale, softcap,
         slopes, window, seen,
     )  # fmt: skip
     whole = post_norm == NO_NORM and mlp_post_norm == NO_NORM and share == 1

@@ -56,9 +56,9 @@ def shipped(kernel: str, capability: int) -> list[Config]:
 
 
 def with_tma(row: Config) -> Config:
-    """A row of ``gemm`` with its operands through the tensor memory accelerator (Hopper and newer); the net's smaller blocks leave the
+    """A row of ``gemm`` with its operands through the tensor memory accelerator (Hopper and newer); the fallback's smaller blocks leave the
     registers that its largest tile needs."""
-    return {**row, "net_k": min(row["net_k"], 64), "tma": 1}
+    return {**row, "fallback_k": min(row["fallback_k"], 64), "tma": 1}
 
 
 def dumps(table: Mapping[str, Mapping[str, list[Config]]]) -> str:

@@ -1,13 +1,13 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 # ruff: noqa: N803
-"""The int8 matrix product of W8A8, with outlier columns, safety net, bias and residual in its epilogue.
+"""The int8 matrix product of W8A8, with outlier columns, outlier fallback, bias and residual in its epilogue.
 
-    y = ((q_x @ q_w^T) * s_x  +  caught @ q_w^T) * s_w  +  x_O @ w_O^T  +  bias  +  residual
+    y = ((q_x @ q_w^T) * s_x  +  fallback @ q_w^T) * s_w  +  x_O @ w_O^T  +  bias  +  residual
 
 Products of int8 codes are summed in int32, exactly (``in`` is at most 133,152, so that no sum overflows); everything after
-that is float32, rounded once. ``caught`` are the activations that the safety net took: for row blocks of which any token
+that is float32, rounded once. ``fallback`` are the activations that the outlier fallback took: for row blocks of which any token
 has a marked block of 128 channels, that block is multiplied once more, in 16 bits, with the codes as they are; the row
-scale comes after. The decision is made on the device from the quantiser's bits; where nothing is marked it costs one load
+scale comes after. The decision is made on the device from the quantizer's bits; where nothing is marked it costs one load
 of an int32 for each token and 4096 channels.
 
 Layout: both operands have K contiguous. A weight ``[out, in]`` as in the file is what int8 tensor cores want as their
@@ -52,11 +52,13 @@ def _tile(pid, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.con
 
 
 @triton.jit
-def _add_caught(y, exact, caught, codes_w, m, n, K, exact_stride, threshold, BLOCK: tl.constexpr):
-    """``y + caught @ codes^T``: blocks of 128 channels of which any token is marked."""
+def _add_fallback(
+    y, exact, fallback, codes_w, m, n, K, exact_stride, threshold, BLOCK: tl.constexpr
+):
+    """``y + fallback @ codes^T``: blocks of 128 channels of which any token is marked."""
     words = (K + 32 * 128 - 1) // (32 * 128)
     for word in range(words):
-        bits = tl.load(caught + m * words + word)
+        bits = tl.load(fallback + m * words + word)
         marked = tl.reduce_or(bits, 0)
         if marked != 0:
             for block in range(32):
@@ -75,10 +77,10 @@ def _add_caught(y, exact, caught, codes_w, m, n, K, exact_stride, threshold, BLO
 
 @triton.jit
 def gemm_kernel(
-    codes_x, scale_x, outliers, caught, exact, codes_w, scale_w, outlier_w, bias, residual, out,
+    codes_x, scale_x, outliers, fallback, exact, codes_w, scale_w, outlier_w, bias, residual, out,
     tiles_x, tiles_w, threshold, M, N, K, num_outliers, exact_stride, residual_stride, out_stride,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
-    STAGES: tl.constexpr, K_FITS: tl.constexpr, NET_K: tl.constexpr,
+    STAGES: tl.constexpr, K_FITS: tl.constexpr, FALLBACK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of the result."""
     pid_m, pid_n = _tile(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP)
@@ -106,8 +108,8 @@ def gemm_kernel(
             w_tile += BLOCK_K
 
     y = sums.to(tl.float32) * tl.load(scale_x + m)[:, None]
-    if caught is not None:
-        y = _add_caught(y, exact, caught, codes_w, m, n, K, exact_stride, threshold, NET_K)
+    if fallback is not None:
+        y = _add_fallback(y, exact, fallback, codes_w, m, n, K, exact_stride, threshold, FALLBACK_K)
     y = y * tl.load(scale_w + n)[None, :]
     if outliers is not None:
         for start in tl.range(0, num_outliers, 16, num_stages=1):
@@ -132,7 +134,7 @@ def gemm(
     dtype: torch.dtype | None = None,
     config: Config | None = None,
 ) -> Tensor:
-    """Quantised tokens times an int8 weight with outlier columns: ``[tokens, out]``.
+    """Quantized tokens times an int8 weight with outlier columns: ``[tokens, out]``.
 
     Args:
         x: from ``quantize``, with the outlier channels of ``weight``.
@@ -164,13 +166,13 @@ def gemm(
     tiles_x, tiles_w = _descriptors(x.codes, weight.codes, config) or (None, None)
     L.launch(
         gemm_kernel, (L.cdiv(tokens, block_m) * L.cdiv(out_features, block_n),),
-        x.codes, x.scale, x.outliers if k else None, x.caught, x.exact,
+        x.codes, x.scale, x.outliers if k else None, x.fallback, x.exact,
         weight.codes, weight.scale, weight.outlier_weight if k else None, bias, residual, y, tiles_x, tiles_w,
         x.threshold, tokens, out_features, channels, k,
         0 if x.exact is None else x.exact.stride(0),
         0 if residual is None else residual.stride(0), y.stride(0),
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, GROUP=config["group"],
-        STAGES=config["num_stages"], K_FITS=channels % block_k == 0, NET_K=config["net_k"],
+        STAGES=config["num_stages"], K_FITS=channels % block_k == 0, FALLBACK_K=config["fallback_k"],
         num_warps=config["num_warps"], num_stages=config["num_stages"],
     )  # fmt: skip
     return y

@@ -1,17 +1,17 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 # ruff: noqa: N803
-"""The activation quantiser, with the norm or activation function before it in the same kernel.
+"""The activation quantizer, with the norm or activation function before it in the same kernel.
 
-For each token, over channels outside the stored outlier set O and below the threshold of the safety net:
+For each token, over channels outside the stored outlier set O and below the threshold of the outlier fallback:
 
     scale = max |x| / 127        codes = rint(x / scale)
 
 Both divisions are IEEE divisions, so that codes and scales equal the reference bit for bit. Codes are 0 in O and where
-the net caught a value. The values in O leave in 16 bits, gathered. Where the net caught something is told in one bit for
+the fallback caught a value. The values in O leave in 16 bits, gathered. Where the fallback caught something is told in one bit for
 each token and block of 128 channels, 32 blocks an int32: no memory has to be cleared first, no atomics, and the GEMM may
 join the tokens of whatever row block it uses by OR. The values themselves stay in a 16-bit matrix, of which the GEMM reads
 the marked blocks alone: the input, or, behind a norm or activation function, a matrix whose marked blocks alone are written.
-What the net takes is counted on the device: an atomic addition a value taken, and one a launch for the number of tokens.
+What the fallback takes is counted on the device: an atomic addition a value taken, and one a launch for the number of tokens.
 
 One program takes one token and reads it two to four times: from the L1 cache, but for the first. NaN: the largest magnitude is
 found among the bit patterns, where NaN is above all, so the scale and with it the token's results become NaN.
@@ -31,14 +31,14 @@ from ...errors import ArgumentError
 from . import launch as L
 from .primitives import activate, narrow, rint
 
-NET_BLOCK: Final = 128
-"""Channels that one bit of the safety net stands for."""
-WORD_CHANNELS: Final = 32 * NET_BLOCK
+FALLBACK_BLOCK: Final = 128
+"""Channels that one bit of the outlier fallback stands for."""
+WORD_CHANNELS: Final = 32 * FALLBACK_BLOCK
 
 
 @dataclass(frozen=True)
 class Before:
-    """What happens to a token before it is quantised; all of it rounds to 16 bits where PyTorch would.
+    """What happens to a token before it is quantized; all of it rounds to 16 bits where PyTorch would.
 
     ``norm`` (with ``weight``, ``bias``, ``eps``) may follow the addition of ``residual``; an ``activation`` may be followed by
     a product with ``times``, which has the shape of the input.
@@ -75,16 +75,16 @@ class QuantizedTokens:
     """float32 ``[tokens]``."""
     outliers: Tensor | None
     """16-bit ``[tokens, k]``: the values of the stored outlier channels."""
-    caught: Tensor | None
-    """int32 ``[tokens, ceil(in / 4096)]``: bit b of word w marks channels from 4096 w + 128 b; None: no net."""
+    fallback: Tensor | None
+    """int32 ``[tokens, ceil(in / 4096)]``: bit b of word w marks channels from 4096 w + 128 b; None: no fallback."""
     exact: Tensor | None
-    """16-bit ``[tokens, in]``: what was quantised; defined in marked blocks."""
+    """16-bit ``[tokens, in]``: what was quantized; defined in marked blocks."""
     threshold: float = 0.0
 
 
 @triton.jit
 def _value(x_row, times_row, weight, bias, i, mask, mean, rstd, NORM: tl.constexpr, ACTIVATION: tl.constexpr):  # fmt: skip
-    """The 16-bit values to quantise, at channels ``i`` of a token."""
+    """The 16-bit values to quantize, at channels ``i`` of a token."""
     x = tl.load(x_row + i, mask=mask, other=0.0)
     dtype: tl.constexpr = x.dtype
     if NORM == "rms":
@@ -144,7 +144,7 @@ def _mean(x_row, channels, BLOCK: tl.constexpr):
 
 @triton.jit
 def quantize_kernel(
-    x, residual, sum_out, times, weight, bias, is_outlier, index, half, codes, scale, caught, outliers, counts,
+    x, residual, sum_out, times, weight, bias, is_outlier, index, half, codes, scale, fallback, outliers, counts,
     threshold, eps, channels, num_outliers,
     x_stride, residual_stride, sum_stride, times_stride, half_stride, codes_stride,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
@@ -177,11 +177,11 @@ def quantize_kernel(
             kept = mask
             if is_outlier is not None:
                 kept = mask & (tl.load(is_outlier + i, mask=mask, other=1) == 0)
-            if caught is not None:
+            if fallback is not None:
                 over = kept & (tl.abs(value.to(tl.float32)) >= threshold)
                 blocks = tl.max(tl.reshape(over.to(tl.int32), (BLOCK // 128, 128)), 1)
                 bits = blocks << tl.arange(0, BLOCK // 128)
-                tl.store(caught + row * words + start // (32 * 128), tl.sum(bits, 0))
+                tl.store(fallback + row * words + start // (32 * 128), tl.sum(bits, 0))
                 if HALF == 2:
                     marked = tl.broadcast_to(blocks[:, None], (BLOCK // 128, 128))
                     marked = tl.reshape(marked, (BLOCK,)) != 0
@@ -211,7 +211,7 @@ def quantize_kernel(
             kept = mask
             if is_outlier is not None:
                 kept = mask & (tl.load(is_outlier + i, mask=mask, other=1) == 0)
-            if caught is not None:
+            if fallback is not None:
                 kept = kept & (tl.abs(wide) < threshold)
             code = rint(tl.div_rn(tl.where(kept, wide, 0.0), step + tl.zeros_like(wide)))
             tl.store(codes + row * codes_stride + i, code.to(tl.int8), mask=mask)
@@ -255,14 +255,14 @@ def _run(
     counts: Tensor | None = None,
 ) -> None:
     tokens, channels = x.shape
-    block = min(max(L.power_of_two(channels), NET_BLOCK), WORD_CHANNELS)
+    block = min(max(L.power_of_two(channels), FALLBACK_BLOCK), WORD_CHANNELS)
     codes = None if result is None else result.codes
     L.launch(
         quantize_kernel, (tokens,),
         x, before.residual, before.sum_out, before.times, before.weight, before.bias,
         is_outlier, index, half, codes,
         None if result is None else result.scale,
-        None if result is None else result.caught,
+        None if result is None else result.fallback,
         None if result is None else result.outliers, counts,
         0.0 if result is None else result.threshold, before.eps,
         channels, 0 if index is None else index.shape[0],
@@ -294,15 +294,15 @@ def quantize(
     threshold: float | None = None,
     counts: Tensor | None = None,
 ) -> QuantizedTokens:
-    """Quantise tokens to int8, each by its largest magnitude.
+    """Quantize tokens to int8, each by its largest magnitude.
 
     Args:
         x: 16-bit ``[tokens, channels]``, last axis contiguous.
         before: norm or activation function to apply first.
         index: int32 ``[k]``, ascending: stored outlier channels.
         is_outlier: int8 ``[channels]``: 1 in those channels; with ``index``.
-        threshold: magnitude from which the safety net takes a value; None: no net.
-        counts: int64 ``[2 + channels]``, added to where there is a net: ``NetCounter.counts``.
+        threshold: magnitude from which the outlier fallback takes a value; None: no fallback.
+        counts: int64 ``[2 + channels]``, added to where there is a fallback: ``FallbackCounter.counts``.
 
     Raises:
         ArgumentError: a shape, dtype or stride that does not fit.
@@ -318,7 +318,7 @@ def quantize(
         codes=L.empty(tokens, channels, like=x, dtype=torch.int8),
         scale=L.empty(tokens, like=x, dtype=torch.float32),
         outliers=L.empty(tokens, k, like=x, dtype=x.dtype) if index is not None else None,
-        caught=L.empty(tokens, L.cdiv(channels, WORD_CHANNELS), like=x, dtype=torch.int32)
+        fallback=L.empty(tokens, L.cdiv(channels, WORD_CHANNELS), like=x, dtype=torch.int32)
         if threshold is not None
         else None,
         exact=half if fused else x if threshold is not None else None,

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..dispatch import quantize_tokens as _quantize_tokens
 from ..weight import MixedWeight
 from .experts import ExpertWeights
-from .quantize import NET_BLOCK, WORD_CHANNELS, Before, QuantizedTokens
+from .quantize import FALLBACK_BLOCK, WORD_CHANNELS, Before, QuantizedTokens
 from .sampling import Draws
 
 ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
@@ -59,25 +59,25 @@ def quantize(
     """Tokens to int8, each by its largest magnitude outside the outlier channels and below the threshold."""
     x = apply(x, before)
     rest = x.float() if index is None else x.float().index_fill(1, index.long(), 0.0)
-    caught = None
+    fallback = None
     if threshold is not None:
         over = rest.abs() >= threshold
         rest = rest.masked_fill(over, 0.0)
-        caught = _words(over)
+        fallback = _words(over)
         if counts is not None:
             tokens = torch.tensor([len(x), int(over.any(1).sum())])
             counts += torch.cat([tokens, over.sum(0)]).to(counts.device)
     codes, scale = _quantize_tokens(rest)
     return QuantizedTokens(
         codes, scale.squeeze(1), None if index is None else x.index_select(1, index.long()),
-        caught, x if threshold is not None else None, threshold or 0.0,
+        fallback, x if threshold is not None else None, threshold or 0.0,
     )  # fmt: skip
 
 
 def _words(over: Tensor) -> Tensor:
     """bool ``[tokens, channels]`` -> int32 ``[tokens, ceil(channels / 4096)]``, a bit for each block of 128."""
     padded = F.pad(over, (0, -over.shape[1] % WORD_CHANNELS))
-    blocks = padded.view(over.shape[0], -1, 32, NET_BLOCK).any(-1).long()
+    blocks = padded.view(over.shape[0], -1, 32, FALLBACK_BLOCK).any(-1).long()
     words = (blocks << torch.arange(32)).sum(-1)
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
 
@@ -85,7 +85,7 @@ def _words(over: Tensor) -> Tensor:
 def _bits(words: Tensor, channels: int) -> Tensor:
     """The reverse: bool ``[tokens, channels]``, the blocks that are marked."""
     bits = (words.long()[:, :, None] >> torch.arange(32, device=words.device)) & 1
-    return bits.flatten(1).repeat_interleave(NET_BLOCK, 1)[:, :channels].bool()
+    return bits.flatten(1).repeat_interleave(FALLBACK_BLOCK, 1)[:, :channels].bool()
 
 
 def gemm(
@@ -97,11 +97,11 @@ def gemm(
     dtype: torch.dtype | None = None,
     config: object = None,
 ) -> Tensor:
-    """Quantised tokens times an int8 weight with outlier columns."""
+    """Quantized tokens times an int8 weight with outlier columns."""
     codes = weight.codes.double()
     y = (x.codes.double() @ codes.t()) * x.scale.double()[:, None]
-    if x.caught is not None and x.exact is not None:
-        marked = _bits(x.caught, weight.in_features) & (x.exact.float().abs() >= x.threshold)
+    if x.fallback is not None and x.exact is not None:
+        marked = _bits(x.fallback, weight.in_features) & (x.exact.float().abs() >= x.threshold)
         y += x.exact.double().masked_fill(~marked, 0.0) @ codes.t()
     y *= weight.scale.double()
     if x.outliers is not None and weight.outlier_weight is not None:

@@ -87,7 +87,7 @@ def fuse(block: Any) -> FusedLayer | None:
         return None
     attention = FusedAttention(
         spec.scale, spec.window, _gain(spec.query_norm), _gain(spec.key_norm),
-        head_norms[0].eps if head_norms else 0.0, spec.neighbours, spec.softcap,
+        head_norms[0].eps if head_norms else 0.0, spec.interleaved, spec.softcap,
         alibi_slopes(spec.heads) * spec.alibi if spec.alibi else None, config.fused_qkv == "heads",
     )  # fmt: skip
     before_ffn = block.mlp_norm or (block.attn_norm if config.parallel else None)

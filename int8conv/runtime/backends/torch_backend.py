@@ -15,7 +15,7 @@ from ..decoder.cache import Cache, KVCache
 from ..decoder.norms import NormWeights, normalised
 from ..decoder.quantized_cache import QuantizedCache
 from ..decoder.rotary import rotate
-from ..generate.sampler import Picker, Request, TorchPicker
+from ..generate.sampler import Request, Sampler, TorchSampler
 from ..models.config import Activation, DecoderConfig
 
 ACTIVATIONS: Final[dict[Activation, Callable[[Tensor], Tensor]]] = {
@@ -50,7 +50,7 @@ class Kernels(Protocol):
     def layer(self, block: Any) -> Callable[[Tensor, Any, Any], Tensor | None] | None:
         """A decoder's block as one call on ``x [b, t, hidden]``, places and cache, which says None to what it does not take."""
 
-    def picker(self, requests: Sequence[Request], vocab: int) -> Picker:
+    def sampler(self, requests: Sequence[Request], vocab: int) -> Sampler:
         """What chooses the tokens of sequences from such logits."""
 
     def places(self, rotaries: Any, cache: Any, token_ids: Tensor, dtype: torch.dtype) -> Any:
@@ -106,8 +106,8 @@ class TorchKernels:
     def layer(self, block: Any) -> Callable[[Tensor, Any, Any], Tensor | None] | None:
         return None
 
-    def picker(self, requests: Sequence[Request], vocab: int) -> Picker:
-        return TorchPicker(requests, vocab)
+    def sampler(self, requests: Sequence[Request], vocab: int) -> Sampler:
+        return TorchSampler(requests, vocab)
 
     def places(self, rotaries: Any, cache: Cache | None, token_ids: Tensor, dtype: torch.dtype) -> _Places:  # fmt: skip
         return self._places(rotaries, cache, token_ids.shape[1], dtype).to(token_ids.device)
@@ -141,7 +141,7 @@ class TorchKernels:
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         if places.tables:
             tables = places.tables[spec.rotary]
-            q, k = rotate(q, tables, spec.neighbours), rotate(k, tables, spec.neighbours)
+            q, k = rotate(q, tables, spec.interleaved), rotate(k, tables, spec.interleaved)
         if cache is not None:
             k, v = cache.update(spec.layer, k, v)
         y = attend(q, k, v, spec, places.positions, places.biases)

@@ -2,7 +2,7 @@
 
 Counted are the tensors that the code holds at once, at the size that it makes them: a prompt passes in parts of
 ``PREFILL_TOKENS``; attention masks at most ``SCORES`` scores at a time and widens a narrow cache a block of heads at a time (on a GPU
-for prompts alone); on a CPU, quantised linears take ``LINEAR_TOKENS`` tokens at a time, and what happens within is several times what comes out.
+for prompts alone); on a CPU, quantized linears take ``LINEAR_TOKENS`` tokens at a time, and what happens within is several times what comes out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Device = Literal["cpu", "cuda"]
 PREFILL_TOKENS: Final = {"cpu": 256, "cuda": 2048}
 """Tokens of a prompt that pass through the decoder at once, by device: more make activations larger, and little faster."""
 LINEAR_TOKENS: Final = 128
-"""Of them, those that pass through a quantised linear at once on a CPU."""
+"""Of them, those that pass through a quantized linear at once on a CPU."""
 SCORES_AT_ONCE: Final = 1 << 22
 """Attention scores that are masked, or held, at once on a CPU; tokens of a call pass in parts where there are more."""
 WIDENED_AT_ONCE: Final = 1 << 18
@@ -49,7 +49,7 @@ class Pass:
     """Bytes of an activation."""
     narrow_cache: bool
     """Keys and values are of another dtype than activations."""
-    quantised: bool
+    quantized: bool
     """Weights are int8; else they are of the dtype of activations."""
     mode: str | None
 
@@ -62,11 +62,11 @@ class Pass:
         return self.tokens * self.config.hidden_size * self.item
 
     def _linear(self, tokens: int, in_features: int, out_features: int, *, heavy: bool = False) -> int:  # fmt: skip
-        """What a quantised linear needs besides its input and output.
+        """What a quantized linear needs besides its input and output.
 
         ``heavy``: its input's activations are not rounded to 8 bits but to two digits of them (W8A16: three).
         """
-        if not self.quantised:
+        if not self.quantized:
             return 0
         if self.device == "cuda":
             return tokens * (in_features + 2 * most_columns(in_features)) * (2 if heavy else 1)
@@ -147,13 +147,13 @@ class Pass:
 
 def activation_bytes(
     config: DecoderConfig, *, device: Device, context: int, batch: int, prompt: int, item: int,
-    narrow_cache: bool, quantised: bool, mode: str | None,
+    narrow_cache: bool, quantized: bool, mode: str | None,
 ) -> int:  # fmt: skip
     """Peak of generating up to ``context`` positions from prompts of ``prompt`` tokens, one after the other, then all together."""
     part = min(prompt, PREFILL_TOKENS[device])
 
     def peak(tokens: int, positions: int, sequences: int) -> int:
-        return Pass(config, device, tokens, positions, sequences, item, narrow_cache, quantised, mode).peak()  # fmt: skip
+        return Pass(config, device, tokens, positions, sequences, item, narrow_cache, quantized, mode).peak()  # fmt: skip
 
     found = max(peak(part, part, 1), peak(part, prompt, 1), peak(batch, context, batch))
     return found if device == "cuda" else int((1 + SLACK) * found) + LIBRARIES

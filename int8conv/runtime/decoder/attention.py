@@ -33,7 +33,7 @@ class AttentionSpec:
     """What the slopes of ALiBi are multiplied by; 0: there is none."""
     rotary: int = 0
     """Which of the decoder's rotary embeddings."""
-    neighbours: bool = False
+    interleaved: bool = False
     """How that one pairs channels."""
     query_norm: NormWeights | None = None
     key_norm: NormWeights | None = None
@@ -59,7 +59,7 @@ class AttentionSpec:
             window,
             (scale if config.alibi_scaled else 1.0) if config.alibi else 0.0,
             int(local),
-            config.rope is not None and config.rope.neighbours,
+            config.rope is not None and config.rope.interleaved,
             query_norm,
             key_norm,
             config.query_norm != "row",

@@ -111,8 +111,8 @@ class Block:
         def projection(*roles: str) -> Projection:
             group = [modules[role] for role in roles if role in modules]
             project = weights.projection(group)
-            quantised = observe is not None and group[0].group
-            return _observed(project, group[0], observe) if observe and quantised else project
+            quantized = observe is not None and group[0].group
+            return _observed(project, group[0], observe) if observe and quantized else project
 
         def norm(role: str) -> Norm | None:
             return Norm(config, modules[role], weights) if role in modules else None
@@ -262,10 +262,11 @@ class Decoder:
         return self.kernels.cache(self.config, batch=batch, capacity=capacity, dtype=self.kv_cache)
 
     @property
-    def waits(self) -> bool:
+    def needs_host_sync(self) -> bool:
         """Whether a step of one token a sequence makes the host wait for the device."""
         return any(
-            isinstance(each.ffn, MixtureOfExperts) and each.ffn.waits for each in self.blocks
+            isinstance(each.ffn, MixtureOfExperts) and each.ffn.needs_host_sync
+            for each in self.blocks
         )
 
     @torch.inference_mode()

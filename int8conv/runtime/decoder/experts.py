@@ -40,7 +40,7 @@ class MixtureOfExperts:
         self._few_tokens = kernels.few_tokens(experts)
 
     @property
-    def waits(self) -> bool:
+    def needs_host_sync(self) -> bool:
         """Whether a step asks the device which experts it needs."""
         return self._few_tokens is None
 

@@ -2,8 +2,8 @@
 
     code = clamp(rint(x / scale), -127, 127),   scale = fp16(absmax / 127)
 
-with one scale for each head and token, of its keys and of its values: a token is quantised once, when it comes, and no other
-depends on it. Keys are quantised as they are cached, behind the rotation. Head size 64 takes 66 bytes a head and token, 128 takes
+with one scale for each head and token, of its keys and of its values: a token is quantized once, when it comes, and no other
+depends on it. Keys are quantized as they are cached, behind the rotation. Head size 64 takes 66 bytes a head and token, 128 takes
 130. Scales are float16, as float32 ones change no figure (docs/fidelity.md); they stay within its normal numbers, so that
 magnitudes below 3e-5 become 0, and magnitudes above 8.3e6 would be cut off. Codes are found with the rounded scale.
 

@@ -32,7 +32,7 @@ class Rotary:
         """cos and sin ``[..., size]`` for positions of any shape, each pair's value twice."""
         length = int(positions.max()) + 1 if positions.numel() else 1
         angles = positions.float()[..., None] * self.frequencies(length)
-        if self.rope.neighbours:
+        if self.rope.interleaved:
             angles = angles.repeat_interleave(2, dim=-1)
         else:
             angles = torch.cat([angles, angles], dim=-1)
@@ -89,12 +89,12 @@ class Rotary:
         return torch.lerp(plain, plain / rope.factor, ramp.clamp(0, 1))
 
 
-def rotate(x: Tensor, tables: tuple[Tensor, Tensor], neighbours: bool = False) -> Tensor:
+def rotate(x: Tensor, tables: tuple[Tensor, Tensor], interleaved: bool = False) -> Tensor:
     """Rotate the first channels of ``[b, h, t, d]`` by cos and sin ``[(b, 1,) t, size]``."""
     cos, sin = tables
     size = cos.shape[-1]
     part = x[..., :size]
-    if neighbours:
+    if interleaved:
         turned = torch.stack([-part[..., 1::2], part[..., ::2]], dim=-1).flatten(-2)
     else:
         first, second = part.chunk(2, dim=-1)

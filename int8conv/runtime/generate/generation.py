@@ -13,7 +13,7 @@ from ..decoder.activations import PREFILL_TOKENS
 from ..decoder.decoder import Decoder
 from ..text.stopping import StopScanner
 from ..text.tokenizer import Detokenizer
-from .sampler import Choice, Picked, Request
+from .sampler import Choice, Request, Sampled
 from .sampling import Sampling
 
 
@@ -95,34 +95,34 @@ def continue_all(
     Where tokens are chosen on the device, the next step starts before the host has seen them; a sequence that ends at
     one of them has then taken a step for nothing, at a position that was its own anyway.
     """
-    going = [i for i, each in enumerate(continuations) if not each.done]
-    if not going:
+    active = [i for i, each in enumerate(continuations) if not each.done]
+    if not active:
         return
     requests = [each.request for each in continuations]
-    picker = decoder.kernels.picker(requests, decoder.config.vocab_size)
-    picked: Picked = picker.pick(_prompts(decoder, continuations, going, cache), going)
+    sampler = decoder.kernels.sampler(requests, decoder.config.vocab_size)
+    sampled: Sampled = sampler.sample(_prompts(decoder, continuations, active, cache), active)
     step = step or decoder.kernels.steps(decoder, cache)
-    while going:
+    while active:
         following = None
-        if picker.ahead and any(continuations[i].left > 1 for i in going):
-            following = picker.pick(step(picked.tokens[:, None])[:, -1], going)
-        for i in going:
-            continuations[i].take(picked.choice(i))
-        done = [i for i in going if continuations[i].done]
-        going = [i for i in going if not continuations[i].done]
-        for i in done if going else ():
+        if sampler.ahead and any(continuations[i].left > 1 for i in active):
+            following = sampler.sample(step(sampled.tokens[:, None])[:, -1], active)
+        for i in active:
+            continuations[i].take(sampled.choice(i))
+        done = [i for i in active if continuations[i].done]
+        active = [i for i in active if not continuations[i].done]
+        for i in done if active else ():
             cache.clear(i)
-        if going:
-            picked = following or picker.pick(step(picked.tokens[:, None])[:, -1], going)
+        if active:
+            sampled = following or sampler.sample(step(sampled.tokens[:, None])[:, -1], active)
 
 
 def _prompts(
-    decoder: Decoder, continuations: Sequence[Continuation], going: Sequence[int], cache: Any
+    decoder: Decoder, continuations: Sequence[Continuation], active: Sequence[int], cache: Any
 ) -> Tensor:
     """Logits behind each prompt, float32 ``[b, vocab]``; zeros for those that are not going."""
     shape = (len(continuations), decoder.config.vocab_size)
     logits = torch.zeros(shape, device=decoder.kernels.device)
-    for i in going:
+    for i in active:
         part = cache.sequence(i) if len(continuations) > 1 else cache
         logits[i] = _prefill(decoder, torch.tensor([continuations[i].prompt]), part)[0, -1]
     return logits

@@ -29,7 +29,7 @@ class Choice:
     logprob: float | None = None
 
 
-class Picked(Protocol):
+class Sampled(Protocol):
     """The tokens of a step."""
 
     @property
@@ -44,18 +44,18 @@ class Picked(Protocol):
         """
 
 
-class Picker(Protocol):
+class Sampler(Protocol):
     """Chooses step after step for the same sequences."""
 
     ahead: bool
     """The host may start the next step before it looks at a token."""
 
-    def pick(self, logits: Tensor, going: Sequence[int]) -> Picked:
+    def sample(self, logits: Tensor, active: Sequence[int]) -> Sampled:
         """From float32 logits ``[b, vocab]``; only the sequences ``going`` matter."""
 
 
 @dataclass(frozen=True)
-class _Picked:
+class _Sampled:
     tokens: Tensor
     found: Sequence[Choice]
 
@@ -66,7 +66,7 @@ class _Picked:
 _NONE: Final = Choice(0)
 
 
-class TorchPicker:
+class TorchSampler:
     """One sequence after the other."""
 
     ahead = False
@@ -76,11 +76,11 @@ class TorchPicker:
         self._generators = [each.sampling.generator() for each in requests]
         self._seen = [_seen(each, vocab) for each in requests]
 
-    def pick(self, logits: Tensor, going: Sequence[int]) -> _Picked:
+    def sample(self, logits: Tensor, active: Sequence[int]) -> _Sampled:
         found = [_NONE] * len(self._requests)
-        for i in going:
+        for i in active:
             found[i] = self._choice(i, logits[i])
-        return _Picked(torch.tensor([each.token for each in found]), found)
+        return _Sampled(torch.tensor([each.token for each in found]), found)
 
     def _choice(self, i: int, logits: Tensor) -> Choice:
         request, seen = self._requests[i], self._seen[i]

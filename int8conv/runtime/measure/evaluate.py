@@ -24,13 +24,13 @@ from ...formats.hub.download import resolve
 from ...formats.int8.folder import ConvertedFolder, is_converted, open_converted
 from ...formats.source.checkpoint import CONFIG_FILE, open_checkpoint
 from ...formats.source.checks import check_not_quantized
-from ...kernels import MODES, Mode, NetCounter
+from ...kernels import MODES, FallbackCounter, Mode
 from ..loader import cache_dtype, check_device, choose_dtype, converted_on_gpu, current_gpu
 from ..models.architecture import Architecture, read_architecture
 from ..text.tokenizer import Tokenizer
 from ..weights.streaming import BlockStream
 from ..weights.weights import CheckpointWeights, ConvertedWeights, Weights
-from .fallback import NetReport, net_report
+from .fallback import FallbackReport, fallback_report
 from .scoring import Progress, relative_rms, score
 from .windows import check_context, encode, read_text, too_short
 
@@ -83,12 +83,14 @@ class Evaluation:
     """Of activations."""
     kv_cache: str | None = None
     """What keys and values passed through; None: nothing, they stayed in float32."""
-    net: NetReport | None = None
+    outlier_fallback: FallbackReport | None = None
     against: Comparison | None = None
 
     def to_json(self) -> dict[str, Any]:
         value = asdict(self)
-        value["net"] = None if self.net is None else self.net.to_json()
+        value["outlier_fallback"] = (
+            None if self.outlier_fallback is None else self.outlier_fallback.to_json()
+        )
         return value
 
 
@@ -99,7 +101,7 @@ class _Model:
     folder: Path
     architecture: Architecture
     weights: Weights
-    counters: Mapping[str, NetCounter] = field(default_factory=dict)
+    counters: Mapping[str, FallbackCounter] = field(default_factory=dict)
     kv_cache: torch.dtype | None = None
 
 
@@ -110,7 +112,7 @@ def evaluate(
     *,
     against: str | os.PathLike[str] | None = None,
     mode: Mode = "w8a8",
-    net: bool = True,
+    outlier_fallback: bool = True,
     kv_cache: str | None = None,
     device: str = "cpu",
     window: int | None = None,
@@ -125,7 +127,7 @@ def evaluate(
         text: a file of UTF-8 text.
         against: the converted folder's source: adds its perplexity, KL divergence, agreement and errors by layer.
         mode: how activations meet int8 weights.
-        net: whether W8A8 has its safety net.
+        fallback: whether W8A8 has its outlier fallback.
         kv_cache: as in ``load``: all of a window's keys and values pass through such a cache (those of ``against`` do not), so that
             every token sees what it would see token by token; None: they stay as they are.
         device: as in ``load``: on a GPU a converted model is there whole and runs as ``load`` would run it, with 16-bit activations;
@@ -146,11 +148,11 @@ def evaluate(
     if tokens is not None and tokens < 2:
         raise ArgumentError("tokens", expected="2 or more", found=tokens)
     check_device(device)
-    model = _open(path, mode, net, device)
+    model = _open(path, mode, outlier_fallback, device)
     if kv_cache is not None:
         on = "cpu" if isinstance(model.weights, CheckpointWeights) else device
         model.kv_cache = cache_dtype(kv_cache, model.weights.dtype, on)
-    models = [model] if against is None else [_open(against, None, net, device), model]
+    models = [model] if against is None else [_open(against, None, outlier_fallback, device), model]
     if against is not None:
         _check_same(models[0], model)
     cut = _cut(model, text, window, stride, tokens)
@@ -171,7 +173,7 @@ def evaluate(
     return Evaluation(
         math.exp(nll), cut.window, cut.stride, cut.starts[-1] + cut.window, scores.scored, cut.text,
         mode if converted else None, str(model.weights.dtype).removeprefix("torch."), kv_cache,
-        net_report(model.counters) if converted else None, comparison,
+        fallback_report(model.counters) if converted else None, comparison,
     )  # fmt: skip
 
 
@@ -213,7 +215,9 @@ def _cut(
     return _Cut(content.xxh3_128, window, stride, starts, windows)
 
 
-def _open(path: str | os.PathLike[str], mode: Mode | None, net: bool, device: str) -> _Model:
+def _open(
+    path: str | os.PathLike[str], mode: Mode | None, outlier_fallback: bool, device: str
+) -> _Model:
     source = resolve(path)
     converted = open_converted(source.folder) if is_converted(source.folder) else None
     if converted is None:
@@ -230,17 +234,17 @@ def _open(path: str | os.PathLike[str], mode: Mode | None, net: bool, device: st
         on = "cpu" if device == "cpu" else current_gpu()
         weights = CheckpointWeights(checkpoint, torch.float32, on)
         return _Model(source.folder, architecture, weights)
-    found = _converted(converted, architecture, mode, net, device)
+    found = _converted(converted, architecture, mode, outlier_fallback, device)
     return _Model(source.folder, architecture, found, found.counters)
 
 
 def _converted(
-    converted: ConvertedFolder, architecture: Architecture, mode: Mode | None, net: bool, device: str
+    converted: ConvertedFolder, architecture: Architecture, mode: Mode | None, outlier_fallback: bool, device: str
 ) -> ConvertedWeights:  # fmt: skip
     dtype = choose_dtype(None, device, architecture, converted.checkpoint)
     if device == "cpu":
-        return ConvertedWeights(converted, dtype, mode, net=net)
-    return converted_on_gpu(converted, architecture, dtype, mode, net=net)
+        return ConvertedWeights(converted, dtype, mode, outlier_fallback=outlier_fallback)
+    return converted_on_gpu(converted, architecture, dtype, mode, outlier_fallback=outlier_fallback)
 
 
 def _check_same(source: _Model, converted: _Model) -> None:

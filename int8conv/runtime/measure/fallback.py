@@ -1,4 +1,4 @@
-"""What the safety net took in a run: whether calibration saw what this text brought."""
+"""What the outlier fallback took in a run: whether calibration saw what this text brought."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...kernels import NetCounter
+from ...kernels import FallbackCounter
 
 
 @dataclass(frozen=True)
-class InputNet:
-    """One input's net."""
+class InputFallback:
+    """One input's fallback."""
 
     input: str
     """Path of the input's first linear."""
     tokens: int
     """That went through W8A8."""
-    tokens_caught: int
+    fallback_tokens: int
     """Of them, with at least one value past the threshold outside of the stored columns."""
     values: int
     """Such values."""
@@ -26,10 +26,10 @@ class InputNet:
 
 
 @dataclass(frozen=True)
-class NetReport:
-    """All inputs that have a net."""
+class FallbackReport:
+    """All inputs that have a fallback."""
 
-    inputs: tuple[InputNet, ...]
+    inputs: tuple[InputFallback, ...]
 
     @property
     def tokens(self) -> int:
@@ -41,27 +41,29 @@ class NetReport:
         return sum(found.values for found in self.inputs)
 
     @property
-    def caught(self) -> list[InputNet]:
-        """Inputs at which the net took something, the most first."""
+    def used(self) -> list[InputFallback]:
+        """Inputs at which the fallback took something, the most first."""
         return sorted((i for i in self.inputs if i.values), key=lambda i: -i.values)
 
     def to_json(self) -> dict[str, Any]:
         return {
             found.input: {
-                "tokens": found.tokens, "tokens_caught": found.tokens_caught, "values": found.values,
+                "tokens": found.tokens, "fallback_tokens": found.fallback_tokens, "values": found.values,
                 "channels": {str(channel): count for channel, count in found.channels.items()},
             }
             for found in self.inputs
         }  # fmt: skip
 
 
-def net_report(counters: Mapping[str, NetCounter]) -> NetReport:
+def fallback_report(counters: Mapping[str, FallbackCounter]) -> FallbackReport:
     """The counts so far."""
-    return NetReport(tuple(_input(path, counter) for path, counter in counters.items()))
+    return FallbackReport(tuple(_input(path, counter) for path, counter in counters.items()))
 
 
-def _input(path: str, counter: NetCounter) -> InputNet:
-    order = counter.caught.argsort(descending=True, stable=True)
-    channels = {int(c): int(counter.caught[c]) for c in order[: int((counter.caught > 0).sum())]}
-    values = int(counter.caught.sum())
-    return InputNet(path, counter.tokens, counter.tokens_caught, values, channels)
+def _input(path: str, counter: FallbackCounter) -> InputFallback:
+    order = counter.fallback.argsort(descending=True, stable=True)
+    channels = {
+        int(c): int(counter.fallback[c]) for c in order[: int((counter.fallback > 0).sum())]
+    }
+    values = int(counter.fallback.sum())
+    return InputFallback(path, counter.tokens, counter.fallback_tokens, values, channels)

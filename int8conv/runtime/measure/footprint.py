@@ -97,7 +97,7 @@ class Predictor:
     mode: str | None
     weights: Counter[str]
     estimated: bool
-    quantised: bool
+    quantized: bool
     mapped: bool
     """Weights stay in the file, and what is not read of it takes no memory."""
 
@@ -124,10 +124,10 @@ class Predictor:
                                   expected=f"1 to {config.max_positions} positions", found=context)  # fmt: skip
         prompt = context if prompt is None else min(prompt, context)
 
-        def activations(item: int, narrow: bool, quantised: bool) -> int:
+        def activations(item: int, narrow: bool, quantized: bool) -> int:
             return activation_bytes(
                 config, device=self.device, context=context, batch=batch, prompt=prompt, item=item,
-                narrow_cache=narrow, quantised=quantised, mode=self.mode,
+                narrow_cache=narrow, quantized=quantized, mode=self.mode,
             )  # fmt: skip
 
         weights = self.weights - self._unread(context * batch)
@@ -135,7 +135,7 @@ class Predictor:
             context, batch, self.device, self.dtype, self.kv_dtype,
             {kind: size for kind, size in weights.most_common() if size}, self.estimated,
             kv_cache_bytes(config, context, batch, self.kv_dtype),
-            activations(DTYPE_BYTES[self.dtype], self.kv_dtype != self.dtype, self.quantised),
+            activations(DTYPE_BYTES[self.dtype], self.kv_dtype != self.dtype, self.quantized),
             2 * parameter_count(self.architecture),
             kv_cache_bytes(config, context, batch, "float16"), activations(2, False, False),
         )  # fmt: skip
@@ -213,10 +213,10 @@ def open_predictor(
     else:
         weights = loaded_weights(architecture, DTYPE_BYTES[dtype])
     estimated = converted is None and (convert or checkpoint is None)
-    quantised = converted is not None or estimated
+    quantized = converted is not None or estimated
     return Predictor(
         where, architecture, cast("Device", device), dtype, kv_cache, mode, weights, estimated,
-        quantised, quantised and device == "cpu",
+        quantized, quantized and device == "cpu",
     )  # fmt: skip
 
 

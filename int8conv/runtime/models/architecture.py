@@ -42,7 +42,7 @@ class Architecture:
     modules: tuple[Module, ...]
 
     def groups(self) -> Iterator[tuple[Module, ...]]:
-        """The quantised linears by shared input, in order."""
+        """The quantized linears by shared input, in order."""
         by_path = {m.path: m for m in self.modules}
         for module in self.modules:
             if module.group and module.path == module.group[0]:

@@ -102,7 +102,7 @@ class Rope:
     """longrope: and by this one in longer sequences."""
     share: float = 1.0
     """Of a head's channels, the first ones, that are rotated."""
-    neighbours: bool = False
+    interleaved: bool = False
     """Channels 2 i and 2 i + 1 are a pair; else i and i + half."""
 
 

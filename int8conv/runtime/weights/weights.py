@@ -17,7 +17,7 @@ from ...formats.safetensors.storage import LocalFile
 from ...formats.source.checkpoint import Checkpoint, StoredTensor
 from ...formats.source.fp8 import FP8_DTYPES
 from ...formats.source.matrix import find_matrix
-from ...kernels import MixedWeight, Mode, NetCounter, dense_linear, dequantized_rows
+from ...kernels import FallbackCounter, MixedWeight, Mode, dense_linear, dequantized_rows
 from ...kernels.cpu import jit
 from ..backends.numba_backend import CpuKernels, MixedProjection
 from ..backends.torch_backend import Kernels, TorchKernels
@@ -126,7 +126,7 @@ class ConvertedWeights:
         dtype: torch.dtype,
         mode: Mode | None = None,
         *,
-        net: bool = True,
+        outlier_fallback: bool = True,
     ) -> None:
         self.converted = converted
         self.dtype = dtype
@@ -137,10 +137,12 @@ class ConvertedWeights:
         inputs = converted.manifest.inputs
         self._groups = {path: group.linears for group in inputs for path in group.linears}
         self._thresholds = {
-            path: group.threshold if net else None for group in inputs for path in group.linears
+            path: group.threshold if outlier_fallback else None
+            for group in inputs
+            for path in group.linears
         }
-        self.counters: dict[str, NetCounter] = {}
-        """What the safety net took at each input, by the path of its first linear."""
+        self.counters: dict[str, FallbackCounter] = {}
+        """What the outlier fallback took at each input, by the path of its first linear."""
 
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
         return self._files.tensor(find_tensor(self.converted.checkpoint, module, kind)).to(
@@ -209,7 +211,7 @@ class ConvertedWeights:
         threshold, counter = self._thresholds[first.path], None
         if threshold:
             counter = self.counters.setdefault(
-                first.path, NetCounter(first.in_features, self.kernels.device)
+                first.path, FallbackCounter(first.in_features, self.kernels.device)
             )
         return MixedWeight(
             codes=self._files.fused([linear.weight for linear in linears]).squeeze(-1),

@@ -1,4 +1,4 @@
-"""The rule that chooses outlier columns, and the safety net's threshold."""
+"""The rule that chooses outlier columns, and the outlier fallback's threshold."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_fewer_than_sixteen_columns_are_never_split(in_features: int) -> None:
 
 
 def test_all_of_the_columns_may_be_kept() -> None:
-    """Then nothing is left for the safety net."""
+    """Then nothing is left for the outlier fallback."""
     choice = choose_outliers(channels(16, {3: 8.0}))
     assert choice.columns.tolist() == list(range(16))
     assert choice.threshold is None
@@ -220,7 +220,7 @@ def test_kurtosis_is_that_of_the_values() -> None:
 
 
 def test_none_kept_leaves_the_net_where_it_is() -> None:
-    """The net alone has to catch what the columns would have held."""
+    """The fallback alone has to catch what the columns would have held."""
     absmax = channels(64, {3: 50.0, 40: 90.0})
     alone, kept = choose_outliers(absmax, share=0.0), choose_outliers(absmax)
     assert alone.columns.tolist() == []

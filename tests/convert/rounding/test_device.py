@@ -1,4 +1,4 @@
-"""Quantising with PyTorch gives the CPU's bytes. On a GPU where there is one; the arithmetic is the same on any device."""
+"""Quantizing with PyTorch gives the CPU's bytes. On a GPU where there is one; the arithmetic is the same on any device."""
 
 from __future__ import annotations
 

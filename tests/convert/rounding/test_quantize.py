@@ -22,7 +22,7 @@ DIVISION_SLACK = 128 * 2.0**-24
 
 @dataclass
 class Result:
-    """What the quantiser gave, copied out of its buffers, with the source widened to float64."""
+    """What the quantizer gave, copied out of its buffers, with the source widened to float64."""
 
     wide: npt.NDArray[np.float64]
     codes: npt.NDArray[np.int8]

@@ -1,4 +1,4 @@
-"""Bytes that must never change within version 1: of a header, of a shard, and of rows quantised by hand."""
+"""Bytes that must never change within version 1: of a header, of a shard, and of rows quantized by hand."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ CODES = [
 SCALES = [0x3F800000, 0, 0, 0x40000000, 0x3C010204, 0x00800000]
 
 
-def test_rows_quantised_by_hand() -> None:
+def test_rows_quantized_by_hand() -> None:
     rows = np.array(ROWS, np.float32)
     quantizer = RowQuantizer("F32", np.array([3], np.int32))
     block = quantizer.quantize(rows.view(np.uint32).copy())

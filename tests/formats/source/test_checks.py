@@ -1,4 +1,4 @@
-"""A source that is quantised already is refused, whoever quantised it."""
+"""A source that is quantized already is refused, whoever quantized it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_section_of_another_kind(source: Path) -> None:
 )
 def test_a_tensor_that_says_so(tmp_path: Path, name: str, method: str) -> None:
     tensors = random_tensors(LLAMA) | {name: torch.zeros(4)}
-    source = write_checkpoint(tmp_path / "quantised", LLAMA, tensors)
+    source = write_checkpoint(tmp_path / "quantized", LLAMA, tensors)
     with rejected(AlreadyQuantizedError, "model.safetensors", f"'{name}'", method):
         check_not_quantized(open_checkpoint(source))
 

@@ -50,7 +50,7 @@ def test_shared_memory_is_within_the_chips(compiled: list[dict[str, Any]]) -> No
 def test_gemm_runs_on_int8_tensor_cores(compiled: list[dict[str, Any]]) -> None:
     for c in of(compiled, "gemm"):
         assert c["int8_dots"] > 0, c
-        assert c["half_dots"] > 0, c  # outlier columns and the net
+        assert c["half_dots"] > 0, c  # outlier columns and the fallback
         assert DOT[c["case"]["capability"]] in c["ptx"], c
     assert all(c["int8_dots"] > 0 for c in of(compiled, "gemm_unaligned"))
 

@@ -15,7 +15,7 @@ from int8conv.kernels.gpu.quantize import QuantizedTokens
 
 from .tensors import HALVES, check, dense, make_tokens, make_weight
 
-SMALL = {"block_m": 16, "block_n": 32, "block_k": 64, "group": 2, "net_k": 64, "num_warps": 4, "num_stages": 2}  # fmt: skip
+SMALL = {"block_m": 16, "block_n": 32, "block_k": 64, "group": 2, "fallback_k": 64, "num_warps": 4, "num_stages": 2}  # fmt: skip
 SMALL_TMA = configs.with_tma(SMALL)
 TABLE = [dict(row) for row in configs.shipped("gemm", 80)]
 
@@ -54,7 +54,7 @@ def test_sums_of_codes_are_exact(channels: int, config: dict[str, int]) -> None:
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("k", [0, 48])
 @pytest.mark.parametrize(("tokens", "channels", "out"), SHAPES)
-@pytest.mark.parametrize("threshold", [None, 6.0], ids=["no net", "net"])
+@pytest.mark.parametrize("threshold", [None, 6.0], ids=["no fallback", "outlier_fallback"])
 def test_against_float64(
     tokens: int, channels: int, out: int, k: int, dtype: torch.dtype, threshold: float | None
 ) -> None:

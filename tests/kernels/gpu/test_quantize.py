@@ -1,4 +1,4 @@
-"""The activation quantiser in the interpreter: codes, scales, outliers and marks equal the reference bit for bit."""
+"""The activation quantizer in the interpreter: codes, scales, outliers and marks equal the reference bit for bit."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def outlier_channels(channels: int, k: int) -> dict[str, Tensor]:
 def check_equal(found: QuantizedTokens, expected: QuantizedTokens) -> None:
     assert torch.equal(found.codes, expected.codes)
     assert torch.equal(found.scale, expected.scale)
-    for name in ("outliers", "caught"):
+    for name in ("outliers", "fallback"):
         left, right = getattr(found, name), getattr(expected, name)
         assert (left is None) == (right is None)
         assert left is None or torch.equal(left, right)
-    if found.caught is not None and found.exact is not None and expected.exact is not None:
-        marked = reference._bits(found.caught, found.codes.shape[1])
+    if found.fallback is not None and found.exact is not None and expected.exact is not None:
+        marked = reference._bits(found.fallback, found.codes.shape[1])
         assert torch.equal(found.exact[marked], expected.exact[marked])
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("threshold", [None, 6.0], ids=["no net", "net"])
+@pytest.mark.parametrize("threshold", [None, 6.0], ids=["no fallback", "outlier_fallback"])
 @pytest.mark.parametrize(
     ("tokens", "channels", "k"),
     [(1, 64, 0), (3, 1, 0), (3, 1, 1), (5, 130, 16), (2, 257, 257), (4, 4096, 48), (3, 9001, 32)],
@@ -69,7 +69,7 @@ def test_what_the_net_takes_is_counted(tokens: int, channels: int) -> None:
     assert torch.equal(found, expected)
     assert found[0] == 2 * tokens
     assert tokens == 1 or 0 < found[1] < 2 * tokens
-    quantize.quantize(x, **options, counts=found)  # no net
+    quantize.quantize(x, **options, counts=found)  # no fallback
     assert torch.equal(found, expected)
 
 
@@ -125,7 +125,7 @@ FUSED = ["rms", "rms, gain not rounded", "rms + residual", "layer", "layer + res
 @pytest.mark.parametrize("name", FUSED)
 @pytest.mark.parametrize(("tokens", "channels"), [(3, 200), (2, 5000)])
 def test_fused(name: str, tokens: int, channels: int, dtype: torch.dtype) -> None:
-    """The 16-bit result is within one unit in the last place; what is quantised is that result, bit for bit."""
+    """The 16-bit result is within one unit in the last place; what is quantized is that result, bit for bit."""
     x = make_tokens(tokens, channels, dtype, large=20.0)
     before = fused(name, x)
     found = quantize.apply(x, before)

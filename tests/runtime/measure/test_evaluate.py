@@ -76,7 +76,7 @@ def test_strides_by_hand(example: Path, text: Path) -> None:
     result = evaluate(example, text, window=64, stride=16, tokens=112)
     assert (result.tokens, result.scored) == (112, 111)
     assert result.perplexity == pytest.approx(expected, rel=1e-5)
-    assert (result.mode, result.net, result.against) == (None, None, None)
+    assert (result.mode, result.outlier_fallback, result.against) == (None, None, None)
 
 
 def test_a_model_against_itself(example: Path, text: Path) -> None:
@@ -97,11 +97,13 @@ def test_sixteen_bit_activations_are_nearer(example: Path, example_int8: Path, t
 
 def test_what_the_net_took_is_counted(example: Path, text: Path, tmp_path: Path) -> None:
     int8conv.convert(example, tmp_path / "bare", max_outliers=0)
-    taken = evaluate(tmp_path / "bare", text, window=64, tokens=128).net
+    taken = evaluate(tmp_path / "bare", text, window=64, tokens=128).outlier_fallback
     assert taken is not None
     assert taken.tokens == 128
     assert taken.values > 0
-    off = evaluate(tmp_path / "bare", text, window=64, tokens=128, net=False).net
+    off = evaluate(
+        tmp_path / "bare", text, window=64, tokens=128, outlier_fallback=False
+    ).outlier_fallback
     assert off is not None
     assert off.values == 0
 

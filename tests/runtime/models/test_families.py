@@ -16,7 +16,7 @@ from int8conv.formats.int8.folder import open_converted
 from int8conv.runtime.models.architecture import read_architecture
 from int8conv.runtime.models.families import FAMILIES
 
-from ..reference import TOLERANCE, dequantised_reference, greedy, logits, reference, token_by_token
+from ..reference import TOLERANCE, dequantized_reference, greedy, logits, reference, token_by_token
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 101, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
@@ -155,7 +155,7 @@ def test_every_family_is_here() -> None:
 
 @_params
 def test_source_and_converted(name: str, tmp_path: Path) -> None:
-    """Prefill and token by token; converted, transformers gets the dequantised weights."""
+    """Prefill and token by token; converted, transformers gets the dequantized weights."""
     model = reference(config_of(name), tmp_path / "source", torch.float16)
     ids = token_ids()
     expected = logits(model, ids)
@@ -168,7 +168,7 @@ def test_source_and_converted(name: str, tmp_path: Path) -> None:
 
     int8conv.convert(tmp_path / "source", tmp_path / "int8")
     assert len(open_converted(tmp_path / "int8").linears) >= 12
-    model = dequantised_reference(tmp_path / "source", tmp_path / "int8", tmp_path / "wide")
+    model = dequantized_reference(tmp_path / "source", tmp_path / "int8", tmp_path / "wide")
     converted = int8conv.load(tmp_path / "int8", mode="w8a16")
     expected = logits(model, ids)
     assert (converted.logits(ids) - expected).abs().max() <= TOLERANCE

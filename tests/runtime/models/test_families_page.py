@@ -7,7 +7,7 @@ from pathlib import Path
 from int8conv.runtime.models.families import FAMILIES
 from int8conv.runtime.models.families.table import page
 
-PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+PAGE = Path(__file__).parents[3] / "docs" / "families.md"
 
 
 def test_the_page_is_current() -> None:

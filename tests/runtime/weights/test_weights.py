@@ -54,7 +54,7 @@ def test_qkv_is_one_view(example_int8: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [["v_proj"], ["q_proj"], ["k_proj", "gate"], ["self_attn"], ["."]])
-def test_linears_that_were_kept_run_beside_quantised_ones(
+def test_linears_that_were_kept_run_beside_quantized_ones(
     source: Path, tmp_path: Path, keep: list[str]
 ) -> None:
     int8conv.convert(source, tmp_path / "kept", keep=keep)

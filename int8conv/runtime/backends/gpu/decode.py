@@ -23,7 +23,7 @@ class DecodeSteps:
         self.cache = cache
         device = cache.lengths.device
         self.tokens = torch.zeros(len(cache.lengths), 1, dtype=torch.int64, device=device)
-        self._captured = device.type == "cuda" and not decoder.waits
+        self._captured = device.type == "cuda" and not decoder.needs_host_sync
         self._logits: Tensor | None = None
         self._graph: Any = None
         self._capacity = 0

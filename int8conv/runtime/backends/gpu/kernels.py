@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....kernels import NetCounter
+from ....kernels import FallbackCounter
 from ....kernels.gpu.linear import Pending
 from ....kernels.gpu.quantize import Before
 from ....kernels.gpu.rotary import rotate_and_store
@@ -27,7 +27,7 @@ from .attention import DeviceAttention, apart, normed
 from .cache import DeviceCache
 from .decode import DecodeSteps
 from .experts import FewTokens
-from .sampler import DevicePicker
+from .sampler import DeviceSampler
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class GpuKernels:
     """Triton, and PyTorch's attention for prompts."""
 
     def __init__(
-        self, max_positions: int, device: torch.device, counters: Mapping[str, NetCounter] | None = None
+        self, max_positions: int, device: torch.device, counters: Mapping[str, FallbackCounter] | None = None
     ) -> None:  # fmt: skip
-        """``counters``: what the weights' safety nets have taken, which a step that is run to be captured must not change."""
+        """``counters``: what the weights' outlier fallbacks have taken, which a step that is run to be captured must not change."""
         self.device = device
         self.counters = {} if counters is None else counters
         self._max_positions = max_positions
@@ -70,8 +70,8 @@ class GpuKernels:
     def layer(self, block: Any) -> None:
         return None
 
-    def picker(self, requests: Sequence[Request], vocab: int) -> DevicePicker:
-        return DevicePicker(requests, vocab, self.device)
+    def sampler(self, requests: Sequence[Request], vocab: int) -> DeviceSampler:
+        return DeviceSampler(requests, vocab, self.device)
 
     def places(self, rotaries: Sequence[Rotary], cache: DeviceCache | None, token_ids: Tensor, dtype: torch.dtype) -> DevicePlaces:  # fmt: skip
         batch, tokens = token_ids.shape
@@ -132,7 +132,7 @@ class GpuKernels:
         stored_keys, stored_values, scales = apart(keys, values)
         q = rotate_and_store(
             q, k, v, tables, places.positions.flatten(), stored_keys, stored_values,
-            scales=scales, interleaved=spec.neighbours,
+            scales=scales, interleaved=spec.interleaved,
         )  # fmt: skip
         if tokens == 1 and cache is not None:
             return self._attention.step(q, keys, values, places.filled, spec).view(batch, 1, -1)

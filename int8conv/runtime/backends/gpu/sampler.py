@@ -23,7 +23,7 @@ _SMALLEST: Final = 2.0**-126
 _NOT_NUMBERS: Final = -1
 
 
-class DevicePicked:
+class DeviceSampled:
     """The tokens of a step, on their way to the host.
 
     Args:
@@ -50,7 +50,7 @@ class DevicePicked:
         return Choice(token, None if self._logprobs is None else float(self._logprobs[i]))
 
 
-class DevicePicker:
+class DeviceSampler:
     """All sequences at once."""
 
     ahead = True
@@ -70,7 +70,7 @@ class DevicePicker:
                 seen[torch.tensor(request.prompt, device=device)] = True
         self._ring = [self._host_memory(len(requests)) for _ in range(2)]
 
-    def pick(self, logits: Tensor, going: Sequence[int]) -> DevicePicked:
+    def sample(self, logits: Tensor, active: Sequence[int]) -> DeviceSampled:
         rest = logits if self._seen is None else penalised(logits, self._penalties, self._seen)
         tokens = sample(rest, self._draws, self._positions)
         self._positions += 1
@@ -87,7 +87,7 @@ class DevicePicker:
         if self._device.type == "cuda":
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
-        return DevicePicked(tokens, shown, logprobs if self._logprobs else None, arrived)
+        return DeviceSampled(tokens, shown, logprobs if self._logprobs else None, arrived)
 
     def _host_memory(self, batch: int) -> tuple[Tensor, Tensor]:
         pinned = self._device.type == "cuda"

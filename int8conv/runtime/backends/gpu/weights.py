@@ -26,9 +26,9 @@ class DeviceConverted(ConvertedWeights):
 
     def __init__(
         self, converted: ConvertedFolder, config: DecoderConfig, dtype: torch.dtype, device: torch.device, mode: Mode | None = None,
-        *, net: bool = True,
+        *, outlier_fallback: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__(converted, dtype, mode, net=net)
+        super().__init__(converted, dtype, mode, outlier_fallback=outlier_fallback)
         self._files: Any = DeviceFiles(device)
         self.files: DeviceFiles = self._files
         self.kernels: Kernels = GpuKernels(config.max_positions, device, self.counters)

@@ -16,7 +16,7 @@ def read_config(raw: RawConfig) -> DecoderConfig:
     return read_decoder(
         raw, "cohere",
         norm="layer", norm_bias=False, norm_eps=raw.number("layer_norm_eps", 1e-5), parallel=True,
-        rope=replace(read_rope(raw), neighbours=True), tied=raw.flag("tie_word_embeddings", True),
+        rope=replace(read_rope(raw), interleaved=True), tied=raw.flag("tie_word_embeddings", True),
         qkv_bias=bias, out_bias=bias, logit_scale=raw.number("logit_scale", 0.0625),
     )  # fmt: skip
 

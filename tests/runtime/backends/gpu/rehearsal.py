@@ -25,7 +25,7 @@ from int8conv.runtime.weights.weights import ConvertedWeights
 
 CPU = torch.device("cpu")
 TOLERANCE = 1.5
-"""Root mean square error of the logits against the CPU path in float32 without quantised activations, in units of what the
+"""Root mean square error of the logits against the CPU path in float32 without quantized activations, in units of what the
 CPU path in float16 has there. In W8A8 most of either is codes that rounding moved by one, so the two differ by as much."""
 ROUNDING = 2.0**-10
 """Of the logits' root mean square: what is allowed in any case, as activations are rounded to float16 (2^-11) many times."""

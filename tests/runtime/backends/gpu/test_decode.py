@@ -71,7 +71,7 @@ def captured(decoder: Any, cache: Any, graphs: Graphs) -> DecodeSteps:
 
 @torch.inference_mode()
 def test_capturing_leaves_no_trace(decoder: Any, graphs: Graphs) -> None:
-    """Logits, lengths and the net's counts are those of steps that just run."""
+    """Logits, lengths and the fallback's counts are those of steps that just run."""
     counters = decoder.kernels.counters
     assert counters
     found = []

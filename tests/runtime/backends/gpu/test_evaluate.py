@@ -60,12 +60,16 @@ def test_a_converted_folder_against_its_source(pair: tuple[Path, Path], text: Pa
 
 def test_what_the_net_takes_is_counted_there_too(pair: tuple[Path, Path], text: Path) -> None:
     cpu, gpu = both(pair[1], text)
-    assert cpu.net is not None
-    assert gpu.net is not None
-    assert [each.input for each in gpu.net.inputs] == [each.input for each in cpu.net.inputs]
-    assert gpu.net.tokens == cpu.net.tokens == 36
-    assert gpu.net.values == pytest.approx(cpu.net.values, rel=0.05, abs=2)
-    assert cpu.net.values > 0
+    assert cpu.outlier_fallback is not None
+    assert gpu.outlier_fallback is not None
+    assert [each.input for each in gpu.outlier_fallback.inputs] == [
+        each.input for each in cpu.outlier_fallback.inputs
+    ]
+    assert gpu.outlier_fallback.tokens == cpu.outlier_fallback.tokens == 36
+    assert gpu.outlier_fallback.values == pytest.approx(
+        cpu.outlier_fallback.values, rel=0.05, abs=2
+    )
+    assert cpu.outlier_fallback.values > 0
 
 
 def test_a_source_runs_there_in_float32(pair: tuple[Path, Path], text: Path) -> None:
@@ -93,4 +97,4 @@ def test_the_command(pair: tuple[Path, Path], text: Path) -> None:
     flags = ("--window", 12, "--tokens", 24, "--device", "cuda", "--report-outliers")
     lines = succeed("eval", pair[1], "--text", text, *flags).stdout.splitlines()
     assert any(line.startswith("perplexity, w8a8, float16") for line in lines)
-    assert lines[-1].startswith("safety net: ")
+    assert lines[-1].startswith("outlier fallback: ")

@@ -124,7 +124,7 @@ def run(decoder: Decoder, cache: Any, prompts: list[tuple[int, ...]]) -> Tensor:
             logits.append(decoder.forward(ids[i : i + 1, first : first + count], part))
     with (
         without_the_host()
-        if isinstance(cache, DeviceCache) and not decoder.waits
+        if isinstance(cache, DeviceCache) and not decoder.needs_host_sync
         else nullcontext()
     ):
         logits += decoder.forward(ids[:, -1:], cache).split(1)

@@ -45,15 +45,15 @@ def test_logits(case: str, mode: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "mode", "waits"),
+    ("options", "mode", "needs_host_sync"),
     [({}, None, False), ({}, "w8a8", True), ({"keep": [r"experts\.1\.w1"]}, None, True)],
 )
 def test_which_mixtures_ask_for_the_experts_of_a_step(
-    options: dict[str, Any], mode: Any, waits: bool, tmp_path: Path
+    options: dict[str, Any], mode: Any, needs_host_sync: bool, tmp_path: Path
 ) -> None:
     """A step that asks is not captured in a CUDA graph."""
     values = config("mixtral") | SMALL
     convert(write_checkpoint(tmp_path / "source", values), tmp_path / "int8", **options)
     gpu, cpu, _ = decoders(tmp_path / "int8", mode)
-    assert gpu.waits == waits
-    assert cpu.waits
+    assert gpu.needs_host_sync == needs_host_sync
+    assert cpu.needs_host_sync

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from int8conv.errors import GenerationError
 from int8conv.runtime.backends.gpu.cache import DeviceCache
-from int8conv.runtime.backends.gpu.sampler import DevicePicker
+from int8conv.runtime.backends.gpu.sampler import DeviceSampler
 from int8conv.runtime.generate.generation import Continuation, continue_all
-from int8conv.runtime.generate.sampler import Picker, Request, TorchPicker
+from int8conv.runtime.generate.sampler import Request, Sampler, TorchSampler
 from int8conv.runtime.generate.sampling import Sampling
 from int8conv.runtime.generate.session import Session
 from int8conv.runtime.models.architecture import read_architecture
@@ -23,10 +23,10 @@ from ...reference import NoText
 from .rehearsal import CPU, without_the_host
 
 VOCAB = 96
-Make = Callable[[Sequence[Request]], Picker]
+Make = Callable[[Sequence[Request]], Sampler]
 PICKERS: dict[str, Make] = {
-    "on the host": lambda requests: TorchPicker(requests, VOCAB),
-    "on the device": lambda requests: DevicePicker(requests, VOCAB, CPU),
+    "on the host": lambda requests: TorchSampler(requests, VOCAB),
+    "on the device": lambda requests: DeviceSampler(requests, VOCAB, CPU),
 }
 
 
@@ -38,13 +38,13 @@ def random_logits(batch: int, seed: int = 0) -> Tensor:
     return 3 * torch.randn(batch, VOCAB, generator=torch.Generator().manual_seed(seed))
 
 
-def run(picker: Picker, steps: int, batch: int) -> list[list[tuple[int, float | None]]]:
+def run(sampler: Sampler, steps: int, batch: int) -> list[list[tuple[int, float | None]]]:
     """What each sequence gets, step by step."""
     found = []
     for step in range(steps):
-        picked = picker.pick(random_logits(batch, step), range(batch))
-        choices = [picked.choice(i) for i in range(batch)]
-        assert picked.tokens.tolist() == [each.token for each in choices]
+        sampled = sampler.sample(random_logits(batch, step), range(batch))
+        choices = [sampled.choice(i) for i in range(batch)]
+        assert sampled.tokens.tolist() == [each.token for each in choices]
         found.append([(each.token, each.logprob) for each in choices])
     return found
 
@@ -63,26 +63,26 @@ def test_greedy_penalty_and_logprobs_are_the_hosts() -> None:
 
 def test_the_penalty_is_on_what_was_chosen() -> None:
     """The same logits at each step: a penalty this large never takes a token twice."""
-    picker = DevicePicker([request(Sampling(repetition_penalty=1e6), [7])], VOCAB, CPU)
+    sampler = DeviceSampler([request(Sampling(repetition_penalty=1e6), [7])], VOCAB, CPU)
     logits = random_logits(1).abs() + 1
-    seen = [picker.pick(logits, [0]).choice(0).token for _ in range(20)]
+    seen = [sampler.sample(logits, [0]).choice(0).token for _ in range(20)]
     assert len({7, *seen}) == 21
 
 
 def test_nothing_waits_for_the_host() -> None:
     sampling = Sampling(0.8, top_k=20, top_p=0.9, min_p=0.05, repetition_penalty=1.2)
-    picker = DevicePicker([request(sampling, logprobs=True)] * 2, VOCAB, CPU)
+    sampler = DeviceSampler([request(sampling, logprobs=True)] * 2, VOCAB, CPU)
     with without_the_host():
-        picker.pick(random_logits(2), [0, 1])
+        sampler.sample(random_logits(2), [0, 1])
 
 
 def test_draws_depend_on_seed_and_position_alone() -> None:
     samplings = [Sampling(1.5, seed=seed) for seed in (3, 4, 3)]
-    together = DevicePicker([request(each) for each in samplings], VOCAB, CPU)
+    together = DeviceSampler([request(each) for each in samplings], VOCAB, CPU)
     logits = random_logits(1)
-    found = [together.pick(logits.expand(3, -1), range(3)).tokens.tolist() for _ in range(8)]
-    alone = DevicePicker([request(samplings[0])], VOCAB, CPU)
-    assert [alone.pick(logits, [0]).choice(0).token for _ in range(8)] == [each[0] for each in found]  # fmt: skip
+    found = [together.sample(logits.expand(3, -1), range(3)).tokens.tolist() for _ in range(8)]
+    alone = DeviceSampler([request(samplings[0])], VOCAB, CPU)
+    assert [alone.sample(logits, [0]).choice(0).token for _ in range(8)] == [each[0] for each in found]  # fmt: skip
     columns = list(zip(*found, strict=True))
     assert columns[0] == columns[2] != columns[1]
     assert len(set(columns[0])) > 2
@@ -95,8 +95,8 @@ def test_options_select() -> None:
         (Sampling(1.0, min_p=0.9, seed=1), VOCAB - 6),
         (Sampling(1.0, top_p=0.05, seed=1), VOCAB - 4),
     ):
-        picker = DevicePicker([request(sampling)], VOCAB, CPU)
-        drawn = {picker.pick(logits, [0]).choice(0).token for _ in range(40)}
+        sampler = DeviceSampler([request(sampling)], VOCAB, CPU)
+        drawn = {sampler.sample(logits, [0]).choice(0).token for _ in range(40)}
         assert min(drawn) >= least
         assert len(drawn) > 1
 
@@ -107,10 +107,10 @@ def test_options_select() -> None:
 def test_logits_that_are_not_numbers(make: Make, value: float) -> None:
     logits = random_logits(2)
     logits[1, 3] = value
-    picker = make([request(Sampling()), request(Sampling())])
-    assert make([request(Sampling())] * 2).pick(logits, [0]).choice(0).token == int(logits[0].argmax())  # fmt: skip
+    sampler = make([request(Sampling()), request(Sampling())])
+    assert make([request(Sampling())] * 2).sample(logits, [0]).choice(0).token == int(logits[0].argmax())  # fmt: skip
     with pytest.raises(GenerationError, match="not numbers"):
-        picker.pick(logits, [0, 1]).choice(1)
+        sampler.sample(logits, [0, 1]).choice(1)
 
 
 class Chain:
@@ -126,7 +126,7 @@ class Chain:
         self._make = make
         self._table = random_logits(VOCAB, 7)
 
-    def picker(self, requests: Sequence[Request], vocab: int) -> Picker:
+    def sampler(self, requests: Sequence[Request], vocab: int) -> Sampler:
         return self._make(requests)
 
     def cache(self, *, batch: int, capacity: int) -> DeviceCache:

@@ -1,8 +1,8 @@
-"""What outlier columns, the safety net and 16-bit activations cost a linear on a CPU.
+"""What outlier columns, the outlier fallback and 16-bit activations cost a linear on a CPU.
 
-    python benchmarks/net_cost.py [--tokens 256] [--runs 9]
+    python benchmarks/fallback_cost.py [--tokens 256] [--runs 9]
 
-A linear 5632 -> 2048 and one 2048 -> 5632 of random codes; medians, and ratios to W8A8 with neither columns nor net.
+A linear 5632 -> 2048 and one 2048 -> 5632 of random codes; medians, and ratios to W8A8 with neither columns nor fallback.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def measure(out: int, in_features: int, tokens: int, runs: int) -> list[list[str
     rare[::16, 100] = 50.0
     dense[:, 100::64] = 50.0
     plain, columns = make(out, in_features, 0), make(out, in_features, 16)
-    net = replace(columns, threshold=6.0)
+    outlier_fallback = replace(columns, threshold=6.0)
     cases: dict[str, tuple[torch.Tensor, MixedWeight, Mode]] = {
         "W8A8": (x, plain, "w8a8"),
         "W8A8, 16 columns": (x, columns, "w8a8"),
-        "W8A8, 16 columns, net: nothing caught": (x, net, "w8a8"),
-        "W8A8, 16 columns, net: 1 channel at 1 token of 16": (rare, net, "w8a8"),
-        "W8A8, 16 columns, net: 1 channel of 64 everywhere": (dense, net, "w8a8"),
+        "W8A8, 16 columns, fallback: nothing caught": (x, outlier_fallback, "w8a8"),
+        "W8A8, 16 columns, fallback: 1 channel at 1 token of 16": (rare, outlier_fallback, "w8a8"),
+        "W8A8, 16 columns, fallback: 1 channel of 64 everywhere": (dense, outlier_fallback, "w8a8"),
         "W8A8, 16 columns, threshold 0 (all in 16 bits)": (x, replace(columns, threshold=0.0), "w8a8"),
         "W8A16, 16 columns": (x, columns, "w8a16"),
     }  # fmt: skip
