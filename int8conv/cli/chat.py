@@ -25,7 +25,7 @@ def command(path: str, system: str | None, **options: Any) -> None:
 
     PATH may be the id of one on the hub, org/name or org/name@revision, which is downloaded.
     """
-    from ..runtime.text.chat import Chat
+    from ..runtime.chat import Chat
 
     if system is not None:
         check_text(system, "the system message")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from ..runtime.measure.fallback import FallbackReport
 from .output import table
+
+if TYPE_CHECKING:
+    from ..runtime.measure.fallback import FallbackReport
 
 SHOWN = 10
 _CHANNELS = 4

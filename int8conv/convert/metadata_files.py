@@ -12,9 +12,9 @@ from ..formats.hub.download import Source
 from ..formats.int8.layout import ShardLayout
 from ..formats.int8.manifest import FileRecord, Manifest
 from ..formats.int8.names import MANIFEST_FILE, QUANT_METHOD, VERSION, is_padding
+from ..formats.int8.writer import write_file
 from ..formats.json_file import dump_json
 from ..formats.safetensors.checksum import checksum
-from ..formats.safetensors.writer import write_file
 from ..formats.source.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
 from .options import ConvertOptions
 from .plan import Plan

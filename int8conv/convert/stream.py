@@ -18,16 +18,16 @@ import numpy.typing as npt
 from ..errors import HalfOverflowError, NonFiniteWeightError, NotFoundError, TruncatedFileError
 from ..formats.int8.layout import ShardLayout
 from ..formats.int8.names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
+from ..formats.int8.writer import Flusher, ShardWriter
 from ..formats.safetensors.buffers import Buffers
 from ..formats.safetensors.checksum import running_checksum
-from ..formats.safetensors.writer import Flusher, ShardWriter
 from ..formats.source.checkpoint import StoredTensor
 from ..formats.source.matrix import Matrix, MatrixReader, as_rows
 from .journal import Journal
-from .outliers.sample import RowSample
 from .plan import KeepTask, QuantizeTask, Task
 from .rounding.float16_bits import INFINITY, Bits, largest_magnitudes, round_to_half, widen
 from .rounding.quantize import NonFiniteRowError, QuantizedRows, RowQuantizer, check_finite
+from .rounding.sample import RowSample
 from .stopwatch import Stopwatch
 
 Progress = Callable[[int], None]

@@ -12,14 +12,13 @@ of the weight keep their 16 bits). The modes differ in what happens to the other
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Literal, Protocol, cast
 
-import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from .cpu import jit
+from . import reference
+from .cpu import integer, jit
 from .weight import MixedWeight
 
 Mode = Literal["w8a8", "w8a16"]
@@ -98,50 +97,4 @@ _FEW_TOKENS = 16
 def _implementation(name: str) -> _Implementation:
     if name not in IMPLEMENTATIONS:
         raise ArgumentError("implementation", expected=" or ".join(IMPLEMENTATIONS), found=name)
-    from . import reference
-    from .cpu import integer  # both import this module
-
     return cast("_Implementation", reference if name == "reference" else integer)
-
-
-def without_outliers(x: Tensor, weight: MixedWeight) -> Tensor:
-    """A copy of ``x`` ``[tokens, in]`` with zeros in the outlier columns (their codes are zero, but they would set the scale)."""
-    if weight.outlier_index is None:
-        return x.clone()
-    return x.index_fill(1, weight.outlier_index.long(), 0.0)
-
-
-@dataclass(frozen=True)
-class FallbackValues:
-    """What the outlier fallback takes of a call."""
-
-    rows: Tensor
-    """Numbers of the tokens concerned ``[r]``."""
-    values: Tensor
-    """Their values that are taken, zero elsewhere: float32 ``[r, in]``."""
-
-
-def take_large(x: Tensor, weight: MixedWeight) -> FallbackValues | None:
-    """Take the values from the threshold on out of ``x`` ``[tokens, in]``, which is changed; None: there are none."""
-    if weight.threshold is None:
-        return None
-    rows = (largest_of_tokens(x).flatten() >= weight.threshold).nonzero().flatten()
-    found = x[rows]
-    large = found.abs() >= weight.threshold
-    if weight.counter is not None:
-        weight.counter.add(x.shape[0], large)
-    if not len(rows):
-        return None
-    x[rows] = found.masked_fill(large, 0.0)
-    return FallbackValues(rows, found.masked_fill(~large, 0.0))
-
-
-def largest_of_tokens(x: Tensor) -> Tensor:
-    """``[tokens, in]`` -> ``[tokens, 1]``."""
-    return torch.maximum(x.amax(dim=1, keepdim=True), -x.amin(dim=1, keepdim=True))
-
-
-def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 codes and scale of each token: float32 ``[tokens, in]`` -> int8 the same, float32 ``[tokens, 1]``."""
-    scale = largest_of_tokens(x) / 127.0
-    return (x / scale.masked_fill(scale == 0, 1.0)).round_().to(torch.int8), scale

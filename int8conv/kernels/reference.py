@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .dispatch import quantize_tokens, take_large, without_outliers
+from .tokens import quantize_tokens, take_large, without_outliers
 from .weight import MixedWeight
 
 

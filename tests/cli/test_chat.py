@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 import int8conv
 from int8conv.cli import main
-from int8conv.runtime.text.chat import Chat
+from int8conv.runtime.chat import Chat
 
 from .helpers import ROOT, check_refused
 

@@ -18,7 +18,7 @@ from int8conv.kernels import (
     mixed_linear,
 )
 from int8conv.kernels.cpu import integer as cpu
-from int8conv.kernels.dispatch import quantize_tokens
+from int8conv.kernels.tokens import quantize_tokens
 
 TOLERANCE = 2e-6
 """Largest error of float32 accumulation, relative to the sum of the products' magnitudes."""

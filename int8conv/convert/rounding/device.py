@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 
 from ...errors import ArgumentError
-from ..outliers.sample import RowSample
 from .float16_bits import Bits
 from .quantize import SMALLEST_SCALE, NonFiniteRowError, QuantizedRows
+from .sample import RowSample
 
 _DTYPES: Final = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _BITS: Final = {2: np.int16, 4: np.int32}

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...formats.safetensors.buffers import Buffers
-from ..outliers.sample import RowSample
 from .float16_bits import INFINITY, Bits, largest_magnitudes, widen
+from .sample import RowSample
 
 SMALLEST_SCALE = np.float32(2.0**-126)
 

@@ -17,7 +17,7 @@ from ...errors import NotWritableError, StatsError
 from ..json_file import unique_fields
 from ..safetensors.dtypes import byte_count, numpy_dtype
 from ..safetensors.header import Header, TensorInfo, build_header, read_header
-from ..safetensors.writer import write_file
+from .writer import write_file
 
 STATS_FORMAT: Final = "int8conv stats"
 STATS_VERSION: Final = "1"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..dense import linear_by_blocks
-from ..dispatch import (
+from ..tokens import (
     largest_of_tokens,
     quantize_tokens,
     take_large,

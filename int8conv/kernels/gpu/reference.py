@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..dispatch import quantize_tokens as _quantize_tokens
+from ..tokens import quantize_tokens as _quantize_tokens
 from ..weight import MixedWeight
 from .experts import ExpertWeights
 from .quantize import FALLBACK_BLOCK, WORD_CHANNELS, Before, QuantizedTokens

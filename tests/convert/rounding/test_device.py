@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 
 from int8conv.convert.converter import convert
-from int8conv.convert.outliers.sample import RowSample
 from int8conv.convert.rounding.device import DeviceQuantizer
 from int8conv.convert.rounding.quantize import NonFiniteRowError, RowQuantizer
+from int8conv.convert.rounding.sample import RowSample
 from int8conv.errors import ArgumentError
 
 from ...checkpoints import LLAMA, random_tensors, write_checkpoint

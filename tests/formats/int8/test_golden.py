@@ -13,7 +13,7 @@ import xxhash
 from int8conv.convert.converter import convert
 from int8conv.convert.rounding.quantize import RowQuantizer
 from int8conv.formats.int8.layout import TensorSpec, Unit, plan_layout
-from int8conv.formats.safetensors.writer import ShardWriter
+from int8conv.formats.int8.writer import ShardWriter
 
 from ...checkpoints import LLAMA, random_tensors, write_checkpoint
 

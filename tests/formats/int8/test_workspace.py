@@ -24,7 +24,7 @@ from int8conv.errors import (
     OutputExistsError,
 )
 from int8conv.formats.int8.workspace import open_workspace
-from int8conv.formats.safetensors.writer import write_file
+from int8conv.formats.int8.writer import write_file
 
 from ..damage import MANIFEST, rejected
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..generate.generation import Generation
-from ..generate.session import Session
-from ..model import Model
-from .chat_template import ChatTemplate, Message
+from .generate.generation import Generation
+from .generate.session import Session
+from .model import Model
+from .text.chat_template import ChatTemplate, Message
 
 REPLY_TOKENS: Final = 1024
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from int8conv.formats.int8.layout import TensorSpec, plan_layout
+from int8conv.formats.int8.writer import Flusher, ShardWriter
 from int8conv.formats.safetensors.checksum import checksum
-from int8conv.formats.safetensors.writer import Flusher, ShardWriter
 
-from ..int8.test_workspace import failing
+from .test_workspace import failing
 
 
 @pytest.fixture

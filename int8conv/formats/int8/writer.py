@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from ..int8.layout import ShardLayout
-from .checksum import checksum_range
+from ..safetensors.checksum import checksum_range
+from .layout import ShardLayout
 
 
 class ShardWriter:

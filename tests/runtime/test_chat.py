@@ -10,8 +10,8 @@ import pytest
 
 import int8conv
 from int8conv.errors import GenerationError, TokenizerError
+from int8conv.runtime.chat import Chat
 from int8conv.runtime.model import Model
-from int8conv.runtime.text.chat import Chat
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from int8conv.convert.outliers import sample as module
-from int8conv.convert.outliers.sample import RowSample
+from int8conv.convert.rounding import sample as module
 from int8conv.convert.rounding.quantize import RowQuantizer
+from int8conv.convert.rounding.sample import RowSample
 
 NO_COLUMNS = np.empty(0, np.int32)
 
