@@ -16,7 +16,7 @@ from int8conv.formats.int8.stats import InputStats, read_stats, write_stats
 from ..checkpoints import write_checkpoint
 from .helpers import check_refused, run, snapshot, succeed
 
-TEXT = (resources.files("int8conv.convert") / "calibration_text.txt").read_text()
+TEXT = (resources.files("int8conv.convert.outliers") / "calibration_text.txt").read_text()
 
 
 @pytest.fixture(scope="module")

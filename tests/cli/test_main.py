@@ -167,7 +167,7 @@ def test_control_c_while_converting(source: Path, tmp_path: Path) -> None:
     code = """
 import signal, sys, threading
 from int8conv.cli import main
-from int8conv.convert.quantize import RowQuantizer
+from int8conv.convert.rounding.quantize import RowQuantizer
 
 quantize = RowQuantizer.quantize
 

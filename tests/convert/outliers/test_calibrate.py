@@ -25,7 +25,7 @@ from int8conv.runtime.text.tokenizer import Tokenizer
 
 from ...checkpoints import LLAMA, OPT, random_tensors, write_checkpoint
 
-TEXT = (resources.files("int8conv.convert") / "calibration_text.txt").read_bytes()
+TEXT = (resources.files("int8conv.convert.outliers") / "calibration_text.txt").read_bytes()
 
 
 def measure(folder: Path, progress: Progress = lambda done, total: None, **options: Any) -> Stats:

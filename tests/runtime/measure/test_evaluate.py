@@ -19,7 +19,7 @@ from int8conv.runtime.text.tokenizer import Tokenizer
 
 from ...checkpoints import LLAMA, edit_config, random_tensors, write_checkpoint
 
-TEXT = (resources.files("int8conv.convert") / "calibration_text.txt").read_text()
+TEXT = (resources.files("int8conv.convert.outliers") / "calibration_text.txt").read_text()
 
 
 @pytest.fixture

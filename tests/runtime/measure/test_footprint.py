@@ -92,8 +92,8 @@ def test_impossible_requests_are_refused(example: Path) -> None:
 _MEASURE = """
 import json, sys, torch, int8conv
 from int8conv.runtime import activations
-from int8conv.runtime.activations import PREFILL_TOKENS
-from int8conv.runtime.memory_use import watch_memory
+from int8conv.runtime.decoder.activations import PREFILL_TOKENS
+from int8conv.runtime.measure.memory_use import watch_memory
 
 path, context, kv_cache = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 if sys.argv[4] == "live":

@@ -38,7 +38,7 @@ def _row(family: Family) -> str:
     file = inspect.getmodule(family.read_config)
     assert file is not None
     name = file.__name__.rpartition(".")[2]
-    link = f"[{name}.py](../int8conv/runtime/families/{name}.py)"
+    link = f"[{name}.py](../int8conv/runtime/models/families/{name}.py)"
     linears = _names(family, _LINEARS, "{}.")
     return f"| `{family.model_type}` | {link} | {linears} | {_names(family, _OUTSIDE, '')} |\n"
 
