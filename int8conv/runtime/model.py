@@ -21,8 +21,9 @@ from .generate.session import Session
 from .measure.fallback import FallbackReport, fallback_report
 from .measure.footprint import Footprint, Predictor, open_predictor
 from .models.generation_config import GenerationDefaults
+from .text.detokenizer import Detokenizer
 from .text.stopping import read_stops
-from .text.tokenizer import Detokenizer, Tokenizer
+from .text.tokenizer import Tokenizer
 
 DEFAULT_NEW_TOKENS = 128
 

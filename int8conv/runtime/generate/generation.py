@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..decoder.activations import PREFILL_TOKENS
 from ..decoder.decoder import Decoder
+from ..text.detokenizer import Detokenizer
 from ..text.stopping import StopScanner
-from ..text.tokenizer import Detokenizer
 from .sampler import Choice, Request, Sampled
 from .sampling import Sampling
 
