@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ...errors import ShapeError
-from ...formats.source.checkpoint import Checkpoint, StoredTensor
+from ...formats.safetensors.stored import StoredTensor
+from ...formats.source.checkpoint import Checkpoint
 from .config import DecoderConfig, RawConfig
 from .families import Family, find_family
 
