@@ -37,11 +37,13 @@ def open_source(source: Source, options: ConvertOptions) -> OpenedSource:
     whole = open_checkpoint(source.folder, source.remote, source.only)
     check_not_quantized(whole)
     checkpoint, excluded = _included(whole, options)
-    architecture, notes = None, []
+    architecture = None
+    notes: list[str] = []
     try:
         architecture = read_architecture(
             checkpoint.config, checkpoint.tensors, source.folder / CONFIG_FILE
         )
+        notes += architecture.notes
     except UnsupportedModelError as error:
         notes.append(
             f"the runtime cannot run this model ({error.problem}): linears are chosen by names and shapes, "
