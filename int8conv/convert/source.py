@@ -36,9 +36,11 @@ def open_source(source: Source, options: ConvertOptions) -> OpenedSource:
     """
     opened = open_unconverted(source)
     checkpoint, excluded = _included(opened.checkpoint, options)
-    architecture, notes = None, []
+    architecture = None
+    notes: list[str] = []
     try:
         architecture = replace(opened, checkpoint=checkpoint).architecture
+        notes += architecture.notes
     except UnsupportedModelError as error:
         notes.append(
             f"the runtime cannot run this model ({error.problem}): linears are chosen by names and shapes, "

@@ -195,7 +195,6 @@ def test_greedy_text(name: str, tmp_path: Path) -> None:
         ("bloom", "apply_residual_connection_post_layernorm", True),
         ("qwen2", "layer_types", ["chunked_attention"] * 3),
         ("mixtral", "num_experts_per_tok", 9),
-        ("phi3", "something_new", 5),
     ],
 )
 def test_features_that_are_not_known_are_refused_by_name(
