@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError
-from ..formats.int8.folder import ConvertedFolder, read_array, read_rows
+from ..formats.int8.folder import ConvertedFolder
 from ..formats.int8.manifest import InputGroup
 from ..formats.int8.stats import Stats
 from ..formats.int8.summary import layer_of
 from ..formats.outputs import OutputKind, check_file, write_output
+from ..formats.safetensors.stored import read_array, read_rows
 
 KINDS: Final = {
     ".png": OutputKind("a PNG picture", lambda path: _starts(path, (b"\x89PNG\r\n\x1a\n",))),
