@@ -473,7 +473,7 @@ def test_a_workspace_that_was_tampered_with_is_none(
     tamper(room, elsewhere)
     before = tree(tmp_path)
     with rejected(OutputExistsError, str(room / ".out.partial"), "not an int8conv workspace"):
-        convert(source, room / "out", outliers="none")
+        convert_checkpoint(source, room / "out", outliers="none")
     assert tree(tmp_path) == before
 
 
@@ -489,7 +489,7 @@ def test_nothing_is_written_through_a_link_in_a_workspace(
         path.hardlink_to(theirs)
     else:
         path.symlink_to(theirs)
-    convert(source, room / "out", outliers="none")
+    convert_checkpoint(source, room / "out", outliers="none")
     assert theirs.read_text() == "the only copy"
     assert not any(path.is_symlink() for path in (room / "out").iterdir())
     verify(open_converted(room / "out"))
@@ -499,7 +499,7 @@ def test_what_an_earlier_attempt_left_does_not_become_output(room: Path, source:
     left = workspace_of(room, "model-00001-of-00002.safetensors", "tokenizer.model")
     (left / "folder" / "inner").mkdir()
     (left / "folder" / "link").symlink_to("/etc")
-    convert(source, room / "out", outliers="none")
+    convert_checkpoint(source, room / "out", outliers="none")
     manifest = read_manifest(room / "out")
     assert {path.name for path in (room / "out").iterdir()} == {MANIFEST, *manifest.files}
 
@@ -532,7 +532,7 @@ def test_the_source_is_never_replaced(room: Path, example: Path) -> None:
     before = tree(room)
     for out in (model, box):
         with rejected(OutputOverlapError, str(out)):
-            convert(model, out, force=True, outliers="none")
+            convert_checkpoint(model, out, force=True, outliers="none")
         with rejected(OutputOverlapError, str(out)):
             produce_from(model, out)
     assert tree(room) == before
@@ -566,7 +566,7 @@ def test_a_file_system_without_locks(
     room: Path, source: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", failing(number, function=fcntl.flock))
-    report = convert(source, room / "out", outliers="none")
+    report = convert_checkpoint(source, room / "out", outliers="none")
     assert any("no locks" in note for note in report.notes)
     verify(open_converted(room / "out"))
     assert [path.name for path in room.iterdir()] == ["out"]
@@ -599,7 +599,7 @@ def test_a_file_system_that_cannot_flush_folders(
         fsync(fd)
 
     monkeypatch.setattr(os, "fsync", fail_for_folders)
-    report = convert(source, room / "out", outliers="none")
+    report = convert_checkpoint(source, room / "out", outliers="none")
     assert [note for note in report.notes if "cannot flush folders" in note] == list(report.notes)[-1:]  # fmt: skip
     verify(open_converted(room / "out"))
 
@@ -616,7 +616,7 @@ def test_an_output_in_place_that_cannot_be_flushed_is_a_note(
         fsync(fd)
 
     monkeypatch.setattr(os, "fsync", fail_for_the_parent)
-    report = convert(source, room / "out", outliers="none")
+    report = convert_checkpoint(source, room / "out", outliers="none")
     assert report.notes[-1].startswith("the output may not outlive a power loss")
     assert [path.name for path in room.iterdir()] == ["out"]
 
@@ -624,6 +624,6 @@ def test_an_output_in_place_that_cannot_be_flushed_is_a_note(
 @pytest.mark.parametrize("length", [246, 250, 255])
 def test_an_output_whose_name_is_long(room: Path, source: Path, length: int) -> None:
     out = room / ("x" * length)
-    convert(source, out, outliers="none")
+    convert_checkpoint(source, out, outliers="none")
     verify(open_converted(out))
     assert list(room.iterdir()) == [out]
