@@ -13,7 +13,7 @@ from ..formats.hub.download import resolve
 from ..formats.int8.folder import ConvertedFolder, is_converted, open_converted
 from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
 from ..formats.source.checks import check_not_quantized
-from ..kernels import MODES, Mode
+from ..kernels.dispatch import MODES, Mode
 from .decoder.decoder import Decoder
 from .model import Model
 from .models.architecture import Architecture, read_architecture

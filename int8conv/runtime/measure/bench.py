@@ -21,7 +21,7 @@ from ...formats.hub.download import resolve
 from ...formats.int8.folder import ConvertedFolder, is_converted, open_converted
 from ...formats.safetensors.storage import WeightsFile
 from ...formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
-from ...kernels import Mode
+from ...kernels.dispatch import Mode
 from ..backends.gpu.files import Loading
 from ..decoder.activations import PREFILL_TOKENS
 from ..loader import check_device, load

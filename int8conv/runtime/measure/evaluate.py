@@ -24,7 +24,8 @@ from ...formats.hub.download import resolve
 from ...formats.int8.folder import ConvertedFolder, is_converted, open_converted
 from ...formats.source.checkpoint import CONFIG_FILE, open_checkpoint
 from ...formats.source.checks import check_not_quantized
-from ...kernels import MODES, FallbackCounter, Mode
+from ...kernels.dispatch import MODES, Mode
+from ...kernels.weight import FallbackCounter
 from ..loader import cache_dtype, check_device, choose_dtype, converted_on_gpu, current_gpu
 from ..models.architecture import Architecture, read_architecture
 from ..text.tokenizer import Tokenizer
