@@ -80,7 +80,12 @@ def command(
     summary = summarize(stats)
     if as_json:
         print_json(summary)
-        return
+    else:
+        show(out, stats, summary)
+
+
+def show(out: Path, stats: Stats, summary: dict[str, Any]) -> None:
+    """A table of the inputs, and a line of what they come to."""
     table(
         ["input", "channels", "median", "largest", ">= 6.0", "16-bit columns", "fallback from"],
         [
