@@ -10,6 +10,7 @@
     |  `- HubChangedError            a file on the hub changed while it was read
     |- OutputError                   the output cannot be written
     |  |- OutputExistsError          it is there already (never touched without force)
+    |  |- OutputOverlapError        it is the source, holds it, or lies inside a file of it
     |  |- OutputBusyError           another process is writing it
     |  |- NotWritableError           its folder cannot be written to
     |  `- NoSpaceError               the disk is full
@@ -24,6 +25,7 @@
     |  |- PickleFileError           a PyTorch pickle cannot be read safely
     |  |- JsonFileError              config, index or manifest is not the JSON that is expected
     |  |- UnsafePathError            the index names a file outside the folder
+    |  |- FileChangedError           a file changed while it was in use
     |  |- MissingShardError          a file that the index names is absent
     |  |- MissingTensorError         a tensor that is listed or needed is absent
     |  |- ShapeError                 a tensor's shape is not what the config implies
@@ -93,7 +95,7 @@ class Int8convError(Exception):
         )  # fmt: skip
 
     def _line(self) -> str:
-        line = f"{self.file}: " if self.file is not None else ""
+        line = f"{_shortened(self.file, 1000)}: " if self.file is not None else ""
         line += f"tensor '{_shortened(self.tensor)}': " if self.tensor is not None else ""
         line += _shortened(self.problem)
         comparison = [
@@ -102,14 +104,25 @@ class Int8convError(Exception):
             if value is not None
         ]
         line += f": {', '.join(comparison)}" if comparison else ""
-        line += f" ({self.hint})" if self.hint else ""
-        return " ".join(line.split())
+        line += f" ({_shortened(self.hint)})" if self.hint else ""
+        return printable(" ".join(line.split()))
 
 
-def _shortened(value: object) -> str:
+def printable(text: str) -> str:
+    """Text from a file, fit for a terminal: what moves the cursor, turns the direction of writing, is invisible or is no character
+    becomes an escape such as ``\\x1b``.
+
+    Errors are made with it, and all that the command line prints (``cli/output.py``).
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _shortened(value: object, most: int = 400) -> str:
     """A value as a message shows it: a malformed file may hold very long ones."""
     text = str(value)
-    return text if len(text) <= 400 else f"{text[:400]}..."
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 class NotFoundError(Int8convError):
@@ -146,6 +159,10 @@ class OutputError(Int8convError):
 
 class OutputExistsError(OutputError):
     """The output is there already; it is never touched without ``force``."""
+
+
+class OutputOverlapError(OutputError):
+    """The output is the source, holds it, or lies inside a file of it."""
 
 
 class OutputBusyError(OutputError):
@@ -202,6 +219,10 @@ class JsonFileError(CheckpointError):
 
 class UnsafePathError(CheckpointError):
     """The index names a file outside the folder."""
+
+
+class FileChangedError(CheckpointError):
+    """A file was replaced or overwritten while it was in use."""
 
 
 class MissingShardError(CheckpointError):
