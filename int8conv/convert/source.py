@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ..errors import ArgumentError, MissingTensorError, UnsupportedModelError
 from ..formats.hub.download import Source
-from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
-from ..formats.source.checks import check_not_quantized
+from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint
 from ..formats.source.matrix import have_same_values
 from ..runtime.models.architecture import Architecture, find_tensor, read_architecture
+from ..runtime.opening import open_unconverted
 from .generic import select_by_names
 from .options import ConvertOptions
 from .outliers.selection import Selection, matches, select_modules
@@ -43,13 +43,14 @@ def open_source(
         UnsupportedModelError: neither known to the runtime nor with anything that looks like a linear.
         ArgumentError: a pattern of the options matches nothing.
     """
-    whole = open_checkpoint(source.folder, source.remote, source.only)
-    check_not_quantized(whole)
-    checkpoint, excluded = _included(whole, options)
+    opened = open_unconverted(source)
+    checkpoint, excluded = _included(opened.checkpoint, options)
     architecture = None
     notes: list[str] = []
     try:
-        architecture = _read_architecture(whole, source.folder / CONFIG_FILE, headers_only)
+        architecture = _read_architecture(
+            opened.checkpoint, source.folder / CONFIG_FILE, headers_only
+        )
         notes += architecture.notes
     except UnsupportedModelError as error:
         notes.append(

@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.convert.options import ConvertOptions
 from int8conv.convert.outliers.selection import Group, Kept
 from int8conv.convert.source import open_source
 from int8conv.errors import ArgumentError, UnsupportedModelError
 from int8conv.formats.hub.download import resolve
-from int8conv.formats.int8.folder import open_converted, read_array
+from int8conv.formats.int8.folder import open_converted
+from int8conv.formats.safetensors.stored import read_array
 
 from ..checkpoints import LLAMA, edit_config, put_fp8, random_tensors, write_checkpoint
 
@@ -92,7 +93,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int, Callable[[str, Tensor], dict[st
 def test_what_transformers_writes(tmp_path: Path, case: str) -> None:
     family, config, count, linears_of = CASES[case]
     stored = transformers_checkpoint(tmp_path / "source", family, config)
-    report = convert(tmp_path / "source", tmp_path / "out")
+    report = convert_checkpoint(tmp_path / "source", tmp_path / "out")
     assert report.quantized == count
     assert report.outlier_columns == 0
     assert "chosen by names and shapes" in report.notes[0]
@@ -163,7 +164,7 @@ def test_layers_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     tensors = {f"layers.{i}.proj.weight": torch.zeros(64, 64).half() for i in range(11)}
     tensors |= {n: torch.zeros(96, 64).half() for n in ("lm_head.weight", "model.embed.weight")}
     write_checkpoint(tmp_path / "source", {"model_type": "new"}, tensors)
-    convert(tmp_path / "source", tmp_path / "out")
+    convert_checkpoint(tmp_path / "source", tmp_path / "out")
     names = [
         n for n in open_converted(tmp_path / "out").checkpoint.tensors if n.endswith(".weight")
     ]
@@ -197,7 +198,7 @@ def test_fp8_of_an_unknown_family(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "source", dtype=torch.bfloat16)
     decoded = put_fp8(folder, "block")
     edit_config(folder, model_type="new")
-    report = convert(folder, tmp_path / "out", keep=["layers.1.mlp.down"])
+    report = convert_checkpoint(folder, tmp_path / "out", keep=["layers.1.mlp.down"])
     weights = dequantized(tmp_path / "out")
     assert report.quantized == len(weights) == len(decoded) - 1
     for path, weight in weights.items():

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from ...errors import ShapeError, UnsupportedModelError
-from ...formats.source.checkpoint import Checkpoint, StoredTensor
+from ...formats.safetensors.stored import StoredTensor
+from ...formats.source.checkpoint import Checkpoint
 from .config import DecoderConfig, RawConfig
 from .families import Family, find_family
 from .reference_fields import FIELDS

@@ -166,7 +166,7 @@ def test_source_and_converted(name: str, tmp_path: Path) -> None:
         ids, expected = ids[:, :20], logits(model, ids[:, :20])
     assert (token_by_token(ours, ids, 9) - expected).abs().max() <= TOLERANCE
 
-    int8conv.convert(tmp_path / "source", tmp_path / "int8")
+    int8conv.convert_checkpoint(tmp_path / "source", tmp_path / "int8")
     assert len(open_converted(tmp_path / "int8").linears) >= 12
     model = dequantized_reference(tmp_path / "source", tmp_path / "int8", tmp_path / "wide")
     converted = int8conv.load(tmp_path / "int8", mode="w8a16")
