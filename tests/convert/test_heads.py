@@ -118,7 +118,7 @@ def test_an_embedding_model_converts_and_is_not_generated_with(
     kept = load_file(tmp_path / "source" / "model.safetensors")
     assert set(kept) <= set(open_converted(tmp_path / "out").checkpoint.tensors)
     for folder in ("source", "out"):
-        with pytest.raises(UnsupportedModelError, match="has no head, 'lm_head.weight'"):
+        with pytest.raises(UnsupportedModelError, match=r"has no head, 'lm_head\.weight'"):
             int8conv.load(tmp_path / folder)
 
 
