@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import int8conv
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.convert.options import ConvertOptions
 from int8conv.convert.outliers.calibrate import calibrate_source
 from int8conv.convert.source import open_source
@@ -52,7 +52,7 @@ def test_another_head_is_kept_and_used_as_transformers_does(
     with torch.inference_mode():
         expected = model(IDS).logits
     assert (int8conv.load(tmp_path / "source").logits(IDS) - expected).abs().max() <= 1e-4
-    report = convert(tmp_path / "source", tmp_path / "out")
+    report = convert_checkpoint(tmp_path / "source", tmp_path / "out")
     assert [note for note in report.notes if note.startswith(UNTIED)]
     opened = open_converted(tmp_path / "out")
     assert opened.manifest.skipped == {}
@@ -64,7 +64,7 @@ def test_a_copy_of_the_embedding_is_dropped(tmp_path: Path) -> None:
     tensors = random_tensors(TIED)
     copy = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
     write_checkpoint(tmp_path / "source", TIED, tensors | copy)
-    report = convert(tmp_path / "source", tmp_path / "out", outliers="none")
+    report = convert_checkpoint(tmp_path / "source", tmp_path / "out", outliers="none")
     assert report.notes == ()
     assert "lm_head.weight" not in open_converted(tmp_path / "out").checkpoint.tensors
     opened = open_source(resolve(tmp_path / "source"), ConvertOptions())
@@ -111,7 +111,7 @@ def test_an_embedding_model_converts_and_is_not_generated_with(
     tmp_path: Path, *, prefix: bool
 ) -> None:
     embedding_model(tmp_path / "source", prefix=prefix)
-    report = convert(tmp_path / "source", tmp_path / "out")
+    report = convert_checkpoint(tmp_path / "source", tmp_path / "out")
     assert report.quantized == 14
     assert report.outlier_columns > 0
     assert report.notes[0].startswith(HEADLESS)
@@ -128,7 +128,7 @@ def test_a_reward_model_keeps_its_score(tmp_path: Path) -> None:
     score = torch.randn(1, 64).half()
     write_checkpoint(tmp_path / "source", LLAMA, tensors | {"score.weight": score})
     assert calibrate_source(tmp_path / "source").tokens > 0
-    convert(tmp_path / "source", tmp_path / "out")
+    convert_checkpoint(tmp_path / "source", tmp_path / "out")
     stored = load_file(tmp_path / "out" / "model-00001-of-00001.safetensors")
     assert torch.equal(stored["score.weight"], score)
 
