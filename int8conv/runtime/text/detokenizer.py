@@ -163,7 +163,8 @@ def _unfinished(data: bytes | bytearray) -> bytes:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(bytes(data))
     begun = decoder.getstate()[0]
-    return begun if len(begun.decode(errors="replace")) == 1 else b""  # of a surrogate, which it waits for
+    # the decoder also waits for the last byte of a surrogate, which is no character
+    return begun if len(begun.decode(errors="replace")) == 1 else b""
 
 
 def _is_utf8(data: bytes | bytearray) -> bool:
