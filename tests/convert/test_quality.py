@@ -315,7 +315,7 @@ def test_without_torch(pair: Path) -> None:
 import json, sys
 from int8conv.convert.quality import compare
 from int8conv.formats.int8.folder import open_converted
-from int8conv.formats.hub import resolve
+from int8conv.formats.hub.download import resolve
 found = compare(open_converted(sys.argv[1]), resolve(sys.argv[2]))
 print(json.dumps([len(found), "torch" in sys.modules]))
 """
