@@ -90,7 +90,7 @@ def test_figures_are_those_of_float64(pair: Path) -> None:
 
 
 def test_progress_ends_at_the_bytes_compared(pair: Path) -> None:
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     source = open_checkpoint(pair / "source")
     compare_tensors(
         open_converted(pair / "int8"),
@@ -98,7 +98,7 @@ def test_progress_ends_at_the_bytes_compared(pair: Path) -> None:
         lambda *call: calls.append(call),
         jobs=3,
     )
-    assert calls[-1] == (source.nbytes, source.nbytes)
+    assert calls[-1] == ("compare", source.nbytes, source.nbytes)
     assert calls == sorted(calls)
 
 
