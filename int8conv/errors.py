@@ -10,6 +10,7 @@
     |  `- HubChangedError                           A file on the hub changed while it was read
     |- OutputError (OSError)                        The output cannot be written
     |  |- OutputExistsError (FileExistsError)       The output exists already; it is never touched without force
+    |  |- OutputOverlapError                        The output is the source, holds it, or lies inside a file of it
     |  |- OutputBusyError                           Another process is writing the output
     |  |- NotWritableError (PermissionError)        The output, or the folder that should hold it, cannot be written to
     |  `- NoSpaceError                              The disk is full
@@ -24,6 +25,7 @@
     |  |- PickleFileError                           A PyTorch pickle cannot be read safely, or holds something other than named tensors
     |  |- JsonFileError                             A config, index or manifest is not the JSON that is expected
     |  |- UnsafePathError                           The index names a file outside the folder
+    |  |- FileChangedError                          A file was replaced or overwritten while it was in use
     |  |- MissingShardError (FileNotFoundError)     A file that the index names is missing
     |  |- DuplicateTensorError                      Two files have a tensor of the same name
     |  |- MissingTensorError                        A tensor that is listed or needed is missing
@@ -194,6 +196,10 @@ class OutputExistsError(OutputError, FileExistsError):
     _errno = errno.EEXIST
 
 
+class OutputOverlapError(OutputError):
+    """The output is the source, holds it, or lies inside a file of it."""
+
+
 class OutputBusyError(OutputError):
     """Another process is writing the output."""
 
@@ -252,6 +258,10 @@ class JsonFileError(CheckpointError):
 
 class UnsafePathError(CheckpointError):
     """The index names a file outside the folder."""
+
+
+class FileChangedError(CheckpointError):
+    """A file was replaced or overwritten while it was in use."""
 
 
 class MissingShardError(CheckpointError, FileNotFoundError):

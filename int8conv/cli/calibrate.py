@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .output import echo, print_json, progress_bars, table
+
+if TYPE_CHECKING:
+    from ..convert.outliers.summary import StatsSummary
 
 
 @click.command("calibrate")
@@ -47,7 +51,10 @@ def command(
     One block of the model is in memory at a time. With --merge, SRC are statistics files of one checkpoint instead.
     """
     from ..convert.outliers.summary import summarize_stats
+    from ..formats.int8.stats import STATISTICS
+    from ..formats.outputs import check_file
 
+    check_file(out, STATISTICS, map(Path, src))  # before any work
     if merge:
         from ..convert.outliers.collect import merge_files
 
@@ -67,7 +74,13 @@ def command(
     summary = summarize_stats(stats)
     if as_json:
         print_json(summary.to_json())
-        return
+    else:
+        show(out, summary)
+
+
+def show(out: Path, summary: StatsSummary) -> None:
+    """A table of the inputs, and a line of what they come to."""
+    stats = summary.stats
     table(
         ["input", "channels", "median", "largest", ">= 6.0", "16-bit columns", "fallback from"],
         [

@@ -76,7 +76,7 @@ class Model:
             raise ArgumentError("token_ids", expected="int64 [batch, tokens]",
                                 found=f"{token_ids.dtype} {list(token_ids.shape)}")  # fmt: skip
         self._check_tokens(token_ids, new_tokens=0)
-        device = self.decoder.kernels.device
+        device = self.decoder.backend.device
         with current(device):
             return self.decoder.forward(token_ids.to(device))
 
@@ -117,7 +117,7 @@ class Model:
         continuation = self._continuation(
             prompt, max_new_tokens, chosen, stop, logprobs=logprobs, end_tokens=end_tokens, on_text=on_text,
         )  # fmt: skip
-        with current(self.decoder.kernels.device):
+        with current(self.decoder.backend.device):
             session = Session(self.decoder) if session is None else session
             cache = session.cache_for(continuation.prompt, continuation.limit)
             continue_all(self.decoder, [continuation], cache, session.steps)
@@ -161,7 +161,7 @@ class Model:
         ]  # fmt: skip
         if continuations:
             capacity = max(len(each.prompt) + each.limit for each in continuations)
-            with current(self.decoder.kernels.device):
+            with current(self.decoder.backend.device):
                 cache = self.decoder.cache(batch=len(continuations), capacity=capacity)
                 continue_all(self.decoder, continuations, cache)
         return [each.result() for each in continuations]
@@ -177,7 +177,7 @@ class Model:
 
     def prepare(self) -> None:
         """Have what single tokens need on a CPU compiled, or loaded from disk, now rather than at the first of them."""
-        if any(block.whole is not None for block in self.decoder.blocks):
+        if any(block.fused is not None for block in self.decoder.blocks):
             prepare()
 
     def fallback_report(self) -> FallbackReport:
@@ -188,7 +188,7 @@ class Model:
         """What this model's memory is predicted with, as it was loaded."""
         decoder = self.decoder
         dtype, kv_cache = (str(d).removeprefix("torch.") for d in (decoder.dtype, decoder.kv_cache))
-        setup = Setup.of(decoder.kernels.device, dtype, kv_cache, self.mode)
+        setup = Setup.of(decoder.backend.device, dtype, kv_cache, self.mode)
         return predictor_of(self.opened, setup, convert=False)
 
     def footprint(self, *, context: int | None = None, batch: int = 1) -> Footprint:

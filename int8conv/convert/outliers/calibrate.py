@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ...errors import ArgumentError, CalibrationError, TokenizerError
 from ...formats.hub.download import resolve
-from ...formats.int8.stats import LARGE, InputStats, Stats, add_exactly, write_stats
+from ...formats.int8.stats import LARGE, STATISTICS, InputStats, Stats, add_exactly, write_stats
+from ...formats.outputs import check_file
 from ...formats.safetensors.checksum import checksum
 from ...formats.safetensors.storage import LocalFile
 from ...formats.source.checkpoint import Checkpoint
@@ -77,11 +78,13 @@ def calibrate(
 
     Raises:
         CalibrationError: a text that cannot be used; an activation is NaN or infinite (names module and channel).
-        NotWritableError: the folder of ``out`` cannot be written to.
+        OutputError: ``out`` is of another kind, belongs to the source, or cannot be written.
         UnsupportedModelError: a family, or a feature of its config, that the runtime does not know.
         ArgumentError: an option out of range, an unknown device.
         NotFoundError, HubError, CheckpointError, SafetensorsError: as ``convert_checkpoint``.
     """
+    if out is not None:
+        check_file(Path(out), STATISTICS, [Path(source)])  # before any work
     resolved = resolve(source)
     opened = open_unconverted(resolved)
     stats = calibrate_opened(
@@ -90,7 +93,7 @@ def calibrate(
     )  # fmt: skip
     stats = replace(stats, source=resolved.id, fingerprint=fingerprint(opened.checkpoint))
     if out is not None:
-        write_stats(stats, Path(out))
+        write_stats(stats, Path(out), [Path(source), resolved.folder])
     return stats
 
 

@@ -103,10 +103,10 @@ def merge_files(files: Sequence[str], out: str | os.PathLike[str]) -> Stats:
 
     Raises:
         NotFoundError, SafetensorsError, StatsError, ArgumentError: they cannot be read, or do not belong together.
-        NotWritableError: the folder of ``out`` cannot be written to.
+        OutputError: ``out`` is of another kind, or cannot be written.
     """
     stats = merge([(file, read_stats(file)) for file in files])
-    write_stats(stats, Path(out))
+    write_stats(stats, Path(out), map(Path, files))
     return stats
 
 
