@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -10,10 +11,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError, NotWritableError
+from ..errors import ArgumentError, NotWritableError, StatsError, printable
 from ..formats.int8.folder import ConvertedFolder, read_array, read_rows
 from ..formats.int8.manifest import InputGroup
-from ..formats.int8.stats import Stats
+from ..formats.int8.stats import InputStats, Stats
 from ..formats.int8.summary import layer_of
 
 SUFFIXES: Final = (".png", ".svg")
@@ -52,8 +53,50 @@ def plot(
         stats: statistics of its source: the map then shows every channel's largest activation. None: kept columns alone, by
             their largest weight.
         errors: relative RMS error of each linear's weight by path, as measured; None: as expected from codes and scales.
+
+    Raises:
+        StatsError: the statistics are of another checkpoint.
+        NotWritableError: the picture cannot be written.
     """
     pyplot = check_plot(file)
+    if stats is not None:
+        check_stats(converted, stats)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # matplotlib's: of glyphs that no font has
+        _plot(pyplot, converted, file, stats, errors)
+
+
+def check_stats(converted: ConvertedFolder, stats: Stats) -> None:
+    """Raise StatsError if statistics lack an input of the folder, or have it in another width."""
+    for group in converted.manifest.inputs:
+        found = _input_stats(stats, group)
+        channels = None if found is None else len(found.absmax)
+        if channels != group.in_features:
+            raise StatsError(
+                f"statistics of another checkpoint ('{stats.source}')", file=converted.checkpoint.folder,
+                tensor=group.linears[0], expected=f"{group.in_features} channels", found=channels or "none",
+                hint="calibrate the source of this folder",
+            )  # fmt: skip
+
+
+def _input_stats(stats: Stats, group: InputGroup) -> InputStats | None:
+    """An input's statistics, by whichever of its linears the folder has in int8."""
+    first = group.linears[0]
+    if first in stats.inputs:
+        return stats.inputs[first]
+    inputs = (path for path, linears in stats.linears.items() if first in linears)
+    return stats.inputs.get(next(inputs, ""))
+
+
+def _label(text: object) -> str:
+    """A name as matplotlib shows it: no control characters, no formula."""
+    return printable(str(text))[:200].replace("$", r"\$")
+
+
+def _plot(
+    pyplot: Any, converted: ConvertedFolder, file: Path, stats: Stats | None,
+    errors: Mapping[str, float] | None,
+) -> None:  # fmt: skip
     roles = _by_role(converted.manifest.inputs)
     found = errors if errors is not None else expected_errors(converted)
     figure, panels = pyplot.subplots(
@@ -62,7 +105,7 @@ def plot(
     for panel, (role, groups) in zip(panels, roles.items(), strict=False):
         _draw_map(panel, role, groups, converted, stats)
     _draw_errors(panels[-1], roles, found, "measured" if errors is not None else "expected")
-    source = converted.manifest.source.get("id")
+    source = _label(converted.manifest.source.get("id"))
     figure.suptitle(f"{source}: outlier channels of each input, and error of int8 weights")
     try:
         figure.savefig(file, dpi=110, metadata={"Date": None} if file.suffix == ".svg" else None)
@@ -88,7 +131,7 @@ def outlier_map(
     """Magnitudes ``[inputs, channels]``; NaN where there is nothing to show."""
     values = np.full((len(groups), max(g.in_features for g in groups)), np.nan)
     for row, group in enumerate(groups):
-        found = None if stats is None else stats.inputs.get(group.linears[0])
+        found = None if stats is None else _input_stats(stats, group)
         if found is not None:
             values[row, : group.in_features] = found.absmax
             continue
@@ -140,7 +183,8 @@ def _draw_map(
     kept = sum(group.outliers for group in groups)
     marked = ", red: kept in 16 bits" if stats is not None else ""
     panel.set_title(
-        f"input of {role} ({kept} of {channels * len(groups)} columns kept{marked})", fontsize=9
+        f"input of {_label(role)} ({kept} of {channels * len(groups)} columns kept{marked})",
+        fontsize=9,
     )
     panel.set_xlabel("channel", fontsize=8)
     panel.set_ylabel("layer", fontsize=8)
@@ -159,7 +203,13 @@ def _draw_errors(
             assert layer is not None
             names.setdefault(path.rpartition(".")[2], []).append((layer, 100 * errors[path]))
     for number, (name, points) in enumerate(names.items()):
-        panel.plot(*zip(*points, strict=True), marker="osD^vXP"[number % 7], ms=4, lw=1, label=name)
+        panel.plot(
+            *zip(*points, strict=True),
+            marker="osD^vXP"[number % 7],
+            ms=4,
+            lw=1,
+            label=_label(name).lstrip("_"),
+        )
     panel.set_title(f"relative RMS error of int8 weights, {how}", fontsize=9)
     panel.set_xlabel("layer", fontsize=8)
     panel.set_ylabel("error, %", fontsize=8)
