@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ..errors import ArgumentError, MissingTensorError, UnsupportedModelError
 from ..formats.hub.download import Source
-from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
-from ..formats.source.checks import check_not_quantized
-from ..runtime.models.architecture import Architecture, read_architecture
+from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint
+from ..formats.source.matrix import have_same_values
+from ..runtime.models.architecture import Architecture, find_tensor, read_architecture
+from ..runtime.opening import open_unconverted
 from .generic import select_by_names
 from .options import ConvertOptions
 from .outliers.selection import Selection, matches, select_modules
@@ -26,22 +28,30 @@ class OpenedSource:
     """What the user should know."""
 
 
-def open_source(source: Source, options: ConvertOptions) -> OpenedSource:
+def open_source(
+    source: Source, options: ConvertOptions, *, headers_only: bool = False
+) -> OpenedSource:
     """Open a checkpoint and select what becomes int8.
+
+    Args:
+        source: the checkpoint.
+        options: among them patterns for names.
+        headers_only: read no weight; a head beside a tied embedding is then taken for its copy without a look.
 
     Raises:
         NotFoundError, CheckpointError, SafetensorsError: it is absent, malformed, or quantized already.
         UnsupportedModelError: neither known to the runtime nor with anything that looks like a linear.
         ArgumentError: a pattern of the options matches nothing.
     """
-    whole = open_checkpoint(source.folder, source.remote, source.only)
-    check_not_quantized(whole)
-    checkpoint, excluded = _included(whole, options)
-    architecture, notes = None, []
+    opened = open_unconverted(source)
+    checkpoint, excluded = _included(opened.checkpoint, options)
+    architecture = None
+    notes: list[str] = []
     try:
-        architecture = read_architecture(
-            checkpoint.config, checkpoint.tensors, source.folder / CONFIG_FILE
+        architecture = _read_architecture(
+            opened.checkpoint, source.folder / CONFIG_FILE, headers_only
         )
+        notes += architecture.notes
     except UnsupportedModelError as error:
         notes.append(
             f"the runtime cannot run this model ({error.problem}): linears are chosen by names and shapes, "
@@ -59,6 +69,20 @@ def open_source(source: Source, options: ConvertOptions) -> OpenedSource:
         raise
     selection = replace(selection, skipped=selection.skipped | excluded)
     return OpenedSource(checkpoint, architecture, selection, tuple(notes))
+
+
+def _read_architecture(checkpoint: Checkpoint, file: Path, headers_only: bool) -> Architecture:
+    """The decoder; a head that is the token embedding's copy is none."""
+    architecture = read_architecture(checkpoint.config, checkpoint.tensors, file)
+    if not architecture.untied:
+        return architecture
+    modules = architecture.outside()
+    head = find_tensor(checkpoint, modules["head"])
+    embed = find_tensor(checkpoint, modules["embed"])
+    if not headers_only and not have_same_values(embed, head):
+        return architecture
+    rest = [name for name in checkpoint.tensors if name != head.name]
+    return read_architecture(checkpoint.config, rest, file)
 
 
 def _included(checkpoint: Checkpoint, options: ConvertOptions) -> tuple[Checkpoint, dict[str, str]]:
