@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -44,6 +46,7 @@ class Tokenizer:
         with unbroken(folder):
             if os.path.lexists(folder / "tokenizer.json"):
                 data = read_bounded(folder / "tokenizer.json", MOST_BYTES)
+                _check_charsmaps(data)
                 return cls(_harmless(RustTokenizer.from_buffer(data)), folder)
             if all((folder / name).is_file() for name in FILES[1:]):
                 return cls(_byte_level_bpe(folder), folder)
@@ -158,6 +161,20 @@ def _byte_level_bpe(folder: Path) -> RustTokenizer:
 def _content(token: object) -> str | None:
     value = token.get("content") if isinstance(token, dict) else token
     return value if isinstance(value, str) else None
+
+
+_CHARSMAP: Final = re.compile(rb'"precompiled_charsmap"\s*:\s*"([^"]*)')
+
+
+def _check_charsmaps(data: bytes) -> None:
+    """Raise ValueError for a table of SentencePiece's that is shorter than it says.
+
+    The library allocates what it says, up to 8 GiB, and where there is not so much ends the process.
+    """
+    for match in _CHARSMAP.finditer(data):
+        begin = base64.b64decode(match[1][:8].ljust(8, b"A"))
+        if int.from_bytes(begin[:4], "little") > len(match[1]):
+            raise ValueError("precompiled_charsmap is cut off")
 
 
 def _harmless(tokenizer: RustTokenizer) -> RustTokenizer:
