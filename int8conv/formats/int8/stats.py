@@ -93,6 +93,14 @@ class Stats:
         return any(text is None for text, _ in self.texts)
 
 
+def input_stats(stats: Stats, linear: str) -> InputStats | None:
+    """What was seen at the input of a linear, by its path; None: it is not among the statistics."""
+    if linear in stats.inputs:
+        return stats.inputs[linear]
+    inputs = (path for path, linears in stats.linears.items() if linear in linears)
+    return stats.inputs.get(next(inputs, ""))
+
+
 def add_exactly(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The sum of two sums ``[2, n]``, each the nearest float64 and what that leaves out.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypedDict
 
 import torch
 from torch import Tensor
@@ -15,9 +15,20 @@ LARGEST: Final = 1e30
 """Beyond it, and below its inverse, an option is applied in float64: it is 0 or infinite in float32, and 0 / 0 no number."""
 
 
+class SamplingOptions(TypedDict, total=False):
+    """The fields of ``Sampling`` as keyword arguments; None, or absence, leaves a field as it is."""
+
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. Applied in this order, which is also transformers': repetition penalty, temperature, top-k,
+    """How the next token is chosen. Applied in this order, which is also transformers': repetition penalty, temperature, top-k,
     top-p, min-p."""
 
     temperature: float = 0.0
@@ -49,6 +60,18 @@ class Sampling:
             )
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise ArgumentError("seed", expected="a 64-bit integer", found=self.seed)
+
+    def changed(self, options: SamplingOptions) -> Sampling:
+        """This, with the fields that are given.
+
+        Raises:
+            ArgumentError: one is out of range.
+            TypeError: there is no such field.
+        """
+        given: dict[str, Any] = {
+            name: value for name, value in options.items() if value is not None
+        }
+        return replace(self, **given)
 
     def generator(self) -> torch.Generator:
         """A generator seeded as asked."""
