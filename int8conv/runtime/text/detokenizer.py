@@ -14,8 +14,6 @@ import codecs
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from tokenizers.pre_tokenizers import ByteLevel
-
 _CONTEXT: Final = 6
 """Tokens before a token that it is decoded after."""
 _PROMPT_WINDOW: Final = 64
@@ -133,13 +131,11 @@ def _fallback_byte(token: str) -> bytes | None:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in byte-level tokens (GPT-2's ``bytes_to_unicode``): printable ones for themselves, the
-    others from U+0100 on."""
-    alphabet = set(ByteLevel.alphabet())
-    themselves = {character: ord(character) for character in alphabet if ord(character) < 256}
-    others = sorted(alphabet - set(themselves))
-    missing = (byte for byte in range(256) if chr(byte) not in themselves)
-    return themselves | dict(zip(others, missing, strict=True))
+    """The character that stands for each byte in byte-level tokens (GPT-2's ``bytes_to_unicode``): visible ones of Latin-1 for
+    themselves, the others from U+0100 on."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in visible]
+    return {chr(b): b for b in visible} | {chr(0x100 + i): b for i, b in enumerate(others)}
 
 
 _BYTES: Final = _byte_alphabet()
