@@ -21,7 +21,10 @@
     |  |- ByteCountError             shape times item size is not the number of bytes
     |  `- OffsetError                tensors overlap, leave holes, or pass the payload's end
     |- CheckpointError               a checkpoint folder does not hold together
-    |  |- PickleFileError           a PyTorch pickle cannot be read safely
+    |  |- PointerFileError           a Git LFS pointer stands in place of a file
+    |  |- AdapterError               weights of an adapter, not of a model
+    |  |- WrappedNamesError          tensor names have the prefix of a wrapper that training put around the model
+    |  |- PickleFileError            a PyTorch pickle cannot be read safely
     |  |- JsonFileError              config, index or manifest is not the JSON that is expected
     |  |- UnsafePathError            the index names a file outside the folder
     |  |- MissingShardError          a file that the index names is absent
@@ -201,6 +204,18 @@ class OffsetError(SafetensorsError):
 
 class CheckpointError(Int8convError):
     """A checkpoint folder does not hold together."""
+
+
+class PointerFileError(CheckpointError):
+    """A Git LFS pointer stands in place of a file."""
+
+
+class AdapterError(CheckpointError):
+    """The weights are those of an adapter (LoRA and the like), not of a model."""
+
+
+class WrappedNamesError(CheckpointError):
+    """Tensor names have the prefix of a wrapper that training put around the model."""
 
 
 class PickleFileError(CheckpointError):
