@@ -17,8 +17,10 @@ from ...errors import (
     NotFoundError,
 )
 from ..json_file import read_json
+from ..safetensors.dtypes import FP8_DTYPES
 from ..safetensors.header import Header, read_header
 from ..safetensors.storage import LocalFile, WeightsFile
+from ..safetensors.stored import StoredTensor
 from .adapter import MERGE, check_not_adapter, is_adapter_name
 from .git_lfs import check_not_pointer
 from .index import check_listed, read_weight_map, shard_of_each
@@ -36,20 +38,6 @@ from .weight_files import (
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = SAFETENSORS.index
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Where one tensor's bytes are."""
-
-    name: str
-    dtype: str
-    """Safetensors name: F16, BF16, F32, I8, ..."""
-    shape: tuple[int, ...]
-    file: WeightsFile
-    offset: int
-    """Of the first byte, from the start of the file."""
-    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -70,6 +58,11 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(t.nbytes for t in self.tensors.values())
+
+    @cached_property
+    def has_fp8(self) -> bool:
+        """Whether a tensor holds 8-bit floats."""
+        return any(t.dtype in FP8_DTYPES for t in self.tensors.values())
 
     def tensor(self, name: str) -> StoredTensor:
         """The tensor of that name.
@@ -212,5 +205,7 @@ def _left_out(
         weights = found.index or some(found.names)
         notes.append(f"the weights are those of {weights}; left out: {some(sorted(others))}")
     if adapters := [name for name in files if is_adapter_name(name)]:
-        notes.append(f"an adapter beside the weights is left out: {some(sorted(adapters))}; {MERGE}")
+        notes.append(
+            f"an adapter beside the weights is left out: {some(sorted(adapters))}; {MERGE}"
+        )
     return tuple(notes)

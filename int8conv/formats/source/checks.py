@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from ...errors import AlreadyQuantizedError, ShapeError, WrappedNamesError
 from .adapter import check_not_adapter
 from .checkpoint import CONFIG_FILE, Checkpoint
+from .fp8 import quantization_sections
 from .packed import made_from, packed_by
 
 _FP8_METHODS: Final = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt")
 """Methods by which a config may announce FP8 weights; the tensors show whether it is them."""
-_SECTIONS: Final = ("quantization_config", "compression_config", "quantization")
-_PARTS: Final = ("text_config", "llm_config", "language_config")
-"""Of a config whose model has several, where it may say how its text model is quantized."""
-
 _WRAPPERS: Final = {
     "_orig_mod": "torch.compile",
     "_fsdp_wrapped_module": "FSDP",
@@ -59,7 +56,7 @@ def check_plain(checkpoint: Checkpoint) -> None:
 
 
 def _check_config(checkpoint: Checkpoint) -> None:
-    for key, section in _sections(checkpoint.config):
+    for key, section in quantization_sections(checkpoint.config):
         method = section.get("quant_method") if isinstance(section, dict) else None
         if isinstance(method, str) and method in _FP8_METHODS:
             continue
@@ -76,15 +73,6 @@ def _check_config(checkpoint: Checkpoint) -> None:
             expected=f"no {key}", found=found,
             hint=_instead(checkpoint.folder, checkpoint.config),
         )  # fmt: skip
-
-
-def _sections(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Where a config can say that its weights are quantized, as far as something is there."""
-    parts = [("", config), *((f"{name}.", config.get(name)) for name in _PARTS)]
-    for prefix, part in parts:
-        for key in _SECTIONS if isinstance(part, dict) else ():
-            if part.get(key):
-                yield prefix + key, part[key]
 
 
 def _instead(folder: Path, config: Mapping[str, Any]) -> str:

@@ -72,7 +72,11 @@ def shard_of_each(
         notes.append(f"tensors in two files, of which the last is taken: {some(twice)}")
     if weight_map is not None:
         if stale := [name for name in weight_map if name not in found]:
-            notes.append(f"tensors that the index lists and no file has ({len(stale)}): {some(stale)}")
+            notes.append(
+                f"tensors that the index lists and no file has ({len(stale)}): {some(stale)}"
+            )
         if unlisted := [name for name in found if name not in weight_map]:
-            notes.append(f"taken, though the index leaves them out ({len(unlisted)}): {some(unlisted)}")
+            notes.append(
+                f"taken, though the index leaves them out ({len(unlisted)}): {some(unlisted)}"
+            )
     return found, tuple(notes)

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from ..int8.names import QUANT_METHOD, is_padding
 from ..regular_file import open_within, read_at_most
-from .fp8 import SCALE_SUFFIXES, is_fp8
-from .stored import StoredTensor
+from ..safetensors.stored import StoredTensor
+from .fp8 import scaled_weight
 
 _MARKS: Final = {
     "SCB": "bitsandbytes",
@@ -54,7 +54,8 @@ _README: Final = "README.md"
 _README_BYTES: Final = 1 << 16
 _HUB_ID: Final = r"[\w.-]+/[\w.-]+"
 _BASE: Final = re.compile(
-    rf"^base_model:[ \t]*(?:\n[ \t]*-[ \t]*)?[\"']?({_HUB_ID})[\"']?[ \t]*$", re.MULTILINE | re.ASCII
+    rf"^base_model:[ \t]*(?:\n[ \t]*-[ \t]*)?[\"']?({_HUB_ID})[\"']?[ \t]*$",
+    re.MULTILINE | re.ASCII,
 )
 _PACKED_NAME: Final = re.compile(
     r"\d-?bit|gptq|awq|gguf|mlx|bnb|exl\d|quant|int\d|fp\d|w\da\d", re.IGNORECASE
@@ -68,7 +69,7 @@ def packed_by(tensor: StoredTensor, tensors: Mapping[str, StoredTensor]) -> str 
         return QUANT_METHOD
     path, _, last = name.rpartition(".")
     if last in _MARKS:
-        return None if _is_fp8_scale(name, tensors) else _MARKS[last]
+        return None if scaled_weight(tensors, name) else _MARKS[last]
     if last == "weight" and tensor.dtype.startswith(("I", "U")):
         for first, second, method in _BESIDE_INTEGERS:
             if path + first in tensors and (not second or path + second in tensors):
@@ -80,11 +81,6 @@ def packed_by(tensor: StoredTensor, tensors: Mapping[str, StoredTensor]) -> str 
     if stem != name and f"{stem}_scales" in tensors and tensor.dtype == "U8":
         return "MXFP4"
     return None
-
-
-def _is_fp8_scale(name: str, tensors: Mapping[str, StoredTensor]) -> bool:
-    weights = (name.removesuffix(suffix) for suffix in SCALE_SUFFIXES if name.endswith(suffix))
-    return any(weight in tensors and is_fp8(tensors[weight]) for weight in weights)
 
 
 def made_from(folder: Path, config: Mapping[str, Any]) -> str | None:

@@ -16,7 +16,7 @@ from int8conv.errors import (
     PointerFileError,
     UnsafePathError,
 )
-from int8conv.formats.int8.folder import read_array
+from int8conv.formats.safetensors.stored import read_array
 from int8conv.formats.source.checkpoint import Checkpoint, open_checkpoint
 
 from ...checkpoints import write_checkpoint

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ....formats.int8.folder import ConvertedFolder
 from ....formats.source.checkpoint import Checkpoint
-from ....formats.source.fp8 import FP8_DTYPES
+from ....formats.safetensors.dtypes import FP8_DTYPES
 from ....kernels import MixedWeight, Mode
 from ...models.architecture import Module, find_tensor
 from ...models.config import DecoderConfig
