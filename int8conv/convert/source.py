@@ -37,7 +37,7 @@ def open_source(source: Source, options: ConvertOptions) -> OpenedSource:
     opened = open_unconverted(source)
     checkpoint, excluded = _included(opened.checkpoint, options)
     architecture = None
-    notes: list[str] = []
+    notes = list(checkpoint.notes)
     try:
         architecture = replace(opened, checkpoint=checkpoint).architecture
         notes += architecture.notes

@@ -56,7 +56,8 @@ def is_fp8(tensor: StoredTensor) -> bool:
 
 def quantization_sections(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Where a config says how its weights are quantized, by key, as far as something is there."""
-    for name, part in (("", config), *((f"{name}.", config.get(name)) for name in _PARTS)):
+    parts: list[tuple[str, Any]] = [("", config), *((f"{n}.", config.get(n)) for n in _PARTS)]
+    for name, part in parts:
         for key in _SECTIONS if isinstance(part, dict) else ():
             if part.get(key):
                 yield name + key, part[key]

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ....formats.int8.folder import ConvertedFolder
-from ....formats.source.checkpoint import Checkpoint
 from ....formats.safetensors.dtypes import FP8_DTYPES
-from ....kernels import MixedWeight, Mode
+from ....formats.source.checkpoint import Checkpoint
+from ....kernels.dispatch import Mode
+from ....kernels.weight import MixedWeight
 from ...models.architecture import Module, find_tensor
 from ...models.config import DecoderConfig
 from ...weights.weights import CheckpointWeights, ConvertedWeights, Projection
