@@ -185,7 +185,8 @@ class MatrixReader:
             values = np.take(table, codes, out=buffer[: len(codes)], mode="clip")
             down = np.arange(first, first + len(codes)) // scales.rows
             wide = factors[down]
-            values *= wide if scales.shape[1] == 1 else wide[:, across]
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by name
+                values *= wide if scales.shape[1] == 1 else wide[:, across]
             yield first, values.view(np.uint32)
 
     def _transposed(self, reader: Reader) -> Iterator[tuple[int, Bits]]:
