@@ -185,7 +185,9 @@ class MatrixReader:
             values = np.take(table, codes, out=buffer[: len(codes)], mode="clip")
             down = np.arange(first, first + len(codes)) // scales.rows
             wide = factors[down]
-            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by name
+            with np.errstate(
+                over="ignore", invalid="ignore"
+            ):  # what is not finite is refused by name
                 values *= wide if scales.shape[1] == 1 else wide[:, across]
             yield first, values.view(np.uint32)
 
