@@ -64,10 +64,8 @@ def _check_config(checkpoint: Checkpoint) -> None:
             if not isinstance(section, dict) or not {"bits", "group_size"} & section.keys():
                 continue
             found = "MLX"
-        elif isinstance(method, str) or method is None:
-            found = f"quant_method {method!r}"
         else:
-            found = f"a quant_method that is no text but {type(method).__name__}"
+            found = f"quant_method {method!r}"
         raise AlreadyQuantizedError(
             "the source is quantized already", file=checkpoint.folder / CONFIG_FILE,
             expected=f"no {key}", found=found,
