@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from .names import MANIFEST_FILE, is_padding
 
 Progress = Callable[[int], None]
 """Called with the number of bytes read since the last call."""
+
+BLOCK_CODES: Final = 1 << 20
+"""Codes that are looked at in one go."""
 
 
 def verify(converted: ConvertedFolder, progress: Progress = lambda nbytes: None) -> int:
@@ -43,7 +47,7 @@ def verify(converted: ConvertedFolder, progress: Progress = lambda nbytes: None)
             _verify_shard(converted.checkpoint, path, record, progress)
         total += size
     for linear in converted.linears.values():
-        _verify_linear(linear)
+        verify_linear(linear)
     return total
 
 
@@ -80,13 +84,14 @@ def _compare(found: str, expected: str | None, path: Path, tensor: str | None = 
         )  # fmt: skip
 
 
-def _verify_linear(linear: QuantizedLinear) -> None:
+def verify_linear(linear: QuantizedLinear) -> None:
+    """Hold codes and scales to the numeric rules, a block of rows at a time."""
     scale = read_array(linear.scale)
     if not (np.isfinite(scale) & (scale >= 0)).all():
         raise NumberError("row scale is negative or not finite", file=linear.scale.file,
                                    tensor=linear.scale.name)  # fmt: skip
     columns = read_array(linear.outlier_index) if linear.outlier_index else None
-    rows = max(1, (1 << 20) // max(linear.in_features, 1))
+    rows = max(1, BLOCK_CODES // max(linear.in_features, 1))
     for first in range(0, linear.out_features, rows):
         last = min(first + rows, linear.out_features)
         codes = read_rows(linear.weight, first, last).squeeze(-1)
