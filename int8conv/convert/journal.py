@@ -39,18 +39,20 @@ class Journal:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a journal; one that was cut off, and all after it, do not count."""
+    """The whole lines of a journal: the fingerprint, then entries. A line that was cut off or damaged, and all after it, do not count."""
     if not path.is_file():
         return []
-    lines = []
+    lines: list[dict[str, Any]] = []
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
-        if not isinstance(value, dict) or not (
-            {"fingerprint"} == set(value) or {"key", "value"} == set(value)
+        if not isinstance(value, dict) or set(value) != (
+            {"key", "value"} if lines else {"fingerprint"}
         ):
+            break
+        if lines and not isinstance(value["key"], str):
             break
         lines.append(value)
     return lines

@@ -62,12 +62,12 @@ def test_a_file_that_cannot_be_opened_or_read(tmp_path: Path) -> None:
 
 
 def test_the_file_is_closed_even_after_an_error(file: LocalFile) -> None:
-    open_before = len(os.listdir("/proc/self/fd"))
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         with pytest.raises(TruncatedFileError):
             read(file, 100, 1)
         read(file, 0, 1)
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
 
 
 def test_name_size_and_how_errors_call_it(file: LocalFile) -> None:
