@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError, NotWritableError
-from ..formats.int8.folder import ConvertedFolder, read_array, read_rows
+from ..formats.int8.folder import ConvertedFolder
 from ..formats.int8.manifest import InputGroup
 from ..formats.int8.stats import Stats
 from ..formats.int8.summary import layer_of
+from ..formats.safetensors.stored import read_array, read_rows
 
 SUFFIXES: Final = (".png", ".svg")
 _MOST_BINS: Final = 1024

@@ -1,4 +1,4 @@
-"""``convert``: from a checkpoint folder to a converted one."""
+"""``convert_checkpoint``: from a checkpoint folder to a converted one."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ..formats.int8.workspace import check_replaceable, open_workspace
 from ..formats.json_file import dump_json
 from ..formats.safetensors.checksum import checksum, checksum_range
 from ..formats.source.checkpoint import Checkpoint
+from ..runtime.devices import DeviceLike, find_torch_device
 from .journal import Journal
 from .memory import DEFAULT_MAX_MEMORY, plan_workers
 from .metadata_files import make_manifest, write_metadata_files
@@ -37,7 +38,7 @@ Progress = Callable[[str, int, int], None]
 """Called with a stage's name, units done so far, and units in all."""
 
 
-def convert(
+def convert_checkpoint(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
@@ -56,7 +57,7 @@ def convert(
     jobs: int | None = None,
     max_memory: int = DEFAULT_MAX_MEMORY,
     stream: bool = False,
-    device: str = "cpu",
+    device: DeviceLike = "cpu",
     progress: Progress | None = None,
 ) -> ConvertReport:
     """Convert a checkpoint folder to int8 (see ``formats/SPEC.md``).
@@ -115,10 +116,9 @@ def convert(
                             found=outliers)  # fmt: skip
     if jobs is not None and jobs < 1:
         raise ArgumentError("jobs", expected="1 or more", found=jobs)
-    if device != "cpu":
-        from .rounding.device import check_device  # needs torch
-
-        check_device(device)
+    device = str(device)
+    if device != "cpu":  # which needs no torch
+        find_torch_device(device)
     tell = progress or (lambda stage, done, total: None)
     out = Path(out)
     check_replaceable(out, force=force)  # before any work

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from ...errors import LayoutError
-from ..source.checkpoint import Checkpoint, StoredTensor
+from ..safetensors.stored import StoredTensor
+from ..source.checkpoint import Checkpoint
 from .layout import PAYLOAD_ALIGNMENT, RUN_ALIGNMENT
 from .manifest import InputGroup
 from .names import KINDS

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ...formats.int8.folder import ConvertedFolder, QuantizedLinear
 from ...formats.safetensors.storage import LocalFile
-from ...formats.source.checkpoint import Checkpoint, StoredTensor
+from ...formats.safetensors.stored import StoredTensor
+from ...formats.source.checkpoint import Checkpoint
 from ...formats.source.fp8 import FP8_DTYPES
 from ...formats.source.matrix import find_matrix
 from ...kernels import FallbackCounter, MixedWeight, Mode, dense_linear, dequantized_rows

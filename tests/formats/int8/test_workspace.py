@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.errors import (
     Int8convError,
     NoSpaceError,
@@ -212,7 +212,7 @@ def test_permissions_follow_the_umask(
     room: Path, source: Path, umask: Callable[[int], None], mask: int
 ) -> None:
     umask(mask)
-    convert(source, room / "out", outliers="none")
+    convert_checkpoint(source, room / "out", outliers="none")
     assert stat.S_IMODE((room / "out").stat().st_mode) == 0o777 & ~mask
     for path in (room / "out").iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask, path.name
@@ -261,7 +261,7 @@ def test_errors_of_the_system_are_named_and_leave_nothing(
     out = room / "out"
     monkeypatch.setattr(os, name, failing(number, after=after, function=getattr(os, name)))
     with rejected(error, str(out)):
-        convert(source, out, outliers="none")
+        convert_checkpoint(source, out, outliers="none")
     assert visible(room) == {}
 
 
@@ -327,10 +327,10 @@ def test_a_folder_without_permission(room: Path) -> None:
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.errors import NoSpaceError
 try:
-    convert(sys.argv[1], sys.argv[2], outliers="none")
+    convert_checkpoint(sys.argv[1], sys.argv[2], outliers="none")
 except NoSpaceError as error:
     print(error)
 """
@@ -348,7 +348,7 @@ def test_a_folder_that_is_no_workspace_is_not_taken_for_one(room: Path, source: 
     (room / ".out.partial").mkdir()
     (room / ".out.partial" / "thesis.txt").write_text("the only copy")
     with rejected(OutputExistsError, str(room / ".out.partial")):
-        convert(source, room / "out", outliers="none")
+        convert_checkpoint(source, room / "out", outliers="none")
     assert tree(room) == {".out.partial/": "", ".out.partial/thesis.txt": "the only copy"}
 
 
@@ -393,7 +393,7 @@ def test_everything_is_flushed_before_the_rename(
 
     monkeypatch.setattr(os, "fsync", record_fsync)
     monkeypatch.setattr(Path, "rename", record_rename)
-    convert(source, room / "out", outliers="none")
+    convert_checkpoint(source, room / "out", outliers="none")
     (count,) = at_rename
     assert {path.name for path in (room / "out").iterdir()} < set(flushed[:count])
     assert flushed[count - 1] == "folder"
