@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, cast
 import torch
 
 from ..errors import ArgumentError
-from ..kernels import MODES, Mode
+from ..kernels.dispatch import MODES, Mode
 from .decoder.decoder import Decoder
 from .devices import DeviceKind, DeviceLike, Placement, current, find_placement
 from .model import Model

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, GenerationError
-from ..kernels import FallbackCounter, Mode
 from ..kernels.cpu.fused import prepare
+from ..kernels.dispatch import Mode
+from ..kernels.weight import FallbackCounter
 from .backends.gpu.files import Loading
 from .decoder.decoder import Decoder
 from .generate.generation import Continuation, Generation, continue_all

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ArgumentError
-from ...kernels import Mode
+from ...kernels.dispatch import Mode
 from ..backends.gpu.files import Loading
 from ..decoder.activations import PREFILL_TOKENS
 from ..devices import DeviceLike, Placement, current, find_placement

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ...errors import ArgumentError, EvaluationError, SourceMismatchError
-from ...kernels import MODES, FallbackCounter, Mode
+from ...kernels.dispatch import MODES, Mode
+from ...kernels.weight import FallbackCounter
 from ..devices import DeviceLike, Placement, current, find_placement
 from ..loader import cache_dtype, choose_dtype, converted_weights
 from ..models.architecture import Architecture

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import int8conv
-from int8conv.kernels import FallbackCounter
+from int8conv.kernels.weight import FallbackCounter
 from int8conv.runtime.measure.fallback import fallback_report
 
 PROMPT = torch.arange(10, 74)[None]

@@ -12,7 +12,7 @@ from int8conv.convert.converter import convert_checkpoint
 from int8conv.errors import ArgumentError
 from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.source.checkpoint import open_checkpoint
-from int8conv.kernels import Mode
+from int8conv.kernels.dispatch import Mode
 from int8conv.runtime.backends.gpu.cache import DeviceCache
 from int8conv.runtime.backends.gpu.files import DeviceFiles
 from int8conv.runtime.backends.gpu.staging import Staging
