@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from ..errors import ArgumentError
 from ..formats.hub.download import resolve
 from ..formats.int8.layout import plan_layout
 from ..formats.int8.stats import Stats, read_stats
-from ..formats.int8.workspace import check_replaceable, open_workspace
+from ..formats.int8.workspace import open_workspace
 from ..formats.json_file import dump_json
+from ..formats.outputs import check_apart, check_folder
 from ..formats.safetensors.checksum import checksum, checksum_range
 from ..formats.source.checkpoint import Checkpoint
 from ..runtime.devices import DeviceLike, find_torch_device
@@ -121,8 +123,10 @@ def convert_checkpoint(
         find_torch_device(device)
     tell = progress or (lambda stage, done, total: None)
     out = Path(out)
-    check_replaceable(out, force=force)  # before any work
+    check_apart(out, Path(source))  # before any work
+    check_folder(out, force=force)
     resolved = resolve(source, stream=stream)
+    check_apart(out, resolved.folder)
     if stream and resolved.revision is None:
         raise ArgumentError("stream is for sources on the hub", file=source, expected="org/name",
                             found="a local folder")  # fmt: skip
@@ -135,8 +139,11 @@ def convert_checkpoint(
     workers = plan_workers(plan, jobs or os.cpu_count() or 1, max_memory)
     workers = replace(workers, device=device)
     watch.lap("open")
-    with open_workspace(out, force=force) as workspace:
-        journal = Journal(workspace.path, _fingerprint(opened.checkpoint, options, stats))
+    fingerprint = _fingerprint(opened.checkpoint, options, stats)
+    with (
+        open_workspace(out, force=force, source=resolved.folder) as workspace,
+        closing(Journal(workspace.path, fingerprint)) as journal,
+    ):
         if not journal.resumed:
             workspace.clear()
         choices, calibration, notes = _choose(opened, options, measured_before, journal, tell)
@@ -145,6 +152,7 @@ def convert_checkpoint(
             notes += ("an unfinished attempt had another source or options: started again",)
         plan = make_plan(opened.selection, choices, options)
         layouts = plan_layout(plan.units, max_shard_bytes=options.max_shard_bytes)
+        workspace.keep_only([layout.name for layout in layouts])
         results = run_tasks(
             plan.tasks, layouts, workspace.folder, workers, journal=journal, watch=watch,
             progress=_counted(tell, "convert", plan.source_bytes),
@@ -164,7 +172,7 @@ def convert_checkpoint(
         seconds=time.perf_counter() - start,
         rounded=manifest.rounded,
         resumed=sum(result.resumed for result in results),
-        notes=opened.notes + notes,
+        notes=opened.notes + notes + tuple(workspace.notes),
         quality=measured(plan, results),
         stages=dict(watch.seconds),
     )
