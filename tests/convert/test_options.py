@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.convert.options import ConvertOptions, read_options
 from int8conv.convert.outliers.rule import Choosing
 from int8conv.convert.outliers.selection import Patterns
@@ -70,7 +70,7 @@ def test_a_folder_gives_back_the_options_it_was_made_with(tmp_path: Path) -> Non
     assert all(value != asdict(ConvertOptions())[name] for name, value in asdict(options).items())
     source = tmp_path / "source"
     write_checkpoint(source, tensors=random_tensors(LLAMA) | {"model.extra": torch.ones(3).half()})
-    convert(source, tmp_path / "out", **asdict(options))
+    convert_checkpoint(source, tmp_path / "out", **asdict(options))
     assert read_options(open_converted(tmp_path / "out")) == options
 
 
