@@ -16,7 +16,6 @@ from .folder import FolderLike, QuantizedLinear, open_folder
 from .manifest import FileRecord
 from .names import MANIFEST_FILE, is_padding
 
-
 BLOCK_CODES: Final = 1 << 20
 """Codes that are looked at in one go."""
 
