@@ -25,13 +25,14 @@ class Against:
         self._converted, self._limit = converted, limit
         source = resolve(src)
         with progress_bars("B") as progress:
-            self.qualities = compare(
+            self.comparison = compare(
                 converted, source, lambda done, total: progress("compare", done, total)
             )
+        self.qualities = self.comparison.linears
         self._ordered = sorted(self.qualities, key=lambda quality: quality.order)
 
     def to_json(self) -> dict[str, Any]:
-        """Figures of every linear, in the order of the file; a figure is null where nothing was lost."""
+        """Figures of every linear, in the order of the file, null where nothing was lost; and what became of all else."""
         return {
             "min_sqnr_db": self._limit,
             "worst_sqnr_db": self._ordered[0].sqnr_db if self._ordered else None,
@@ -43,12 +44,15 @@ class Against:
                 }
                 for q in self.qualities
             },
+            "same": self.comparison.same,
+            "rounded": self.comparison.rounded,
+            "left_out": self.comparison.left_out,
         }  # fmt: skip
 
     def show(self) -> None:
         """The worst linears, and a line with the worst and the median."""
         if not self._ordered:
-            echo("", "no int8 tensors; all others are the source's bit for bit")
+            echo("", "no int8 tensors" + self._others())
             return
         echo()
         shown = self._ordered[:SHOWN]
@@ -59,8 +63,25 @@ class Against:
         echo(
             "",
             f"{len(self._ordered)} int8 tensors: worst SQNR {_db(worst.sqnr_db)} ({worst.name}), "
-            f"median {_db(median_sqnr(self.qualities))}; all else is the source's bit for bit",
+            f"median {_db(median_sqnr(self.qualities))}{self._others()}",
         )
+
+    def _others(self) -> str:
+        """What became of all else."""
+        found = self.comparison
+        values = sum(found.rounded.values())
+        if not found.rounded and not found.left_out:
+            return f"; all else, {found.same} tensors and the config, is the source's bit for bit"
+        text = f"; the source's bit for bit: {found.same} tensors and the config"
+        if found.rounded:
+            text += (
+                f"; rounded from float32: {len(found.rounded)} tensors ({values:,} values changed)"
+            )
+        if found.left_out:
+            name, why = next(iter(found.left_out.items()))
+            more = f", and {len(found.left_out) - 1} more" if len(found.left_out) > 1 else ""
+            text += f"; left out: {name} ({why}){more}"
+        return text
 
     def check(self) -> None:
         """Raise QualityError if a linear is below the limit."""
