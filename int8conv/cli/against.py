@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ..convert.quality import TensorQuality, check_sqnr, compare, median_sqnr
-from ..formats.hub.download import resolve
-from ..formats.int8.folder import ConvertedFolder
-from .output import echo, progress_bars, table
+from .output import echo, table
+
+if TYPE_CHECKING:
+    from ..convert.compare import SourceComparison
 
 SHOWN = 10
 
 
+<<<<<<< HEAD
 class Against:
     """A converted folder held against its source.
 
@@ -94,7 +95,31 @@ class Against:
 
     def _is_low(self, quality: TensorQuality) -> bool:
         return quality.order < self._limit
+=======
+def show_comparison(compared: SourceComparison, limit: float) -> None:
+    """The worst linears, and a line with the worst and the median; ``limit`` is an SQNR in dB."""
+    if not compared.tensors:
+        echo("", "no int8 tensors; all others are the source's bit for bit")
+        return
+    echo()
+    ordered = compared.worst_first
+    low = [quality.order < limit for quality in ordered[:SHOWN]]
+    rows: list[list[object]] = [
+        [q.name, _db(q.sqnr_db, unit=False), f"{q.max_error:.2e}", f"{q.outlier_share:.1%}"]
+        for q in ordered[:SHOWN]
+    ]
+    headers = ["tensor, the worst first", "SQNR dB", "max error", "outlier bytes"]
+    if any(low):
+        headers.append(f"below {limit:g} dB")
+        rows = [[*row, "yes" if below else ""] for row, below in zip(rows, low, strict=True)]
+    table(headers, rows)
+    echo(
+        "",
+        f"{len(ordered)} int8 tensors: worst SQNR {_db(compared.worst_sqnr_db)} ({ordered[0].name}), "
+        f"median {_db(compared.median_sqnr_db)}; all else is the source's bit for bit",
+    )
+>>>>>>> main
 
 
-def _db(sqnr: float | None) -> str:
-    return "exact" if sqnr is None else f"{sqnr:.1f} dB"
+def _db(sqnr: float | None, *, unit: bool = True) -> str:
+    return "exact" if sqnr is None else f"{sqnr:.1f}{' dB' if unit else ''}"

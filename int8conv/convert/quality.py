@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
@@ -26,15 +26,17 @@ from ..formats.int8.folder import ConvertedFolder, QuantizedLinear
 from ..formats.int8.names import BIAS
 from ..formats.safetensors.dtypes import FLOAT_DTYPES
 from ..formats.safetensors.stored import StoredTensor, read_array, read_rows
+<<<<<<< HEAD
 from ..formats.source.checkpoint import CONFIG_FILE
 from ..formats.source.matrix import Matrix, MatrixReader, as_bytes, as_rows
+=======
+from ..formats.source.matrix import Matrix, MatrixReader, as_rows
+from ..progress import Advance, Progress, counted, silent
+>>>>>>> main
 from .options import read_options
 from .outliers.selection import Kept
 from .rounding.float16_bits import Bits, round_to_half, widen
 from .source import OpenedSource, open_source
-
-Progress = Callable[[int, int], None]
-"""Called with the source bytes done so far, and those in all."""
 
 _Values = npt.NDArray[np.float32]
 
@@ -84,10 +86,10 @@ class _Pair:
     """Of the source's bytes, as the manifest has it."""
 
 
-def compare(
+def compare_tensors(
     converted: ConvertedFolder,
     source: Source,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
     *,
     jobs: int | None = None,
 ) -> Comparison:
@@ -106,6 +108,7 @@ def compare(
         NotFoundError, CheckpointError, SafetensorsError: the source is absent or malformed, or changed meanwhile.
     """
     opened = open_source(source, read_options(converted))
+<<<<<<< HEAD
     _check_config(converted, opened)
     left_out = dict(opened.selection.skipped)
     pairs = list(_pairs(converted, opened, left_out))
@@ -117,6 +120,10 @@ def compare(
             done += nbytes
             progress(done, total)
 
+=======
+    pairs = list(_pairs(converted, opened))
+    advance = counted(progress, "compare", sum(pair.source.nbytes for pair in pairs))
+>>>>>>> main
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as executor:
         futures = [executor.submit(_compare, pair, advance) for pair in pairs]
         try:
@@ -152,15 +159,13 @@ def median_sqnr(qualities: Sequence[TensorQuality]) -> float | None:
     return middle if math.isfinite(middle) else None
 
 
-def check_sqnr(
-    converted: ConvertedFolder, qualities: Sequence[TensorQuality], limit: float
-) -> None:
+def check_sqnr(folder: Path, qualities: Sequence[TensorQuality], limit: float) -> None:
     """Raise QualityError, which names the worst linear, if one is below ``limit`` dB."""
     low = sorted((q for q in qualities if q.order < limit), key=lambda q: q.order)
     if low:
         raise QualityError(
             f"SQNR is too low, and so for {len(low)} of {len(qualities)} tensors",
-            file=converted.folder, tensor=low[0].name, expected=f"at least {limit:g} dB",
+            file=folder, tensor=low[0].name, expected=f"at least {limit:g} dB",
             found=f"{low[0].order:.1f} dB",
             hint="keep it in 16 bits, or more of its columns; or lower the limit",
         )  # fmt: skip
@@ -230,6 +235,7 @@ def _check_record(
                               f"{source.dtype} {list(source.shape)}")  # fmt: skip
 
 
+<<<<<<< HEAD
 @dataclass
 class _Result:
     """What a comparison of two tensors found."""
@@ -240,6 +246,9 @@ class _Result:
 
 
 def _compare(pair: _Pair, advance: Callable[[int], None]) -> _Result:
+=======
+def _compare(pair: _Pair, advance: Advance) -> TensorQuality | None:
+>>>>>>> main
     source = pair.source
     if isinstance(source, Matrix):
         matrix = source
@@ -261,9 +270,14 @@ def _compare(pair: _Pair, advance: Callable[[int], None]) -> _Result:
 
 
 def _compare_linear(
+<<<<<<< HEAD
     linear: QuantizedLinear, source: Matrix, reader: MatrixReader, advance: Callable[[int], None],
     result: _Result,
 ) -> TensorQuality:  # fmt: skip
+=======
+    linear: QuantizedLinear, source: Matrix, reader: MatrixReader, advance: Advance
+) -> TensorQuality:
+>>>>>>> main
     scale = read_array(linear.scale)
     columns = read_array(linear.outlier_index) if linear.outlier_index else np.empty(0, np.int32)
     signal = noise = largest = 0.0
@@ -303,11 +317,16 @@ def _codes(weight: _Values, scale: _Values) -> _Values:
 
 
 def _compare_kept(
+<<<<<<< HEAD
     tensor: StoredTensor, source: Matrix, reader: MatrixReader, advance: Callable[[int], None],
     result: _Result,
 ) -> None:  # fmt: skip
     if source.dtype not in FLOAT_DTYPES:
         tensor = replace(tensor, dtype=source.dtype)
+=======
+    tensor: StoredTensor, source: Matrix, reader: MatrixReader, advance: Advance
+) -> None:
+>>>>>>> main
     rows = replace(tensor, shape=source.shape)
     for first, bits in reader.blocks():
         found = read_rows(rows, first, first + len(bits))
