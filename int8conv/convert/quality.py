@@ -26,13 +26,9 @@ from ..formats.int8.folder import ConvertedFolder, QuantizedLinear
 from ..formats.int8.names import BIAS
 from ..formats.safetensors.dtypes import FLOAT_DTYPES
 from ..formats.safetensors.stored import StoredTensor, read_array, read_rows
-<<<<<<< HEAD
 from ..formats.source.checkpoint import CONFIG_FILE
 from ..formats.source.matrix import Matrix, MatrixReader, as_bytes, as_rows
-=======
-from ..formats.source.matrix import Matrix, MatrixReader, as_rows
 from ..progress import Advance, Progress, counted, silent
->>>>>>> main
 from .options import read_options
 from .outliers.selection import Kept
 from .rounding.float16_bits import Bits, round_to_half, widen
@@ -108,22 +104,10 @@ def compare_tensors(
         NotFoundError, CheckpointError, SafetensorsError: the source is absent or malformed, or changed meanwhile.
     """
     opened = open_source(source, read_options(converted))
-<<<<<<< HEAD
     _check_config(converted, opened)
     left_out = dict(opened.selection.skipped)
     pairs = list(_pairs(converted, opened, left_out))
-    total, done, lock = sum(pair.source.nbytes for pair in pairs), 0, threading.Lock()
-
-    def advance(nbytes: int) -> None:
-        nonlocal done
-        with lock:
-            done += nbytes
-            progress(done, total)
-
-=======
-    pairs = list(_pairs(converted, opened))
     advance = counted(progress, "compare", sum(pair.source.nbytes for pair in pairs))
->>>>>>> main
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as executor:
         futures = [executor.submit(_compare, pair, advance) for pair in pairs]
         try:
@@ -235,7 +219,6 @@ def _check_record(
                               f"{source.dtype} {list(source.shape)}")  # fmt: skip
 
 
-<<<<<<< HEAD
 @dataclass
 class _Result:
     """What a comparison of two tensors found."""
@@ -245,10 +228,7 @@ class _Result:
     rounded: int = 0
 
 
-def _compare(pair: _Pair, advance: Callable[[int], None]) -> _Result:
-=======
-def _compare(pair: _Pair, advance: Advance) -> TensorQuality | None:
->>>>>>> main
+def _compare(pair: _Pair, advance: Advance) -> _Result:
     source = pair.source
     if isinstance(source, Matrix):
         matrix = source
@@ -270,14 +250,9 @@ def _compare(pair: _Pair, advance: Advance) -> TensorQuality | None:
 
 
 def _compare_linear(
-<<<<<<< HEAD
-    linear: QuantizedLinear, source: Matrix, reader: MatrixReader, advance: Callable[[int], None],
+    linear: QuantizedLinear, source: Matrix, reader: MatrixReader, advance: Advance,
     result: _Result,
 ) -> TensorQuality:  # fmt: skip
-=======
-    linear: QuantizedLinear, source: Matrix, reader: MatrixReader, advance: Advance
-) -> TensorQuality:
->>>>>>> main
     scale = read_array(linear.scale)
     columns = read_array(linear.outlier_index) if linear.outlier_index else np.empty(0, np.int32)
     signal = noise = largest = 0.0
@@ -317,16 +292,11 @@ def _codes(weight: _Values, scale: _Values) -> _Values:
 
 
 def _compare_kept(
-<<<<<<< HEAD
-    tensor: StoredTensor, source: Matrix, reader: MatrixReader, advance: Callable[[int], None],
+    tensor: StoredTensor, source: Matrix, reader: MatrixReader, advance: Advance,
     result: _Result,
 ) -> None:  # fmt: skip
     if source.dtype not in FLOAT_DTYPES:
         tensor = replace(tensor, dtype=source.dtype)
-=======
-    tensor: StoredTensor, source: Matrix, reader: MatrixReader, advance: Advance
-) -> None:
->>>>>>> main
     rows = replace(tensor, shape=source.shape)
     for first, bits in reader.blocks():
         found = read_rows(rows, first, first + len(bits))

@@ -23,12 +23,8 @@ from ..formats.safetensors.buffers import Buffers
 from ..formats.safetensors.checksum import running_checksum
 from ..formats.safetensors.dtypes import FLOAT_DTYPES
 from ..formats.safetensors.stored import StoredTensor
-<<<<<<< HEAD
 from ..formats.source.matrix import Matrix, MatrixReader, as_bytes, as_rows
-=======
-from ..formats.source.matrix import Matrix, MatrixReader, as_rows
 from ..progress import Advance
->>>>>>> main
 from ..runtime.devices import find_torch_device
 from .journal import Journal
 from .plan import KeepTask, QuantizeTask, Task

@@ -58,7 +58,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def qualities(folder: Path, source: Path) -> list[TensorQuality]:
-    return compare(open_converted(folder), resolve(source)).linears
+    return compare_tensors(open_converted(folder), resolve(source)).linears
 
 
 def dequantized(folder: Path, path: str) -> tuple[Tensor, int]:
@@ -312,7 +312,7 @@ def test_what_is_the_same_rounded_and_left_out_is_counted(tmp_path: Path) -> Non
     tensors |= {"model.ids": torch.arange(9), "model.layers.0.rotary_emb.inv_freq": torch.ones(4)}
     source = write_checkpoint(tmp_path / "source", LLAMA, tensors)
     convert_checkpoint(source, tmp_path / "int8", outliers="none")
-    found = compare(open_converted(tmp_path / "int8"), resolve(source))
+    found = compare_tensors(open_converted(tmp_path / "int8"), resolve(source))
     assert found.same == 5 + 1  # norms and integers
     rounded = ("model.embed_tokens.weight", "lm_head.weight")
     assert found.rounded == {
@@ -328,7 +328,7 @@ def test_outlier_columns_of_float32_are_counted_as_rounded(tmp_path: Path) -> No
     tensors = random_tensors(LLAMA, torch.float32)
     source = write_checkpoint(tmp_path / "source", LLAMA, tensors)
     report = convert_checkpoint(source, tmp_path / "int8", max_outliers=0.25)
-    found = compare(open_converted(tmp_path / "int8"), resolve(source))
+    found = compare_tensors(open_converted(tmp_path / "int8"), resolve(source))
     assert sum(found.rounded.values()) == report.rounded
     assert f"{LINEAR}.weight" in found.rounded
 
@@ -340,7 +340,7 @@ def test_what_earlier_releases_left_out_is_left_out(tmp_path: Path) -> None:
     write_checkpoint(source, LLAMA, tensors | {"model.ids": torch.arange(4)})
     why = "not a weight of the model, and I64"
     edit_json(tmp_path / "int8" / "int8conv.json", lambda m: m.update(skipped={"model.ids": why}))
-    found = compare(open_converted(tmp_path / "int8"), resolve(source))
+    found = compare_tensors(open_converted(tmp_path / "int8"), resolve(source))
     assert found.left_out == {"model.ids": why}
 
 
@@ -375,7 +375,7 @@ import json, sys
 from int8conv.convert.quality import compare_tensors
 from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.hub.download import resolve
-found = compare(open_converted(sys.argv[1]), resolve(sys.argv[2]))
+found = compare_tensors(open_converted(sys.argv[1]), resolve(sys.argv[2]))
 print(json.dumps([len(found.linears), "torch" in sys.modules]))
 """
     done = subprocess.run(

@@ -10,13 +10,8 @@ from typing import Any, Final
 
 from ..safetensors.dtypes import FLOAT_DTYPES
 from ..safetensors.stored import StoredTensor
-<<<<<<< HEAD
-from .folder import ConvertedFolder
-from .names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT, is_padding
-=======
 from .folder import ConvertedFolder, FolderLike, open_folder
-from .names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, is_padding
->>>>>>> main
+from .names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT, is_padding
 
 _LAYER: Final = re.compile(r"\.([0-9]{1,9})\.")
 _KINDS: Final = {
