@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,9 @@ class KeepTask:
 
 
 Task = QuantizeTask | KeepTask
+
+_ROUNDED: Final = {"F32", "F64"}
+"""Source dtypes that are rounded to 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +110,12 @@ def make_plan(
 
 def _by_dtype(linears: Sequence[Linear], half: str) -> Iterator[tuple[list[Linear], str]]:
     """Linears of one input by the dtypes of their outlier columns and biases; a float32 weight goes with 16-bit siblings."""
-    halves = {x.weight.dtype for x in linears} - {"F32"}
+    halves = {x.weight.dtype for x in linears} - _ROUNDED
     rounded = halves.pop() if len(halves) == 1 else half
     found: dict[tuple[str, str | None], list[Linear]] = {}
     for x in linears:
-        dtype = rounded if x.weight.dtype == "F32" else x.weight.dtype
-        found.setdefault((dtype, None if x.bias is None else x.bias.dtype), []).append(x)
+        dtype = rounded if x.weight.dtype in _ROUNDED else x.weight.dtype
+        found.setdefault((dtype, None if x.bias is None else _small_dtype(x.bias)), []).append(x)
     for (dtype, _), members in found.items():
         yield members, dtype
 
@@ -123,18 +127,23 @@ def _group_tasks(
     for x in linears:
         weights.append(QuantizeTask(x.path, x.weight, choice.columns, half, kind))
         if x.bias is not None:
-            biases.append(KeepTask(f"{x.path}.{BIAS}", x.bias, x.bias.dtype, kind))
+            biases.append(KeepTask(f"{x.path}.{BIAS}", x.bias, _small_dtype(x.bias), kind))
     return weights, biases
 
 
 def _kept_dtype(kept: Kept, half: str) -> str:
     """Only float32 matrices are rounded: what is small, or no operand of a product, is worth its bits."""
     source = kept.source
-    if source.dtype != "F32":
+    if source.dtype not in _ROUNDED:
         return source.dtype
     long_axes = sum(size > 1 for size in source.shape)
     is_matrix = long_axes >= 2 and kept.name.endswith(f".{WEIGHT}")
     return half if is_matrix or long_axes >= 3 else "F32"
+
+
+def _small_dtype(tensor: StoredTensor) -> str:
+    """Of what is no matrix; doubles are taken as float32."""
+    return "F32" if tensor.dtype in _ROUNDED else tensor.dtype
 
 
 def _check_names(units: Sequence[Unit], tasks: Sequence[Task]) -> None:
