@@ -29,7 +29,7 @@ from int8conv.errors import (
     OutputExistsError,
 )
 from int8conv.formats.int8.folder import ConvertedFolder, open_converted
-from int8conv.formats.int8.summary import summarize
+from int8conv.formats.int8.summary import inspect_folder
 from int8conv.formats.int8.verify import verify
 from int8conv.formats.safetensors.stored import read_array
 
@@ -211,7 +211,7 @@ def test_integers_and_masks_are_kept_bit_for_bit(tmp_path: Path) -> None:
     for name, tensor in extra.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor)
-    kinds = {row.label: row.tensors for row in summarize(converted).kinds}
+    kinds = {row.label: row.tensors for row in inspect_folder(converted).kinds}
     assert kinds["integers and masks"] == 6
     assert kinds["int8 weights"] == 14
 

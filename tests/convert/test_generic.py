@@ -20,7 +20,7 @@ from int8conv.convert.source import open_source
 from int8conv.errors import ArgumentError, UnsupportedModelError
 from int8conv.formats.hub.download import resolve
 from int8conv.formats.int8.folder import open_converted
-from int8conv.formats.int8.summary import summarize
+from int8conv.formats.int8.summary import inspect_folder
 from int8conv.formats.safetensors.stored import read_array
 
 from ..checkpoints import LLAMA, edit_config, put_fp8, random_tensors, write_checkpoint
@@ -306,7 +306,7 @@ def test_layer_numbers_of_any_length(tmp_path: Path) -> None:
     tensors = {f"layers.{'9' * 5000}.proj.weight": torch.ones(64, 64).half()}
     write_checkpoint(tmp_path / "source", {"model_type": "new"}, tensors)
     convert_checkpoint(tmp_path / "source", tmp_path / "out", outliers="none")
-    assert summarize(open_converted(tmp_path / "out")).total.tensors == 2
+    assert inspect_folder(open_converted(tmp_path / "out")).total.tensors == 2
 
 
 def test_layers_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
