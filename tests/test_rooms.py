@@ -18,7 +18,12 @@ PACKAGE = Path(int8conv.__file__).parent
 ALLOWED = {
     "errors": (),
     "formats": ("errors", "formats"),
-    "formats.safetensors": ("errors", "formats.safetensors", "formats.json_file"),
+    "formats.safetensors": (
+        "errors",
+        "formats.safetensors",
+        "formats.json_file",
+        "formats.regular_file",
+    ),
     "kernels": ("errors", "kernels"),
     "runtime": ("errors", "formats", "kernels", "runtime"),
     "runtime.models": ("errors", "formats", "runtime.models"),
