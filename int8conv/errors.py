@@ -93,7 +93,7 @@ class Int8convError(Exception):
         )  # fmt: skip
 
     def _line(self) -> str:
-        line = f"{self.file}: " if self.file is not None else ""
+        line = f"{_shortened(self.file, 1000)}: " if self.file is not None else ""
         line += f"tensor '{_shortened(self.tensor)}': " if self.tensor is not None else ""
         line += _shortened(self.problem)
         comparison = [
@@ -102,14 +102,25 @@ class Int8convError(Exception):
             if value is not None
         ]
         line += f": {', '.join(comparison)}" if comparison else ""
-        line += f" ({self.hint})" if self.hint else ""
-        return " ".join(line.split())
+        line += f" ({_shortened(self.hint)})" if self.hint else ""
+        return printable(" ".join(line.split()))
 
 
-def _shortened(value: object) -> str:
+def printable(text: str) -> str:
+    """Text from a file, fit for a terminal: what moves the cursor, turns the direction of writing, is invisible or is no character
+    becomes an escape such as ``\\x1b``.
+
+    Errors are made with it, and all that the command line prints (``cli/output.py``).
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _shortened(value: object, most: int = 400) -> str:
     """A value as a message shows it: a malformed file may hold very long ones."""
     text = str(value)
-    return text if len(text) <= 400 else f"{text[:400]}..."
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 class NotFoundError(Int8convError):

@@ -16,6 +16,7 @@ import click
 
 from .. import __version__
 from ..errors import Int8convError
+from .output import echo
 
 _COMMANDS = {
     "convert": "Convert a checkpoint folder to int8.",
@@ -51,15 +52,17 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except Int8convError as error:
-            click.echo(f"int8conv: error: {error}", err=True)
+            echo(f"int8conv: error: {error}", err=True)
         except BrokenPipeError:  # the reader of our output went away: nobody to tell
             _drop_output()
         except OSError as error:  # a path too long for the system, a full disk behind stdout
             _drop_output()
             where = "" if error.filename is None else f"{error.filename}: "
-            click.echo(f"int8conv: error: {where}{error.strerror}", err=True)
+            echo(f"int8conv: error: {where}{error.strerror}", err=True)
+        except MemoryError:
+            echo("int8conv: error: not enough memory", err=True)
         except KeyboardInterrupt:
-            click.echo("int8conv: interrupted", err=True)
+            echo("int8conv: interrupted", err=True)
             code = 130
         raise click.exceptions.Exit(code)
 

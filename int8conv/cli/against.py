@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from ..convert.quality import TensorQuality, check_sqnr, compare, median_sqnr
 from ..formats.hub.download import resolve
 from ..formats.int8.folder import ConvertedFolder
-from .output import progress_bars, table
+from .output import echo, progress_bars, table
 
 SHOWN = 10
 
@@ -50,17 +48,18 @@ class Against:
     def show(self) -> None:
         """The worst linears, and a line with the worst and the median."""
         if not self._ordered:
-            click.echo("\nno int8 tensors; all others are the source's bit for bit")
+            echo("", "no int8 tensors; all others are the source's bit for bit")
             return
-        click.echo()
+        echo()
         shown = self._ordered[:SHOWN]
         headers = ["tensor, the worst first", "SQNR dB", "max error", "outlier bytes"]
         headers += [f"below {self._limit:g} dB"] if any(map(self._is_low, shown)) else []
         table(headers, [self._row(quality)[: len(headers)] for quality in shown])
         worst = self._ordered[0]
-        click.echo(
-            f"\n{len(self._ordered)} int8 tensors: worst SQNR {_db(worst.sqnr_db)} ({worst.name}), "
-            f"median {_db(median_sqnr(self.qualities))}; all else is the source's bit for bit"
+        echo(
+            "",
+            f"{len(self._ordered)} int8 tensors: worst SQNR {_db(worst.sqnr_db)} ({worst.name}), "
+            f"median {_db(median_sqnr(self.qualities))}; all else is the source's bit for bit",
         )
 
     def check(self) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import print_json, progress_bars, size, table
+from .output import echo, print_json, progress_bars, size, table
 
 if TYPE_CHECKING:
     from ..runtime.measure.bench import Benchmark
@@ -64,9 +64,10 @@ def _print(result: Benchmark) -> None:
         *_memory(result),
     ]
     table(["", Path(result.path).name, ""], rows)
-    click.echo(
-        f"\n{result.batch} x {result.prompt_tokens} tokens and {result.new_tokens} new ones, {result.runs} runs, medians; "
-        f"{result.mode or 'mode by tokens'}, {result.dtype}, {result.device}"
+    echo(
+        "",
+        f"{result.batch} x {result.prompt_tokens} tokens and {result.new_tokens} new ones, {result.runs} runs, medians; "
+        f"{result.mode or 'mode by tokens'}, {result.dtype}, {result.device}",
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import print_json, progress_bars, table
+from .output import echo, print_json, progress_bars, table
 
 if TYPE_CHECKING:
     from ..formats.int8.stats import Stats
@@ -88,9 +88,10 @@ def command(
     )  # fmt: skip
     dimensions = summary["systematic_dimensions"]
     named = ", ".join(map(str, dimensions[:_SHOWN])) + (", ..." if len(dimensions) > _SHOWN else "")
-    click.echo(
-        f"\n{out}: {len(stats.inputs)} inputs over {stats.tokens:,} tokens; "
-        f"{len(dimensions)} systematic outlier dimensions" + (f": {named}" if named else "")
+    echo(
+        "",
+        f"{out}: {len(stats.inputs)} inputs over {stats.tokens:,} tokens; "
+        f"{len(dimensions)} systematic outlier dimensions" + (f": {named}" if named else ""),
     )
 
 

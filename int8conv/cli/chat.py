@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from .generating import check_text, generation_options, load_model
+from .output import echo, echo_text
 
 
 @click.command("chat")
@@ -34,14 +35,14 @@ def command(path: str, system: str | None, **options: Any) -> None:
         for line in _lines():
             if line.strip():
                 chat.say(check_text(line, "stdin"), on_text=_show)
-                click.echo()
+                echo()
     except KeyboardInterrupt:
-        click.echo()
+        echo()
         raise
 
 
 def _show(text: str) -> None:
-    click.echo(text, nl=False)  # which flushes
+    echo_text(text)
 
 
 def _lines() -> Iterator[str]:
@@ -59,4 +60,4 @@ def _lines() -> Iterator[str]:
     with contextlib.suppress(EOFError):
         while True:
             yield input("> ")
-    click.echo()
+    echo()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from .output import parse_size, print_json, progress_bars, size, table
+from .output import echo, notes, parse_size, print_json, progress_bars, size, table
 
 if TYPE_CHECKING:
     from ..convert.preview import Preview
@@ -23,7 +23,7 @@ def hint_at_interrupt() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        click.echo("int8conv: note: the same command goes on from here", err=True)
+        notes(["the same command goes on from here"])
         raise
 
 
@@ -35,30 +35,31 @@ def show_preview(plan: Preview) -> None:
     ]
     rows += [[name, "", "", "left out", why, ""] for name, why in plan.skipped.items()]
     table(["tensor", "dtype", "shape", "becomes", "as", "bytes"], rows)
-    print_notes(plan.notes)
+    notes(plan.notes)
     most = "at most " if plan.calibration_bytes else ""
-    click.echo(
-        f"\n{size(plan.bytes_in)} -> {most}{size(plan.bytes_out)} "
+    echo(
+        "",
+        f"{size(plan.bytes_in)} -> {most}{size(plan.bytes_out)} "
         f"({plan.bytes_out / max(plan.bytes_in, 1):.2f}x) in {plan.shards} files; "
         f"{size(plan.disk_free)} free; {plan.jobs} tensors at once"
-        + (f"; calibration holds {size(plan.calibration_bytes)}" if plan.calibration_bytes else "")
+        + (f"; calibration holds {size(plan.calibration_bytes)}" if plan.calibration_bytes else ""),
     )
 
 
 def show_report(out: Path, report: ConvertReport, dtype: str, verbose: bool) -> None:
     """What was done, in a line; more of it on stderr."""
     if report.resumed:
-        print_notes([f"{report.resumed} tensors were done before"])
-    print_notes(report.notes)
+        notes([f"{report.resumed} tensors were done before"])
+    notes(report.notes)
     if report.rounded:
-        print_notes([f"{report.rounded:,} values rounded to {dtype}"])
+        notes([f"{report.rounded:,} values rounded to {dtype}"])
     for path, sqnr in report.flagged[:_SHOWN]:
-        print_notes([f"{path}: SQNR {sqnr:.1f} dB, see 'int8conv inspect --against'"])
+        notes([f"{path}: SQNR {sqnr:.1f} dB, see 'int8conv inspect --against'"])
     if verbose:
         show_quality(report)
         stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in report.stages.items())
-        click.echo(f"time, of all workers together: {stages}\n")
-    click.echo(
+        echo(f"time, of all workers together: {stages}", "")
+    echo(
         f"{out}: {report.tensors} tensors, {report.quantized} of them to int8 with "
         f"{report.outlier_columns} outlier columns; {size(report.bytes_in)} -> "
         f"{size(report.bytes_out)} ({report.ratio:.2f}x) in {report.seconds:.1f} s"
@@ -73,13 +74,7 @@ def show_quality(report: ConvertReport) -> None:
         ["linears that lost most", "SQNR dB", "max error", "outlier bytes"],
         [[p, f"{db:.1f}", f"{q.max_error:.2g}", f"{q.outlier_share:.1%}"] for p, q, db in worst],
     )
-    click.echo()
-
-
-def print_notes(notes: Sequence[str]) -> None:
-    """On stderr: what is good to know, but not the result."""
-    for note in notes:
-        click.echo(f"int8conv: note: {note}", err=True)
+    echo()
 
 
 _SHOWN: Final = 10

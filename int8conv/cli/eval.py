@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .output import print_json, progress_bars, table
+from .output import echo, print_json, progress_bars, table
 
 
 @click.command("eval")
@@ -92,14 +92,15 @@ def command(
         ]  # fmt: skip
     table(["", Path(path).name], rows)
     if compared is not None:
-        click.echo()
+        echo()
         table(
             ["layer", "relative RMS error of its output"],
             [[e.layer, f"{e.relative_rms:.3%}"] for e in compared.layers],
         )
-    click.echo(
-        f"\n{result.scored:,} of {result.tokens:,} tokens scored, windows of {result.window} every "
-        f"{result.stride}; text {result.text}"
+    echo(
+        "",
+        f"{result.scored:,} of {result.tokens:,} tokens scored, windows of {result.window} every "
+        f"{result.stride}; text {result.text}",
     )
     if report_outliers and result.outlier_fallback is not None:
         from .outlier_report import show_fallback

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from .output import parse_size, print_json, size, table
+from .output import echo, parse_size, print_json, size, table
 
 if TYPE_CHECKING:
     from ..runtime.measure.footprint import Footprint, Predictor
@@ -58,9 +58,9 @@ def command(
         return
     _show(Path(path).name, footprint)
     if fits:
-        click.echo(f"\n{_answer(footprint, fits)}")
+        echo("", *_answer(footprint, fits))
     if grid:
-        click.echo("\ntotal by context and batch")
+        echo("", "total by context and batch")
         table(
             ["context", *(f"batch {n}" for n in _BATCHES)],
             [[row["context"], *(size(n) for n in row["totals"].values())] for row in grid],
@@ -101,7 +101,7 @@ def _fits(predictor: Predictor, footprint: Footprint, memory: int) -> dict[str, 
     }
 
 
-def _answer(footprint: Footprint, fits: dict[str, Any]) -> str:
+def _answer(footprint: Footprint, fits: dict[str, Any]) -> list[str]:
     asked = f"{footprint.batch} x {footprint.context} positions"
     memory = size(fits["memory"])
     left = abs(fits["memory"] - footprint.total)
@@ -111,11 +111,12 @@ def _answer(footprint: Footprint, fits: dict[str, Any]) -> str:
         else f"does not fit in {memory}, {size(left)} short: {asked}"
     )
     if not fits["largest_context"]:
-        return f"{first}\nno context fits"
+        return [first, "no context fits"]
     contexts = f"largest context: {fits['largest_context']}"
     if footprint.batch > 1:
         contexts += f" at batch 1, {fits['largest_context_at_batch'] or 'none'} at batch {footprint.batch}"  # fmt: skip
-    return f"{first}\n{contexts}\nlargest batch at {footprint.context} positions: {fits['largest_batch'] or 'none'}"
+    batch = f"largest batch at {footprint.context} positions: {fits['largest_batch'] or 'none'}"
+    return [first, contexts, batch]
 
 
 def _grid(predictor: Predictor) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .generating import check_text, generation_options, load_model, read_text
+from .output import echo, echo_text
 
 if TYPE_CHECKING:
     from ..runtime.generate.generation import Generation
@@ -102,23 +103,23 @@ def _print_text(model: Model, prompts: list[str], options: dict[str, Any]) -> No
 
     def show(i: int, text: str) -> None:
         if i == 0:
-            click.echo(text, nl=False)  # which flushes
+            echo_text(text)
 
     def head(i: int) -> None:
         title = f"==> prompt {i + 1} <==\n" if len(prompts) > 1 else ""
-        click.echo(title + prompts[i], nl=False)
+        echo_text(title + prompts[i])
 
     head(0)
     try:
         results = model.generate_batch(prompts, on_text=show, **options)
     except KeyboardInterrupt:
-        click.echo()
+        echo()
         raise
     for i, result in enumerate(results):
         if i > 0:
             head(i)
-            click.echo(result.text, nl=False)
-        click.echo()
+            echo_text(result.text)
+        echo()
         if result.logprobs is not None:
             _print_logprobs(model, result)
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from .output import echo, notes
+
 if TYPE_CHECKING:
     from ..runtime.model import Model
 
@@ -58,14 +60,14 @@ def load_model(path: str, options: dict[str, Any]) -> Model:
 
     started, verbose = time.perf_counter(), options.pop("verbose")
     if sys.stderr.isatty():
-        jit.on_compile(lambda: click.echo(_COMPILING, err=True))
+        jit.on_compile(lambda: echo(_COMPILING, err=True))
     model = load(path, **{name: options.pop(name) for name in _LOADING_NAMES})
     if verbose:
-        click.echo(f"int8conv: {_loaded(model, time.perf_counter() - started)}", err=True)
+        echo(f"int8conv: {_loaded(model, time.perf_counter() - started)}", err=True)
     model.prepare()
     options["stop"] = list(options["stop"]) or None
     for unsupported in model.defaults.unsupported:
-        click.echo(f"int8conv: note: generation_config.json: {unsupported} is not followed", err=True)  # fmt: skip
+        notes([f"generation_config.json: {unsupported} is not followed"])
     return model
 
 

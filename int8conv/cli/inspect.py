@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .output import print_json, progress_bars, size, table
+from .output import echo, print_json, progress_bars, size, table
 
 if TYPE_CHECKING:
     from ..formats.int8.folder import ConvertedFolder
@@ -83,7 +83,7 @@ def command(
     else:
         show(path, converted, summary, tensors)
         if verified is not None:
-            click.echo(f"verified: {verified:,} bytes match their checksums")
+            echo(f"verified: {verified:,} bytes match their checksums")
         if compared:
             compared.show()
     if compared:
@@ -124,8 +124,8 @@ def draw(
 def show(path: str, converted: ConvertedFolder, summary: Summary, tensors: bool) -> None:
     """Tables by kind, by layer, and of all tensors if asked for."""
     source = converted.manifest.source
-    click.echo(f"{path}: int8conv format 1, {converted.config.get('model_type')}, ", nl=False)
-    click.echo(f"from {source.get('id')}, by {converted.manifest.generator}\n")
+    echo(f"{path}: int8conv format 1, {converted.config.get('model_type')}, ", nl=False)
+    echo(f"from {source.get('id')}, by {converted.manifest.generator}", "")
     table(
         ["kind", "dtypes", "tensors", "bytes", "16-bit bytes"],
         [
@@ -133,7 +133,7 @@ def show(path: str, converted: ConvertedFolder, summary: Summary, tensors: bool)
             for row in [*summary.kinds, summary.total]
         ],
     )
-    click.echo()
+    echo()
     table(
         ["layer", "int8 linears", "outlier columns of inputs", "bytes", "16-bit bytes"],
         [
@@ -148,7 +148,7 @@ def show(path: str, converted: ConvertedFolder, summary: Summary, tensors: bool)
         ],
     )
     if tensors:
-        click.echo()
+        echo()
         rows = [[t.name, t.dtype, str(list(t.shape)), size(t.nbytes)] for t in summary.tensors]
         table(["tensor", "dtype", "shape", "bytes"], rows)
-    click.echo(f"\n{size(summary.total.nbytes)}, {summary.ratio:.2f}x of 16 bits")
+    echo("", f"{size(summary.total.nbytes)}, {summary.ratio:.2f}x of 16 bits")

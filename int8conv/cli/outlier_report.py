@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
-from .output import table
+from .output import echo, table
 
 if TYPE_CHECKING:
     from ..runtime.measure.fallback import FallbackReport
@@ -18,7 +16,7 @@ _CHANNELS = 4
 def show_fallback(report: FallbackReport, *, err: bool = False) -> None:
     """The inputs at which the outlier fallback took most."""
     if not report.tokens:
-        click.echo("outlier fallback: no tokens went through W8A8 with it", err=err)
+        echo("outlier fallback: no tokens went through W8A8 with it", err=err)
         return
     used = report.used
     if used:
@@ -28,7 +26,7 @@ def show_fallback(report: FallbackReport, *, err: bool = False) -> None:
             for i in used[:SHOWN]
         ]  # fmt: skip
         table(["input", "values", "of tokens", "channel:values"], rows, err=err)
-    click.echo(
+    echo(
         f"outlier fallback: {report.values:,} values of {report.tokens:,} tokens, at {len(used)} of "
         f"{len(report.inputs)} inputs",
         err=err,

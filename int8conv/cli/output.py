@@ -1,4 +1,7 @@
-"""What commands print with: sizes, tables, JSON, progress."""
+"""What commands print with: text, notes, sizes, tables, JSON, progress. Nothing else here calls ``click.echo``.
+
+Names come from checkpoints, which come from anyone: ``echo`` lets no control character of theirs reach a terminal.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,36 @@ from typing import NoReturn
 
 import click
 
+from ..errors import printable
+
 _UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+_LONGEST_NOTE = 1000
+
+
+def echo(*lines: object, err: bool = False, nl: bool = True) -> None:
+    """Print lines, with escapes for what a terminal would act on or what would begin another line; no lines: an empty one."""
+    click.echo("\n".join(printable(str(line)) for line in lines), err=err, nl=nl)
+
+
+def echo_text(text: str) -> None:
+    """Print what a model or its user wrote, as it is; to a terminal without what moves the cursor. No line break follows."""
+    if sys.stdout is not None and sys.stdout.isatty():
+        text = "".join(c if c in "\n\t" or not _controls(c) else printable(c) for c in text)
+    click.echo(text, nl=False)  # which flushes
+
+
+def _controls(character: str) -> bool:
+    return character < " " or "\x7f" <= character <= "\x9f"
+
+
+def notes(texts: Sequence[str]) -> None:
+    """On stderr, a line each: what is good to know, but not the result."""
+    for text in texts:
+        line = " ".join(text.split())
+        cut = f"{line[:_LONGEST_NOTE]}..." if len(line) > _LONGEST_NOTE else line
+        echo(f"int8conv: note: {cut}", err=True)
 
 
 def size(nbytes: float) -> str:
@@ -35,9 +67,11 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, err: bool
     """Print a table; text is left-aligned, figures right."""
     from tabulate import tabulate
 
-    texts = [[str(cell) for cell in row] for row in rows]
+    texts = [[printable(str(cell)) for cell in row] for row in rows]
     align = ["left" if _is_label(column) else "right" for column in zip(*texts, strict=True)]
-    click.echo(tabulate(texts, headers, "simple", disable_numparse=True, colalign=align), err=err)
+    titles = [printable(title) for title in headers]
+    text = tabulate(texts, titles, "simple", disable_numparse=True, colalign=align)
+    echo(*text.split("\n"), err=err)
 
 
 def _is_label(column: Sequence[str]) -> bool:
@@ -45,7 +79,8 @@ def _is_label(column: Sequence[str]) -> bool:
 
 
 def print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2))
+    """All of it ASCII."""
+    click.echo(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
 
 
 @contextmanager
