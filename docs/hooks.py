@@ -101,11 +101,15 @@ def command_page(name: str) -> str:
 def python_pages() -> Iterator[tuple[str, str, str]]:
     """Name, title and text of each page on the Python interface."""
     names = [name for name in int8conv.__all__ if not name.startswith("__")]
-    text = f"# Python\n\n::: int8conv\n    options: {{members: false, show_root_heading: false}}\n\n"
+    text = "# Python\n\n::: int8conv\n    options: {members: false, show_root_heading: false}\n\n"
     names = [name for name in names if name != "errors"]
     yield "api.md", "Functions and classes", text + "\n".join(f"::: int8conv.{n}" for n in names)
-    yield "errors.md", "Errors", (
-        "# Errors\n\n::: int8conv.errors\n    options: {show_root_heading: false, heading_level: 1}\n"
+    yield (
+        "errors.md",
+        "Errors",
+        (
+            "# Errors\n\n::: int8conv.errors\n    options: {show_root_heading: false, heading_level: 1}\n"
+        ),
     )
 
 

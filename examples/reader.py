@@ -5,8 +5,9 @@ Written from ``int8conv/formats/SPEC.md`` alone, to show what a reader has to do
     python examples/reader.py FOLDER                # what it holds
     python examples/reader.py FOLDER PATH           # one linear, such as model.layers.0.mlp.down_proj
 
-It holds a folder to the rules that guard against misreading (F1, F2, F6, M1, M2, C1 to C5). Left out: checksums (M3), the layout
-(L1 to L6), which matters to readers that map files, and hostile headers, which the safetensors library refuses itself.
+It holds a folder to the rules that guard against misreading (F1, F2, F6, H11, M1, M2, M4, C1 to C5). Left out: checksums (M3), the rules
+of numbers (N1 to N8), the layout (L1 to L6), which matters to readers that map files, and hostile headers, which the safetensors
+library refuses itself.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ import numpy.typing as npt
 from safetensors import deserialize, safe_open
 
 Array = npt.NDArray[Any]
-DTYPES = {"I8": "<i1", "U8": "<u1", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4"}
+DTYPES = {
+    "BOOL": "?", "I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8", "U64": "<u8",
+    "F16": "<f2", "F32": "<f4", "F64": "<f8",
+}  # fmt: skip
 COMPANIONS = ("weight_scale", "outlier_index", "outlier_weight")
 
 
@@ -55,13 +59,13 @@ class Linear:
 
     def weight(self) -> Array:
         """Dequantized, float32 ``[out, in]``."""
-        weight = self.codes.astype(np.float32) * self.scale[:, None]
+        weight: Array = self.codes.astype(np.float32) * self.scale[:, None]
         weight[:, self.columns] = self.kept
         return weight
 
     def __call__(self, x: Array) -> Array:
         """W8A16: ``[tokens, in]`` -> ``[tokens, out]``."""
-        y = x @ self.weight().T
+        y: Array = x @ self.weight().T
         return y if self.bias is None else y + self.bias
 
     def w8a8(self, x: Array) -> Array:
@@ -74,7 +78,7 @@ class Linear:
         small = np.where(large, np.float32(0), inside)
         scale = np.abs(small).max(axis=1, keepdims=True) / np.float32(127)
         codes = np.rint(small / np.where(scale == 0, np.float32(1), scale))
-        y = (codes.astype(np.int32) @ self.codes.T.astype(np.int32)) * scale * self.scale
+        y: Array = (codes.astype(np.int32) @ self.codes.T.astype(np.int32)) * scale * self.scale
         y += np.where(large, inside, 0) @ (self.codes.astype(np.float32) * self.scale[:, None]).T
         y += x[:, self.columns] @ self.kept.T
         return y if self.bias is None else y + self.bias
@@ -118,7 +122,7 @@ def read_model(folder: Path) -> Model:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     check(isinstance(value, dict), "F3", f"{path.name} is not an object")
     return value
 
@@ -130,8 +134,8 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Array]]:
         check(Path(shard).name == shard, "F4", f"{shard!r} is not a plain file name")
         with safe_open(folder / shard, "numpy") as file:
             metadata = file.metadata()
-        check(metadata == {"format": "int8conv", "version": "1"}, "F2", f"{shard}: {metadata}")
-        stored = dict(deserialize((folder / shard).read_bytes()))
+        check(metadata == {"format": "int8conv", "version": "1"}, "H11", f"{shard}: {metadata}")
+        stored = dict(deserialize((folder / shard).read_bytes()))  # type: ignore[no-untyped-call]
         names = {name for name in stored if not name.startswith("int8conv.padding.")}
         listed = {name for name, file in weight_map.items() if file == shard}
         check(names == listed, "F6", f"{shard} and the index differ: {sorted(names ^ listed)[:3]}")
@@ -172,12 +176,15 @@ def check_group(linears: list[Linear], group: dict[str, Any]) -> None:
         sizes = (linear.codes.shape[1], len(linear.columns))
         check(sizes == (group["in_features"], group["outliers"]), "M2", f"{sizes} in {group}")
         check(bool((linear.columns == first.columns).all()), "M2", f"columns differ in {group}")
+        check((linear.bias is None) == (first.bias is None), "M4", f"biases of some in {group}")
 
 
 def main(folder: str, path: str | None = None) -> None:
     model = read_model(Path(folder))
     if path is None:
-        print(f"{model.config['model_type']}: {len(model.linears)} linears, {len(model.others)} other tensors")
+        print(
+            f"{model.config['model_type']}: {len(model.linears)} linears, {len(model.others)} other tensors"
+        )
         for group in model.groups:
             first = model.linears[group[0]]
             columns = f"{len(first.columns)}/{first.codes.shape[1]} columns in 16 bits"
