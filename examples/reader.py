@@ -115,9 +115,10 @@ def read_model(folder: Path) -> Model:
             linears[path] = take_linear(tensors, path, group["threshold"])
         check_group([linears[path] for path in group["linears"]], group)
     for name, tensor in tensors.items():
-        path, _, kind = name.rpartition(".")
-        check(kind not in COMPANIONS, "C1", f"{name} stands alone")
-        check(kind != "weight" or tensor.dtype != np.int8, "M1", f"{path} is in no group")
+        integers = name.endswith(".weight") and tensor.dtype == np.int8
+        check(not integers, "M1", f"{name} is in no group")
+    for name in tensors:
+        check(name.rpartition(".")[2] not in COMPANIONS, "C1", f"{name} stands alone")
     return Model(config, [group["linears"] for group in manifest["inputs"]], linears, tensors)
 
 
