@@ -16,7 +16,8 @@ from statistics import median
 import torch
 from tabulate import tabulate
 
-from int8conv.kernels import MixedWeight, Mode, mixed_linear
+from int8conv.kernels.dispatch import Mode, mixed_linear
+from int8conv.kernels.weight import MixedWeight
 
 
 def seconds(x: torch.Tensor, weight: MixedWeight, mode: Mode, runs: int) -> float:
@@ -52,7 +53,7 @@ def measure(out: int, in_features: int, tokens: int, runs: int) -> list[list[str
         "W8A8, 16 columns, fallback: nothing caught": (x, outlier_fallback, "w8a8"),
         "W8A8, 16 columns, fallback: 1 channel at 1 token of 16": (rare, outlier_fallback, "w8a8"),
         "W8A8, 16 columns, fallback: 1 channel of 64 everywhere": (dense, outlier_fallback, "w8a8"),
-        "W8A8, 16 columns, threshold 0 (all in 16 bits)": (x, replace(columns, threshold=0.0), "w8a8"),
+        "W8A8, 16 columns, threshold 0 (all in 16 bits)": (x, replace(columns, threshold=None, activation_bits=16), "w8a8"),
         "W8A16, 16 columns": (x, columns, "w8a16"),
     }  # fmt: skip
     for case in cases.values():

@@ -155,7 +155,7 @@ def measure(
             continue
         out = scratch / f"int8-{number}"
         more = {} if options.get("outliers") == "none" else {"stats": stats}
-        int8conv.convert(folder, out, **options, **more)  # type: ignore[operator]
+        int8conv.convert_checkpoint(folder, out, **options, **more)  # type: ignore[operator]
         candidates[name] = ConvertedWeights(
             open_converted(out), torch.float32, mode, outlier_fallback=outlier_fallback
         )  # type: ignore[arg-type]

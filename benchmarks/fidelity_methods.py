@@ -114,7 +114,8 @@ def one_layer(seed: int = 0) -> dict[str, float]:
 
     from int8conv.convert.outliers.rule import choose_outliers
     from int8conv.formats.int8.stats import InputStats
-    from int8conv.kernels import MixedWeight, mixed_linear
+    from int8conv.kernels.dispatch import mixed_linear
+    from int8conv.kernels.weight import MixedWeight
 
     generator = torch.Generator().manual_seed(seed)
     weight = (torch.randn(512, 1024, generator=generator) * 0.05).half().float()

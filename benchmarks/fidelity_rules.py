@@ -39,7 +39,7 @@ def main(arguments: argparse.Namespace, scratch: Path) -> str:
         for name, options in RULES.items():
             out = scratch / "out"
             more = {} if "outliers" in options else {"stats": stats}
-            report = int8conv.convert(source, out, force=out.exists(), **options, **more)  # type: ignore[operator]
+            report = int8conv.convert_checkpoint(source, out, force=out.exists(), **options, **more)  # type: ignore[operator]
             row = [source.name, name, f"{report.ratio:.3f}x", report.outlier_columns]
             for mode in ("w8a8", "w8a16"):
                 found = evaluate(

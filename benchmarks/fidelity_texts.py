@@ -35,7 +35,7 @@ def main(model: Path, kinds: dict[str, Path], tokens: int, window: int, scratch:
         folders = {}
         for tails in ("16bit", "8bit"):
             folders[tails] = scratch / f"{calibrated}-{tails}"
-            int8conv.convert(model, folders[tails], stats=stats, heavy_tails=tails)  # type: ignore[operator]
+            int8conv.convert_checkpoint(model, folders[tails], stats=stats, heavy_tails=tails)  # type: ignore[operator]
         for evaluated in kinds:
             for tails, outlier_fallback in (("16bit", True), ("8bit", True), ("8bit", False)):
                 found = evaluate(

@@ -54,7 +54,7 @@ def main(models: list[Path], arguments: argparse.Namespace, scratch: Path) -> st
             if factor != 1:
                 source = scratch / f"{model.name}-{factor}"
                 inject(model, source, factor)
-            int8conv.convert(source, out)
+            int8conv.convert_checkpoint(source, out)
             config = int8conv.load(source).config
             for weights in ("source", "w8a16", "w8a8"):
                 path, mode = (source, "w8a8") if weights == "source" else (out, weights)

@@ -1,6 +1,6 @@
 """int8conv: convert checkpoints to int8 once, offline, and run them.
 
-    report = int8conv.convert("checkpoint", "out")
+    report = int8conv.convert_checkpoint("checkpoint", "out")
     model = int8conv.load("out")
     print(model.generate("Once").text)
 
@@ -10,27 +10,20 @@ Importing this module imports neither torch nor numpy; the names below are loade
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from . import errors
+from .errors import Int8convError
 
 if TYPE_CHECKING:
-    from .convert.converter import convert
+    from .convert.converter import convert_checkpoint
     from .convert.report import ConvertReport
-    from .errors import Int8convError
     from .runtime.generate.generation import Generation
     from .runtime.loader import load
     from .runtime.measure.footprint import Footprint
     from .runtime.model import Model
 
-_HOMES = {
-    "ConvertReport": ".convert.report",
-    "Footprint": ".runtime.measure.footprint",
-    "Generation": ".runtime.generate.generation",
-    "Int8convError": ".errors",
-    "Model": ".runtime.model",
-    "load": ".runtime.loader",
-}
+__version__ = "0.1.0"
 
 __all__ = [
     "ConvertReport",
@@ -39,17 +32,27 @@ __all__ = [
     "Int8convError",
     "Model",
     "__version__",
-    "convert",
+    "convert_checkpoint",
+    "errors",
     "load",
 ]
 
+_HOMES = {
+    "ConvertReport": ".convert.report",
+    "Footprint": ".runtime.measure.footprint",
+    "Generation": ".runtime.generate.generation",
+    "Model": ".runtime.model",
+    "convert_checkpoint": ".convert.converter",
+    "load": ".runtime.loader",
+}
 
-def __getattr__(name: str) -> Any:
-    if name == "convert":
-        return importlib.import_module(".convert", __name__)  # a room that can be called
+
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name], __name__), name)
+    value: object = getattr(importlib.import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

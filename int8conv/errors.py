@@ -10,6 +10,7 @@
     |  `- HubChangedError            a file on the hub changed while it was read
     |- OutputError                   the output cannot be written
     |  |- OutputExistsError          it is there already (never touched without force)
+    |  |- OutputOverlapError        it is the source, holds it, or lies inside a file of it
     |  |- OutputBusyError           another process is writing it
     |  |- NotWritableError           its folder cannot be written to
     |  `- NoSpaceError               the disk is full
@@ -24,6 +25,7 @@
     |  |- PickleFileError           a PyTorch pickle cannot be read safely
     |  |- JsonFileError              config, index or manifest is not the JSON that is expected
     |  |- UnsafePathError            the index names a file outside the folder
+    |  |- FileChangedError           a file changed while it was in use
     |  |- MissingShardError          a file that the index names is absent
     |  |- MissingTensorError         a tensor that is listed or needed is absent
     |  |- ShapeError                 a tensor's shape is not what the config implies
@@ -159,6 +161,10 @@ class OutputExistsError(OutputError):
     """The output is there already; it is never touched without ``force``."""
 
 
+class OutputOverlapError(OutputError):
+    """The output is the source, holds it, or lies inside a file of it."""
+
+
 class OutputBusyError(OutputError):
     """Another process is writing the output."""
 
@@ -213,6 +219,10 @@ class JsonFileError(CheckpointError):
 
 class UnsafePathError(CheckpointError):
     """The index names a file outside the folder."""
+
+
+class FileChangedError(CheckpointError):
+    """A file was replaced or overwritten while it was in use."""
 
 
 class MissingShardError(CheckpointError):

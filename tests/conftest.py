@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 
 from .checkpoints import write_checkpoint
 
@@ -31,7 +31,7 @@ def example() -> Path:
 def example_int8(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That checkpoint converted with calibrated outlier columns; not to be changed."""
     out = tmp_path_factory.mktemp("example") / "int8"
-    convert(example, out)
+    convert_checkpoint(example, out)
     return out
 
 

@@ -13,12 +13,12 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from int8conv.kernels import MixedWeight
 from int8conv.kernels.gpu import attention, configs, launch, reference, rotary, sampling
 from int8conv.kernels.gpu.experts import ExpertWeights, chosen_experts
 from int8conv.kernels.gpu.gemm import gemm
 from int8conv.kernels.gpu.quantize import Before, QuantizedTokens, apply, quantize
 from int8conv.kernels.gpu.skinny import w8a16
+from int8conv.kernels.weight import MixedWeight
 from int8conv.runtime.decoder.quantized_cache import quantize_heads
 
 from .layers import random_weight

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from int8conv.kernels import MixedWeight
 from int8conv.kernels.gpu.gemm import gemm
 from int8conv.kernels.gpu.skinny import w8a16
+from int8conv.kernels.weight import MixedWeight
 
 from .gemm import quantized
 from .layers import SHAPES, random_tokens, random_weight

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from int8conv.kernels import MixedWeight
 from int8conv.kernels.gpu import configs, launch
 from int8conv.kernels.gpu.gemm import gemm
 from int8conv.kernels.gpu.quantize import QuantizedTokens, quantize
+from int8conv.kernels.weight import MixedWeight
 
 from .layers import SHAPES, random_tokens, random_weight
 from .session import F16, Row, Session, out_of_time

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from int8conv.kernels import MixedWeight
+from int8conv.kernels.weight import MixedWeight
 
 SHAPES = {
     "Llama-3.1-8B": {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)},

@@ -23,7 +23,7 @@ def folders(parent: Path, model: str, layers: int, device: torch.device) -> tupl
     source, converted = parent / "source", parent / "int8"
     if not converted.exists():
         _write(source, CONFIGS[model] | {"num_hidden_layers": layers}, device)
-        int8conv.convert(source, converted, outliers="none")
+        int8conv.convert_checkpoint(source, converted, outliers="none")
     return source, converted
 
 

@@ -50,8 +50,11 @@ def command(
 
     One block of the model is in memory at a time. With --merge, SRC are statistics files of one checkpoint instead.
     """
-    from ..formats.int8.stats import read_stats, write_stats
+    from ..formats.int8.stats import STATISTICS, read_stats, write_stats
+    from ..formats.outputs import check_file
 
+    sources = [Path(each) for each in src]
+    check_file(out, STATISTICS, sources)  # before any work
     if merge:
         from ..convert.outliers.collect import merge as merge_stats
 
@@ -73,11 +76,16 @@ def command(
                 device=device,
                 progress=lambda done, total: progress("calibrate", done, total),
             )
-    write_stats(stats, out)
+    write_stats(stats, out, sources)
     summary = summarize(stats)
     if as_json:
         print_json(summary)
-        return
+    else:
+        show(out, stats, summary)
+
+
+def show(out: Path, stats: Stats, summary: dict[str, Any]) -> None:
+    """A table of the inputs, and a line of what they come to."""
     table(
         ["input", "channels", "median", "largest", ">= 6.0", "16-bit columns", "fallback from"],
         [

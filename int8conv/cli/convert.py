@@ -194,7 +194,7 @@ def command(
     Linears of attention and FFN become int8 with a scale for each row; embeddings, head, norms and biases stay in 16 bits.
     OUT appears whole or not at all; a conversion that was stopped goes on when the same command is run again.
     """
-    from ..convert.converter import convert
+    from ..convert.converter import convert_checkpoint
     from ..convert.options import ConvertOptions
     from ..convert.preview import preview
 
@@ -208,7 +208,7 @@ def command(
             show_preview(plan)
         return
     with progress_bars("B") as progress, hint_at_interrupt():
-        report = convert(
+        report = convert_checkpoint(
             src,
             out,
             force=force,

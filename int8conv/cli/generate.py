@@ -62,13 +62,10 @@ def command(
 
 
 def _watch(device: str) -> PeakMemory:
-    import torch
-
-    from ..runtime.loader import check_device
+    from ..runtime.devices import find_placement
     from ..runtime.measure.memory_use import watch_memory
 
-    check_device(device)
-    return watch_memory(torch.device(device))
+    return watch_memory(find_placement(device).device)
 
 
 def _show_memory(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -10,13 +11,19 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError, NotWritableError
-from ..formats.int8.folder import ConvertedFolder, read_array, read_rows
+from ..errors import ArgumentError
+from ..formats.int8.folder import ConvertedFolder
 from ..formats.int8.manifest import InputGroup
 from ..formats.int8.stats import Stats
 from ..formats.int8.summary import layer_of
+from ..formats.outputs import OutputKind, check_file, write_output
+from ..formats.safetensors.stored import read_array, read_rows
 
-SUFFIXES: Final = (".png", ".svg")
+KINDS: Final = {
+    ".png": OutputKind("a PNG picture", lambda path: _starts(path, (b"\x89PNG\r\n\x1a\n",))),
+    ".svg": OutputKind("an SVG picture", lambda path: _starts(path, (b"<?xml", b"<svg"))),
+}
+"""By a file's suffix."""
 _MOST_BINS: Final = 1024
 """Across a map: of wider inputs, neighbouring channels share a bin, which shows the largest."""
 _BLOCK_ROWS: Final = 256
@@ -27,9 +34,11 @@ def check_plot(file: Path) -> Any:
 
     Raises:
         ArgumentError: another suffix, or no matplotlib.
+        OutputExistsError: there is a file already that is no such picture.
     """
-    if file.suffix not in SUFFIXES:
-        raise ArgumentError("plot", expected=" or ".join(SUFFIXES), found=file.name)
+    if file.suffix not in KINDS:
+        raise ArgumentError("plot", expected=" or ".join(KINDS), found=file.name)
+    check_file(file, KINDS[file.suffix])
     try:
         importlib.import_module("matplotlib").use("Agg")
         return importlib.import_module("matplotlib.pyplot")
@@ -52,6 +61,9 @@ def plot(
         stats: statistics of its source: the map then shows every channel's largest activation. None: kept columns alone, by
             their largest weight.
         errors: relative RMS error of each linear's weight by path, as measured; None: as expected from codes and scales.
+
+    Raises:
+        OutputError: a subclass: something else is there, or it cannot be written.
     """
     pyplot = check_plot(file)
     roles = _by_role(converted.manifest.inputs)
@@ -64,12 +76,19 @@ def plot(
     _draw_errors(panels[-1], roles, found, "measured" if errors is not None else "expected")
     source = converted.manifest.source.get("id")
     figure.suptitle(f"{source}: outlier channels of each input, and error of int8 weights")
+    picture = io.BytesIO()
     try:
-        figure.savefig(file, dpi=110, metadata={"Date": None} if file.suffix == ".svg" else None)
-    except OSError as error:
-        raise NotWritableError(f"cannot be written: {error.strerror}", file=file) from error
+        figure.savefig(
+            picture, format=file.suffix[1:], dpi=110, metadata={"Date": None} if file.suffix == ".svg" else None
+        )  # fmt: skip
     finally:
         pyplot.close(figure)
+    write_output(file, picture.getvalue(), KINDS[file.suffix])
+
+
+def _starts(path: Path, words: tuple[bytes, ...]) -> bool:
+    with path.open("rb") as file:
+        return file.read(16).startswith(words)
 
 
 def _by_role(inputs: Sequence[InputGroup]) -> dict[str, list[InputGroup]]:

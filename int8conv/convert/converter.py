@@ -1,4 +1,4 @@
-"""``convert``: from a checkpoint folder to a converted one."""
+"""``convert_checkpoint``: from a checkpoint folder to a converted one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from ..errors import ArgumentError
 from ..formats.hub.download import resolve
 from ..formats.int8.layout import plan_layout
 from ..formats.int8.stats import Stats, read_stats
-from ..formats.int8.workspace import check_replaceable, open_workspace
+from ..formats.int8.workspace import open_workspace
 from ..formats.json_file import dump_json
+from ..formats.outputs import check_apart, check_folder
 from ..formats.safetensors.checksum import checksum, checksum_range
 from ..formats.source.checkpoint import Checkpoint
+from ..runtime.devices import DeviceLike, find_torch_device
 from .journal import Journal
 from .memory import DEFAULT_MAX_MEMORY, plan_workers
 from .metadata_files import make_manifest, write_metadata_files
@@ -37,7 +40,7 @@ Progress = Callable[[str, int, int], None]
 """Called with a stage's name, units done so far, and units in all."""
 
 
-def convert(
+def convert_checkpoint(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
@@ -56,7 +59,7 @@ def convert(
     jobs: int | None = None,
     max_memory: int = DEFAULT_MAX_MEMORY,
     stream: bool = False,
-    device: str = "cpu",
+    device: DeviceLike = "cpu",
     progress: Progress | None = None,
 ) -> ConvertReport:
     """Convert a checkpoint folder to int8 (see ``formats/SPEC.md``).
@@ -115,14 +118,15 @@ def convert(
                             found=outliers)  # fmt: skip
     if jobs is not None and jobs < 1:
         raise ArgumentError("jobs", expected="1 or more", found=jobs)
-    if device != "cpu":
-        from .rounding.device import check_device  # needs torch
-
-        check_device(device)
+    device = str(device)
+    if device != "cpu":  # which needs no torch
+        find_torch_device(device)
     tell = progress or (lambda stage, done, total: None)
     out = Path(out)
-    check_replaceable(out, force=force)  # before any work
+    check_apart(out, Path(source))  # before any work
+    check_folder(out, force=force)
     resolved = resolve(source, stream=stream)
+    check_apart(out, resolved.folder)
     if stream and resolved.revision is None:
         raise ArgumentError("stream is for sources on the hub", file=source, expected="org/name",
                             found="a local folder")  # fmt: skip
@@ -135,8 +139,11 @@ def convert(
     workers = plan_workers(plan, jobs or os.cpu_count() or 1, max_memory)
     workers = replace(workers, device=device)
     watch.lap("open")
-    with open_workspace(out, force=force) as workspace:
-        journal = Journal(workspace.path, _fingerprint(opened.checkpoint, options, stats))
+    fingerprint = _fingerprint(opened.checkpoint, options, stats)
+    with (
+        open_workspace(out, force=force, source=resolved.folder) as workspace,
+        closing(Journal(workspace.path, fingerprint)) as journal,
+    ):
         if not journal.resumed:
             workspace.clear()
         choices, calibration, notes = _choose(opened, options, measured_before, journal, tell)
@@ -145,6 +152,7 @@ def convert(
             notes += ("an unfinished attempt had another source or options: started again",)
         plan = make_plan(opened.selection, choices, options)
         layouts = plan_layout(plan.units, max_shard_bytes=options.max_shard_bytes)
+        workspace.keep_only([layout.name for layout in layouts])
         results = run_tasks(
             plan.tasks, layouts, workspace.folder, workers, journal=journal, watch=watch,
             progress=_counted(tell, "convert", plan.source_bytes),
@@ -164,7 +172,7 @@ def convert(
         seconds=time.perf_counter() - start,
         rounded=manifest.rounded,
         resumed=sum(result.resumed for result in results),
-        notes=opened.notes + notes,
+        notes=opened.notes + notes + tuple(workspace.notes),
         quality=measured(plan, results),
         stages=dict(watch.seconds),
     )

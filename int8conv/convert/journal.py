@@ -2,55 +2,85 @@
 
 A text file of JSON lines in the workspace: first the fingerprint of source and options, then a line for each tensor written.
 Nothing is flushed to disk on the way: after a power loss a line may stand there whose bytes do not, so whoever goes on
-reads the bytes of every line back and believes its checksums only.
+reads the bytes of every line back and believes its checksums only. A line ends in a checksum of its own: one that was cut
+off or changed does not count, nor does any after it.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from ..formats.regular_file import open_to_write, read_at_most, write_all
+from ..formats.safetensors.checksum import checksum
 
 JOURNAL_FILE = "journal.jsonl"
+_MOST_BYTES: Final = 1 << 30
+"""A million tensors take a third of it; what is longer is no journal."""
 
 
 class Journal:
     """The journal of a workspace; lines go to the operating system as they come."""
 
     def __init__(self, workspace: Path, fingerprint: str) -> None:
-        self._path = workspace / JOURNAL_FILE
-        lines = _read(self._path)
-        self.resumed = bool(lines) and lines[0].get("fingerprint") == fingerprint
-        """Whether the workspace is of the same source and options; else what is in it is of no use."""
-        self.outdated = bool(lines) and not self.resumed
-        """Whether it is of another source or other options."""
+        self._seed = fingerprint
+        self._lock = threading.Lock()
         self.entries: dict[str, Any] = {}
         """What was recorded, by key; the last line of a key counts."""
-        if not self.resumed:
-            lines = [{"fingerprint": fingerprint}]
-        self.entries = {line["key"]: line["value"] for line in lines[1:]}
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self._fd = open_to_write(workspace / JOURNAL_FILE)
+        try:
+            data = b"" if os.fstat(self._fd).st_size > _MOST_BYTES else self._read()
+            first, *lines = data.split(b"\n")[:-1] or [b""]
+            self.resumed = _parsed(first) == {"fingerprint": fingerprint}
+            """Whether the workspace is of the same source and options; else what is in it is of no use."""
+            self.outdated = bool(data) and not self.resumed
+            """Whether it is of another source or other options."""
+            kept = len(first) + 1 + self._take(lines) if self.resumed else 0
+            os.ftruncate(self._fd, kept)
+            os.lseek(self._fd, kept, os.SEEK_SET)
+            if not self.resumed:
+                write_all(self._fd, json.dumps({"fingerprint": fingerprint}).encode() + b"\n")
+        except BaseException:
+            self.close()
+            raise
 
     def record(self, key: str, value: Any) -> None:
-        """Add a line, in one write: it is there whole or cut off at the end of the file."""
-        self.entries[key] = value
-        with self._path.open("ab", buffering=0) as file:
-            file.write((json.dumps({"key": key, "value": value}) + "\n").encode())
+        """Add a line: after a kill it is there whole or cut off at the end of the file."""
+        body = json.dumps({"key": key, "value": value})
+        line = json.dumps({"key": key, "value": value, "sum": self._sum(body)})
+        with self._lock:
+            self.entries[key] = value
+            write_all(self._fd, line.encode() + b"\n")
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _read(self) -> bytes:
+        return read_at_most(self._fd, _MOST_BYTES)
+
+    def _sum(self, body: str) -> str:
+        return checksum(f"{self._seed} {body}".encode())
+
+    def _take(self, lines: list[bytes]) -> int:
+        """Take the lines up to the first that is not whole; returns their bytes."""
+        taken = 0
+        for line in lines:
+            value = _parsed(line)
+            if not isinstance(value, dict) or set(value) != {"key", "value", "sum"}:
+                break
+            recorded = value.pop("sum")
+            if recorded != self._sum(json.dumps(value)) or not isinstance(value["key"], str):
+                break
+            self.entries[value["key"]] = value["value"]
+            taken += len(line) + 1
+        return taken
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a journal; one that was cut off, and all after it, do not count."""
-    if not path.is_file():
-        return []
-    lines = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(value, dict) or not (
-            {"fingerprint"} == set(value) or {"key", "value"} == set(value)
-        ):
-            break
-        lines.append(value)
-    return lines
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None

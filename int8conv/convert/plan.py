@@ -12,7 +12,7 @@ from ..errors import UnsupportedDtypeError
 from ..formats.int8.layout import Run, TensorSpec, Unit
 from ..formats.int8.manifest import InputGroup
 from ..formats.int8.names import BIAS, KINDS, OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
-from ..formats.source.checkpoint import StoredTensor
+from ..formats.safetensors.stored import StoredTensor
 from ..formats.source.matrix import Matrix
 from .options import ConvertOptions
 from .outliers.rule import NO_OUTLIERS, OutlierChoice

@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from ..errors import QualityError, SourceMismatchError
 from ..formats.hub.download import Source
-from ..formats.int8.folder import ConvertedFolder, QuantizedLinear, read_array, read_rows
+from ..formats.int8.folder import ConvertedFolder, QuantizedLinear
 from ..formats.int8.names import BIAS
-from ..formats.source.checkpoint import StoredTensor
+from ..formats.safetensors.stored import StoredTensor, read_array, read_rows
 from ..formats.source.matrix import Matrix, MatrixReader, as_rows
 from .options import read_options
 from .outliers.selection import Kept

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from ..errors import ArgumentError, MissingTensorError, UnsupportedModelError
 from ..formats.hub.download import Source
-from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
-from ..formats.source.checks import check_not_quantized
-from ..runtime.models.architecture import Architecture, read_architecture
+from ..formats.source.checkpoint import Checkpoint
+from ..runtime.models.architecture import Architecture
+from ..runtime.opening import open_unconverted
 from .generic import select_by_names
 from .options import ConvertOptions
 from .outliers.selection import Selection, matches, select_modules
@@ -34,14 +34,13 @@ def open_source(source: Source, options: ConvertOptions) -> OpenedSource:
         UnsupportedModelError: neither known to the runtime nor with anything that looks like a linear.
         ArgumentError: a pattern of the options matches nothing.
     """
-    whole = open_checkpoint(source.folder, source.remote, source.only)
-    check_not_quantized(whole)
-    checkpoint, excluded = _included(whole, options)
-    architecture, notes = None, []
+    opened = open_unconverted(source)
+    checkpoint, excluded = _included(opened.checkpoint, options)
+    architecture = None
+    notes: list[str] = []
     try:
-        architecture = read_architecture(
-            checkpoint.config, checkpoint.tensors, source.folder / CONFIG_FILE
-        )
+        architecture = replace(opened, checkpoint=checkpoint).architecture
+        notes += architecture.notes
     except UnsupportedModelError as error:
         notes.append(
             f"the runtime cannot run this model ({error.problem}): linears are chosen by names and shapes, "

@@ -21,8 +21,9 @@ from ..formats.int8.names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
 from ..formats.int8.writer import Flusher, ShardWriter
 from ..formats.safetensors.buffers import Buffers
 from ..formats.safetensors.checksum import running_checksum
-from ..formats.source.checkpoint import StoredTensor
+from ..formats.safetensors.stored import StoredTensor
 from ..formats.source.matrix import Matrix, MatrixReader, as_rows
+from ..runtime.devices import find_torch_device
 from .journal import Journal
 from .plan import KeepTask, QuantizeTask, Task
 from .rounding.float16_bits import INFINITY, Bits, largest_magnitudes, round_to_half, widen
@@ -130,9 +131,9 @@ def run_tasks(
 def _quantizer_for(device: str) -> NewQuantizer:
     if device == "cpu":
         return RowQuantizer
-    from .rounding.device import DeviceQuantizer, check_device  # needs torch
+    from .rounding.device import DeviceQuantizer  # needs torch
 
-    place = check_device(device)
+    place = find_torch_device(device)
     return lambda dtype, columns, buffers, sample: DeviceQuantizer(dtype, columns, place, sample)
 
 

@@ -1,4 +1,4 @@
-"""The mixed linear: its weight, its two modes, and the choice of an implementation.
+"""The linears on a CPU, and the choice of an implementation for each call: nowhere else is one chosen.
 
     y = (x outside O) @ (codes * scale)^T + x[:, O] @ outlier_weight^T + bias
 
@@ -8,37 +8,38 @@ of the weight keep their 16 bits). The modes differ in what happens to the other
 - ``w8a8``: each token's are quantized to int8 by its largest magnitude; products accumulate in int32. Activations at or
   above ``threshold`` are left out of that and multiplied in 16 bits with the dequantized weight (the outlier fallback).
 - ``w8a16``: they stay as they are, and the weight is dequantized on the way.
+
+| implementation | modes | taken |
+| --- | --- | --- |
+| ``cpu.jit`` | w8a16, and 16-bit weights | up to ``COMPILED_TOKENS`` tokens, where numba is installed |
+| ``cpu.integer`` | both | else, where the processor has int8 dot products |
+| ``cpu.widened`` | both, and any weight | else |
+| ``reference`` | both | in tests |
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal, Protocol, cast
+from collections.abc import Callable
+from typing import Final, Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ArgumentError
-from . import reference
-from .cpu import integer, jit
+from .cpu import integer, jit, widened
+from .crossovers import COMPILED_TOKENS, TOKENS_AT_ONCE, W8A16_TOKENS
 from .weight import MixedWeight
 
 Mode = Literal["w8a8", "w8a16"]
 MODES: Final[tuple[Mode, ...]] = ("w8a8", "w8a16")
-IMPLEMENTATIONS: Final = ("reference", "cpu")
 
-
-class _Implementation(Protocol):
-    def w8a8(self, x: Tensor, weight: MixedWeight) -> Tensor: ...
-
-    def w8a16(self, x: Tensor, weight: MixedWeight) -> Tensor: ...
+Multiply = Callable[[Tensor, MixedWeight], Tensor]
+"""float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, outlier columns included, without bias."""
 
 
 def mixed_linear(
-    x: Tensor,
-    weight: MixedWeight,
-    bias: Tensor | None = None,
-    *,
-    mode: Mode | None = None,
-    implementation: str | None = None,
+    x: Tensor, weight: MixedWeight, bias: Tensor | None = None, *, mode: Mode | None = None
 ) -> Tensor:
     """``x @ weight^T + bias`` with an int8 weight and 16-bit outlier columns.
 
@@ -46,55 +47,77 @@ def mixed_linear(
         x: float ``[..., in]``.
         weight: int8 ``[out, in]`` with its scales and outlier columns.
         bias: ``[out]`` or None.
-        mode: how activations are treated; None takes ``w8a16`` for few tokens and ``w8a8`` for many.
-        implementation: one of ``IMPLEMENTATIONS``, to force it; None takes the best: compiled code (``jit``) for a few tokens in
-            ``w8a16``, else ``cpu``.
+        mode: how activations are treated; None takes ``mode_for`` the number of tokens.
 
     Returns:
         ``[..., out]`` in the dtype of ``x``; accumulated in int32 or float32, rounded once.
 
     Raises:
-        ArgumentError: a shape, mode or implementation that does not fit.
+        ArgumentError: a shape or mode that does not fit.
     """
     if x.shape[-1] != weight.in_features:
         raise ArgumentError("last axis of x", expected=weight.in_features, found=x.shape[-1])
     if mode is not None and mode not in MODES:
         raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
     rows = x.reshape(-1, weight.in_features)
-    if mode is None:
-        mode = "w8a16" if rows.shape[0] <= _FEW_TOKENS else "w8a8"
-    if implementation is None and mode == "w8a16" and jit.takes(rows, weight.codes):
-        y = jit.mixed(rows.float(), weight)
+    multiply = implementation(rows, weight, mode or mode_for(rows.shape[0]))
+    count = -(-rows.shape[0] // TOKENS_AT_ONCE)
+    if count <= 1:
+        y = _multiplied(rows, weight, bias, multiply)
     else:
-        y = _by_columns(rows, weight, mode, implementation or "cpu")
+        y = rows.new_empty(rows.shape[0], weight.out_features)
+        for part, out in zip(rows.chunk(count), y.chunk(count), strict=True):  # of one size
+            out.copy_(_multiplied(part, weight, bias, multiply))
+    return y.reshape(*x.shape[:-1], weight.out_features)
+
+
+def _multiplied(
+    rows: Tensor, weight: MixedWeight, bias: Tensor | None, multiply: Multiply
+) -> Tensor:
+    y = multiply(rows.float(), weight)
     if bias is not None:
         y += bias.float()
-    return y.to(x.dtype).reshape(*x.shape[:-1], weight.out_features)
+    return y.to(rows.dtype)
 
 
-def _by_columns(rows: Tensor, weight: MixedWeight, mode: Mode, implementation: str) -> Tensor:
-    """int8 columns by an implementation, and outlier columns by PyTorch."""
-    chosen = _implementation(implementation)
-    y = (chosen.w8a8 if mode == "w8a8" else chosen.w8a16)(rows.float(), weight)
-    if weight.outlier_index is None or weight.outlier_weight is None:
-        return y
-    outliers = rows.index_select(1, weight.outlier_index).float()
-    return y.addmm_(outliers, weight.outlier_weight.float().t())
+def mode_for(tokens: int) -> Mode:
+    """The mode for so many tokens where none is asked for."""
+    return "w8a16" if tokens <= W8A16_TOKENS else "w8a8"
 
 
-def dequantized_rows(weight: MixedWeight, rows: Tensor) -> Tensor:
-    """Rows of the weight for row numbers ``[...]``: float32 ``[..., in]``; what an embedding looks up."""
-    values = weight.codes[rows].float() * weight.scale[rows].unsqueeze(-1)
-    if weight.outlier_index is not None and weight.outlier_weight is not None:
-        values[..., weight.outlier_index.long()] = weight.outlier_weight[rows].float()
-    return values
+def implementation(rows: Tensor, weight: MixedWeight, mode: Mode) -> Multiply:
+    """What multiplies activations ``[tokens, in]`` with a weight."""
+    if mode == "w8a16" and _compiled(rows, weight.codes):
+        return jit.w8a16
+    if mode == "w8a16":
+        return integer.w8a16 if integer.available() else widened.w8a16
+    return integer.w8a8 if integer.available() else widened.w8a8
 
 
-_FEW_TOKENS = 16
-"""Up to here reading the weight takes longer than multiplying in either mode, and w8a16 is the more exact one."""
+def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight^T + bias``; a weight of another dtype is widened a block of rows at a time, never whole.
+
+    Args:
+        x: float ``[..., in]``.
+        weight: float ``[out, in]``.
+        bias: ``[out]`` or None.
+
+    Returns:
+        ``[..., out]`` in the dtype of ``x``.
+    """
+    bias = None if bias is None else bias.to(x.dtype)
+    if weight.dtype == x.dtype:
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    if x.dtype == torch.float32 and weight.dtype in jit.KINDS and _compiled(rows, weight):
+        y = jit.dense(rows, weight)
+    else:
+        y = widened.linear(rows, weight)
+    y = y if bias is None else y + bias
+    return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
-def _implementation(name: str) -> _Implementation:
-    if name not in IMPLEMENTATIONS:
-        raise ArgumentError("implementation", expected=" or ".join(IMPLEMENTATIONS), found=name)
-    return cast("_Implementation", reference if name == "reference" else integer)
+def _compiled(rows: Tensor, weight: Tensor) -> bool:
+    """Whether numba's code multiplies ``[tokens, in]`` with int8 or 16-bit ``[out, in]``."""
+    on_host = weight.device.type == "cpu" and weight.is_contiguous()
+    return 0 < rows.shape[0] <= COMPILED_TOKENS and on_host and jit.available()

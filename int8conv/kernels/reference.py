@@ -1,17 +1,17 @@
-"""The formula of ``mixed``, written for reading: what every other implementation and its tests are compared with."""
+"""The formula of ``dispatch``, written for reading: what every other implementation and its tests are compared with."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .tokens import quantize_tokens, take_large, without_outliers
+from .tokens import add_outliers, quantize_tokens, take_large, without_outliers
 from .weight import MixedWeight
 
 
 def w8a8(x: Tensor, weight: MixedWeight) -> Tensor:
-    """int8 activations: float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, without outlier columns and bias."""
-    if weight.threshold == 0.0:
+    """int8 activations: float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, outlier columns included, without bias."""
+    if weight.activation_bits == 16:
         return w8a16(x, weight)
     small = without_outliers(x, weight)
     fallback = take_large(small, weight)
@@ -20,12 +20,12 @@ def w8a8(x: Tensor, weight: MixedWeight) -> Tensor:
     y = products.float() * scale * weight.scale
     if fallback is not None:
         y[fallback.rows] += fallback.values @ dequantize(weight).t()
-    return y
+    return add_outliers(y, x, weight)
 
 
 def w8a16(x: Tensor, weight: MixedWeight) -> Tensor:
-    """float activations: float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, without outlier columns and bias."""
-    return without_outliers(x, weight) @ dequantize(weight).t()
+    """float activations: float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, outlier columns included, without bias."""
+    return add_outliers(without_outliers(x, weight) @ dequantize(weight).t(), x, weight)
 
 
 def dequantize(weight: MixedWeight) -> Tensor:

@@ -17,6 +17,14 @@ def without_outliers(x: Tensor, weight: MixedWeight) -> Tensor:
     return x.index_fill(1, weight.outlier_index.long(), 0.0)
 
 
+def add_outliers(y: Tensor, x: Tensor, weight: MixedWeight) -> Tensor:
+    """Products of the outlier columns of float32 ``x`` ``[tokens, in]`` onto ``y`` ``[tokens, out]``, which is changed."""
+    if weight.outlier_index is None or weight.outlier_weight is None:
+        return y
+    outliers = x.index_select(1, weight.outlier_index)
+    return y.addmm_(outliers, weight.outlier_weight.float().t())
+
+
 @dataclass(frozen=True)
 class FallbackValues:
     """What the outlier fallback takes of a call."""
@@ -28,7 +36,7 @@ class FallbackValues:
 
 
 def take_large(x: Tensor, weight: MixedWeight) -> FallbackValues | None:
-    """Take the values from the threshold on out of ``x`` ``[tokens, in]``, which is changed; None: there are none."""
+    """Take the values at or above the threshold out of ``x`` ``[tokens, in]``, which is changed; None: there are none."""
     if weight.threshold is None:
         return None
     rows = (largest_of_tokens(x).flatten() >= weight.threshold).nonzero().flatten()

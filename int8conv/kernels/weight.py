@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,14 +23,16 @@ class MixedWeight:
     outlier_weight: Tensor | None = None
     """float16 or bfloat16 ``[out, k]``."""
     threshold: float | None = None
-    """Magnitude from which the outlier fallback of ``w8a8`` takes an activation; None: no fallback. 0.0: all of them, so that the
-    whole input is multiplied in 16 bits."""
+    """Magnitude from which the outlier fallback of ``w8a8`` takes an activation; None: no fallback."""
     counter: FallbackCounter | None = None
-    """Told what the fallback takes; not at a threshold of 0.0, where that is everything."""
+    """Told what the fallback takes."""
+    activation_bits: Literal[8, 16] = 8
+    """Of this input in ``w8a8``. 16 where its values spread too far for int8: then it is multiplied as in ``w8a16``, on a CPU rounded to
+    two int8 digits; there is no fallback and nothing to count."""
 
     @cached_property
     def is_outlier(self) -> Tensor | None:
-        """int8 ``[in]``, 1 in outlier columns; made at the first use, one byte for each input channel."""
+        """int8 ``[in]``, 1 in outlier columns; made at the first use, one byte per input channel."""
         if self.outlier_index is None:
             return None
         marks = torch.zeros(self.in_features, dtype=torch.int8, device=self.codes.device)
@@ -72,3 +75,11 @@ class FallbackCounter:
         if len(fallback):
             self.counts[1] += len(fallback)
             self.counts[2:] += fallback.sum(dim=0)
+
+
+def dequantized_rows(weight: MixedWeight, rows: Tensor) -> Tensor:
+    """Rows of the weight for row numbers ``[...]``: float32 ``[..., in]``; what an embedding looks up."""
+    values = weight.codes[rows].float() * weight.scale[rows].unsqueeze(-1)
+    if weight.outlier_index is not None and weight.outlier_weight is not None:
+        values[..., weight.outlier_index.long()] = weight.outlier_weight[rows].float()
+    return values

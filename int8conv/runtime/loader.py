@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import torch
 
 from ..errors import ArgumentError
-from ..formats.hub.download import resolve
-from ..formats.int8.folder import ConvertedFolder, is_converted, open_converted
-from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
-from ..formats.source.checks import check_not_quantized
-from ..kernels import MODES, Mode
+from ..kernels.dispatch import MODES, Mode
 from .decoder.decoder import Decoder
+from .devices import DeviceKind, DeviceLike, Placement, current, find_placement
 from .model import Model
-from .models.architecture import Architecture, read_architecture
 from .models.generation_config import read_generation_defaults
-from .weights.weights import CheckpointWeights, ConvertedWeights, Weights
+from .opening import OpenedModel, open_model
+from .weights.weights import CheckpointWeights, ConvertedWeights
 
 if TYPE_CHECKING:
     from .backends.gpu.weights import DeviceCheckpoint, DeviceConverted
@@ -33,7 +29,7 @@ KV_CACHES: Final = DTYPES | {"int8": torch.int8}
 
 def load(
     path: str | os.PathLike[str],
-    device: str = "cpu",
+    device: DeviceLike = "cpu",
     mode: Mode | None = None,
     dtype: str | torch.dtype | None = None,
     *,
@@ -43,16 +39,15 @@ def load(
     """Load a converted folder, or an unconverted checkpoint in its own precision.
 
     Args:
-        path: a folder written by ``convert``, or a Hugging Face checkpoint folder of a known family, or the id of either
-            on the hub: ``org/name`` or ``org/name@revision``.
-        device: ``"cpu"``, or ``"cuda"`` for PyTorch's current GPU (Ampere or newer).
+        path: a folder written by ``convert_checkpoint``, or a Hugging Face checkpoint folder of a known family, or the id of
+            either on the hub: ``org/name`` or ``org/name@revision``.
+        device: ``"cpu"``, ``"cuda"`` for PyTorch's current GPU (Ampere or newer), ``"cuda:1"``, or such a ``torch.device``.
         mode: how activations meet int8 weights: ``"w8a16"``, ``"w8a8"``, or None to choose by the number of tokens.
-        fallback: whether W8A8 has its outlier fallback: activations past the threshold of their input are multiplied in 16 bits.
         dtype: of activations; None is float32 on a CPU, the fastest there, in which a source's 16-bit weights are
             exact, and the embedding's own on a GPU, where it has to be a 16-bit one.
-
-        kv_cache: of keys and values in the cache: None for the dtype of activations, ``"float32"``, ``"float16"``, ``"bfloat16"``,
-            or ``"int8"`` with a scale for each head and token. On a GPU the dtype of activations or ``"int8"``.
+        outlier_fallback: whether W8A8 multiplies activations past the threshold of their input in 16 bits.
+        kv_cache: dtype of keys and values in the cache: None for that of activations, ``"float32"``, ``"float16"``,
+            ``"bfloat16"``, or ``"int8"`` with a scale per head and token. On a GPU that of activations or ``"int8"``.
 
     Raises:
         NotFoundError: no such folder, or nothing to load in it.
@@ -61,90 +56,64 @@ def load(
         UnsupportedModelError: a family, or a feature of its config, that the runtime does not know.
         CheckpointError, SafetensorsError, ConvertedFormatError: a malformed folder.
     """
-    check_device(device)
+    place = find_placement(device)
     if mode is not None and mode not in MODES:
         raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
-    source = resolve(path)
-    folder = source.folder
-    weights: Weights
-    on_gpu: DeviceConverted | DeviceCheckpoint | None = None
-    if is_converted(folder):
-        converted = open_converted(folder)
-        checkpoint = converted.checkpoint
-    else:
-        if mode is not None:
-            raise ArgumentError("mode is for converted folders", file=folder, found=repr(mode),
-                                hint="an unconverted checkpoint runs in its own precision")  # fmt: skip
-        checkpoint = open_checkpoint(folder, only=source.only)
-        check_not_quantized(checkpoint)
-        converted = None
-    config_file = folder / CONFIG_FILE
-    architecture = read_architecture(checkpoint.config, checkpoint.tensors, config_file)
-    chosen = choose_dtype(dtype, device, architecture, checkpoint)
-    cached = cache_dtype(kv_cache, chosen, device)
-    if device == "cuda" and converted is not None:
-        weights = on_gpu = converted_on_gpu(
-            converted, architecture, chosen, mode, outlier_fallback=outlier_fallback
-        )
-    elif device == "cuda":
-        weights = on_gpu = _source_on_gpu(checkpoint, architecture, chosen)
-    elif converted is not None:
-        weights = ConvertedWeights(converted, chosen, mode, outlier_fallback=outlier_fallback)
-    else:
-        weights = CheckpointWeights(checkpoint, chosen)
-    defaults = read_generation_defaults(folder, checkpoint.config)
-    model = Model(folder, Decoder(architecture, weights, chosen, cached), defaults, mode)
-    if on_gpu is not None:
-        model.loading = on_gpu.files.finish()
+    return load_opened(open_model(path), place, mode, dtype, outlier_fallback=outlier_fallback, kv_cache=kv_cache)  # fmt: skip
+
+
+def load_opened(
+    opened: OpenedModel, place: Placement, mode: Mode | None = None, dtype: str | torch.dtype | None = None,
+    *, outlier_fallback: bool = True, kv_cache: str | None = None,
+) -> Model:  # fmt: skip
+    """``load`` for a model whose headers are read already."""
+    converted, architecture = opened.converted, opened.architecture
+    if converted is None and mode is not None:
+        raise ArgumentError("mode is for converted folders", file=opened.folder, found=repr(mode),
+                            hint="an unconverted checkpoint runs in its own precision")  # fmt: skip
+    chosen = choose_dtype(dtype, place.kind, opened)
+    cached = cache_dtype(kv_cache, chosen, place.kind)
+    weights: ConvertedWeights | CheckpointWeights
+    with current(place.device):
+        if converted is not None:
+            weights = converted_weights(opened, place, chosen, mode, outlier_fallback=outlier_fallback)  # fmt: skip
+        else:
+            weights = _source_weights(opened, place, chosen)
+        decoder = Decoder(architecture, weights, chosen, cached)
+        defaults = read_generation_defaults(opened.folder, opened.config)
+        model = Model(opened, decoder, defaults, mode)
+        if place.kind == "cuda":
+            model.loading = cast("DeviceConverted | DeviceCheckpoint", weights).files.finish()
     if isinstance(weights, ConvertedWeights):
         model.fallback_counters = weights.counters
     return model
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that is unknown or not there.
-
-    Raises:
-        ArgumentError: says which.
-    """
-    if device not in ("cpu", "cuda"):
-        raise ArgumentError("device", expected="cpu or cuda", found=device)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError("device", expected="cpu: PyTorch finds no GPU here", found=device)
-    if device == "cuda" and find_spec("triton") is None:
-        raise ArgumentError("device", expected="cpu: triton is not installed", found=device)
-
-
-def current_gpu() -> torch.device:
-    """PyTorch's."""
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def converted_on_gpu(
-    converted: ConvertedFolder, architecture: Architecture, dtype: torch.dtype, mode: Mode | None, *, outlier_fallback: bool
-) -> DeviceConverted:  # fmt: skip
-    """A converted folder that goes to the GPU as tensors are asked for."""
+def converted_weights(
+    opened: OpenedModel, place: Placement, dtype: torch.dtype, mode: Mode | None, *, outlier_fallback: bool
+) -> ConvertedWeights:  # fmt: skip
+    """A converted folder's weights: mapped on a CPU; on a GPU they go there as tensors are asked for."""
+    assert opened.converted is not None
+    if place.kind == "cpu":
+        return ConvertedWeights(opened.converted, dtype, mode, outlier_fallback=outlier_fallback)
     from .backends.gpu.weights import DeviceConverted  # imports triton
 
-    return DeviceConverted(
-        converted,
-        architecture.config,
-        dtype,
-        current_gpu(),
-        mode,
-        outlier_fallback=outlier_fallback,
-    )
+    config = opened.architecture.config
+    return DeviceConverted(opened.converted, config, dtype, place.device, mode, outlier_fallback=outlier_fallback)  # fmt: skip
 
 
-def _source_on_gpu(
-    checkpoint: Checkpoint, architecture: Architecture, dtype: torch.dtype
-) -> DeviceCheckpoint:
+def _source_weights(opened: OpenedModel, place: Placement, dtype: torch.dtype) -> CheckpointWeights:
+    if place.kind == "cpu":
+        return CheckpointWeights(opened.checkpoint, dtype)
     from .backends.gpu.weights import DeviceCheckpoint  # imports triton
 
-    return DeviceCheckpoint(checkpoint, architecture.config, dtype, current_gpu())
+    config = opened.architecture.config
+    return DeviceCheckpoint(opened.checkpoint, config, dtype, place.device)
 
 
-def cache_dtype(kv_cache: str | None, dtype: torch.dtype, device: str = "cpu") -> torch.dtype:
+def cache_dtype(
+    kv_cache: str | None, dtype: torch.dtype, device: DeviceKind = "cpu"
+) -> torch.dtype:
     """The dtype of a cache by its name; int8 stands for codes with scales, as in ``quantized_cache``.
 
     Raises:
@@ -161,7 +130,7 @@ def cache_dtype(kv_cache: str | None, dtype: torch.dtype, device: str = "cpu") -
 
 
 def choose_dtype(
-    dtype: str | torch.dtype | None, device: str, architecture: Architecture, checkpoint: Checkpoint
+    dtype: str | torch.dtype | None, device: DeviceKind, opened: OpenedModel
 ) -> torch.dtype:
     """Of activations: what was asked for, else float32 on a CPU and the embedding's 16 bits on a GPU.
 
@@ -170,8 +139,9 @@ def choose_dtype(
     """
     allowed = {k: v for k, v in DTYPES.items() if device == "cpu" or v != torch.float32}
     if dtype is None:
-        embed = checkpoint.tensors.get(f"{architecture.outside()['embed'].path}.weight")
-        half = torch.bfloat16 if embed is not None and embed.dtype == "BF16" else torch.float16
+        embed = opened.architecture.outside()["embed"]
+        stored = opened.checkpoint.tensors.get(f"{embed.path}.weight")
+        half = torch.bfloat16 if stored is not None and stored.dtype == "BF16" else torch.float16
         return torch.float32 if device == "cpu" else half
     name = str(dtype).removeprefix("torch.")
     if name not in allowed:

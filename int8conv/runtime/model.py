@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, GenerationError
-from ..kernels import FallbackCounter, Mode
 from ..kernels.cpu.fused import prepare
+from ..kernels.dispatch import Mode
+from ..kernels.weight import FallbackCounter
 from .backends.gpu.files import Loading
 from .decoder.decoder import Decoder
 from .generate.generation import Continuation, Generation, continue_all
 from .generate.sampling import Sampling
 from .generate.session import Session
 from .measure.fallback import FallbackReport, fallback_report
-from .measure.footprint import Footprint, Predictor, open_predictor
+from .measure.footprint import Footprint, Predictor, Setup, predictor_of
 from .models.generation_config import GenerationDefaults
+from .opening import OpenedModel
 from .text.stopping import read_stops
 from .text.tokenizer import Detokenizer, Tokenizer
 
@@ -31,9 +32,10 @@ class Model:
     """A decoder with its tokenizer; made by ``int8conv.load``."""
 
     def __init__(
-        self, folder: Path, decoder: Decoder, defaults: GenerationDefaults | None = None, mode: Mode | None = None
+        self, opened: OpenedModel, decoder: Decoder, defaults: GenerationDefaults | None = None, mode: Mode | None = None
     ) -> None:  # fmt: skip
-        self.folder = folder
+        self.opened = opened
+        self.folder = opened.folder
         self.config = decoder.config
         self.decoder = decoder
         self.mode = mode
@@ -186,10 +188,8 @@ class Model:
         """What this model's memory is predicted with, as it was loaded."""
         decoder = self.decoder
         dtype, kv_cache = (str(d).removeprefix("torch.") for d in (decoder.dtype, decoder.kv_cache))
-        return open_predictor(
-            self.folder, device=decoder.kernels.device.type, dtype=dtype, kv_cache=kv_cache, mode=self.mode,
-            convert=False,
-        )  # fmt: skip
+        setup = Setup.of(decoder.kernels.device, dtype, kv_cache, self.mode)
+        return predictor_of(self.opened, setup, convert=False)
 
     def footprint(self, *, context: int | None = None, batch: int = 1) -> Footprint:
         """Predicted memory at ``context`` positions (None: the most) and ``batch`` sequences, as this model was loaded."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 
 from ..checkpoints import LLAMA, OPT, random_tensors, write_checkpoint
 from .helpers import ROOT, check_refused, flip_byte, read_raw_header, run, run_apart, succeed
@@ -31,7 +31,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = random_tensors(LLAMA)
     tensors[f"{WORST}.weight"][:, 7] *= 10
     write_checkpoint(folder / "source", LLAMA, tensors)
-    convert(folder / "source", folder / "int8", outliers="none")
+    convert_checkpoint(folder / "source", folder / "int8", outliers="none")
     return folder
 
 
@@ -93,13 +93,13 @@ def test_the_default_limit_finds_a_ruined_linear(tmp_path: Path) -> None:
     weight[:, 7] = 1.0
     tensors[f"{WORST}.weight"] = weight
     source = write_checkpoint(tmp_path / "source", LLAMA, tensors)
-    convert(source, tmp_path / "int8", outliers="none")
+    convert_checkpoint(source, tmp_path / "int8", outliers="none")
     result = run("inspect", tmp_path / "int8", "--against", source)
     check_refused(result, f"tensor '{WORST}'", "at least 30 dB", "1 of 14")
 
 
 def test_a_folder_without_int8_tensors(tmp_path: Path, source: Path) -> None:
-    convert(source, tmp_path / "kept", outliers="none", keep=["."])
+    convert_checkpoint(source, tmp_path / "kept", outliers="none", keep=["."])
     shown = succeed("inspect", tmp_path / "kept", "--against", source).stdout
     assert shown.splitlines()[-1] == "no int8 tensors; all others are the source's bit for bit"
     value = json.loads(succeed("inspect", tmp_path / "kept", "--against", source, "--json").stdout)
@@ -112,13 +112,13 @@ def test_what_loses_nothing_is_called_exact(tmp_path: Path) -> None:
         if "layers" in name and tensor.dim() == 2:
             tensor.zero_()
     source = write_checkpoint(tmp_path / "source", OPT, tensors)
-    convert(source, tmp_path / "int8", outliers="none")
+    convert_checkpoint(source, tmp_path / "int8", outliers="none")
     shown = succeed("inspect", tmp_path / "int8", "--against", source, "--min-sqnr", 1000).stdout
     assert "worst SQNR exact" in shown.splitlines()[-1]
 
 
 def test_a_flipped_byte_is_named(tmp_path: Path, source: Path) -> None:
-    convert(source, tmp_path / "int8", outliers="none")
+    convert_checkpoint(source, tmp_path / "int8", outliers="none")
     (shard,) = (tmp_path / "int8").glob("*.safetensors")
     header, start = read_raw_header(shard)
     name = "model.layers.1.mlp.down_proj.weight"

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.formats.int8.folder import open_converted
-from int8conv.formats.source.checkpoint import StoredTensor
+from int8conv.formats.safetensors.stored import StoredTensor
 
 from ..checkpoints import LLAMA, random_tensors, write_checkpoint
 from .helpers import (
@@ -300,7 +300,7 @@ def test_a_file_name_that_is_too_long(tmp_path: Path) -> None:
 
 
 def test_a_source_that_was_converted_already(tmp_path: Path, source: Path) -> None:
-    convert(source, tmp_path / "first", outliers="none")
+    convert_checkpoint(source, tmp_path / "first", outliers="none")
     refuse_convert(tmp_path, tmp_path / "first", "config.json", "quantized already", "'int8conv'")
 
 
@@ -315,7 +315,7 @@ def test_a_float32_value_that_does_not_fit(tmp_path: Path) -> None:
 
 
 def test_an_existing_output_is_not_touched(tmp_path: Path, source: Path) -> None:
-    convert(source, tmp_path / "out", outliers="none")
+    convert_checkpoint(source, tmp_path / "out", outliers="none")
     refuse_convert(tmp_path, source, "/out: output exists already", "--force")
 
 
@@ -376,7 +376,7 @@ def test_space_that_ends_on_the_way(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Short writes, then none."""
-    convert(source, tmp_path / "out", outliers="none")
+    convert_checkpoint(source, tmp_path / "out", outliers="none")
     pwrite, written = os.pwrite, 0
 
     def fill(fd: int, data: Any, offset: int) -> int:

@@ -132,7 +132,7 @@ def test_load_takes_an_id(hub: HubServer, source: Path) -> None:
 
 
 def test_a_repository_with_pickles_only(hub: HubServer, source: Path, tmp_path: Path) -> None:
-    converter.convert(source, tmp_path / "safe", outliers="none")
+    converter.convert_checkpoint(source, tmp_path / "safe", outliers="none")
     (source / "model.safetensors").unlink()
     torch.save(random_tensors(LLAMA), source / "pytorch_model.bin")
     succeed("convert", ID, tmp_path / "out", "--outliers", "none")
@@ -196,7 +196,7 @@ def test_a_local_folder_is_not_streamed(source: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     check_error_line(done.stderr, source, "stream is for sources on the hub")
     with pytest.raises(ArgumentError, match="stream"):
-        converter.convert(source, tmp_path / "out", stream=True)
+        converter.convert_checkpoint(source, tmp_path / "out", stream=True)
 
 
 def test_pickles_are_not_streamed(hub: HubServer, source: Path, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_stream_that_stopped_goes_on(
     hub: HubServer, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    converter.convert(source, tmp_path / "local", outliers="none")
+    converter.convert_checkpoint(source, tmp_path / "local", outliers="none")
     nbytes = (source / "model.safetensors").stat().st_size
 
     def stop(stage: str, done: int, total: int) -> None:
@@ -231,11 +231,11 @@ def test_a_stream_that_stopped_goes_on(
 
     out = tmp_path / "out"
     with pytest.raises(HubUnavailableError):
-        converter.convert(ID, out, outliers="none", stream=True, jobs=1, progress=stop)
+        converter.convert_checkpoint(ID, out, outliers="none", stream=True, jobs=1, progress=stop)
     assert not out.exists()
     hub.faults.clear()
     hub.requests.clear()
-    report = converter.convert(ID, out, outliers="none", stream=True, jobs=1)
+    report = converter.convert_checkpoint(ID, out, outliers="none", stream=True, jobs=1)
     assert 0 < report.resumed < report.tensors
     assert sum(last - first + 1 for first, last in hub.ranges()) < nbytes
     assert differing(tmp_path / "local", out) == {"int8conv.json"}
@@ -251,10 +251,14 @@ def test_an_unfinished_stream_of_other_contents_is_not_gone_on_with(
             hub.fail("drop", CDN)
 
     with pytest.raises(HubUnavailableError):
-        converter.convert(ID, tmp_path / "out", outliers="none", stream=True, jobs=1, progress=stop)
+        converter.convert_checkpoint(
+            ID, tmp_path / "out", outliers="none", stream=True, jobs=1, progress=stop
+        )
     hub.faults.clear()
     hub.revisions = {"next": write_checkpoint(tmp_path / "next", seed=1)}
-    report = converter.convert(f"{ID}@next", tmp_path / "out", outliers="none", stream=True)
+    report = converter.convert_checkpoint(
+        f"{ID}@next", tmp_path / "out", outliers="none", stream=True
+    )
     assert report.resumed == 0
-    converter.convert(tmp_path / "next", tmp_path / "local", outliers="none")
+    converter.convert_checkpoint(tmp_path / "next", tmp_path / "local", outliers="none")
     assert differing(tmp_path / "local", tmp_path / "out") == {"int8conv.json"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 
 from ..checkpoints import OPT, write_checkpoint
 from .helpers import check_refused, flip_byte, read_raw_header, run, succeed
@@ -24,7 +24,7 @@ def small(tmp_path: Path) -> Path:
     source = write_checkpoint(tmp_path / "source", OPT)
     (source / "tokenizer_config.json").write_text('{"add_bos_token": true}')
     (source / "LICENSE").write_text("Do what you like.\n")
-    convert(source, tmp_path / "small", outliers="none", max_shard_bytes=80_000)
+    convert_checkpoint(source, tmp_path / "small", outliers="none", max_shard_bytes=80_000)
     return tmp_path / "small"
 
 

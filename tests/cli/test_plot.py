@@ -10,8 +10,9 @@ import pytest
 
 import int8conv
 from int8conv.cli.plot import binned, expected_errors, outlier_map
-from int8conv.formats.int8.folder import open_converted, read_array
+from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.int8.stats import read_stats
+from int8conv.formats.safetensors.stored import read_array
 
 from .helpers import check_refused, run, succeed
 
@@ -36,7 +37,7 @@ def test_a_picture_of_each_kind(example: Path, example_int8: Path, tmp_path: Pat
 
 
 def test_without_any_columns(example: Path, tmp_path: Path) -> None:
-    int8conv.convert(example, tmp_path / "out", outliers="none")
+    int8conv.convert_checkpoint(example, tmp_path / "out", outliers="none")
     succeed("inspect", tmp_path / "out", "--plot", tmp_path / "a.svg")
     assert (tmp_path / "a.svg").stat().st_size > 1000
 

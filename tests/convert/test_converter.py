@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from int8conv import __version__
-from int8conv.convert.converter import ConvertReport, convert
+from int8conv.convert.converter import ConvertReport, convert_checkpoint
 from int8conv.errors import (
     ArgumentError,
     HalfOverflowError,
@@ -28,8 +28,9 @@ from int8conv.errors import (
     NotWritableError,
     OutputExistsError,
 )
-from int8conv.formats.int8.folder import ConvertedFolder, open_converted, read_array
+from int8conv.formats.int8.folder import ConvertedFolder, open_converted
 from int8conv.formats.int8.verify import verify
+from int8conv.formats.safetensors.stored import read_array
 
 from ..checkpoints import LLAMA, OPT, random_tensors, write_checkpoint
 
@@ -60,7 +61,7 @@ def load_all(folder: Path) -> dict[str, Tensor]:
 
 
 def convert_and_verify(source: Path, out: Path, **options: Any) -> ConvertedFolder:
-    convert(source, out, **options)
+    convert_checkpoint(source, out, **options)
     converted = open_converted(out)
     verify(converted)
     return converted
@@ -150,7 +151,7 @@ def test_outlier_channels_are_kept_in_every_linear_that_they_feed(tmp_path: Path
 
 
 def test_a_report(tmp_path: Path, source: Path) -> None:
-    report = convert(source, tmp_path / "out", outliers="none")
+    report = convert_checkpoint(source, tmp_path / "out", outliers="none")
     shard_bytes = sum(map(len, shards(tmp_path / "out").values()))
     tensors = random_tensors(LLAMA)
     assert (report.tensors, report.quantized, report.outlier_columns) == (len(tensors), 14, 0)
@@ -168,7 +169,7 @@ def test_rounded_values_are_counted(tmp_path: Path, dtype: str) -> None:
     kept = [n for n in tensors if "norm" in n or "embed" in n]
     tensors["model.norm.weight"].fill_(1.0)
     source = write_checkpoint(tmp_path / "source", TIED, tensors)
-    report = convert(source, tmp_path / "out", dtype=dtype, outliers="none")
+    report = convert_checkpoint(source, tmp_path / "out", dtype=dtype, outliers="none")
     changed = sum(int((tensors[n].to(HALVES[dtype]).float() != tensors[n]).sum()) for n in kept)
     assert 0 < report.rounded == changed == manifest(tmp_path / "out")["rounded"]
 
@@ -185,16 +186,16 @@ def test_overflow_is_refused(tmp_path: Path, name: str, row: int) -> None:
     tensors[name].reshape(len(tensors[name]), -1)[row, 0] = 70000.0
     source = write_checkpoint(tmp_path / "source", TIED, tensors)
     with pytest.raises(HalfOverflowError, match=f"row {row} .*F16") as caught:
-        convert(source, tmp_path / "out")
+        convert_checkpoint(source, tmp_path / "out")
     assert (caught.value.tensor, caught.value.file) == (name, str(source / "model.safetensors"))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
-    convert(source, tmp_path / "out", dtype="bfloat16")
+    convert_checkpoint(source, tmp_path / "out", dtype="bfloat16")
 
 
 def test_one_file_and_several_give_the_same_shards(tmp_path: Path) -> None:
     for folder, count in (("one", 1), ("three", 3)):
         write_checkpoint(tmp_path / folder / "source", shards=count)
-        convert(tmp_path / folder / "source", tmp_path / folder / "out")
+        convert_checkpoint(tmp_path / folder / "source", tmp_path / folder / "out")
     assert shards(tmp_path / "one/out") == shards(tmp_path / "three/out")
     assert contents(tmp_path / "one/out") == contents(tmp_path / "three/out")
 
@@ -203,14 +204,14 @@ def test_one_file_and_several_give_the_same_shards(tmp_path: Path) -> None:
 def test_jobs_do_not_change_the_bytes(tmp_path: Path, config: dict[str, Any]) -> None:
     source = write_checkpoint(tmp_path / "source", config, dtype=torch.float32)
     for jobs in (1, 4):
-        convert(source, tmp_path / f"out{jobs}", jobs=jobs, max_shard_bytes=50_000)
+        convert_checkpoint(source, tmp_path / f"out{jobs}", jobs=jobs, max_shard_bytes=50_000)
     assert contents(tmp_path / "out1") == contents(tmp_path / "out4")
 
 
 def test_converting_the_example_again_gives_the_same_bytes(
     example: Path, example_int8: Path, tmp_path: Path
 ) -> None:
-    convert(example, tmp_path / "out", jobs=3)
+    convert_checkpoint(example, tmp_path / "out", jobs=3)
     assert contents(tmp_path / "out") == contents(example_int8)
 
 
@@ -225,7 +226,7 @@ def test_no_file_holds_a_path_or_a_time(example_int8: Path, example: Path) -> No
 @pytest.mark.parametrize("max_shard_bytes", [1, 20_000, 60_000])
 def test_several_shards(tmp_path: Path, max_shard_bytes: int) -> None:
     source = write_checkpoint(tmp_path / "source", tensors=with_outliers([1]))
-    convert(source, tmp_path / "whole")
+    convert_checkpoint(source, tmp_path / "whole")
     converted = convert_and_verify(source, tmp_path / "out", max_shard_bytes=max_shard_bytes)
     headers = converted.checkpoint.headers
     assert len(headers) > 1
@@ -249,7 +250,7 @@ def test_the_tied_head_is_skipped_and_recorded(tmp_path: Path) -> None:
     tensors = random_tensors(TIED)
     head = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
     source = write_checkpoint(tmp_path / "source", TIED, tensors | head)
-    report = convert(source, tmp_path / "out", outliers="none")
+    report = convert_checkpoint(source, tmp_path / "out", outliers="none")
     assert report.tensors == len(tensors)
     assert manifest(tmp_path / "out")["skipped"] == {
         "lm_head.weight": "tied to the token embedding"
@@ -263,7 +264,7 @@ def test_a_checkpoint_of_the_base_model(tmp_path: Path, config: dict[str, Any]) 
     """Saved without the head, its names lack the prefix; the numbers are the same."""
     tensors = random_tensors(config)
     base = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    convert(write_checkpoint(tmp_path / "full", config, tensors), tmp_path / "full-out")
+    convert_checkpoint(write_checkpoint(tmp_path / "full", config, tensors), tmp_path / "full-out")
     write_checkpoint(tmp_path / "base", config, base)
     converted = convert_and_verify(tmp_path / "base", tmp_path / "base-out")
     assert all(not path.startswith("model.") for path in converted.linears)
@@ -297,7 +298,7 @@ def test_kinds_of_opt(tmp_path: Path, changes: dict[str, Any]) -> None:
 
 
 def test_without_a_tokenizer_random_tokens_are_noted(tmp_path: Path, source: Path) -> None:
-    report = convert(source, tmp_path / "out")
+    report = convert_checkpoint(source, tmp_path / "out")
     (note,) = report.notes
     assert "random tokens" in note
     assert manifest(tmp_path / "out")["calibration"]["texts"] == [None]
@@ -332,7 +333,7 @@ def test_small_files_are_copied(tmp_path: Path, source: Path) -> None:
 def test_provenance(tmp_path: Path) -> None:
     tensors = random_tensors(LLAMA, torch.bfloat16)
     source = write_checkpoint(tmp_path / "some-model", tensors=tensors, shards=2)
-    convert(source, tmp_path / "out")
+    convert_checkpoint(source, tmp_path / "out")
     value = manifest(tmp_path / "out")
     assert (value["format"], value["version"]) == ("int8conv", 1)
     assert value["generator"] == f"int8conv {__version__}"
@@ -406,15 +407,15 @@ def test_an_interrupt_leaves_no_output_and_the_next_run_goes_on(
     tmp_path: Path, source: Path, stage: str, part: float, jobs: int
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        convert(source, tmp_path / "out", jobs=jobs, progress=interrupt(stage, part))
+        convert_checkpoint(source, tmp_path / "out", jobs=jobs, progress=interrupt(stage, part))
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "source"]
-    report = convert(source, tmp_path / "out", jobs=jobs)
+    report = convert_checkpoint(source, tmp_path / "out", jobs=jobs)
     assert report.resumed > 0 or (stage, part) in {
         ("calibrate", 0),
         ("calibrate", 0.5),
         ("convert", 0),
     }
-    convert(source, tmp_path / "undisturbed")
+    convert_checkpoint(source, tmp_path / "undisturbed")
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "undisturbed"]
 
@@ -423,31 +424,31 @@ def test_an_interrupt_leaves_no_output_and_the_next_run_goes_on(
 def test_an_interrupt_keeps_the_old_output(
     tmp_path: Path, source: Path, stage: str, part: float
 ) -> None:
-    convert(source, tmp_path / "out", outliers="none")
+    convert_checkpoint(source, tmp_path / "out", outliers="none")
     before = contents(tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
-        convert(source, tmp_path / "out", force=True, progress=interrupt(stage, part))
+        convert_checkpoint(source, tmp_path / "out", force=True, progress=interrupt(stage, part))
     assert contents(tmp_path / "out") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "out", "source"]
 
 
 def test_an_error_leaves_nothing_and_keeps_the_old_output(tmp_path: Path, source: Path) -> None:
-    convert(source, tmp_path / "out", outliers="none")
+    convert_checkpoint(source, tmp_path / "out", outliers="none")
     before = contents(tmp_path / "out")
     tensors = random_tensors(LLAMA)
     tensors["lm_head.weight"][5] = float("nan")
     write_checkpoint(tmp_path / "source", tensors=tensors)
     for out in (tmp_path / "out", tmp_path / "new"):
         with pytest.raises(NonFiniteWeightError):
-            convert(source, out, force=True)
+            convert_checkpoint(source, out, force=True)
     assert contents(tmp_path / "out") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
 def test_force_replaces_a_converted_folder(tmp_path: Path, source: Path) -> None:
-    convert(source, tmp_path / "out", outliers="none", max_shard_bytes=1)
-    convert(source, tmp_path / "fresh", outliers="calibrated")
-    convert(source, tmp_path / "out", outliers="calibrated", force=True)
+    convert_checkpoint(source, tmp_path / "out", outliers="none", max_shard_bytes=1)
+    convert_checkpoint(source, tmp_path / "fresh", outliers="calibrated")
+    convert_checkpoint(source, tmp_path / "out", outliers="calibrated", force=True)
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "out", "source"]
 
@@ -474,16 +475,16 @@ def test_foreign_output_is_never_touched(
         out.symlink_to(tmp_path / "nowhere" if kind == "dangling link" else source)
     before = sorted(path for path in tmp_path.rglob("*"))
     with pytest.raises(OutputExistsError) as caught:
-        convert(source, out, force=force, outliers="none")
+        convert_checkpoint(source, out, force=force, outliers="none")
     assert caught.value.file == str(out)
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
 
 def test_a_link_to_a_converted_folder_is_not_replaced(tmp_path: Path, source: Path) -> None:
-    convert(source, tmp_path / "real", outliers="none")
+    convert_checkpoint(source, tmp_path / "real", outliers="none")
     (tmp_path / "out").symlink_to("real")
     with pytest.raises(OutputExistsError):
-        convert(source, tmp_path / "out", outliers="none", force=True)
+        convert_checkpoint(source, tmp_path / "out", outliers="none", force=True)
     assert (tmp_path / "out").is_symlink()
 
 
@@ -491,7 +492,7 @@ def test_a_parent_that_is_a_file(tmp_path: Path, source: Path) -> None:
     (tmp_path / "file").write_text("text")
     for out in (tmp_path / "file" / "out", tmp_path / "file" / "a" / "out"):
         with pytest.raises(NotWritableError):
-            convert(source, out, outliers="none")
+            convert_checkpoint(source, out, outliers="none")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "source"]
 
 
@@ -505,22 +506,26 @@ def test_a_parent_that_is_a_file(tmp_path: Path, source: Path) -> None:
 )
 def test_options_that_cannot_be(tmp_path: Path, source: Path, options: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match=next(iter(options))):
-        convert(source, tmp_path / "out", **options)
+        convert_checkpoint(source, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
 def test_strings_are_paths(tmp_path: Path, source: Path) -> None:
-    assert isinstance(convert(str(source), str(tmp_path / "out"), outliers="none"), ConvertReport)
+    assert isinstance(
+        convert_checkpoint(str(source), str(tmp_path / "out"), outliers="none"), ConvertReport
+    )
 
 
 def test_a_source_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no such folder"):
-        convert(tmp_path / "source", tmp_path / "out")
+        convert_checkpoint(tmp_path / "source", tmp_path / "out")
 
 
 def test_progress_ends_where_it_should(tmp_path: Path, source: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    report = convert(source, tmp_path / "out", progress=lambda *args: told.append(args), jobs=4)
+    report = convert_checkpoint(
+        source, tmp_path / "out", progress=lambda *args: told.append(args), jobs=4
+    )
     stages = list(dict.fromkeys(stage for stage, _, _ in told))
     assert stages == ["calibrate", "convert"]
     done = [d for stage, d, _ in told if stage == "convert"]
@@ -528,24 +533,15 @@ def test_progress_ends_where_it_should(tmp_path: Path, source: Path) -> None:
     assert told[-1] == ("convert", report.bytes_in, report.bytes_in)
 
 
-def test_the_room_is_the_function(tmp_path: Path, source: Path) -> None:
-    """In a fresh process: before and after a module of the room is imported."""
+def test_a_plain_conversion_imports_no_torch(tmp_path: Path, source: Path) -> None:
     code = f"""
 import sys
 import int8conv
-assert "int8conv.convert" not in sys.modules and "torch" not in sys.modules
-first = int8conv.convert({str(source)!r}, {str(tmp_path / "out1")!r}, outliers="none")
-import int8conv.convert.plan
-second = int8conv.convert({str(source)!r}, {str(tmp_path / "out2")!r}, outliers="none")
-from int8conv import convert
-third = convert({str(source)!r}, {str(tmp_path / "out3")!r}, outliers="none")
-assert int8conv.convert.plan.make_plan
-assert first.bytes_out == second.bytes_out == third.bytes_out
-assert isinstance(first, int8conv.ConvertReport)
+report = int8conv.convert_checkpoint({str(source)!r}, {str(tmp_path / "out")!r}, outliers="none")
+assert isinstance(report, int8conv.ConvertReport)
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert contents(tmp_path / "out1") == contents(tmp_path / "out3")
 
 
 @pytest.mark.parametrize("damage", ["removed", "malformed"])
@@ -555,5 +551,5 @@ def test_without_a_usable_tokenizer_the_example_is_calibrated_on_random_tokens(
     folder = Path(shutil.copytree(example, tmp_path / "source"))
     tokenizer = folder / "tokenizer.json"
     tokenizer.unlink() if damage == "removed" else tokenizer.write_text('{"model": 1}')
-    report = convert(folder, tmp_path / "out")
+    report = convert_checkpoint(folder, tmp_path / "out")
     assert report.notes == ("the source has no usable tokenizer: calibrated on random tokens",)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
 import int8conv
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.errors import DuplicateTensorError, MissingShardError
 from int8conv.formats.int8.folder import open_converted
 
@@ -100,9 +100,9 @@ def test_every_form_gives_the_same(
 ) -> None:
     tensors = random_tensors(LLAMA)
     source = write_checkpoint(tmp_path / "source", LLAMA, tensors)
-    convert(source, tmp_path / "expected", outliers=outliers)
+    convert_checkpoint(source, tmp_path / "expected", outliers=outliers)
     given = form(tmp_path / "given", tensors)
-    convert(given, tmp_path / "found", outliers=outliers)
+    convert_checkpoint(given, tmp_path / "found", outliers=outliers)
     assert weights(tmp_path / "found") == weights(tmp_path / "expected")
     ids = torch.arange(20)[None]
     assert torch.equal(int8conv.load(given).logits(ids), int8conv.load(source).logits(ids))
@@ -110,7 +110,7 @@ def test_every_form_gives_the_same(
 
 def test_inspect_against_a_file(tmp_path: Path) -> None:
     given = named_itself(tmp_path / "given", random_tensors(LLAMA))
-    convert(given, tmp_path / "int8", outliers="none")
+    convert_checkpoint(given, tmp_path / "int8", outliers="none")
     command = [sys.executable, "-m", "int8conv", "inspect", tmp_path / "int8", "--against"]
     shown = subprocess.run([*command, given], capture_output=True, text=True, check=True)
     assert "all else is the source's bit for bit" in shown.stdout
@@ -123,14 +123,14 @@ def test_shards_of_tensor_parallelism_are_refused(tmp_path: Path) -> None:
     for number in (1, 2):
         torch.save(random_tensors(LLAMA), tmp_path / "source" / f"x-{number}-of-2.pth")
     with rejected(DuplicateTensorError, "x-2-of-2.pth", "x-1-of-2.pth", "merged first"):
-        convert(tmp_path / "source", tmp_path / "int8", outliers="none")
+        convert_checkpoint(tmp_path / "source", tmp_path / "int8", outliers="none")
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     source = shards_without_an_index(tmp_path / "source", random_tensors(LLAMA))
     (source / "model-00002-of-00003.safetensors").unlink()
     with rejected(MissingShardError, "model-00002-of-00003.safetensors"):
-        convert(source, tmp_path / "int8", outliers="none")
+        convert_checkpoint(source, tmp_path / "int8", outliers="none")
     assert not (tmp_path / "int8").exists()
 
 
@@ -177,8 +177,8 @@ def test_tied_weights(tmp_path: Path, save: Callable[[Path, dict[str, Tensor]], 
     tensors = random_tensors(TIED)
     source = write_checkpoint(tmp_path / "source", TIED, tensors)
     save(tmp_path / "given", tensors)
-    convert(source, tmp_path / "expected")
-    convert(tmp_path / "given", tmp_path / "found")
+    convert_checkpoint(source, tmp_path / "expected")
+    convert_checkpoint(tmp_path / "given", tmp_path / "found")
     expected, found = (open_converted(tmp_path / name) for name in ("expected", "found"))
     assert found.checkpoint.nbytes == expected.checkpoint.nbytes
     ids = torch.arange(20)[None]
@@ -198,9 +198,9 @@ def test_tensors_that_share_memory_become_two(tmp_path: Path) -> None:
         tensors | {"model.layers.1.mlp.up_proj.weight": shared},
         tmp_path / "source" / "pytorch_model.bin",
     )
-    convert(tmp_path / "source", tmp_path / "found", outliers="none")
+    convert_checkpoint(tmp_path / "source", tmp_path / "found", outliers="none")
     copy = {"model.layers.1.mlp.up_proj.weight": shared.clone()}
-    convert(
+    convert_checkpoint(
         write_checkpoint(tmp_path / "copied", LLAMA, tensors | copy), tmp_path / "expected", outliers="none"
     )  # fmt: skip
     assert weights(tmp_path / "found") == weights(tmp_path / "expected")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 
 from ..cli.helpers import check_error_line
 
@@ -90,7 +90,7 @@ def check_full(disk: Path, run: list[Any]) -> None:
 
 def test_a_disk_of_limited_size(example: Path, tmp_path: Path) -> None:
     """From no room at all to a page too little; where the shards had room and other files not, nothing is done again."""
-    convert(example, tmp_path / "expected", outliers="none")
+    convert_checkpoint(example, tmp_path / "expected", outliers="none")
     pages = [-(-path.stat().st_size // 4096) for path in (tmp_path / "expected").iterdir()]
     needed = sum(pages) * 4096
     disk = tmp_path / "disk"
@@ -125,7 +125,7 @@ main(["convert", *sys.argv[2:], "--outliers", "none"], prog_name="int8conv")
         )  # fmt: skip
         return [done.returncode, done.stdout, done.stderr, [p.name for p in tmp_path.iterdir()]]
 
-    convert(example, tmp_path / "expected", outliers="none")
+    convert_checkpoint(example, tmp_path / "expected", outliers="none")
     check_full(tmp_path, run(3_000_000))
     assert run(1 << 30)[0] == 0
     for path in (tmp_path / "expected").iterdir():

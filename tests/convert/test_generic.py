@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.convert.options import ConvertOptions
 from int8conv.convert.outliers.selection import Group, Kept
 from int8conv.convert.source import open_source
 from int8conv.errors import ArgumentError, UnsupportedModelError
 from int8conv.formats.hub.download import resolve
-from int8conv.formats.int8.folder import open_converted, read_array
+from int8conv.formats.int8.folder import open_converted
+from int8conv.formats.safetensors.stored import read_array
 
 from ..checkpoints import LLAMA, edit_config, put_fp8, random_tensors, write_checkpoint
 
@@ -31,8 +32,6 @@ _SIZES: dict[str, Any] = {
 _EXPERTS = {
     "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
 }  # fmt: skip
-_NEW = {"a_new_feature": 1}
-"""In the config of a known family: the runtime refuses it, and names and shapes decide."""
 _GPT2 = {
     "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 64,
     "bos_token_id": 0, "eos_token_id": 1,
@@ -62,9 +61,10 @@ def check_close(found: Tensor, expected: Tensor) -> None:
     assert ((found - expected.float()).abs() <= step * 0.501).all()
 
 
+# features that the runtime refuses in known families, so that names and shapes decide
 CASES: dict[str, tuple[str, dict[str, Any], int, Callable[[str, Tensor], dict[str, Tensor]]]] = {
-    "GPT-2's Conv1D": ("gpt2", _GPT2 | _NEW, 8, lambda p, t: {p: t.t()}),
-    "experts one by one": ("mixtral", _SIZES | _EXPERTS, 2 * (4 + 4 * 3), lambda p, t: {p: t}),
+    "GPT-2's Conv1D": ("gpt2", _GPT2 | {"scale_attn_by_inverse_layer_idx": True}, 8, lambda p, t: {p: t.t()}),
+    "experts one by one": ("mixtral", _SIZES | _EXPERTS | {"hidden_act": "relu6"}, 2 * (4 + 4 * 3), lambda p, t: {p: t}),
     "a stack of experts, [in, out]": (
         "gpt_oss", _SIZES | _EXPERTS, 2 * (4 + 4 * 2),
         lambda p, t: {f"{p}.{i}": x.t() for i, x in enumerate(t)} if t.ndim == 3 else {p: t},
@@ -84,7 +84,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int, Callable[[str, Tensor], dict[st
         "t5", {"d_model": 64, "d_ff": 96, "num_layers": 2, "num_heads": 4, "vocab_size": 128, "d_kv": 16},
         2 * 6 + 2 * 10, lambda p, t: {p: t},
     ),
-    "fused projections": ("phi3", _SIZES | _NEW, 2 * 4, lambda p, t: {p: t}),
+    "fused projections": ("phi3", _SIZES | {"hidden_act": "relu6"}, 2 * 4, lambda p, t: {p: t}),
 }  # fmt: skip
 
 
@@ -93,7 +93,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int, Callable[[str, Tensor], dict[st
 def test_what_transformers_writes(tmp_path: Path, case: str) -> None:
     family, config, count, linears_of = CASES[case]
     stored = transformers_checkpoint(tmp_path / "source", family, config)
-    report = convert(tmp_path / "source", tmp_path / "out")
+    report = convert_checkpoint(tmp_path / "source", tmp_path / "out")
     assert report.quantized == count
     assert report.outlier_columns == 0
     assert "chosen by names and shapes" in report.notes[0]
@@ -164,7 +164,7 @@ def test_layers_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     tensors = {f"layers.{i}.proj.weight": torch.zeros(64, 64).half() for i in range(11)}
     tensors |= {n: torch.zeros(96, 64).half() for n in ("lm_head.weight", "model.embed.weight")}
     write_checkpoint(tmp_path / "source", {"model_type": "new"}, tensors)
-    convert(tmp_path / "source", tmp_path / "out")
+    convert_checkpoint(tmp_path / "source", tmp_path / "out")
     names = [
         n for n in open_converted(tmp_path / "out").checkpoint.tensors if n.endswith(".weight")
     ]
@@ -198,7 +198,7 @@ def test_fp8_of_an_unknown_family(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "source", dtype=torch.bfloat16)
     decoded = put_fp8(folder, "block")
     edit_config(folder, model_type="new")
-    report = convert(folder, tmp_path / "out", keep=["layers.1.mlp.down"])
+    report = convert_checkpoint(folder, tmp_path / "out", keep=["layers.1.mlp.down"])
     weights = dequantized(tmp_path / "out")
     assert report.quantized == len(weights) == len(decoded) - 1
     for path, weight in weights.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.convert.memory import DEFAULT_MAX_MEMORY, plan_workers
 from int8conv.convert.options import ConvertOptions
 from int8conv.convert.plan import Plan, make_plan
@@ -49,6 +49,6 @@ def test_a_limit_below_one_row_is_refused(plan: Plan) -> None:
 def test_the_limit_does_not_change_the_bytes(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source", dtype=torch.float32)
     for name, limit in (("wide", 10**9), ("narrow", 84_100_000)):
-        convert(source, tmp_path / name, outliers="none", max_memory=limit)
+        convert_checkpoint(source, tmp_path / name, outliers="none", max_memory=limit)
     for path in (tmp_path / "wide").iterdir():
         assert path.read_bytes() == (tmp_path / "narrow" / path.name).read_bytes(), path.name

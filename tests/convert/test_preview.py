@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.convert.options import ConvertOptions
 from int8conv.convert.preview import preview
 from int8conv.errors import AlreadyQuantizedError, ArgumentError, TruncatedFileError
@@ -24,7 +24,7 @@ from int8conv.formats.int8.folder import open_converted
 def test_it_is_what_then_happens(source: Path, tmp_path: Path, options: ConvertOptions) -> None:
     plan = preview(source, tmp_path / "out", options)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
-    report = convert(
+    report = convert_checkpoint(
         source, tmp_path / "out", outliers="none",
         max_shard_bytes=options.max_shard_bytes, keep=options.keep,
     )  # fmt: skip
@@ -40,7 +40,7 @@ def test_it_is_what_then_happens(source: Path, tmp_path: Path, options: ConvertO
 
 def test_calibrated_columns_are_counted_at_their_most(source: Path, tmp_path: Path) -> None:
     most = preview(source, tmp_path / "out", ConvertOptions()).bytes_out
-    assert most >= convert(source, tmp_path / "out").bytes_out
+    assert most >= convert_checkpoint(source, tmp_path / "out").bytes_out
     assert most > preview(source, tmp_path / "out", ConvertOptions("none")).bytes_out
 
 
@@ -51,7 +51,7 @@ def test_the_output_may_lie_in_a_folder_to_be(source: Path, tmp_path: Path) -> N
 def test_it_refuses_what_a_conversion_refuses(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="keep"):
         preview(source, tmp_path / "out", ConvertOptions(keep=("nothing",)))
-    convert(source, tmp_path / "int8", outliers="none")
+    convert_checkpoint(source, tmp_path / "int8", outliers="none")
     with pytest.raises(AlreadyQuantizedError):
         preview(tmp_path / "int8", tmp_path / "out", ConvertOptions())
     file = source / "model.safetensors"

@@ -82,7 +82,7 @@ def convert(source: Path, out: Path, case: Case, **options: Any) -> None:
     """With the case's outlier columns in place of calibrated ones."""
     chosen = mock.patch.object(converter, "_choose", lambda *a: (case.choices, None, ()))
     with chosen:
-        converter.convert(
+        converter.convert_checkpoint(
             source, out, quantize=[r"mixer$"] if needs_asking(case) else [],
             max_shard_bytes=case.max_shard_bytes, **options,
         )  # fmt: skip

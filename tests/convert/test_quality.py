@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.convert.quality import TensorQuality, check_sqnr, compare, median_sqnr
 from int8conv.errors import QualityError, SourceMismatchError, TruncatedFileError
 from int8conv.formats.hub.download import resolve
@@ -53,7 +53,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A folder with ``source`` and the calibrated ``int8``; not to be changed."""
     folder = tmp_path_factory.mktemp("pair")
     source = write_checkpoint(folder / "source", LLAMA, spread(request.param), shards=2)
-    assert convert(source, folder / "int8").outlier_columns >= 32
+    assert convert_checkpoint(source, folder / "int8").outlier_columns >= 32
     return folder
 
 
@@ -123,7 +123,7 @@ def test_what_loses_nothing_is_exact(tmp_path: Path) -> None:
     grid[:, 0] = 127
     tensors[f"{HUGE}.weight"] = grid / 128
     source = write_checkpoint(tmp_path / "source", LLAMA, tensors)
-    convert(source, tmp_path / "int8", outliers="none")
+    convert_checkpoint(source, tmp_path / "int8", outliers="none")
     found = {q.name: q for q in qualities(tmp_path / "int8", source)}
     zeros = found[LINEAR]
     assert (zeros.sqnr_db, zeros.max_error, zeros.order) == (None, 0, math.inf)
@@ -136,14 +136,14 @@ def test_biases_and_empty_tensors(tmp_path: Path) -> None:
     tensors["extra.narrow"] = torch.empty(7, 0, dtype=torch.float16)
     tensors["extra.scalar"] = torch.tensor(1.5, dtype=torch.bfloat16)
     source = write_checkpoint(tmp_path / "source", OPT, tensors)
-    convert(source, tmp_path / "int8", outliers="none")
+    convert_checkpoint(source, tmp_path / "int8", outliers="none")
     found = qualities(tmp_path / "int8", source)
     assert len(found) == 12
     assert all(38 < quality.order < 48 for quality in found)
 
 
 def test_nothing_quantized_is_nothing_to_rate(tmp_path: Path, source: Path) -> None:
-    convert(source, tmp_path / "int8", outliers="none", keep=["."])
+    convert_checkpoint(source, tmp_path / "int8", outliers="none", keep=["."])
     found = qualities(tmp_path / "int8", source)
     assert (found, median_sqnr(found)) == ([], None)
     check_sqnr(open_converted(tmp_path / "int8"), found, 1000)

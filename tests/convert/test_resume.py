@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from int8conv.convert.converter import ConvertReport, convert
+from int8conv.convert.converter import ConvertReport, convert_checkpoint
 from int8conv.convert.journal import JOURNAL_FILE, Journal
 from int8conv.errors import NoSpaceError, NotFoundError
 from int8conv.formats.int8.folder import open_converted
@@ -28,7 +28,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def expected(source: Path, tmp_path: Path) -> dict[str, bytes]:
     """What an undisturbed run writes."""
-    convert(source, tmp_path / "expected", outliers="none")
+    convert_checkpoint(source, tmp_path / "expected", outliers="none")
     return contents(tmp_path / "expected")
 
 
@@ -41,12 +41,12 @@ def stopped(source: Path, tmp_path: Path) -> Path:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert(source, tmp_path / "out", outliers="none", jobs=1, progress=stop)
+        convert_checkpoint(source, tmp_path / "out", outliers="none", jobs=1, progress=stop)
     return tmp_path / WORKSPACE
 
 
 def go_on(source: Path, tmp_path: Path) -> ConvertReport:
-    report = convert(source, tmp_path / "out", outliers="none")
+    report = convert_checkpoint(source, tmp_path / "out", outliers="none")
     assert not (tmp_path / WORKSPACE).exists()
     return report
 
@@ -117,9 +117,9 @@ def test_a_changed_source_is_noticed(source: Path, stopped: Path, tmp_path: Path
 
 
 def test_another_option_is_noticed(source: Path, stopped: Path, tmp_path: Path) -> None:
-    report = convert(source, tmp_path / "out", outliers="none", max_shard_bytes=1)
+    report = convert_checkpoint(source, tmp_path / "out", outliers="none", max_shard_bytes=1)
     assert report.resumed == 0
-    convert(source, tmp_path / "expected", outliers="none", max_shard_bytes=1)
+    convert_checkpoint(source, tmp_path / "expected", outliers="none", max_shard_bytes=1)
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 
 
@@ -131,10 +131,10 @@ def test_calibration_is_not_repeated(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert(source, tmp_path / "out", progress=stop)
-    convert(source, tmp_path / "expected")
+        convert_checkpoint(source, tmp_path / "out", progress=stop)
+    convert_checkpoint(source, tmp_path / "expected")
     monkeypatch.delattr("int8conv.convert.outliers.calibrate.calibrate")
-    convert(source, tmp_path / "out")
+    convert_checkpoint(source, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 
 
@@ -153,7 +153,7 @@ def test_a_full_disk_and_then_space(
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", fill)
         with pytest.raises(NoSpaceError, match="run the same command again"):
-            convert(source, tmp_path / "out", outliers="none", jobs=1)
+            convert_checkpoint(source, tmp_path / "out", outliers="none", jobs=1)
     assert go_on(source, tmp_path).resumed > 0
     assert contents(tmp_path / "out") == expected
 
@@ -173,7 +173,7 @@ def test_an_unreadable_source_and_then_a_readable_one(
     with monkeypatch.context() as patch:
         patch.setattr(os, "preadv", fail)
         with pytest.raises(NotFoundError, match=r"model\.safetensors: tensor '.*cannot be read"):
-            convert(source, tmp_path / "out", outliers="none", jobs=1)
+            convert_checkpoint(source, tmp_path / "out", outliers="none", jobs=1)
     report = go_on(source, tmp_path)
     assert 0 < report.resumed < report.tensors
     assert contents(tmp_path / "out") == expected
@@ -186,7 +186,7 @@ def test_a_kill_at_a_write(
     """SIGKILL in the middle, at a number of writes; ``benchmarks/kill.py`` does it at random moments."""
     code = f"""
 import os, signal, sys
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 pwrite, calls = os.pwrite, 0
 def count(*args):
     global calls
@@ -195,7 +195,7 @@ def count(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return pwrite(*args)
 os.pwrite = count
-convert(sys.argv[1], sys.argv[2], outliers="none", jobs=1)
+convert_checkpoint(sys.argv[1], sys.argv[2], outliers="none", jobs=1)
 """
     done = subprocess.run([sys.executable, "-c", code, source, tmp_path / "out"], check=False)
     assert done.returncode == -signal.SIGKILL

@@ -25,7 +25,7 @@ from int8conv.errors import (
 from int8conv.formats.int8.layout import ShardLayout, TensorSpec, plan_layout
 from int8conv.formats.safetensors.header import read_header
 from int8conv.formats.safetensors.storage import LocalFile
-from int8conv.formats.source.checkpoint import StoredTensor
+from int8conv.formats.safetensors.stored import StoredTensor
 from int8conv.formats.source.matrix import Matrix
 
 NO_COLUMNS = np.empty(0, np.int32)

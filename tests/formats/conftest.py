@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 
 from ..checkpoints import OPT, random_tensors, write_checkpoint
 from ..hub_server import HubServer, use_hub
@@ -29,7 +29,7 @@ def small_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_int8(small_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That checkpoint converted, in several shards; not to be changed."""
     out = tmp_path_factory.mktemp("small") / "int8"
-    convert(small_source, out, max_shard_bytes=60_000)
+    convert_checkpoint(small_source, out, max_shard_bytes=60_000)
     return out
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from int8conv.formats.int8.folder import open_converted, read_array
+from int8conv.formats.int8.folder import open_converted
+from int8conv.formats.safetensors.stored import read_array
 from int8conv.runtime.decoder.cache import KVCache
 from int8conv.runtime.generate.generation import Continuation, continue_all
 from int8conv.runtime.generate.sampling import Sampling

@@ -77,7 +77,7 @@ def test_source_precision(config: PretrainedConfig, dtype: torch.dtype, tmp_path
 def test_converted(config: PretrainedConfig, tmp_path: Path) -> None:
     """W8A16 is the source with its weights replaced by dequantized weights and outlier columns."""
     reference = make_reference(config, tmp_path / "source", torch.float16)
-    int8conv.convert(tmp_path / "source", tmp_path / "int8")
+    int8conv.convert_checkpoint(tmp_path / "source", tmp_path / "int8")
     put_dequantized_weights(reference, tmp_path / "int8")
     model = int8conv.load(tmp_path / "int8", mode="w8a16")
     token_ids = torch.randint(101, (2, 40), generator=torch.Generator().manual_seed(1))
@@ -90,7 +90,7 @@ def test_converted(config: PretrainedConfig, tmp_path: Path) -> None:
 def test_head_and_embedding_quantized_on_request(config: PretrainedConfig, tmp_path: Path) -> None:
     reference = make_reference(config, tmp_path / "source", torch.float16)
     patterns = ["embed_tokens$"] if config.tie_word_embeddings else ["embed_tokens$", "lm_head"]
-    int8conv.convert(tmp_path / "source", tmp_path / "int8", quantize=patterns)
+    int8conv.convert_checkpoint(tmp_path / "source", tmp_path / "int8", quantize=patterns)
     linears = open_converted(tmp_path / "int8").linears
     assert sum("embed_tokens" in path or path == "lm_head" for path in linears) == len(patterns)
     put_dequantized_weights(reference, tmp_path / "int8")
@@ -112,7 +112,7 @@ def test_fp8_source(scales: str, tmp_path: Path) -> None:
     expected = logits_of(reference, token_ids)
     logits = int8conv.load(tmp_path / "source").logits(token_ids)
     assert (logits - expected).abs().max() <= TOLERANCE
-    int8conv.convert(tmp_path / "source", tmp_path / "int8")
+    int8conv.convert_checkpoint(tmp_path / "source", tmp_path / "int8")
     put_dequantized_weights(reference, tmp_path / "int8")
     logits = int8conv.load(tmp_path / "int8", mode="w8a16").logits(token_ids)
     assert (logits - logits_of(reference, token_ids)).abs().max() <= TOLERANCE

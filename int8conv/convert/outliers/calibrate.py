@@ -24,6 +24,7 @@ from ...formats.int8.stats import LARGE, InputStats, Stats, add_exactly
 from ...formats.safetensors.checksum import checksum
 from ...formats.safetensors.storage import LocalFile
 from ...formats.source.checkpoint import Checkpoint
+from ...runtime.devices import DeviceLike, find_torch_device
 from ...runtime.measure.windows import (
     Text,
     check_context,
@@ -38,7 +39,6 @@ from ...runtime.weights.mapping import TORCH_DTYPES, MappedFiles
 from ...runtime.weights.streaming import BlockStream
 from ...runtime.weights.weights import CheckpointWeights, Lookup
 from ..options import ConvertOptions
-from ..rounding.device import check_device
 from ..source import open_source
 from ..stream import non_finite_weight
 from .collect import fingerprint
@@ -59,7 +59,7 @@ def calibrate_source(
     tokens: int | None = None,
     context: int | None = None,
     seed: int = 0,
-    device: str = "cpu",
+    device: DeviceLike = "cpu",
     progress: Progress = lambda done, total: None,
 ) -> Stats:
     """``calibrate`` for a checkpoint folder, or the id of one on the hub.
@@ -89,7 +89,7 @@ def calibrate(
     tokens: int | None = None,
     context: int | None = None,
     seed: int = 0,
-    device: str = "cpu",
+    device: DeviceLike = "cpu",
 ) -> Stats:
     """Measure a source checkpoint, with neither its name nor its fingerprint.
 
@@ -110,9 +110,9 @@ def calibrate(
     """
     if tokens is not None and tokens < 1:
         raise ArgumentError("tokens", expected="1 or more", found=tokens)
-    check_device(device)
+    place = find_torch_device(device)
     windows, used = _windows(checkpoint, architecture, texts, tokens, context, seed)
-    weights = _CalibrationWeights(checkpoint, device)
+    weights = _CalibrationWeights(checkpoint, place)
     sums: dict[str, _Sums] = {}
 
     def observe(module: Module, x: Tensor) -> None:
@@ -128,7 +128,7 @@ def calibrate(
             )  # fmt: skip
 
     layers = architecture.config.num_layers
-    stream = BlockStream(architecture, weights, windows, device)
+    stream = BlockStream(architecture, weights, windows, place)
     for layer in range(layers):
         progress(layer, layers)
         stream.advance(layer, observe)
@@ -201,7 +201,7 @@ class _CalibrationWeights(CheckpointWeights):
     Reads only those rows of an embedding that are looked up, and notes the error that int8 rows would make in each column.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         super().__init__(checkpoint, torch.float32)
         self._squares: dict[str, Tensor | int] = {}
         self._device = device

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from ...formats.int8.names import OUTLIER_MULTIPLE
 from ...formats.safetensors.dtypes import FLOAT_DTYPES
-from ...formats.source.checkpoint import Checkpoint, StoredTensor
+from ...formats.safetensors.stored import StoredTensor
+from ...formats.source.checkpoint import Checkpoint
 from ...formats.source.matrix import Matrix, MatrixReader, as_rows
 from ..rounding.float16_bits import widen
 from .rule import CAP_SHARE, FACTOR, OutlierChoice, most_outliers

@@ -10,7 +10,8 @@ from typing import Final
 from ...errors import ArgumentError, UnsupportedFeatureError
 from ...formats.int8.names import BIAS, WEIGHT
 from ...formats.safetensors.dtypes import FLOAT_DTYPES
-from ...formats.source.checkpoint import CONFIG_FILE, Checkpoint, StoredTensor
+from ...formats.safetensors.stored import StoredTensor
+from ...formats.source.checkpoint import CONFIG_FILE, Checkpoint
 from ...formats.source.fp8 import FP8_DTYPES, scale_tensor
 from ...formats.source.matrix import Matrix, find_matrix
 from ...runtime.models.architecture import Architecture, Module, find_tensor

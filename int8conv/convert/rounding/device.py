@@ -8,29 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...errors import ArgumentError
 from .float16_bits import Bits
 from .quantize import SMALLEST_SCALE, NonFiniteRowError, QuantizedRows
 from .sample import RowSample
 
 _DTYPES: Final = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _BITS: Final = {2: np.int16, 4: np.int32}
-
-
-def check_device(name: str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        ArgumentError: there is none.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ArgumentError("device", expected="cpu, or one that PyTorch has here",
-                            found=f"{name} ({reason})") from None  # fmt: skip
-    return device
 
 
 class DeviceQuantizer:

@@ -24,9 +24,9 @@ from ...errors import (
     TruncatedFileError,
 )
 from ..json_file import read_json
-from ..safetensors.dtypes import numpy_dtype
 from ..safetensors.header import Header
-from ..source.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, StoredTensor, open_checkpoint
+from ..safetensors.stored import StoredTensor, read_array
+from ..source.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, open_checkpoint
 from .layout_check import check_layout
 from .manifest import InputGroup, Manifest, check_version, read_manifest
 from .names import (
@@ -141,24 +141,6 @@ def open_converted(folder: str | os.PathLike[str]) -> ConvertedFolder:
     _check_groups(checkpoint, manifest.inputs, linears)
     check_layout(checkpoint, manifest.inputs)
     return ConvertedFolder(checkpoint, manifest, linears)
-
-
-def read_array(tensor: StoredTensor) -> npt.NDArray[Any]:
-    """A tensor's elements, read into memory; BF16 comes as its bits (uint16)."""
-    return _read(tensor, 0, tensor.shape)
-
-
-def read_rows(tensor: StoredTensor, first: int, last: int) -> npt.NDArray[Any]:
-    """Like ``read_array``, but only of the rows ``first`` to before ``last`` of the first axis."""
-    row_bytes = tensor.nbytes // max(tensor.shape[0], 1)
-    return _read(tensor, first * row_bytes, (last - first, *tensor.shape[1:]))
-
-
-def _read(tensor: StoredTensor, begin: int, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    array = np.empty(shape, numpy_dtype(tensor.dtype))
-    with tensor.file.open() as reader:
-        reader.read_into(array.reshape(-1).view(np.uint8).data, tensor.offset + begin)
-    return array
 
 
 def _quant_method(config: dict[str, Any]) -> object:

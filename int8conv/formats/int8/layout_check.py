@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ...errors import LayoutError
 from ..safetensors.header import Header
-from ..source.checkpoint import Checkpoint, StoredTensor
+from ..safetensors.stored import StoredTensor
+from ..source.checkpoint import Checkpoint
 from .layout import PAYLOAD_ALIGNMENT, RUN_ALIGNMENT
 from .manifest import InputGroup
 from .names import KINDS, PADDING_PREFIX, is_padding

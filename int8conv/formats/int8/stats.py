@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -13,14 +12,24 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import NotWritableError, StatsError
+from ...errors import Int8convError, StatsError
 from ..json_file import unique_fields
+from ..outputs import OutputKind, write_output
 from ..safetensors.dtypes import byte_count, numpy_dtype
 from ..safetensors.header import Header, TensorInfo, build_header, read_header
-from .writer import write_file
 
 STATS_FORMAT: Final = "int8conv stats"
 STATS_VERSION: Final = "1"
+
+
+def _is_statistics(path: Path) -> bool:
+    try:
+        return read_header(path).metadata.get("format") == STATS_FORMAT
+    except Int8convError:
+        return False
+
+
+STATISTICS: Final = OutputKind("a statistics file", _is_statistics)
 LARGE: Final = 6.0
 """Magnitude from which LLM.int8() calls a value an outlier (arXiv:2208.07339, section 3.2)."""
 
@@ -91,11 +100,16 @@ def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:
     return total, (a - (total - part)) + (b - part)
 
 
-def write_stats(stats: Stats, path: Path) -> None:
+def write_stats(stats: Stats, path: Path, sources: Iterable[Path] = ()) -> None:
     """Write a statistics file, which appears whole or not at all; one that is there is replaced.
 
+    Args:
+        stats: what to write.
+        path: where to; a file of any other kind is never replaced.
+        sources: what they are of, which is never written to (see ``outputs``).
+
     Raises:
-        NotWritableError: its folder cannot be written to.
+        OutputError: a subclass: something else is there, or it cannot be written.
     """
     tensors, arrays, position = [], [], 0
     for name, array, dtype in _tensors(stats):
@@ -109,14 +123,8 @@ def write_stats(stats: Stats, path: Path) -> None:
         "context": stats.context, "linears": stats.linears, "normalised": stats.normalised,
     }  # fmt: skip
     metadata = {"format": STATS_FORMAT, "version": STATS_VERSION, "stats": json.dumps(about)}
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write_file(beside, b"".join([build_header(tensors, metadata, alignment=8), *arrays]))
-        beside.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink()
-        raise NotWritableError(f"cannot be written: {error.strerror}", file=path) from error
+    data = b"".join([build_header(tensors, metadata, alignment=8), *arrays])
+    write_output(path, data, STATISTICS, sources)
 
 
 def _tensors(stats: Stats) -> Iterator[tuple[str, npt.NDArray[Any], str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Final
 
-from ..source.checkpoint import StoredTensor
+from ..safetensors.stored import StoredTensor
 from .folder import ConvertedFolder
 from .names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, is_padding
 

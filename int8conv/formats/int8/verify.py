@@ -11,8 +11,9 @@ import numpy as np
 from ...errors import ChecksumError, NotFoundError, NumberError
 from ..safetensors.checksum import checksum_range, read_blocks, running_checksum
 from ..safetensors.dtypes import ITEM_BYTES
+from ..safetensors.stored import read_array, read_rows
 from ..source.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
-from .folder import ConvertedFolder, QuantizedLinear, read_array, read_rows
+from .folder import ConvertedFolder, QuantizedLinear
 from .manifest import FileRecord
 from .names import MANIFEST_FILE, SMALLEST_SCALE, is_padding
 

@@ -3,6 +3,8 @@
 The workspace of ``OUT`` is ``.OUT.partial``: a lock, whatever its user records there, and ``folder``, which becomes ``OUT``. It
 outlives a kill, a full disk or an interrupt, so that the same command can go on; it goes when the folder is in place, or
 when the input turns out to be unusable.
+
+What it finds there it does not trust: links are not followed, and what holds anything else is no workspace.
 """
 
 from __future__ import annotations
@@ -12,107 +14,214 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+import uuid
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Final
 
 from ...errors import (
     HubError,
     Int8convError,
-    NoSpaceError,
     NotFoundError,
-    NotWritableError,
     OutputBusyError,
     OutputError,
     OutputExistsError,
 )
-from .names import MANIFEST_FILE
+from ..outputs import beside_name, check_apart, check_folder, check_is_output, named_output_errors
+from ..regular_file import open_regular, open_to_write, read_at_most
+from .writer import write_file
 
-_LOCK = "lock"
+_LOCK: Final = "lock"
+_OWNER: Final = "owner"
+_FOLDER: Final = "folder"
+_REPLACED: Final = "replaced"
+_FOLDERS: Final = (_FOLDER, _REPLACED)
+_RECORDS_SUFFIX: Final = ".jsonl"
+_NO_FLUSH: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
+"""What a file system says that cannot flush folders: CIFS, DrvFs, sshfs."""
 
 
 class Workspace:
     """A locked folder beside ``out``; made by ``open_workspace``."""
 
-    def __init__(self, out: Path, *, force: bool) -> None:
+    def __init__(self, out: Path, *, force: bool, source: Path | None = None) -> None:
         self.out = out
-        self._force = force
-        self.path = out.with_name(f".{out.name}.partial")
-        self.folder = self.path / "folder"
+        self._force, self._source = force, source
+        self.path = beside_name(out, ".partial")
+        self.folder = self.path / _FOLDER
         """Becomes ``out``."""
-        self._replaced = self.path / "replaced"
+        self.notes: list[str] = []
+        """What the file system cannot do."""
+        self._replaced = self.path / _REPLACED
+        self._owner: bytes | None = None
+        """Written into the workspace where there are no locks: another owner took it over if it changes."""
+        self._check()
         self._lock = self._acquire()
-        if self._replaced.exists():  # killed within ``commit``: before its second rename, or after
-            if os.path.lexists(out):
-                shutil.rmtree(self._replaced)
-            else:
-                self._replaced.rename(out)
-        self.folder.mkdir(exist_ok=True)
+        try:
+            self._recover()
+            self._check_output()
+            self.folder.mkdir(exist_ok=True)
+        except BaseException:
+            self.close()
+            raise
 
     def clear(self) -> None:
         """Forget what an earlier, other attempt left."""
         shutil.rmtree(self.folder)
         self.folder.mkdir()
 
+    def keep_only(self, names: Collection[str]) -> None:
+        """Remove what the folder holds of any other name: it would become part of the output."""
+        for path in list(self.folder.iterdir()):
+            if not _is_no_folder(path):
+                shutil.rmtree(path)
+            elif path.name not in names:
+                path.unlink()
+
     def commit(self) -> None:
         """Flush the folder's entries and rename it to ``out``, which it replaces if that is there."""
-        _flush(self.folder)
-        check_replaceable(self.out, force=self._force)  # it may have come to be meanwhile
+        self._flush(self.folder)
+        if self._owner is not None and self._read_owner() != self._owner:
+            raise _busy(self.out)
+        self._check_output()  # it may have come to be meanwhile
         if os.path.lexists(self.out):
             self.out.rename(self._replaced)
         try:
+            if self._replaced.exists():
+                check_is_output(self._replaced, self.out)  # as nobody can add to it any more
             self.folder.rename(self.out)
-        except OSError:
+        except (OSError, OutputError):
             if self._replaced.exists():
                 self._replaced.rename(self.out)
             raise
-        _flush(self.out.parent)
+        try:
+            self._flush(self.out.parent)
+        except OSError as error:  # the output is in place: no error would be true
+            self.notes.append(f"the output may not outlive a power loss: {error.strerror}")
         self.discard()
 
     def discard(self) -> None:
-        """Remove the workspace."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove the workspace; the lock last, so that what is left is a workspace at any time."""
+        with contextlib.suppress(OSError):
+            for path in list(self.path.iterdir()):
+                if path.name in _FOLDERS:
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.name != _LOCK:
+                    path.unlink()
+            (self.path / _LOCK).unlink()
+            self.path.rmdir()
 
     def close(self) -> None:
         """Give the lock back."""
         os.close(self._lock)
 
-    def _acquire(self) -> int:
-        if self.path.exists() and not (self.path / _LOCK).exists() and any(self.path.iterdir()):
+    def _check_output(self) -> None:
+        check_folder(self.out, force=self._force)
+        if self._source is not None:
+            check_apart(self.out, self._source)
+            check_apart(self.path, self._source)
+
+    def _check(self) -> None:
+        """Raise OutputExistsError unless the workspace's place is free, or what is there is a workspace."""
+        if not os.path.lexists(self.path):
+            return
+        foreign = _is_no_folder(self.path)
+        names = [] if foreign else [path.name for path in self.path.iterdir()]
+        ours = (_LOCK, _OWNER, *_FOLDERS)
+        if (
+            foreign
+            or (names and _LOCK not in names)
+            or any(name not in ours and not name.endswith(_RECORDS_SUFFIX) for name in names)
+            or any(_is_no_folder(self.path / name) for name in names if name in _FOLDERS)
+        ):
             raise OutputExistsError(
-                "stands where the workspace should, and is none", file=self.path
-            )
+                "exists and is not an int8conv workspace", file=self.path,
+                hint="remove it yourself, or choose another output",
+            )  # fmt: skip
+
+    def _acquire(self) -> int:
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        lock = open_to_write(self.path / _LOCK)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock).st_nlink == 0:  # its owner finished, and removed it, meanwhile
-                raise BlockingIOError
         except BlockingIOError:
             os.close(lock)
-            raise OutputBusyError(
-                "another conversion is writing this output", file=self.out,
-                hint="wait for it, or choose another output",
-            ) from None  # fmt: skip
+            raise _busy(self.out) from None
+        except OSError:  # Lustre without its option, NFS without its daemon
+            self.notes.append(
+                "this file system has no locks: let no other conversion write the same output"
+            )
+            self._owner = uuid.uuid4().bytes
+            write_file(self.path / _OWNER, self._owner)
+        if os.fstat(lock).st_nlink == 0:  # its owner finished, and removed it, meanwhile
+            os.close(lock)
+            raise _busy(self.out)
         return lock
+
+    def _read_owner(self) -> bytes | None:
+        try:
+            fd = open_regular(self.path / _OWNER, follow=False)
+        except OSError:
+            return None
+        try:
+            return read_at_most(fd, 64)
+        finally:
+            os.close(fd)
+
+    def _recover(self) -> None:
+        """Of an attempt that was killed within ``commit``: before its second rename, or after."""
+        if self._replaced.exists():
+            if os.path.lexists(self.out):
+                check_is_output(self._replaced)
+                shutil.rmtree(self._replaced)
+            else:
+                self._replaced.rename(self.out)
+
+    def _flush(self, folder: Path) -> None:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            if error.errno not in _NO_FLUSH:
+                raise
+            note = "this file system cannot flush folders: the output may not outlive a power loss"
+            if note not in self.notes:
+                self.notes.append(note)
+        finally:
+            os.close(fd)
+
+
+def _is_no_folder(path: Path) -> bool:
+    return path.is_symlink() or not path.is_dir()
+
+
+def _busy(out: Path) -> OutputBusyError:
+    return OutputBusyError("another conversion is writing this output", file=out,
+                           hint="wait for it, or choose another output")  # fmt: skip
 
 
 @contextlib.contextmanager
-def open_workspace(out: Path, *, force: bool = False) -> Iterator[Workspace]:
+def open_workspace(
+    out: Path, *, force: bool = False, source: Path | None = None
+) -> Iterator[Workspace]:
     """The workspace of ``out``, locked; ``commit`` it within the block.
 
     It is kept when the block fails for a reason that may pass (an interrupt, a full disk, an unreadable file, the network), and removed
     when the input is at fault. With ``force`` an existing ``out`` may be replaced, if it is a converted folder.
 
     Raises:
-        OutputExistsError: ``out`` exists, and ``force`` is not set or it is not a converted folder.
+        OutputExistsError: ``out`` exists, and ``force`` is not set or it is not a converted folder alone.
+        OutputOverlapError: ``out`` is ``source``, holds it or lies inside a file of it.
         OutputBusyError: another process has the workspace.
         NotWritableError: the parent of ``out`` cannot be written to.
         NoSpaceError: the disk filled up within the block.
     """
-    check_replaceable(out, force=force)
+    if source is not None:
+        check_apart(out, source)
+    check_folder(out, force=force)
     out = out.absolute()
     with named_output_errors(out):
-        workspace = Workspace(out, force=force)
+        workspace = Workspace(out, force=force, source=source)
         try:
             yield workspace
         except Int8convError as error:
@@ -121,40 +230,3 @@ def open_workspace(out: Path, *, force: bool = False) -> Iterator[Workspace]:
             raise
         finally:
             workspace.close()
-
-
-def check_replaceable(out: Path, *, force: bool) -> None:
-    """Raise OutputExistsError unless ``out`` is free, or may be replaced."""
-    if not os.path.lexists(out):
-        return
-    if not force:
-        raise OutputExistsError("output exists already", file=out, hint="--force replaces it")
-    if out.is_symlink() or not (out / MANIFEST_FILE).is_file():
-        raise OutputExistsError(
-            "output exists and is not a converted folder; it is not replaced", file=out,
-            hint="remove it yourself, or choose another output",
-        )  # fmt: skip
-
-
-@contextlib.contextmanager
-def named_output_errors(out: Path) -> Iterator[None]:
-    """Turn the operating system's errors of writing into this package's."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise NoSpaceError(
-                "no space left to write it", file=out,
-                hint="free some and run the same command again: it goes on from there",
-            ) from error  # fmt: skip
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise NotWritableError(f"cannot be written: {error.strerror}", file=out) from error
-        raise OutputError(f"cannot be written: {error.strerror}", file=out) from error
-
-
-def _flush(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from ..safetensors.checksum import checksum_range
+from ..regular_file import open_to_write, write_all
+from ..safetensors.checksum import checksum_at
 from .layout import ShardLayout
 
 
@@ -25,7 +26,7 @@ class ShardWriter:
         self.path = folder / layout.name
         self._offsets = {t.name: len(layout.header) + t.begin for t in layout.tensors}
         self._sizes = {t.name: t.nbytes for t in layout.tensors}
-        self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
+        self._fd = open_to_write(self.path)
         self._before = os.fstat(self._fd).st_size
         try:
             _reserve(self._fd, layout.nbytes)
@@ -48,7 +49,7 @@ class ShardWriter:
 
     def checksum(self, tensor: str) -> str:
         """Of a tensor's bytes as they stand in the file."""
-        return checksum_range(self.path, self._offsets[tensor], self._sizes[tensor])
+        return checksum_at(self._fd, self._offsets[tensor], self._sizes[tensor])
 
     def flush(self) -> None:
         """Flush to disk what was written so far."""
@@ -113,7 +114,10 @@ class Flusher:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a file and flush it to disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    fd = open_to_write(path)
+    try:
+        os.ftruncate(fd, 0)
+        write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -50,3 +50,13 @@ def checksum_range(path: Path, offset: int = 0, nbytes: int | None = None) -> st
     for block in read_blocks(path, offset, nbytes):
         running.update(block)
     return running.hexdigest()
+
+
+def checksum_at(fd: int, offset: int, nbytes: int) -> str:
+    """Of a range of an open file, as far as the file goes."""
+    running = running_checksum()
+    buffer = memoryview(bytearray(min(_BLOCK_BYTES, max(nbytes, 1))))
+    while nbytes > 0 and (count := os.preadv(fd, [buffer[: min(nbytes, len(buffer))]], offset)):
+        running.update(buffer[:count])
+        offset, nbytes = offset + count, nbytes - count
+    return running.hexdigest()

@@ -22,25 +22,12 @@ from ..int8.names import is_plain_file_name
 from ..json_file import read_json
 from ..safetensors.header import Header, read_header
 from ..safetensors.storage import LocalFile, WeightsFile
+from ..safetensors.stored import StoredTensor
 from .pickled import read_pickle
 from .weight_files import FORMATS, SAFETENSORS, WeightFormat, find_weight_files, weights_like
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = SAFETENSORS.index
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where one tensor's bytes are."""
-
-    name: str
-    dtype: str
-    """Safetensors name: F16, BF16, F32, I8, ..."""
-    shape: tuple[int, ...]
-    file: WeightsFile
-    offset: int
-    """Of the first byte, from the start of the file."""
-    nbytes: int
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import CompanionError, UnsupportedDtypeError
-from ..int8.folder import read_array
 from ..safetensors.dtypes import FLOAT_DTYPES
-from .checkpoint import CONFIG_FILE, Checkpoint, StoredTensor
+from ..safetensors.stored import StoredTensor, read_array
+from .checkpoint import CONFIG_FILE, Checkpoint
 
 FP8_DTYPES: Final = ("F8_E4M3", "F8_E5M2")
 SCALE_SUFFIXES: Final = ("_scale_inv", "_scale")

@@ -15,7 +15,8 @@ from ..safetensors.buffers import Buffers
 from ..safetensors.checksum import running_checksum
 from ..safetensors.dtypes import FLOAT_DTYPES, ITEM_BYTES
 from ..safetensors.storage import Reader, WeightsFile
-from .checkpoint import Checkpoint, StoredTensor
+from ..safetensors.stored import StoredTensor
+from .checkpoint import Checkpoint
 from .fp8 import FP8_DTYPES, BlockScales, decoded, find_scales
 
 Bits = npt.NDArray[Any]

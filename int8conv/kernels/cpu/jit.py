@@ -1,6 +1,6 @@
 """Few tokens on a CPU at the speed at which memory gives the weight, compiled by numba where that is installed.
 
-    y = (x @ codes^T) * scale + x[:, O] @ outlier_weight^T          int8 weights, ``mixed``
+    y = (x @ codes^T) * scale + x[:, O] @ outlier_weight^T          int8 weights, ``w8a16``
     y = x @ weight^T                                                16-bit weights, ``dense``
 
 A weight is read once and multiplied in float32: W8A16 with nothing rounded but the sums. PyTorch's operators are slower at
@@ -24,10 +24,8 @@ from torch import Tensor
 
 from ..weight import MixedWeight
 
-MAX_TOKENS: Final = 4
-"""Beyond, arithmetic counts and not memory, and int8 products are faster."""
-
-_KINDS: Final = {torch.float16: 1, torch.bfloat16: 2}
+KINDS: Final = {torch.float16: 1, torch.bfloat16: 2}
+"""The compiled functions' numbers for the 16-bit dtypes that they read."""
 NOTHING: Final = np.empty(0, np.float32)
 _NO_RESIDUAL: Final = np.empty((0, 0), np.float32)
 NO_NORM: Final = (0, 0.0, NOTHING, NOTHING)
@@ -54,18 +52,7 @@ def available() -> bool:
     return os.environ.get("INT8CONV_JIT") != "0" and importlib.util.find_spec("numba") is not None
 
 
-def takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product of ``x`` ``[tokens, in]`` with ``weight`` ``[out, in]``, int8 or 16-bit, should be done here."""
-    return (
-        0 < x.shape[0] <= MAX_TOKENS
-        and (weight.dtype == torch.int8 or weight.dtype in _KINDS)
-        and weight.device.type == "cpu"
-        and weight.is_contiguous()
-        and available()
-    )
-
-
-def mixed(x: Tensor, weight: MixedWeight) -> Tensor:
+def w8a16(x: Tensor, weight: MixedWeight) -> Tensor:
     """float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, outlier columns included, without bias."""
     y = torch.empty(x.shape[0], weight.out_features)
     with threads() as (kernels, parts):
@@ -86,7 +73,7 @@ def dense(x: Tensor, weight: Tensor) -> Tensor:
     """float32 ``[tokens, in]`` times a float16 or bfloat16 weight ``[out, in]``: float32 ``[tokens, out]``."""
     y = torch.empty(x.shape[0], weight.shape[0])
     with threads() as (kernels, _):
-        kernels.dense(_array(x), _bits(weight), _KINDS[weight.dtype], y.numpy())
+        kernels.dense(_array(x), _bits(weight), KINDS[weight.dtype], y.numpy())
     return y
 
 
@@ -96,7 +83,7 @@ def linear_arguments(weight: MixedWeight, bias: Tensor | None = None) -> tuple[A
     if index is None or columns is None:
         outliers = np.empty(0, np.int32), np.empty((weight.out_features, 0), np.uint16), 0
     else:
-        outliers = index.numpy(), _bits(columns), _KINDS[columns.dtype]
+        outliers = index.numpy(), _bits(columns), KINDS[columns.dtype]
     return weight.codes.numpy(), weight.scale.numpy(), *outliers, array(bias)
 
 

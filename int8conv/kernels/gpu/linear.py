@@ -88,7 +88,7 @@ def gated(
 
 
 def _mode(mode: Mode | None, pending: Pending, weight: MixedWeight) -> Mode:
-    if weight.threshold == 0.0:  # the fallback would take everything
+    if weight.activation_bits == 16:
         return "w8a16"
     return mode or mode_for(pending.x.shape[0], pending.x.device)
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels import MixedWeight, Mode, mixed_linear
-from ...kernels.cpu import jit
 from ...kernels.cpu.fused import FusedAttention, FusedLayer, FusedNorm
-from ..decoder.activations import LINEAR_TOKENS
+from ...kernels.crossovers import COMPILED_TOKENS
+from ...kernels.dispatch import Mode, mixed_linear
+from ...kernels.weight import MixedWeight
 from ..decoder.attention import AttentionSpec, alibi_slopes
 from ..decoder.cache import KVCache
 from ..decoder.norms import NormWeights
@@ -35,20 +35,8 @@ class MixedProjection:
         self.mode = mode
 
     def __call__(self, x: Tensor, *, residual: Tensor | None = None) -> Sequence[Tensor]:
-        y = self._by_blocks(x)
+        y = mixed_linear(x, self.weight, self.bias, mode=self.mode)
         return y.split_with_sizes(self.sizes, dim=-1) if residual is None else [residual + y]
-
-    def _by_blocks(self, x: Tensor) -> Tensor:
-        """At most ``LINEAR_TOKENS`` tokens at a time, in parts of the same size: integers, digits and products are several times what
-        comes out, and stay in the processor's cache so."""
-        rows = x.reshape(-1, x.shape[-1])
-        count = -(-rows.shape[0] // LINEAR_TOKENS)
-        if count <= 1:
-            return mixed_linear(x, self.weight, self.bias, mode=self.mode)
-        y = x.new_empty(rows.shape[0], self.weight.out_features)
-        for part, out in zip(rows.chunk(count), y.chunk(count), strict=True):
-            out.copy_(mixed_linear(part, self.weight, self.bias, mode=self.mode))
-        return y.view(*x.shape[:-1], self.weight.out_features)
 
 
 class CpuKernels(TorchKernels):
@@ -61,7 +49,7 @@ class CpuKernels(TorchKernels):
         spec: AttentionSpec = block.attention.spec
 
         def run(x: Tensor, places: Any, cache: Any) -> Tensor | None:
-            if x.shape[1] != 1 or len(x) > jit.MAX_TOKENS or type(cache) is not KVCache:
+            if x.shape[1] != 1 or len(x) > COMPILED_TOKENS or type(cache) is not KVCache:
                 return None
             keys, values = cache.layer(spec.layer)
             if not keys.is_contiguous() or keys.dtype != torch.float32:

@@ -2,7 +2,7 @@
 
 Counted are the tensors that the code holds at once, at the size that it makes them: a prompt passes in parts of
 ``PREFILL_TOKENS``; attention masks at most ``SCORES`` scores at a time and widens a narrow cache a block of heads at a time (on a GPU
-for prompts alone); on a CPU, quantized linears take ``LINEAR_TOKENS`` tokens at a time, and what happens within is several times what comes out.
+for prompts alone); on a CPU, quantized linears take ``TOKENS_AT_ONCE`` tokens at a time, and what happens within is several times what comes out.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from ...kernels.crossovers import TOKENS_AT_ONCE, W8A16_TOKENS
 from ..measure.footprint_weights import most_columns
 from ..models.config import DecoderConfig
 
 Device = Literal["cpu", "cuda"]
 PREFILL_TOKENS: Final = {"cpu": 256, "cuda": 2048}
 """Tokens of a prompt that pass through the decoder at once, by device: more make activations larger, and little faster."""
-LINEAR_TOKENS: Final = 128
-"""Of them, those that pass through a quantized linear at once on a CPU."""
 SCORES_AT_ONCE: Final = 1 << 22
 """Attention scores that are masked, or held, at once on a CPU; tokens of a call pass in parts where there are more."""
 WIDENED_AT_ONCE: Final = 1 << 18
@@ -30,8 +29,6 @@ SLACK: Final = 0.6
 MALLOC_MMAP_THRESHOLD_=262144 it is next to nothing)."""
 LIBRARIES: Final = 8 << 20
 """Of PyTorch and of the model's Python objects, on a CPU, beyond what they had before loading (measured there too)."""
-FEW_TOKENS: Final = 16
-"""Up to here W8A16 is taken where no mode is asked for."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Pass:
             return 0
         if self.device == "cuda":
             return tokens * (in_features + 2 * most_columns(in_features)) * (2 if heavy else 1)
-        few = min(tokens, LINEAR_TOKENS)
+        few = min(tokens, TOKENS_AT_ONCE)
         digits = 3 if self._is_w8a16 else 2 if heavy else 0
         columns = most_columns(in_features) * (out_features + few) * 4
         if not digits:
@@ -80,7 +77,7 @@ class Pass:
 
     @property
     def _is_w8a16(self) -> bool:
-        return self.mode == "w8a16" or (self.mode is None and self.tokens <= FEW_TOKENS)
+        return self.mode == "w8a16" or (self.mode is None and self.tokens <= W8A16_TOKENS)
 
     def _attention(self) -> Iterator[int]:
         """Projection, rotation, scores, and the projection back."""

@@ -17,17 +17,14 @@ import torch
 from torch import Tensor
 
 from ...errors import ArgumentError
-from ...formats.hub.download import resolve
-from ...formats.int8.folder import ConvertedFolder, is_converted, open_converted
-from ...formats.safetensors.storage import WeightsFile
-from ...formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
-from ...kernels import Mode
+from ...kernels.dispatch import Mode
 from ..backends.gpu.files import Loading
 from ..decoder.activations import PREFILL_TOKENS
-from ..loader import check_device, load
+from ..devices import DeviceLike, Placement, current, find_placement
+from ..loader import load_opened
 from ..model import Model
-from ..models.architecture import Architecture, read_architecture
-from .footprint import Footprint, predict_footprint
+from ..opening import open_model
+from .footprint import Footprint, Setup, predictor_of
 from .memory_use import MemoryUse, watch_memory
 from .traffic import bandwidth, cached_share, now, step_bytes
 
@@ -121,7 +118,7 @@ class Benchmark:
 
 def benchmark(
     path: str | os.PathLike[str],
-    device: str = "cpu",
+    device: DeviceLike = "cpu",
     mode: Mode | None = None,
     dtype: str | None = None,
     *,
@@ -151,39 +148,68 @@ def benchmark(
     for name, value in asked.items():
         if value < 1:
             raise ArgumentError(name, expected="1 or more", found=value)
-    check_device(device)
-    if device == "cuda":
-        pass
-    context, where = prompt_tokens + new_tokens, torch.device(device)
-    predict_footprint(path, context=context, batch=batch)  # refuses what cannot be, before the work
-    files = _Files.open(path)
-    cached = cached_share(files.shards())
-    tell = progress or (lambda stage, done, total: None)
+    place, context = find_placement(device), prompt_tokens + new_tokens
+    with current(place.device):
+        measured = _measure(path, place, mode, dtype, asked, batch, progress or _silent)
+    model, opened = measured.model, measured.model.opened
+    return Benchmark(
+        path=str(path), converted=opened.converted is not None, device=_device_name(place.device),
+        dtype=str(model.decoder.dtype).removeprefix("torch."), mode=mode,
+        prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch=batch,
+        prefill_seconds=[prefill for prefill, _ in measured.runs],
+        decode_seconds=[decode for _, decode in measured.runs],
+        load_seconds=measured.loaded, first_token_seconds=measured.answered, cached=measured.cached,
+        file_bytes=opened.checkpoint.nbytes, moved=model.loading,
+        weight_bytes=step_bytes(opened, model.decoder.dtype, batch),
+        bandwidth=bandwidth(place.device), memory=measured.memory,
+        predicted=model.predictor().at(context, batch, prompt=prompt_tokens),
+    )  # fmt: skip
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A model, and what was measured with it."""
+
+    model: Model
+    cached: float | None
+    loaded: float
+    answered: float
+    runs: list[tuple[float, float]]
+    memory: MemoryUse
+
+
+def _measure(
+    path: str | os.PathLike[str], place: Placement, mode: Mode | None, dtype: str | None, sizes: dict[str, int], batch: int,
+    tell: Progress,
+) -> _Measured:  # fmt: skip
+    if place.kind == "cuda":
+        from ..backends.gpu import weights  # noqa: F401  (imports are not counted)
+    prompt_tokens, new_tokens, device = sizes["prompt_tokens"], sizes["new_tokens"], place.device
+    started = now(device)
+    opened = open_model(path)
+    opening = now(device) - started
+    # refuses what cannot be, before the work
+    predictor_of(opened, Setup(), convert=True).at(prompt_tokens + new_tokens, batch)
+    cached = cached_share({tensor.file: None for tensor in opened.checkpoint.tensors.values()})
     tell("load", 0, 1)
-    memory = watch_memory(where)
-    started = now(where)
-    model = load(path, device, mode, dtype)
-    loaded = now(where) - started
+    memory = watch_memory(device)
+    started = now(device) - opening
+    model = load_opened(opened, place, mode, dtype)
+    loaded = now(device) - started
     tell("load", 1, 1)
     steps = _Steps(model, prompt_tokens, new_tokens, batch)
     first = steps.prefill()
-    answered = now(where) - started
+    answered = now(device) - started
     steps.decode(first, 1)
-    times = []
-    for run in range(runs):
-        times.append(steps.timed())
-        tell("runs", run + 1, runs)
-    used = memory.use(model.folder)
-    name = str(model.decoder.dtype).removeprefix("torch.")
-    return Benchmark(
-        path=str(path), converted=files.converted is not None, device=_device_name(where), dtype=name, mode=mode,
-        prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch=batch,
-        prefill_seconds=[prefill for prefill, _ in times], decode_seconds=[decode for _, decode in times],
-        load_seconds=loaded, first_token_seconds=answered, cached=cached, file_bytes=files.checkpoint.nbytes, moved=model.loading,
-        weight_bytes=step_bytes(files.checkpoint, files.converted, files.form, model.decoder.dtype, batch),
-        bandwidth=bandwidth(where), memory=used,
-        predicted=model.predictor().at(context, batch, prompt=prompt_tokens),
-    )  # fmt: skip
+    runs = []
+    for run in range(sizes["runs"]):
+        runs.append(steps.timed())
+        tell("runs", run + 1, sizes["runs"])
+    return _Measured(model, cached, loaded, answered, runs, memory.use(model.folder))
 
 
 class _Steps:
@@ -222,29 +248,6 @@ class _Steps:
         prefilled = now(self._device)
         self.decode(tokens, self._new_tokens)
         return prefilled - started, now(self._device) - prefilled
-
-
-@dataclass(frozen=True)
-class _Files:
-    """What the headers say."""
-
-    checkpoint: Checkpoint
-    converted: ConvertedFolder | None
-    form: Architecture
-
-    @staticmethod
-    def open(path: str | os.PathLike[str]) -> _Files:
-        source = resolve(path)
-        converted = open_converted(source.folder) if is_converted(source.folder) else None
-        checkpoint = (
-            converted.checkpoint if converted else open_checkpoint(source.folder, only=source.only)
-        )
-        config_file = source.folder / CONFIG_FILE
-        form = read_architecture(checkpoint.config, checkpoint.tensors, config_file)
-        return _Files(checkpoint, converted, form)
-
-    def shards(self) -> list[WeightsFile]:
-        return list({tensor.file: None for tensor in self.checkpoint.tensors.values()})
 
 
 def _device_name(device: torch.device) -> str:

@@ -20,18 +20,17 @@ import torch
 from torch import Tensor
 
 from ...errors import ArgumentError, EvaluationError, SourceMismatchError
-from ...formats.hub.download import resolve
-from ...formats.int8.folder import ConvertedFolder, is_converted, open_converted
-from ...formats.source.checkpoint import CONFIG_FILE, open_checkpoint
-from ...formats.source.checks import check_not_quantized
-from ...kernels import MODES, FallbackCounter, Mode
-from ..loader import cache_dtype, check_device, choose_dtype, converted_on_gpu, current_gpu
-from ..models.architecture import Architecture, read_architecture
+from ...kernels.dispatch import MODES, Mode
+from ...kernels.weight import FallbackCounter
+from ..devices import DeviceLike, Placement, current, find_placement
+from ..loader import cache_dtype, choose_dtype, converted_weights
+from ..models.architecture import Architecture
+from ..opening import OpenedModel, open_model
 from ..text.tokenizer import Tokenizer
 from ..weights.streaming import BlockStream
 from ..weights.weights import CheckpointWeights, ConvertedWeights, Weights
 from .fallback import FallbackReport, fallback_report
-from .scoring import Progress, relative_rms, score
+from .scoring import Progress, Scores, relative_rms, score
 from .windows import check_context, encode, read_text, too_short
 
 WINDOW: Final = 512
@@ -114,7 +113,7 @@ def evaluate(
     mode: Mode = "w8a8",
     outlier_fallback: bool = True,
     kv_cache: str | None = None,
-    device: str = "cpu",
+    device: DeviceLike = "cpu",
     window: int | None = None,
     stride: int | None = None,
     tokens: int | None = None,
@@ -147,33 +146,23 @@ def evaluate(
         raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
     if tokens is not None and tokens < 2:
         raise ArgumentError("tokens", expected="2 or more", found=tokens)
-    check_device(device)
-    model = _open(path, mode, outlier_fallback, device)
+    place = find_placement(device)
+    model = _open(path, place, mode, outlier_fallback)
+    models = [model]
     if kv_cache is not None:
-        on = "cpu" if isinstance(model.weights, CheckpointWeights) else device
+        on = "cpu" if isinstance(model.weights, CheckpointWeights) else place.kind
         model.kv_cache = cache_dtype(kv_cache, model.weights.dtype, on)
-    models = [model] if against is None else [_open(against, None, outlier_fallback, device), model]
     if against is not None:
+        models.insert(0, _open_source(against, place))
         _check_same(models[0], model)
     cut = _cut(model, text, window, stride, tokens)
-    streams = [
-        BlockStream(m.architecture, m.weights, cut.windows, kv_cache=m.kv_cache) for m in models
-    ]
-    errors = _run(models, streams, progress)
-    scores = score(streams, cut.windows, cut.firsts, progress)
-    nll, source_nll = scores.means()
-    comparison = None
-    if source_nll is not None:
-        spot, place = scores.worst
-        comparison = Comparison(
-            math.exp(source_nll), math.exp(nll - source_nll), scores.kl / scores.scored,
-            scores.kl_worst, cut.starts[spot] + place, scores.same / scores.scored, errors,
-        )  # fmt: skip
+    with current(place.device):
+        scores, errors = _run(models, cut, progress)
     converted = isinstance(model.weights, ConvertedWeights)
     return Evaluation(
-        math.exp(nll), cut.window, cut.stride, cut.starts[-1] + cut.window, scores.scored, cut.text,
+        math.exp(scores.means()[0]), cut.window, cut.stride, cut.starts[-1] + cut.window, scores.scored, cut.text,
         mode if converted else None, str(model.weights.dtype).removeprefix("torch."), kv_cache,
-        fallback_report(model.counters) if converted else None, comparison,
+        fallback_report(model.counters) if converted else None, _comparison(scores, cut, errors),
     )  # fmt: skip
 
 
@@ -216,35 +205,27 @@ def _cut(
 
 
 def _open(
-    path: str | os.PathLike[str], mode: Mode | None, outlier_fallback: bool, device: str
+    path: str | os.PathLike[str], place: Placement, mode: Mode, outlier_fallback: bool
 ) -> _Model:
-    source = resolve(path)
-    converted = open_converted(source.folder) if is_converted(source.folder) else None
-    if converted is None:
-        checkpoint = open_checkpoint(source.folder, only=source.only)
-        check_not_quantized(checkpoint)
-    elif mode is None:
+    opened = open_model(path)
+    if opened.converted is None:
+        return _source(opened, place)
+    dtype = choose_dtype(None, place.kind, opened)
+    found = converted_weights(opened, place, dtype, mode, outlier_fallback=outlier_fallback)
+    return _Model(opened.folder, opened.architecture, found, found.counters)
+
+
+def _open_source(path: str | os.PathLike[str], place: Placement) -> _Model:
+    opened = open_model(path)
+    if opened.converted is not None:
         raise ArgumentError("against is for the source", file=path, found="a converted folder")
-    else:
-        checkpoint = converted.checkpoint
-    architecture = read_architecture(
-        checkpoint.config, checkpoint.tensors, source.folder / CONFIG_FILE
-    )
-    if converted is None:
-        on = "cpu" if device == "cpu" else current_gpu()
-        weights = CheckpointWeights(checkpoint, torch.float32, on)
-        return _Model(source.folder, architecture, weights)
-    found = _converted(converted, architecture, mode, outlier_fallback, device)
-    return _Model(source.folder, architecture, found, found.counters)
+    return _source(opened, place)
 
 
-def _converted(
-    converted: ConvertedFolder, architecture: Architecture, mode: Mode | None, outlier_fallback: bool, device: str
-) -> ConvertedWeights:  # fmt: skip
-    dtype = choose_dtype(None, device, architecture, converted.checkpoint)
-    if device == "cpu":
-        return ConvertedWeights(converted, dtype, mode, outlier_fallback=outlier_fallback)
-    return converted_on_gpu(converted, architecture, dtype, mode, outlier_fallback=outlier_fallback)
+def _source(opened: OpenedModel, place: Placement) -> _Model:
+    """In float32, whatever the device."""
+    weights = CheckpointWeights(opened.checkpoint, torch.float32, place.device)
+    return _Model(opened.folder, opened.architecture, weights)
 
 
 def _check_same(source: _Model, converted: _Model) -> None:
@@ -260,9 +241,12 @@ def _check_same(source: _Model, converted: _Model) -> None:
 
 
 def _run(
-    models: Sequence[_Model], streams: Sequence[BlockStream], progress: Progress
-) -> tuple[LayerError, ...]:
-    """Advance all models layer by layer; one block of one model is in memory at a time."""
+    models: Sequence[_Model], cut: _Cut, progress: Progress
+) -> tuple[Scores, tuple[LayerError, ...]]:
+    """Advance all models layer by layer, one block of one model in memory at a time, and score what comes out."""
+    streams = [
+        BlockStream(m.architecture, m.weights, cut.windows, kv_cache=m.kv_cache) for m in models
+    ]
     errors = []
     layers = models[0].architecture.config.num_layers
     for layer in range(layers):
@@ -273,7 +257,18 @@ def _run(
         if len(streams) == 2:
             errors.append(LayerError(layer, relative_rms(streams[0], streams[1])))
     progress("blocks", layers, layers)
-    return tuple(errors)
+    return score(streams, cut.windows, cut.firsts, progress), tuple(errors)
+
+
+def _comparison(scores: Scores, cut: _Cut, errors: tuple[LayerError, ...]) -> Comparison | None:
+    nll, source_nll = scores.means()
+    if source_nll is None:
+        return None
+    window, position = scores.worst
+    return Comparison(
+        math.exp(source_nll), math.exp(nll - source_nll), scores.kl / scores.scored,
+        scores.kl_worst, cut.starts[window] + position, scores.same / scores.scored, errors,
+    )  # fmt: skip
 
 
 def _check_finite(model: _Model, stream: BlockStream, layer: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...kernels import FallbackCounter
+from ...kernels.weight import FallbackCounter
 
 
 @dataclass(frozen=True)

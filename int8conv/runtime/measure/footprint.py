@@ -10,18 +10,18 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from ...errors import ArgumentError, GenerationError
-from ...formats.hub.download import resolve, resolve_headers
-from ...formats.int8.folder import ConvertedFolder, is_converted, open_converted
 from ...formats.int8.names import MANIFEST_FILE
 from ...formats.json_file import read_json
-from ...formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
+from ...formats.source.checkpoint import CONFIG_FILE
 from ...formats.source.weight_files import is_weights_name
-from ..decoder.activations import Device, activation_bytes
+from ..decoder.activations import activation_bytes
+from ..devices import DeviceKind, DeviceLike, device_kind
 from ..models.architecture import Architecture, read_architecture
 from ..models.config import DecoderConfig
+from ..opening import OpenedModel, open_model
 from .footprint_weights import (
     ESTIMATED,
     converted_weights,
@@ -44,7 +44,7 @@ class Footprint:
 
     context: int
     batch: int
-    device: Device
+    device: DeviceKind
     dtype: str
     """Of activations."""
     kv_dtype: str
@@ -86,20 +86,50 @@ class Footprint:
 
 
 @dataclass(frozen=True)
+class Setup:
+    """How a model is to run, as far as its memory depends on it."""
+
+    device: DeviceKind = "cpu"
+    dtype: str = "float32"
+    kv_cache: str = "float32"
+    mode: str | None = None
+
+    @classmethod
+    def of(
+        cls, device: DeviceLike, dtype: str | None, kv_cache: str | None, mode: str | None
+    ) -> Setup:
+        """From a user's arguments; None is what ``load`` makes of it.
+
+        Raises:
+            ArgumentError: an unknown device or dtype.
+        """
+        kind = device_kind(device)
+        dtype = dtype or ("float32" if kind == "cpu" else "float16")
+        if dtype not in DTYPE_BYTES:
+            raise ArgumentError("dtype", expected=" or ".join(DTYPE_BYTES), found=dtype)
+        kv_cache = kv_cache or dtype
+        if kv_cache not in CACHE_BYTES:
+            raise ArgumentError("kv_cache", expected=" or ".join(CACHE_BYTES), found=kv_cache)
+        return cls(kind, dtype, kv_cache, mode)
+
+
+@dataclass(frozen=True)
 class Predictor:
     """A model's footprint at any context and batch; made by ``open_predictor``."""
 
     where: Path
     architecture: Architecture
-    device: Device
-    dtype: str
-    kv_dtype: str
-    mode: str | None
+    setup: Setup
     weights: Counter[str]
-    estimated: bool
     quantized: bool
-    mapped: bool
-    """Weights stay in the file, and what is not read of it takes no memory."""
+    """Weights are int8, or will be."""
+    estimated: bool = False
+    """They are those that ``convert_checkpoint`` would make."""
+
+    @property
+    def mapped(self) -> bool:
+        """Weights stay in the file, and what is not read of it takes no memory."""
+        return self.quantized and self.setup.device == "cpu"
 
     @property
     def config(self) -> DecoderConfig:
@@ -115,7 +145,7 @@ class Predictor:
             ArgumentError: a batch below 1.
             GenerationError: a context longer than the model's.
         """
-        config = self.config
+        config, setup = self.config, self.setup
         context = config.max_positions if context is None else context
         if batch < 1:
             raise ArgumentError("batch", expected="1 or more", found=batch)
@@ -126,16 +156,16 @@ class Predictor:
 
         def activations(item: int, narrow: bool, quantized: bool) -> int:
             return activation_bytes(
-                config, device=self.device, context=context, batch=batch, prompt=prompt, item=item,
-                narrow_cache=narrow, quantized=quantized, mode=self.mode,
+                config, device=setup.device, context=context, batch=batch, prompt=prompt, item=item,
+                narrow_cache=narrow, quantized=quantized, mode=setup.mode,
             )  # fmt: skip
 
         weights = self.weights - self._unread(context * batch)
         return Footprint(
-            context, batch, self.device, self.dtype, self.kv_dtype,
+            context, batch, setup.device, setup.dtype, setup.kv_cache,
             {kind: size for kind, size in weights.most_common() if size}, self.estimated,
-            kv_cache_bytes(config, context, batch, self.kv_dtype),
-            activations(DTYPE_BYTES[self.dtype], self.kv_dtype != self.dtype, self.quantized),
+            kv_cache_bytes(config, context, batch, setup.kv_cache),
+            activations(DTYPE_BYTES[setup.dtype], setup.kv_cache != setup.dtype, self.quantized),
             2 * parameter_count(self.architecture),
             kv_cache_bytes(config, context, batch, "float16"), activations(2, False, False),
         )  # fmt: skip
@@ -172,69 +202,40 @@ def _largest(most: int, fits: Callable[[int], bool]) -> int:
 def open_predictor(
     path: str | os.PathLike[str],
     *,
-    device: str = "cpu",
+    device: DeviceLike = "cpu",
     dtype: str | None = None,
     kv_cache: str | None = None,
     mode: str | None = None,
     convert: bool = True,
 ) -> Predictor:
-    """Read the headers that a prediction needs; reads no weights, and downloads none of a source.
-
-    Args:
-        path: a converted folder, a source, either's id on the hub (``org/name`` or ``org/name@revision``), a folder with nothing
-            but a ``config.json``, or such a file.
-        device: ``"cpu"`` or ``"cuda"``.
-        dtype: of activations; None: float32 on a CPU, float16 on a GPU.
-        kv_cache: of keys and values: a dtype or ``"int8"``; None: that of activations.
-        mode: as in ``load``.
-        convert: predict for a source what ``convert`` would make of it; else the source as it is loaded.
-
-    Raises:
-        NotFoundError: no such folder.
-        HubError: it cannot be downloaded.
-        ArgumentError: an unknown device or dtype.
-    """
-    if device not in ("cpu", "cuda"):
-        raise ArgumentError("device", expected="cpu or cuda", found=device)
-    dtype = dtype or ("float32" if device == "cpu" else "float16")
-    if dtype not in DTYPE_BYTES:
-        raise ArgumentError("dtype", expected=" or ".join(DTYPE_BYTES), found=dtype)
-    kv_cache = kv_cache or dtype
-    if kv_cache not in CACHE_BYTES:
-        raise ArgumentError("kv_cache", expected=" or ".join(CACHE_BYTES), found=kv_cache)
-    where, architecture, checkpoint, converted = _read(path)
-    if converted is not None:
-        weights = converted_weights(converted, architecture)
-        if device == "cuda":  # a file is one buffer there
-            files = {t.file: t.file.size() for t in converted.checkpoint.tensors.values()}
-            weights["headers and padding"] = sum(files.values()) - weights.total()
-    elif convert or checkpoint is None:
-        weights = estimated_weights(architecture)
-    else:
-        weights = loaded_weights(architecture, DTYPE_BYTES[dtype])
-    estimated = converted is None and (convert or checkpoint is None)
-    quantized = converted is not None or estimated
-    return Predictor(
-        where, architecture, cast("Device", device), dtype, kv_cache, mode, weights, estimated,
-        quantized, quantized and device == "cpu",
-    )  # fmt: skip
-
-
-def _read(
-    path: str | os.PathLike[str],
-) -> tuple[Path, Architecture, Checkpoint | None, ConvertedFolder | None]:
-    """What there is of a model: a folder, its architecture, its headers, and those of a converted one."""
+    """Read the headers that a prediction needs; the arguments are those of ``predict_footprint``."""
+    setup = Setup.of(device, dtype, kv_cache, mode)
     config_file = _lone_config(Path(path))
-    if config_file is not None:
-        return config_file, read_architecture(read_json(config_file), (), config_file), None, None
-    source = resolve_headers(path)
-    folder = source.folder
-    converted = open_converted(resolve(path).folder) if is_converted(folder) else None
-    checkpoint = (
-        converted.checkpoint if converted else open_checkpoint(folder, source.remote, source.only)
-    )
-    architecture = read_architecture(checkpoint.config, checkpoint.tensors, folder / CONFIG_FILE)
-    return folder, architecture, checkpoint, converted
+    if config_file is None:
+        return predictor_of(open_model(path, headers_only=True), setup, convert=convert)
+    architecture = read_architecture(read_json(config_file), (), config_file)
+    return _as_converted(config_file, architecture, setup)
+
+
+def predictor_of(opened: OpenedModel, setup: Setup, *, convert: bool) -> Predictor:
+    """The predictor of a model whose headers are read already."""
+    architecture = opened.architecture
+    if opened.converted is not None:
+        weights = converted_weights(opened.converted, architecture)
+        if setup.device == "cuda":  # a file is one buffer there
+            files = {t.file: t.file.size() for t in opened.checkpoint.tensors.values()}
+            weights["headers and padding"] = sum(files.values()) - weights.total()
+        return Predictor(opened.folder, architecture, setup, weights, quantized=True)
+    if convert:
+        return _as_converted(opened.folder, architecture, setup)
+    weights = loaded_weights(architecture, DTYPE_BYTES[setup.dtype])
+    return Predictor(opened.folder, architecture, setup, weights, quantized=False)
+
+
+def _as_converted(where: Path, architecture: Architecture, setup: Setup) -> Predictor:
+    """What ``convert_checkpoint`` would make of a model."""
+    weights = estimated_weights(architecture)
+    return Predictor(where, architecture, setup, weights, quantized=True, estimated=True)
 
 
 def _lone_config(path: Path) -> Path | None:
@@ -250,10 +251,41 @@ def _lone_config(path: Path) -> Path | None:
 
 
 def predict_footprint(
-    path: str | os.PathLike[str], *, context: int | None = None, batch: int = 1, **options: Any
+    path: str | os.PathLike[str],
+    *,
+    context: int | None = None,
+    batch: int = 1,
+    device: DeviceLike = "cpu",
+    dtype: str | None = None,
+    kv_cache: str | None = None,
+    mode: str | None = None,
+    convert: bool = True,
 ) -> Footprint:
-    """Predict the memory of a model: ``open_predictor(path, **options).at(context, batch)``."""
-    return open_predictor(path, **options).at(context, batch)
+    """Predict the memory that a model needs, from headers alone; reads no weights, and downloads none of a source.
+
+    Args:
+        path: a converted folder, a source, either's id on the hub (``org/name`` or ``org/name@revision``), a folder with nothing
+            but a ``config.json``, or such a file.
+        context: positions of each sequence, prompt and new tokens; None: as many as the model has.
+        batch: sequences.
+        device: as in ``load``; this machine need not have it.
+        dtype: of activations; None: float32 on a CPU, float16 on a GPU.
+        kv_cache: of keys and values: a dtype or ``"int8"``; None: that of activations.
+        mode: as in ``load``.
+        convert: predict for a source what ``convert_checkpoint`` would make of it; else the source as it is loaded.
+
+    Raises:
+        NotFoundError: no such folder.
+        HubError: it cannot be downloaded.
+        ArgumentError: an unknown device or dtype; a batch below 1.
+        GenerationError: a context longer than the model's.
+        AlreadyQuantizedError: a source that another tool has quantized.
+        UnsupportedModelError: a family, or a feature of its config, that the runtime does not know.
+    """
+    predictor = open_predictor(
+        path, device=device, dtype=dtype, kv_cache=kv_cache, mode=mode, convert=convert
+    )
+    return predictor.at(context, batch)
 
 
 def kv_cache_bytes(config: DecoderConfig, context: int, batch: int, dtype: str) -> int:

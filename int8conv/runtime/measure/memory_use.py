@@ -14,9 +14,10 @@ from typing import Final, Protocol
 import torch
 import torch.nn.functional as F
 
-from ...kernels import MODES, MixedWeight, dense_linear, mixed_linear
 from ...kernels.cpu import jit
 from ...kernels.cpu.fused import prepare
+from ...kernels.dispatch import MODES, dense_linear, mixed_linear
+from ...kernels.weight import MixedWeight
 
 _STATUS: Final = Path("/proc/self/status")
 _SMAPS: Final = Path("/proc/self/smaps")

@@ -10,10 +10,10 @@ from typing import Final
 
 import torch
 
-from ...formats.int8.folder import ConvertedFolder
 from ...formats.safetensors.storage import LocalFile, WeightsFile
 from ...formats.source.checkpoint import Checkpoint
 from ..models.architecture import Architecture, Module
+from ..opening import OpenedModel
 
 HOST_BYTES: Final = 512 << 20
 """Read to measure a CPU's bandwidth: more than its caches hold."""
@@ -23,22 +23,20 @@ _SAMPLES: Final = 1024
 _PAGE: Final = 4096
 
 
-def step_bytes(
-    checkpoint: Checkpoint, converted: ConvertedFolder | None, form: Architecture, dtype: torch.dtype, batch: int = 1
-) -> int:  # fmt: skip
+def step_bytes(opened: OpenedModel, dtype: torch.dtype, batch: int = 1) -> int:
     """Bytes of weights that a step of one token for each of ``batch`` sequences reads, from headers alone.
 
     Every tensor of the linears, the head, and the norms, once; of embeddings that are not the head as well, nothing, as a step
     looks up a row a token. A converted folder's tensors count as the file has them; those of a source in ``dtype``. Of a
     mixture of experts, as many experts as ``batch`` tokens reach on average if all are as likely.
     """
-    total = 0.0
+    total, converted, form = 0.0, opened.converted, opened.architecture
     for module in form.modules:
         linear = converted.linears.get(module.path) if converted else None
         if linear is not None:
             size = sum(tensor.nbytes for tensor in linear.tensors())
         else:
-            size = _stored(checkpoint, module, None if converted else dtype.itemsize)
+            size = _stored(opened.checkpoint, module, None if converted else dtype.itemsize)
         total += size * _share_read(form, module, batch)
     return round(total)
 

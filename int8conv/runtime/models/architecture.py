@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from ...errors import ShapeError
-from ...formats.source.checkpoint import Checkpoint, StoredTensor
+from ...formats.safetensors.stored import StoredTensor
+from ...formats.source.checkpoint import Checkpoint
 from .config import DecoderConfig, RawConfig
 from .families import Family, find_family
+from .reference_fields import FIELDS
 
 Kind = Literal["embedding", "norm", "attention", "ffn", "router", "projection", "head"]
 MOST_LAYERS = 10_000
 MOST_EXPERTS = 10_000
+_KEYS_SHOWN: Final = 8
+_KEY_LENGTH: Final = 40
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Architecture:
     family: Family
     config: DecoderConfig
     modules: tuple[Module, ...]
+    notes: tuple[str, ...] = ()
+    """What the user should know of the config."""
 
     def groups(self) -> Iterator[tuple[Module, ...]]:
         """The quantized linears by shared input, in order."""
@@ -75,7 +81,7 @@ def read_architecture(
     family = find_family(config, file)
     raw = RawConfig(config, file)
     decoder = family.read_config(raw)
-    raw.finish()
+    passed_over = raw.finish(FIELDS[family.model_type])
     _check_sizes(decoder, raw)
     embed = family.names["embed"] + ".weight"
     stripped = embed.removeprefix(family.base_prefix)
@@ -86,7 +92,18 @@ def read_architecture(
         # of tensors that share memory, safetensors' save_model keeps the first name
         names = {**family.names, "embed": family.names["head"]}
         family = replace(family, names=names)
-    return Architecture(family, decoder, tuple(_modules(decoder, family.names)))
+    notes = (_passed_over(passed_over),) if passed_over else ()
+    return Architecture(family, decoder, tuple(_modules(decoder, family.names)), notes)
+
+
+def _passed_over(keys: tuple[str, ...]) -> str:
+    more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
+    shown = ", ".join(_shortened(key) for key in keys[:_KEYS_SHOWN])
+    return f"config.json has keys that change nothing in this family: {shown}{more}"
+
+
+def _shortened(key: str) -> str:
+    return key if len(key) <= _KEY_LENGTH else f"{key[:_KEY_LENGTH]}..."
 
 
 def find_tensor(checkpoint: Checkpoint, module: Module, kind: str = "weight") -> StoredTensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -277,12 +277,27 @@ class RawConfig:
             raise self.unsupported(key, value, f"one of {', '.join(choices)}")
         return choices[value]
 
-    def finish(self) -> None:
-        """Refuse, by name, a key that nobody read and that says more than 'off'."""
+    def finish(self, fields: Collection[str]) -> tuple[str, ...]:
+        """Refuse, by name, a key that nobody read, that says more than 'off' and that the reference reads.
+
+        Args:
+            fields: the keys that transformers reads in this family (``reference_fields``).
+
+        Returns:
+            The other keys that nobody read: fine-tuners, other programs and old releases add many, and they change nothing.
+
+        Raises:
+            UnsupportedFeatureError: the first key that may change what the model computes.
+        """
+        passed_over = []
         for key, value in self.values.items():
             known = key in self._read or key in BOOKKEEPING or key.startswith("_")
-            if not known and value not in (None, False, 0, "", [], {}):
+            if known or value in (None, False, 0, "", [], {}):
+                continue
+            if key in fields:
                 raise self.unsupported(key, value)
+            passed_over.append(key)
+        return tuple(passed_over)
 
     def unsupported(
         self, key: str, value: object, expected: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,16 @@ NEUTRAL: Final[dict[str, Any]] = {
     "suppress_tokens": None, "top_h": None, "typical_p": 1.0,
 }  # fmt: skip
 """Keys that would change the text but are not supported, and the value with which each does nothing."""
+
+
+Fits = Callable[[float], bool]
+_DRAWING: Final[dict[str, Fits]] = {
+    "temperature": lambda x: x >= 0,
+    "top_k": lambda x: x >= 0 and x == int(x),
+    "top_p": lambda x: 0 < x <= 1,
+    "min_p": lambda x: 0 <= x <= 1,
+}
+"""Keys that are read when tokens are drawn, and the values that they may have."""
 
 
 @dataclass(frozen=True)
@@ -44,34 +54,47 @@ def read_generation_defaults(folder: Path, config: Mapping[str, Any]) -> Generat
     """From a folder's ``generation_config.json``, if it has one; end tokens else from ``config.json``.
 
     Read are ``eos_token_id``, ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``,
-    ``max_new_tokens`` and ``stop_strings``.
+    ``max_new_tokens`` and ``stop_strings``. Of those that only drawing reads, a value that cannot be followed counts as
+    absent: files have ``"top_k": -1`` for off, or anything beside ``"do_sample": false``.
 
     Raises:
-        JsonFileError: the file is no JSON object, or one of these keys has a value that it cannot have.
+        JsonFileError: the file is no JSON object, or one of the other keys has a value that it cannot have.
     """
     try:
         file = _File(folder / FILE, read_json(folder / FILE))
     except NotFoundError:
         return GenerationDefaults(end_tokens=_end_tokens(config.get("eos_token_id")))
     drawn = file.flag("do_sample")
-    temperature = file.number("temperature", "0 or more", lambda x: x >= 0)
-    top_k = file.number("top_k", "an integer, 0 or more", lambda x: x >= 0 and x == int(x))
+    usable = {key: file.usable(key, fits) for key, fits in _DRAWING.items()}
+    temperature, top_k = usable["temperature"], usable["top_k"]
     count = file.number("max_new_tokens", "an integer above 0", lambda x: x >= 1 and x == int(x))
     penalty = file.number("repetition_penalty", "above 0", lambda x: x > 0)
     return GenerationDefaults(
         end_tokens=_end_tokens(file.values.get("eos_token_id", config.get("eos_token_id"))),
         temperature=(1.0 if temperature is None else temperature) if drawn else 0.0,
         top_k=None if top_k is None else int(top_k),
-        top_p=file.number("top_p", "above 0, at most 1", lambda x: 0 < x <= 1),
-        min_p=file.number("min_p", "0 to 1", lambda x: 0 <= x <= 1),
+        top_p=usable["top_p"],
+        min_p=usable["min_p"],
         repetition_penalty=1.0 if penalty is None else penalty,
         max_new_tokens=None if count is None else int(count),
         stop=file.strings("stop_strings"),
-        unsupported=tuple(
-            f"{key}={file.values[key]!r}" for key, neutral in NEUTRAL.items()
-            if file.values.get(key, neutral) not in (neutral, None, [], {})
-        ),
-    )  # fmt: skip
+        unsupported=(*_not_followed(file, usable if drawn else {}), *_not_supported(file)),
+    )
+
+
+def _not_followed(file: _File, usable: Mapping[str, float | None]) -> Iterator[str]:
+    """Drawing keys with a value that cannot be, but for the usual ways to say off."""
+    for key, value in usable.items():
+        found = file.values.get(key)
+        off = found is None or (key == "top_k" and found == -1)
+        if value is None and not off:
+            yield f"{key}={found!r}"
+
+
+def _not_supported(file: _File) -> Iterator[str]:
+    for key, neutral in NEUTRAL.items():
+        if file.values.get(key, neutral) not in (neutral, None, [], {}):
+            yield f"{key}={file.values[key]!r}"
 
 
 @dataclass(frozen=True)
@@ -85,14 +108,18 @@ class _File:
             raise self._malformed(key, "true or false")
         return bool(value)
 
-    def number(self, key: str, expected: str, fits: Any) -> float | None:
-        value = self.values.get(key)
-        if value is None:
-            return None
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not abs(value) < 2**53 or not fits(value):
+    def number(self, key: str, expected: str, fits: Fits) -> float | None:
+        value = self.usable(key, fits)
+        if value is None and self.values.get(key) is not None:
             raise self._malformed(key, expected)
-        return float(value)
+        return value
+
+    def usable(self, key: str, fits: Fits) -> float | None:
+        """A number that fits; None for anything else."""
+        value = self.values.get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return None
+        return float(value) if abs(value) < 2**53 and fits(value) else None
 
     def strings(self, key: str) -> tuple[str, ...]:
         value = self.values.get(key)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import UnsupportedDtypeError
 from ...formats.safetensors.storage import LocalFile, WeightsFile
-from ...formats.source.checkpoint import StoredTensor
+from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.matrix import Matrix, MatrixReader
 
 TORCH_DTYPES: Final = {

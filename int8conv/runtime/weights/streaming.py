@@ -36,7 +36,7 @@ class BlockStream:
         architecture: Architecture,
         weights: Weights,
         windows: Sequence[Tensor],
-        device: str | None = None,
+        device: torch.device | str | None = None,
         kv_cache: torch.dtype | None = None,
     ) -> None:
         self.architecture = architecture

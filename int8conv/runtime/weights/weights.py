@@ -14,11 +14,13 @@ from torch import Tensor
 
 from ...formats.int8.folder import ConvertedFolder, QuantizedLinear
 from ...formats.safetensors.storage import LocalFile
-from ...formats.source.checkpoint import Checkpoint, StoredTensor
+from ...formats.safetensors.stored import StoredTensor
+from ...formats.source.checkpoint import Checkpoint
 from ...formats.source.fp8 import FP8_DTYPES
 from ...formats.source.matrix import find_matrix
-from ...kernels import FallbackCounter, MixedWeight, Mode, dense_linear, dequantized_rows
 from ...kernels.cpu import jit
+from ...kernels.dispatch import Mode, dense_linear
+from ...kernels.weight import FallbackCounter, MixedWeight, dequantized_rows
 from ..backends.numba_backend import CpuKernels, MixedProjection
 from ..backends.torch_backend import Kernels, TorchKernels
 from ..models.architecture import Module, find_tensor, shape_error
@@ -208,8 +210,9 @@ class ConvertedWeights:
         first = linears[0]
         index = first.outlier_index
         slices = [t for t in (linear.outlier_weight for linear in linears) if t is not None]
-        threshold, counter = self._thresholds[first.path], None
-        if threshold:
+        stored, counter = self._thresholds[first.path], None
+        threshold = stored or None  # a stored 0 says that all of the input keeps 16 bits
+        if threshold is not None:
             counter = self.counters.setdefault(
                 first.path, FallbackCounter(first.in_features, self.kernels.device)
             )
@@ -220,6 +223,7 @@ class ConvertedWeights:
             outlier_weight=self._files.fused(slices) if slices else None,
             threshold=threshold,
             counter=counter,
+            activation_bits=16 if stored == 0 else 8,
         )
 
     def _bias(self, modules: Sequence[Module]) -> Tensor | None:

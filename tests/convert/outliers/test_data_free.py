@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from int8conv.convert.converter import convert
-from int8conv.formats.int8.folder import open_converted, read_array
+from int8conv.convert.converter import convert_checkpoint
+from int8conv.formats.int8.folder import open_converted
+from int8conv.formats.safetensors.stored import read_array
 
 from ...checkpoints import LLAMA, edit_config, random_tensors, write_checkpoint
 
@@ -41,7 +42,7 @@ def test_gains_show_outliers(tmp_path: Path, model_type: str) -> None:
     outliers: Any = (
         "data-free" if model_type == "llama" else "calibrated"
     )  # which an unknown one cannot be
-    report = convert(source, tmp_path / "out", outliers=outliers)
+    report = convert_checkpoint(source, tmp_path / "out", outliers=outliers)
     columns = kept(tmp_path / "out")
     assert set(CHANNELS) <= set(columns[Q])
     assert len(columns[Q]) == 16
@@ -55,7 +56,7 @@ def test_gains_show_outliers(tmp_path: Path, model_type: str) -> None:
 def test_the_net_is_six_sigmas_of_the_other_gains(tmp_path: Path) -> None:
     tensors = with_gains(random_tensors(LLAMA))
     source = write_checkpoint(tmp_path / "source", tensors=tensors)
-    convert(source, tmp_path / "out", outliers="data-free")
+    convert_checkpoint(source, tmp_path / "out", outliers="data-free")
     groups = {group.linears[0]: group for group in open_converted(tmp_path / "out").manifest.inputs}
     gains = tensors["model.layers.1.input_layernorm.weight"].float().abs()
     rest = gains.sort().values[: 64 - 16]
@@ -67,7 +68,7 @@ def test_the_net_is_six_sigmas_of_the_other_gains(tmp_path: Path) -> None:
 def test_large_columns_of_a_weight(tmp_path: Path) -> None:
     tensors = random_tensors(LLAMA)
     tensors[f"{OUT}.weight"][:, 5] = 4.0
-    convert(
+    convert_checkpoint(
         write_checkpoint(tmp_path / "source", tensors=tensors),
         tmp_path / "out",
         outliers="data-free",
@@ -79,7 +80,7 @@ def test_large_columns_of_a_weight(tmp_path: Path) -> None:
 
 def test_bfloat16_sources_are_read(tmp_path: Path) -> None:
     tensors = with_gains(random_tensors(LLAMA, torch.bfloat16))
-    convert(
+    convert_checkpoint(
         write_checkpoint(tmp_path / "source", tensors=tensors),
         tmp_path / "out",
         outliers="data-free",
@@ -89,5 +90,5 @@ def test_bfloat16_sources_are_read(tmp_path: Path) -> None:
 
 def test_the_cap_holds(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source", tensors=with_gains(random_tensors(LLAMA)))
-    report = convert(source, tmp_path / "out", outliers="data-free", max_outliers=0)
+    report = convert_checkpoint(source, tmp_path / "out", outliers="data-free", max_outliers=0)
     assert report.outlier_columns == 0

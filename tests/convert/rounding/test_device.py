@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.convert.rounding.device import DeviceQuantizer
 from int8conv.convert.rounding.quantize import NonFiniteRowError, RowQuantizer
 from int8conv.convert.rounding.sample import RowSample
@@ -54,11 +54,11 @@ def test_the_same_folder(
     tensors = random_tensors(LLAMA, dtype)
     tensors["model.layers.0.input_layernorm.weight"][3] = 40  # an outlier channel
     source = write_checkpoint(tmp_path / "source", LLAMA, tensors)
-    assert convert(source, tmp_path / "cpu").outlier_columns
+    assert convert_checkpoint(source, tmp_path / "cpu").outlier_columns
     used = []
     quantize = DeviceQuantizer.quantize
     monkeypatch.setattr(DeviceQuantizer, "quantize", lambda *a: used.append(1) or quantize(*a))
-    convert(source, tmp_path / "device", device=f"{DEVICE.type}:0")
+    convert_checkpoint(source, tmp_path / "device", device=f"{DEVICE.type}:0")
     assert used
     for path in (tmp_path / "cpu").iterdir():
         assert (tmp_path / "device" / path.name).read_bytes() == path.read_bytes()
@@ -67,5 +67,5 @@ def test_the_same_folder(
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", ""])
 def test_a_device_that_is_not_there(tmp_path: Path, source: Path, device: str) -> None:
     with rejected(ArgumentError, "device", "expected cpu", device):
-        convert(source, tmp_path / "out", outliers="none", device=device)
+        convert_checkpoint(source, tmp_path / "out", outliers="none", device=device)
     assert not (tmp_path / "out").exists()

@@ -25,8 +25,9 @@ from int8conv.errors import (
     UnknownVersionError,
     UnsafePathError,
 )
-from int8conv.formats.int8.folder import is_converted, open_converted, read_array
+from int8conv.formats.int8.folder import is_converted, open_converted
 from int8conv.formats.int8.verify import verify
+from int8conv.formats.safetensors.stored import read_array
 
 from ..damage import (
     INDEX,

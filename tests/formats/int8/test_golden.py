@@ -10,7 +10,7 @@ import pytest
 import torch
 import xxhash
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.convert.rounding.quantize import RowQuantizer
 from int8conv.formats.int8.layout import TensorSpec, Unit, plan_layout
 from int8conv.formats.int8.writer import ShardWriter
@@ -94,13 +94,13 @@ def arithmetic_source(folder: Path, dtype: torch.dtype) -> Path:
 )
 def test_the_bytes_of_a_converted_model(tmp_path: Path, dtype: torch.dtype, expected: str) -> None:
     source = arithmetic_source(tmp_path / "source", dtype)
-    convert(source, tmp_path / "out", outliers="none")
+    convert_checkpoint(source, tmp_path / "out", outliers="none")
     data = (tmp_path / "out" / "model-00001-of-00001.safetensors").read_bytes()
     assert xxhash.xxh3_128_hexdigest(data) == expected
 
 
 def test_the_small_files_of_a_converted_model(tmp_path: Path) -> None:
-    convert(
+    convert_checkpoint(
         arithmetic_source(tmp_path / "source", torch.float16), tmp_path / "out", outliers="none"
     )
     section = {"quant_method": "int8conv", "version": 1, "outliers": "none", "dtype": "float16"}

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.errors import LayoutError
-from int8conv.formats.int8.folder import open_converted, read_array
+from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.int8.layout import ShardLayout, TensorSpec, Unit, plan_layout
 from int8conv.formats.int8.verify import verify
 from int8conv.formats.safetensors.dtypes import ITEM_BYTES
@@ -25,7 +25,8 @@ from int8conv.formats.safetensors.header import (
     build_header,
     parse_header,
 )
-from int8conv.formats.source.checkpoint import StoredTensor, open_checkpoint
+from int8conv.formats.safetensors.stored import StoredTensor, read_array
+from int8conv.formats.source.checkpoint import open_checkpoint
 
 from ...checkpoints import write_checkpoint
 from ..damage import (
@@ -202,7 +203,7 @@ def test_padding_of_the_writer_is_zero_and_counted_from_0_in_each_shard(small_in
 @pytest.mark.parametrize("max_shard_bytes", [1, 20_000, 10**9])
 def test_a_group_is_never_split(tmp_path: Path, small_source: Path, max_shard_bytes: int) -> None:
     out = tmp_path / "out"
-    convert(small_source, out, outliers="none", max_shard_bytes=max_shard_bytes)
+    convert_checkpoint(small_source, out, outliers="none", max_shard_bytes=max_shard_bytes)
     opened = open_converted(out)
     assert (len(opened.checkpoint.headers) > 8) == (max_shard_bytes == 1)
     for group in opened.manifest.inputs:
@@ -321,14 +322,14 @@ def test_the_same_source_gives_the_same_bytes(
     elsewhere = tmp_path / "elsewhere" / small_source.name
     shutil.copytree(small_source, elsewhere)
     out = tmp_path / "out"
-    convert(elsewhere, out, max_shard_bytes=60_000, jobs=jobs)
+    convert_checkpoint(elsewhere, out, max_shard_bytes=60_000, jobs=jobs)
     assert contents(out) == contents(small_int8)
 
 
 @pytest.mark.rule("F9")
 def test_no_file_holds_a_path_or_a_host(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "some" / "source")
-    convert(source, tmp_path / "out", outliers="none")
+    convert_checkpoint(source, tmp_path / "out", outliers="none")
     for name, data in contents(tmp_path / "out").items():
         assert str(tmp_path).encode() not in data, name
         assert b"/some/" not in data, name

@@ -25,7 +25,7 @@ import pytest
 import torch
 
 import int8conv
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.convert.options import ConvertOptions
 from int8conv.convert.preview import preview
 from int8conv.errors import Int8convError
@@ -201,7 +201,7 @@ def test_source_config(folder: Path, watch: Watch, config: dict[str, Any]) -> No
 def converted(folder: Path, tmp_path: Path) -> Path:
     """A small converted folder of two shards, in the watched place."""
     folder.rename(tmp_path / "source")
-    convert(tmp_path / "source", folder, outliers="none", max_shard_bytes=8000)
+    convert_checkpoint(tmp_path / "source", folder, outliers="none", max_shard_bytes=8000)
     return folder
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.errors import HalfOverflowError, NonFiniteWeightError
-from int8conv.formats.int8.folder import QuantizedLinear, open_converted, read_array
+from int8conv.formats.int8.folder import QuantizedLinear, open_converted
+from int8conv.formats.safetensors.stored import read_array
 from int8conv.runtime.weights.mapping import read_tensor
 
 from ...checkpoints import OPT, random_tensors, write_checkpoint
@@ -52,7 +53,7 @@ def test_16_bits_stay_bit_exact_whatever_is_asked_for(
 ) -> None:
     tensors = tensors_with_outliers(DTYPES[dtype])
     source = write_checkpoint(tmp_path / "source", OPT, tensors)
-    report = convert(source, tmp_path / "out", dtype=asked)
+    report = convert_checkpoint(source, tmp_path / "out", dtype=asked)
     assert report.rounded == 0
     opened = open_converted(tmp_path / "out")
     for stored in opened.others():
@@ -77,7 +78,7 @@ def test_32_bits_are_rounded_to_nearest_even_and_counted(tmp_path: Path, asked: 
     half = HALVES[asked]
     tensors = tensors_with_outliers(torch.float32)
     source = write_checkpoint(tmp_path / "source", OPT, tensors)
-    report = convert(source, tmp_path / "out", dtype=asked)
+    report = convert_checkpoint(source, tmp_path / "out", dtype=asked)
     opened = open_converted(tmp_path / "out")
     expected = {name: tensors[name] for name in (t.name for t in opened.others())}
     for path, linear in opened.linears.items():
@@ -122,9 +123,9 @@ def test_a_value_that_would_overflow_is_refused(
     source = write_checkpoint(tmp_path / "source", OPT, tensors)
     named = ("model.safetensors", f"'{name}'", f"row {place[0]} ", "bfloat16")
     with rejected(HalfOverflowError, *named):
-        convert(source, tmp_path / "out", outliers="none")
+        convert_checkpoint(source, tmp_path / "out", outliers="none")
     assert not (tmp_path / "out").exists()
-    convert(source, tmp_path / "out", outliers="none", dtype="bfloat16")
+    convert_checkpoint(source, tmp_path / "out", outliers="none", dtype="bfloat16")
 
 
 @pytest.mark.rule("N5")
@@ -132,7 +133,7 @@ def test_the_largest_value_that_fits_is_kept(tmp_path: Path) -> None:
     tensors = tensors_with_outliers(torch.float32)
     tensors[EXTRA][0] = 65519.996
     source = write_checkpoint(tmp_path / "source", OPT, tensors)
-    convert(source, tmp_path / "out", outliers="none")
+    convert_checkpoint(source, tmp_path / "out", outliers="none")
     extra = open_converted(tmp_path / "out").checkpoint.tensor(EXTRA)
     assert read_tensor(extra)[0] == 65504
 
@@ -143,7 +144,7 @@ def test_an_outlier_column_that_would_overflow_is_refused(tmp_path: Path) -> Non
     tensors[f"{Q}.weight"][7, 5] = 1e6
     source = write_checkpoint(tmp_path / "source", OPT, tensors)
     with rejected(HalfOverflowError, "model.safetensors", f"'{Q}.weight'", "row 7 "):
-        convert(source, tmp_path / "out")
+        convert_checkpoint(source, tmp_path / "out")
 
 
 @pytest.mark.rule("N6")
@@ -161,5 +162,5 @@ def test_a_source_with_a_nan_or_an_infinity_is_refused(
         source = write_checkpoint(tmp_path / f"{number}", OPT, good | {name: damaged})
         row = f"row {len(damaged) - 1}"
         with rejected(NonFiniteWeightError, "model.safetensors", f"'{name}'", row):
-            convert(source, tmp_path / "out", outliers=outliers)  # type: ignore[arg-type]
+            convert_checkpoint(source, tmp_path / "out", outliers=outliers)  # type: ignore[arg-type]
         assert not (tmp_path / "out").exists()

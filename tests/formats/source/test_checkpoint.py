@@ -15,7 +15,7 @@ from int8conv.errors import (
     NotFoundError,
     UnsafePathError,
 )
-from int8conv.formats.int8.folder import read_array
+from int8conv.formats.safetensors.stored import read_array
 from int8conv.formats.source.checkpoint import open_checkpoint
 
 from ...checkpoints import write_checkpoint

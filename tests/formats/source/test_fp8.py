@@ -85,7 +85,7 @@ def test_scales_must_be_floats(tmp_path: Path) -> None:
 
 
 def test_a_nan_code_is_named(tmp_path: Path) -> None:
-    from int8conv.convert.converter import convert
+    from int8conv.convert.converter import convert_checkpoint
     from int8conv.errors import NonFiniteWeightError
 
     folder = write_checkpoint(tmp_path / "source", LLAMA)
@@ -96,4 +96,4 @@ def test_a_nan_code_is_named(tmp_path: Path) -> None:
     tensors[Q].view(torch.uint8)[5, 3] = 0x7F
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(NonFiniteWeightError, match="row 5"):
-        convert(folder, tmp_path / "out", outliers="none")
+        convert_checkpoint(folder, tmp_path / "out", outliers="none")

@@ -54,7 +54,7 @@ def test_the_same_bytes_as_from_safetensors(
     write_pickle(tmp_path / "pickle", tensors, config)
     write_checkpoint(tmp_path / "safe", config, tensors)
     for name in ("pickle", "safe"):
-        int8conv.convert(tmp_path / name, tmp_path / f"{name}-int8", outliers="none")
+        int8conv.convert_checkpoint(tmp_path / name, tmp_path / f"{name}-int8", outliers="none")
     assert shard_bytes(tmp_path / "pickle-int8") == shard_bytes(tmp_path / "safe-int8")
     assert not list((tmp_path / "pickle-int8").glob("*.bin*"))
 
@@ -77,7 +77,7 @@ def test_shards_with_an_index_parameters_and_ties(tmp_path: Path) -> None:
     assert set(checkpoint.tensors) == set(tensors)
     for name, stored in checkpoint.tensors.items():
         assert torch.equal(read_tensor(stored), tensors[name])
-    int8conv.convert(folder, tmp_path / "int8", outliers="none")
+    int8conv.convert_checkpoint(folder, tmp_path / "int8", outliers="none")
     (folder / "part-1.bin").unlink()
     with rejected(MissingShardError, "part-1.bin", INDEX):
         open_checkpoint(folder)
@@ -126,7 +126,7 @@ def test_a_malicious_pickle_does_not_run(tmp_path: Path) -> None:
     target = tmp_path / "owned"
     folder = write_pickle(tmp_path / "evil", random_tensors(LLAMA) | {"x": Attack(target)})
     with rejected(PickleFileError, str(folder / FILE), "cannot be read safely"):
-        int8conv.convert(folder, tmp_path / "out")
+        int8conv.convert_checkpoint(folder, tmp_path / "out")
     assert not target.exists()
     assert not (tmp_path / "out").exists()
 
@@ -188,7 +188,7 @@ def test_nan_is_named_as_in_safetensors(tmp_path: Path) -> None:
     tensors["model.layers.0.mlp.up_proj.weight"][7, 3] = float("nan")
     folder = write_pickle(tmp_path / "pickle", tensors)
     with rejected(NonFiniteWeightError, FILE, "'model.layers.0.mlp.up_proj.weight'", "row 7"):
-        int8conv.convert(folder, tmp_path / "out", outliers="none")
+        int8conv.convert_checkpoint(folder, tmp_path / "out", outliers="none")
 
 
 def test_mutated_pickles_give_our_errors_only(tmp_path: Path) -> None:

@@ -13,11 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from int8conv.kernels import MixedWeight, dense_linear, mixed_linear
+from int8conv.kernels import reference
 from int8conv.kernels.cpu import jit
 from int8conv.kernels.cpu.jit_kernels import LONG
+from int8conv.kernels.crossovers import COMPILED_TOKENS
+from int8conv.kernels.dispatch import dense_linear, mixed_linear
+from int8conv.kernels.weight import MixedWeight
 
-from ..test_dispatch import check, dense, make_weight
+from ..mixed_weights import check, dense, make_weight
 
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -35,7 +38,7 @@ def test_mixed(tokens: int, out: int, in_features: int, k: int, dtype: torch.dty
     if weight.outlier_weight is not None:
         weight = replace(weight, outlier_weight=weight.outlier_weight.to(dtype))
     x = activations(tokens, in_features)
-    check(jit.mixed(x, weight), x.double() @ dense(weight).t(), x, weight)
+    check(jit.w8a16(x, weight), x.double() @ dense(weight).t(), x, weight)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4])
@@ -63,9 +66,9 @@ def test_every_16_bit_number(dtype: torch.dtype) -> None:
 def test_what_is_not_finite_shows_in_its_token_alone(bad: float) -> None:
     weight = make_weight(9, 64)
     x = activations(3, 64)
-    expected = jit.mixed(x, weight)
+    expected = jit.w8a16(x, weight)
     x[1, 5] = bad
-    found = jit.mixed(x, weight)
+    found = jit.w8a16(x, weight)
     assert not found[1, 2:].isfinite().any()
     assert torch.equal(found[[0, 2]], expected[[0, 2]])
 
@@ -73,14 +76,14 @@ def test_what_is_not_finite_shows_in_its_token_alone(bad: float) -> None:
 def test_the_mixed_linear_takes_it_for_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, bias = make_weight(12, 64, 16), torch.randn(12).half()
     used: list[int] = []
-    real = jit.mixed
-    monkeypatch.setattr(jit, "mixed", lambda x, w: used.append(len(x)) or real(x, w))
-    for tokens in (1, jit.MAX_TOKENS, jit.MAX_TOKENS + 1):
+    real = jit.w8a16
+    monkeypatch.setattr(jit, "w8a16", lambda x, w: used.append(len(x)) or real(x, w))
+    for tokens in (1, COMPILED_TOKENS, COMPILED_TOKENS + 1):
         x = activations(tokens, 64)
-        expected = mixed_linear(x, weight, bias, mode="w8a16", implementation="reference")
+        expected = reference.w8a16(x, weight) + bias
         torch.testing.assert_close(mixed_linear(x, weight, bias), expected, rtol=1e-5, atol=1e-5)
         mixed_linear(x, weight, mode="w8a8")
-    assert used == [1, jit.MAX_TOKENS]
+    assert used == [1, COMPILED_TOKENS]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -96,14 +99,14 @@ def test_without_numba_the_results_agree(monkeypatch: pytest.MonkeyPatch) -> Non
     half = torch.randn(40, 96).half()
     with_numba = mixed_linear(x, weight), dense_linear(x, half)
     monkeypatch.setattr(jit, "available", lambda: False)
-    monkeypatch.setattr(jit, "mixed", None)
+    monkeypatch.setattr(jit, "w8a16", None)
     monkeypatch.setattr(jit, "dense", None)
     torch.testing.assert_close(mixed_linear(x, weight), with_numba[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(dense_linear(x, half), with_numba[1], rtol=1e-5, atol=1e-5)
 
 
 def test_it_can_be_switched_off_and_is_not_imported_unused() -> None:
-    code = "import sys; from int8conv.kernels import jit; print(jit.available(), 'numba' in sys.modules)"
+    code = "import sys; from int8conv.kernels.cpu import jit; print(jit.available(), 'numba' in sys.modules)"
     for value, expected in (("0", "False False"), ("1", "True False")):
         done = subprocess.run(
             [sys.executable, "-c", code], env={"INT8CONV_JIT": value, "PYTHONPATH": ":".join(sys.path)},
@@ -115,7 +118,9 @@ def test_it_can_be_switched_off_and_is_not_imported_unused() -> None:
 def test_compiling_is_told_once_and_code_on_disk_is_not_compiled(tmp_path: Path) -> None:
     code = """
 import torch
-from int8conv.kernels import jit
+from int8conv.kernels import reference
+from int8conv.kernels.cpu import jit
+from int8conv.kernels.crossovers import COMPILED_TOKENS
 jit.on_compile(lambda: print("compiling"))
 for kind in (torch.float16, torch.bfloat16):
     jit.dense(torch.ones(1, 8), torch.ones(2, 8, dtype=kind))
@@ -132,20 +137,11 @@ def test_several_threads_at_once() -> None:
     """Numba's own pool would end the process."""
     weight = make_weight(400, 300, 16)
     inputs = [activations(1, 300) * n for n in range(8)]
-    expected = [jit.mixed(x, weight) for x in inputs]
+    expected = [jit.w8a16(x, weight) for x in inputs]
     with ThreadPoolExecutor(4) as executor:
         for _ in range(10):
-            found = list(executor.map(lambda x: jit.mixed(x, weight), inputs))
+            found = list(executor.map(lambda x: jit.w8a16(x, weight), inputs))
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
-def test_weights_that_it_leaves_to_others() -> None:
-    x = activations(1, 8)
-    assert jit.takes(x, torch.ones(4, 8).half())
-    assert not jit.takes(x, torch.ones(4, 8))
-    assert not jit.takes(x, torch.ones(8, 4).half().t())
-    assert not jit.takes(activations(5, 8), torch.ones(4, 8).half())
-    assert not jit.takes(activations(0, 8), torch.ones(4, 8).half())
 
 
 def test_memory_that_is_read_only() -> None:
@@ -154,4 +150,4 @@ def test_memory_that_is_read_only() -> None:
     with pytest.warns(UserWarning, match="not writable"):
         weight = MixedWeight(torch.from_numpy(codes), torch.ones(4))
     x = activations(1, 16)
-    check(jit.mixed(x, weight), x.double() @ dense(weight).t(), x, weight)
+    check(jit.w8a16(x, weight), x.double() @ dense(weight).t(), x, weight)

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from int8conv.kernels import MixedWeight
 from int8conv.kernels.gpu import (
     attention,
     configs,
@@ -29,6 +28,7 @@ from int8conv.kernels.gpu import (
     skinny,
 )
 from int8conv.kernels.gpu.quantize import Before, QuantizedTokens
+from int8conv.kernels.weight import MixedWeight
 
 from .compiling import compile_for, recording
 

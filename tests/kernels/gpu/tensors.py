@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from int8conv.kernels import MixedWeight
+from int8conv.kernels.weight import MixedWeight
 
 HALVES = [torch.float16, torch.bfloat16]
 SUMMATION = 2e-6

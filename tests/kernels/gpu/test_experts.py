@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from int8conv.errors import ArgumentError
-from int8conv.kernels import MixedWeight
 from int8conv.kernels.gpu import experts, reference
 from int8conv.kernels.gpu.experts import ExpertWeights, chosen_experts
+from int8conv.kernels.weight import MixedWeight
 
 from .tensors import HALVES, check, dense, make_tokens, make_weight
 

@@ -9,8 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from int8conv.errors import ArgumentError
-from int8conv.kernels import MixedWeight
 from int8conv.kernels.gpu import configs, primitives, reference, skinny
+from int8conv.kernels.weight import MixedWeight
 
 from .tensors import HALVES, check, dense, make_tokens, make_weight
 

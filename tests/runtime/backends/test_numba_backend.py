@@ -29,7 +29,9 @@ BY_PARTS = {"mixtral", "qwen2_moe"}
 @pytest.fixture
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     reference(config_of(request.param), tmp_path / "source", torch.bfloat16)
-    int8conv.convert(tmp_path / "source", tmp_path / "int8", outlier_rule="error", max_outliers=0.2)
+    int8conv.convert_checkpoint(
+        tmp_path / "source", tmp_path / "int8", outlier_rule="error", max_outliers=0.2
+    )
     return tmp_path / "int8"
 
 

@@ -96,7 +96,7 @@ def test_sixteen_bit_activations_are_nearer(example: Path, example_int8: Path, t
 
 
 def test_what_the_net_took_is_counted(example: Path, text: Path, tmp_path: Path) -> None:
-    int8conv.convert(example, tmp_path / "bare", max_outliers=0)
+    int8conv.convert_checkpoint(example, tmp_path / "bare", max_outliers=0)
     taken = evaluate(tmp_path / "bare", text, window=64, tokens=128).outlier_fallback
     assert taken is not None
     assert taken.tokens == 128

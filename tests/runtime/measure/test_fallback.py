@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import int8conv
-from int8conv.kernels import FallbackCounter
+from int8conv.kernels.weight import FallbackCounter
 from int8conv.runtime.measure.fallback import fallback_report
 
 PROMPT = torch.arange(10, 74)[None]
@@ -18,7 +18,7 @@ PROMPT = torch.arange(10, 74)[None]
 def bare(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example without stored columns: the fallback alone."""
     out = tmp_path_factory.mktemp("bare") / "out"
-    int8conv.convert(example, out, max_outliers=0)
+    int8conv.convert_checkpoint(example, out, max_outliers=0)
     return out
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.errors import ArgumentError, GenerationError
 from int8conv.formats.source.checkpoint import open_checkpoint
 from int8conv.runtime.measure.footprint import open_predictor, predict_footprint
@@ -118,7 +118,9 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "num_key_value_heads": 4, "max_position_embeddings": 2048, "vocab_size": 8000,
     }  # fmt: skip
     folder = tmp_path_factory.mktemp("wide")
-    convert(write_checkpoint(folder / "source", config), folder / "int8", outliers="none")
+    convert_checkpoint(
+        write_checkpoint(folder / "source", config), folder / "int8", outliers="none"
+    )
     return folder / "int8"
 
 

@@ -58,14 +58,11 @@ def test_unknown_families_are_named(model_type: object) -> None:
         (LLAMA, "rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
         (LLAMA, "hidden_act", "swiglu_oai"),
         (LLAMA, "hidden_act", ["silu"]),
-        (LLAMA, "sliding_window", 4096),
-        (LLAMA, "num_local_experts", 8),
         (LLAMA, "num_key_value_heads", 3),
         (LLAMA, "head_dim", 15),
         (OPT, "layer_norm_elementwise_affine", False),
         (OPT, "activation_function", "tanh"),
         (OPT, "num_attention_heads", 5),
-        (OPT, "a_new_feature", "on"),
     ],
 )
 def test_unknown_features_are_refused_by_name(
@@ -86,7 +83,22 @@ def test_unknown_features_are_refused_by_name(
     ],
 )
 def test_keys_that_change_nothing_are_passed_over(key: str, value: object) -> None:
-    assert read_architecture(LLAMA | {key: value}, ()).config == read_architecture(LLAMA, ()).config
+    assert read_architecture(LLAMA | {key: value}, ()) == read_architecture(LLAMA, ())
+
+
+@pytest.mark.parametrize("key", ["sliding_window", "num_local_experts", "a_new_feature"])
+def test_keys_that_the_reference_does_not_read_are_noted(key: str) -> None:
+    architecture = read_architecture(LLAMA | {key: 8}, ())
+    assert architecture.config == read_architecture(LLAMA, ()).config
+    assert architecture.notes == (
+        f"config.json has keys that change nothing in this family: {key}",
+    )
+
+
+def test_the_width_of_a_bloom_of_the_first_releases() -> None:
+    bloom = {"model_type": "bloom", "vocab_size": 96, "n_layer": 2, "num_attention_heads": 4}
+    config = read_architecture(bloom | {"n_embed": 32, "hidden_size": 64}, ()).config
+    assert (config.hidden_size, config.intermediate_size) == (32, 128)
 
 
 @pytest.mark.parametrize(

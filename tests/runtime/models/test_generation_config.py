@@ -62,15 +62,32 @@ def test_what_is_not_followed_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("do_sample", "yes"), ("temperature", "hot"), ("temperature", -1), ("temperature", True),
-        ("top_k", 2.5), ("top_k", -1), ("top_p", 0), ("top_p", 1.5), ("min_p", 2),
-        ("repetition_penalty", 0), ("repetition_penalty", 10**400), ("max_new_tokens", 0),
+        ("do_sample", "yes"), ("repetition_penalty", 0), ("repetition_penalty", 10**400), ("max_new_tokens", 0),
         ("max_new_tokens", [8]), ("stop_strings", 3), ("stop_strings", [""]), ("stop_strings", {"a": 1}),
     ],
 )  # fmt: skip
 def test_values_that_cannot_be(tmp_path: Path, key: str, value: Any) -> None:
     with pytest.raises(JsonFileError, match=f"generation_config.json: key '{key}': expected"):
         read(tmp_path, **{key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("temperature", "hot"), ("temperature", -1), ("temperature", True), ("temperature", 10**400), ("top_k", 2.5),
+        ("top_k", -2), ("top_k", [3]), ("top_p", 0), ("top_p", 1.5), ("top_p", "0.9"), ("min_p", 2),
+    ],
+)  # fmt: skip
+def test_drawing_values_that_cannot_be_are_read_when_drawing_only(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    assert read(tmp_path, do_sample=False, **{key: value}) == GenerationDefaults()
+    drawn = read(tmp_path, do_sample=True, **{key: value})
+    assert drawn == GenerationDefaults(temperature=1.0, unsupported=(f"{key}={value!r}",))
+
+
+def test_other_programs_way_of_saying_off(tmp_path: Path) -> None:
+    assert read(tmp_path, do_sample=True, top_k=-1) == GenerationDefaults(temperature=1.0)
 
 
 def test_a_model_follows_it_and_the_user_goes_first(converted: Path) -> None:

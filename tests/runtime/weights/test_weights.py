@@ -11,7 +11,8 @@ import torch
 
 import int8conv
 from int8conv.errors import ShapeError
-from int8conv.formats.int8.folder import open_converted, read_array
+from int8conv.formats.int8.folder import open_converted
+from int8conv.formats.safetensors.stored import read_array
 from int8conv.formats.source.checkpoint import open_checkpoint
 from int8conv.runtime.models.architecture import Architecture, read_architecture
 from int8conv.runtime.weights.mapping import MappedFiles, read_tensor
@@ -57,8 +58,8 @@ def test_qkv_is_one_view(example_int8: Path) -> None:
 def test_linears_that_were_kept_run_beside_quantized_ones(
     source: Path, tmp_path: Path, keep: list[str]
 ) -> None:
-    int8conv.convert(source, tmp_path / "kept", keep=keep)
-    int8conv.convert(source, tmp_path / "all")
+    int8conv.convert_checkpoint(source, tmp_path / "kept", keep=keep)
+    int8conv.convert_checkpoint(source, tmp_path / "all")
     ids = torch.arange(40)[None]
     truth, kept, quantized = (
         int8conv.load(tmp_path / name).logits(ids) for name in ("source", "kept", "all")
@@ -71,7 +72,7 @@ def test_linears_that_were_kept_run_beside_quantized_ones(
 def test_groups_of_the_manifest_decide_what_is_fused(example: Path, tmp_path: Path) -> None:
     """A writer may put every linear into an input of its own: what does not lie together is not read together."""
     converted = tmp_path / "out"
-    int8conv.convert(example, converted, outliers="none")
+    int8conv.convert_checkpoint(example, converted, outliers="none")
     ids = torch.arange(30)[None]
     before = int8conv.load(converted, mode="w8a16").logits(ids)
     path = converted / "int8conv.json"

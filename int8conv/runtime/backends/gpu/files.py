@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ....formats.safetensors.storage import WeightsFile
-from ....formats.source.checkpoint import StoredTensor
+from ....formats.safetensors.stored import StoredTensor
 from ...weights.mapping import TORCH_DTYPES, torch_dtype
 from .staging import Piece, Staging
 

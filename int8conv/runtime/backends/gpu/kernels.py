@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....kernels import FallbackCounter
 from ....kernels.gpu.linear import Pending
 from ....kernels.gpu.quantize import Before
 from ....kernels.gpu.rotary import rotate_and_store
+from ....kernels.weight import FallbackCounter
 from ...decoder.attention import AttentionSpec, Stored
 from ...decoder.norms import NormWeights
 from ...decoder.rotary import Rotary

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from ....kernels import MixedWeight, Mode
+from ....kernels.dispatch import Mode
 from ....kernels.gpu.linear import Pending, linear
 from ....kernels.gpu.linear import gated as gated_linear
 from ....kernels.gpu.quantize import Before
+from ....kernels.weight import MixedWeight
 from ...models.config import Activation
 from ...weights.weights import SplitProjection
 from .activations import Deferred, pending, value

@@ -11,7 +11,8 @@ from torch import Tensor
 from ....formats.int8.folder import ConvertedFolder
 from ....formats.source.checkpoint import Checkpoint
 from ....formats.source.fp8 import FP8_DTYPES
-from ....kernels import MixedWeight, Mode
+from ....kernels.dispatch import Mode
+from ....kernels.weight import MixedWeight
 from ...models.architecture import Module, find_tensor
 from ...models.config import DecoderConfig
 from ...weights.weights import CheckpointWeights, ConvertedWeights, Projection

@@ -12,8 +12,14 @@ from ..rope import read_rope
 from .family import Family
 
 
+def _width(raw: RawConfig) -> int:
+    """``n_embed`` in configs of the first releases, which counts more."""
+    raw.ignore("n_embed", "hidden_size")
+    return raw.integer("n_embed" if raw.values.get("n_embed") is not None else "hidden_size")
+
+
 def _read(raw: RawConfig, model_type: str, heads: int, layers: int, **more: Any) -> DecoderConfig:
-    hidden = raw.integer("hidden_size")
+    hidden = _width(raw)
     if hidden % heads:
         raise raw.unsupported("num_attention_heads", heads, f"a divisor of hidden_size {hidden}")
     raw.fixed("apply_residual_connection_post_layernorm", False)
@@ -31,7 +37,7 @@ def _read(raw: RawConfig, model_type: str, heads: int, layers: int, **more: Any)
 def read_bloom(raw: RawConfig) -> DecoderConfig:
     heads = raw.integer("num_attention_heads" if "n_head" not in raw.values else "n_head")
     layers = raw.integer("num_hidden_layers" if "n_layer" not in raw.values else "n_layer")
-    hidden = raw.integer("hidden_size")
+    hidden = _width(raw)
     positions = raw.integer("seq_length", raw.integer("max_position_embeddings", 2048))
     raw.ignore("n_inner", "num_key_value_heads", "intermediate_size")
     return _read(
@@ -51,7 +57,7 @@ def read_falcon(raw: RawConfig) -> DecoderConfig:
     if grouped and not parallel:
         raise raw.unsupported("parallel_attn", False)
     alibi, bias = raw.flag("alibi", False), raw.flag("bias", False)
-    hidden = raw.integer("hidden_size")
+    hidden = _width(raw)
     return _read(
         raw, "falcon", heads, layers,
         num_kv_heads=kv_heads, intermediate_size=raw.integer("ffn_hidden_size", 4 * hidden),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+CPU = torch.device("cpu")
+
 _SMALL = {
     "attention": {"splits": 2},
     "skinny": {"block_n": 256, "split": 1},
@@ -30,8 +32,8 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 def gpu_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """``device="cuda"`` is the CPU, with the kernels of a GPU in the interpreter."""
     from int8conv.runtime import loader
+    from int8conv.runtime.devices import Placement
     from int8conv.runtime.measure import evaluate
 
     for module in (evaluate, loader):
-        monkeypatch.setattr(module, "check_device", lambda device: None)
-        monkeypatch.setattr(module, "current_gpu", lambda: torch.device("cpu"))
+        monkeypatch.setattr(module, "find_placement", lambda device: Placement(device, CPU))

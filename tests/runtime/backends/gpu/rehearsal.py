@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.source.checkpoint import open_checkpoint
-from int8conv.kernels import Mode
+from int8conv.kernels.dispatch import Mode
 from int8conv.runtime.backends.gpu.cache import DeviceCache
 from int8conv.runtime.backends.gpu.weights import DeviceConverted
 from int8conv.runtime.decoder.cache import KVCache

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.runtime.backends.gpu.decode import DecodeSteps
 from int8conv.runtime.generate.session import Session
 
@@ -59,7 +59,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
 @pytest.fixture
 def decoder(tmp_path: Path) -> Any:
     source = write_checkpoint(tmp_path / "source", LLAMA | {"num_hidden_layers": 1})
-    convert(source, tmp_path / "int8", max_outliers=0)
+    convert_checkpoint(source, tmp_path / "int8", max_outliers=0)
     return decoders(tmp_path / "int8", "w8a8")[0]
 
 

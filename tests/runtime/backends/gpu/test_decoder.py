@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import int8conv
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.errors import ArgumentError
 from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.source.checkpoint import open_checkpoint
-from int8conv.kernels import Mode
+from int8conv.kernels.dispatch import Mode
 from int8conv.runtime.backends.gpu.cache import DeviceCache
 from int8conv.runtime.backends.gpu.files import DeviceFiles
 from int8conv.runtime.backends.gpu.staging import Staging
@@ -43,7 +43,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def folder(source: Path) -> Path:
-    convert(source, source.parent / "int8")
+    convert_checkpoint(source, source.parent / "int8")
     return source.parent / "int8"
 
 

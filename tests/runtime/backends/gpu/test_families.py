@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.runtime.backends.gpu import attention as gpu_attention
 from int8conv.runtime.backends.gpu.cache import DeviceCache
 from int8conv.runtime.backends.gpu.kernels import GpuKernels
@@ -61,7 +61,9 @@ def config(name: str) -> dict[str, Any]:
 @pytest.fixture
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Random weights, converted."""
-    convert(write_checkpoint(tmp_path / "source", config(request.param)), tmp_path / "int8")
+    convert_checkpoint(
+        write_checkpoint(tmp_path / "source", config(request.param)), tmp_path / "int8"
+    )
     return tmp_path / "int8"
 
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from int8conv.errors import NotFoundError, TruncatedFileError
 from int8conv.formats.safetensors.storage import LocalFile
-from int8conv.formats.source.checkpoint import StoredTensor, open_checkpoint
+from int8conv.formats.safetensors.stored import StoredTensor
+from int8conv.formats.source.checkpoint import open_checkpoint
 from int8conv.runtime import loader
 from int8conv.runtime.backends.gpu.files import DeviceFiles, DeviceTensors
 from int8conv.runtime.backends.gpu.staging import Piece, Staging

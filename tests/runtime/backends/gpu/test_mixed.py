@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 
 from ....checkpoints import LLAMA, OPT, write_checkpoint
 from .rehearsal import check, decoders, tokens
@@ -40,7 +40,9 @@ EIGHT_BITS = ["gate kept", "k and v kept", "head and embedding in int8"]
 )
 def test_logits(case: str, mode: Any, tmp_path: Path) -> None:
     values, options = CASES[case]
-    convert(write_checkpoint(tmp_path / "source", values | SMALL), tmp_path / "int8", **options)
+    convert_checkpoint(
+        write_checkpoint(tmp_path / "source", values | SMALL), tmp_path / "int8", **options
+    )
     check(*(decoder.forward(tokens(1, 3)) for decoder in decoders(tmp_path / "int8", mode)))
 
 
@@ -53,7 +55,7 @@ def test_which_mixtures_ask_for_the_experts_of_a_step(
 ) -> None:
     """A step that asks is not captured in a CUDA graph."""
     values = config("mixtral") | SMALL
-    convert(write_checkpoint(tmp_path / "source", values), tmp_path / "int8", **options)
+    convert_checkpoint(write_checkpoint(tmp_path / "source", values), tmp_path / "int8", **options)
     gpu, cpu, _ = decoders(tmp_path / "int8", mode)
     assert gpu.needs_host_sync == needs_host_sync
     assert cpu.needs_host_sync

@@ -1,0 +1,244 @@
+"""What an output may replace. Every command that writes asks here, before any work and again before it replaces anything.
+
+- An output is never the source, a folder that holds it or a file of it, or a path below a file of it, by whatever name: links, hard
+  links, ``..``, another case. It never makes a file that would be taken for weights of the source.
+- A folder is replaced with ``force`` alone, and only if its manifest opens and it holds nothing that the manifest does not name.
+- A file is replaced by one of its own kind only: statistics by statistics, a picture by a picture. An empty file may become any.
+- A link is neither replaced nor written through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..errors import (
+    ArgumentError,
+    Int8convError,
+    MissingShardError,
+    NoSpaceError,
+    NotWritableError,
+    OutputError,
+    OutputExistsError,
+    OutputOverlapError,
+)
+from .int8.manifest import read_manifest
+from .int8.names import MANIFEST_FILE
+from .regular_file import open_regular, write_all
+from .safetensors.checksum import checksum
+from .source.weight_files import WeightFiles, find_weight_files
+
+_NOT_WRITABLE: Final = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT,
+)  # fmt: skip
+_NAME_BYTES: Final = 255
+"""Of a file's name at most, where the system does not say."""
+
+
+@dataclass(frozen=True)
+class OutputKind:
+    """A kind of output file."""
+
+    name: str
+    """With its article, for messages."""
+    matches: Callable[[Path], bool]
+    """Whether an existing file is of this kind."""
+
+
+def check_folder(out: Path, *, force: bool) -> None:
+    """Check that a folder may come to be at ``out``.
+
+    Raises:
+        OutputExistsError: it exists, and ``force`` is not set or it holds anything but a converted folder.
+        OutputError: its name is too long.
+    """
+    check_name(out)
+    if not os.path.lexists(out):
+        return
+    if not force:
+        raise OutputExistsError("output exists already", file=out, hint="--force replaces it")
+    check_is_output(out)
+
+
+def check_is_output(out: Path, name: Path | None = None) -> None:
+    """Check that a folder is a converted one and no more than that.
+
+    Args:
+        out: the folder.
+        name: what an error calls it.
+
+    Raises:
+        OutputExistsError: it is not.
+    """
+    name = name or out
+    try:
+        if out.is_symlink():
+            raise NotWritableError("is a symbolic link", file=name)
+        known = {MANIFEST_FILE, *read_manifest(out).files}
+    except Int8convError as error:
+        raise OutputExistsError(
+            f"output exists and is not a converted folder; it is not replaced ({error.problem})", file=name,
+            hint="remove it yourself, or choose another output",
+        ) from error  # fmt: skip
+    with os.scandir(out) as entries:
+        foreign = [
+            e.name for e in entries if e.name not in known or e.is_dir(follow_symlinks=False)
+        ]
+    if foreign:
+        raise OutputExistsError(
+            f"output holds what its {MANIFEST_FILE} does not name; it is not replaced", file=name,
+            found=", ".join(sorted(foreign)[:3]) + ", ..." * (len(foreign) > 3),
+            hint="move that elsewhere, or choose another output",
+        )  # fmt: skip
+
+
+def check_apart(out: Path, source: Path) -> None:
+    """Check that an output, a folder or a file, can do no harm to a source, a folder or a file.
+
+    Raises:
+        OutputOverlapError: ``out`` is the source, holds it or a file of it, or lies below a file of it.
+    """
+    files = [path for path in source.iterdir() if path.is_file()] if source.is_dir() else []
+    itself, above = _stat(out), [_stat(path) for path in _resolved(out).parents]
+    for path in (source, *files):
+        found = _stat(path)
+        what = "the source" if path is source else f"'{path.name}' of the source"
+        if _among(itself, [found, *map(_stat, _resolved(path).parents)]):
+            relation = "is" if _among(itself, [found]) else "holds"
+        elif not path.is_dir() and _among(found, above):
+            relation = "lies inside"
+        else:
+            continue
+        raise OutputOverlapError(
+            f"output {relation} {what}", file=out, hint="choose another output"
+        )
+
+
+def check_file(out: Path, kind: OutputKind, sources: Iterable[Path] = ()) -> None:
+    """Check that a file of that kind may come to be at ``out``.
+
+    Raises:
+        OutputExistsError: it exists and is of another kind, or a link.
+        OutputOverlapError: it is a file of one of the sources, or would be taken for its weights.
+        OutputError: its name is too long.
+    """
+    check_name(out)
+    for source in sources:
+        if _same(out, source):
+            raise OutputOverlapError("output is the source", file=out, hint="choose another output")
+    try:
+        found = out.lstat()
+    except OSError:  # whether it can be made shows when it is
+        for source in sources:
+            _check_no_weights(out, source)
+        return
+    if stat.S_ISREG(found.st_mode) and (found.st_size == 0 or kind.matches(out)):
+        return
+    what = "is a symbolic link" if stat.S_ISLNK(found.st_mode) else f"is not {kind.name}"
+    raise OutputExistsError(f"output exists and {what}; it is not replaced", file=out,
+                            hint="choose another output")  # fmt: skip
+
+
+def _check_no_weights(out: Path, folder: Path) -> None:
+    if not folder.is_dir() or not _same(out.parent, folder):
+        return
+    names = [path.name for path in folder.iterdir()]
+    if _weights(names) != _weights([*names, out.name]):
+        raise OutputOverlapError(
+            "output would be taken for weights of the source", file=out,
+            hint="choose another name, or another folder",
+        )  # fmt: skip
+
+
+def _weights(names: list[str]) -> WeightFiles | str | None:
+    try:
+        return find_weight_files(names, "")
+    except (ArgumentError, MissingShardError):
+        return "unclear"
+
+
+def write_output(out: Path, data: bytes, kind: OutputKind, sources: Iterable[Path] = ()) -> None:
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        OutputError: a subclass: see ``check_file``; or it cannot be written.
+    """
+    check_file(out, kind, sources)
+    beside = beside_name(out, f".{os.getpid()}.partial")
+    with named_output_errors(out):
+        fd = open_regular(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, follow=False)
+        try:
+            try:
+                write_all(fd, data)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            check_file(out, kind, sources)  # it may have come to be meanwhile
+            beside.replace(out)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise
+
+
+def check_name(out: Path) -> None:
+    """Raise OutputError if a path's last part is longer than the system takes."""
+    if len(os.fsencode(out.name)) > _longest_name(out.parent):
+        raise OutputError("cannot be written: File name too long", file=out)
+
+
+def beside_name(out: Path, suffix: str) -> Path:
+    """A hidden path beside ``out``: its name with a suffix, or a checksum of it where that would be too long."""
+    name = f".{out.name}{suffix}"
+    if len(os.fsencode(name)) > _longest_name(out.parent):
+        name = f".{checksum(os.fsencode(out.name))}{suffix}"
+    return out.with_name(name)
+
+
+def _longest_name(folder: Path) -> int:
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except OSError:  # a folder that is still to be made
+        return _NAME_BYTES
+
+
+@contextlib.contextmanager
+def named_output_errors(out: Path) -> Iterator[None]:
+    """Turn the operating system's errors of writing into this package's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise NoSpaceError(
+                "no space left to write it", file=out,
+                hint="free some and run the same command again: it goes on from there",
+            ) from error  # fmt: skip
+        if error.errno in _NOT_WRITABLE:
+            raise NotWritableError(f"cannot be written: {error.strerror}", file=out) from error
+        raise OutputError(f"cannot be written: {error.strerror}", file=out) from error
+
+
+def _resolved(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _among(one: os.stat_result | None, others: Iterable[os.stat_result | None]) -> bool:
+    """Whether a file is one of several, whatever its names are: links, hard links, another case."""
+    return one is not None and any(o is not None and os.path.samestat(one, o) for o in others)
+
+
+def _same(a: Path, b: Path) -> bool:
+    return _among(_stat(a), [_stat(b)])

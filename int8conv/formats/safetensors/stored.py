@@ -1,0 +1,44 @@
+"""One tensor in a file: where its bytes are, and how they are read into memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .dtypes import numpy_dtype
+from .storage import WeightsFile
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor's bytes are."""
+
+    name: str
+    dtype: str
+    """Safetensors name: F16, BF16, F32, I8, ..."""
+    shape: tuple[int, ...]
+    file: WeightsFile
+    offset: int
+    """Of the first byte, from the start of the file."""
+    nbytes: int
+
+
+def read_array(tensor: StoredTensor) -> npt.NDArray[Any]:
+    """A tensor's elements, read into memory; BF16 comes as its bits (uint16)."""
+    return _read(tensor, 0, tensor.shape)
+
+
+def read_rows(tensor: StoredTensor, first: int, last: int) -> npt.NDArray[Any]:
+    """Like ``read_array``, but only of the rows ``first`` to before ``last`` of the first axis."""
+    row_bytes = tensor.nbytes // max(tensor.shape[0], 1)
+    return _read(tensor, first * row_bytes, (last - first, *tensor.shape[1:]))
+
+
+def _read(tensor: StoredTensor, begin: int, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    array = np.empty(shape, numpy_dtype(tensor.dtype))
+    with tensor.file.open() as reader:
+        reader.read_into(array.reshape(-1).view(np.uint8).data, tensor.offset + begin)
+    return array

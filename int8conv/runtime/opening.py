@@ -1,0 +1,83 @@
+"""``open_model``: a folder, a single weights file or a hub id, converted or not, opened and checked; every header is read once.
+
+Imports no torch: the converter and the footprint open models with this too.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..formats.hub.download import Source, resolve, resolve_headers
+from ..formats.int8.folder import ConvertedFolder, is_converted, open_converted
+from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
+from ..formats.source.checks import check_not_quantized
+from .models.architecture import Architecture, read_architecture
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model's headers: made by ``open_model``."""
+
+    source: Source
+    """Where it is from."""
+    checkpoint: Checkpoint
+    """Of a converted folder, the one that holds its tensors."""
+    converted: ConvertedFolder | None
+    """None: a checkpoint that is not converted."""
+
+    @property
+    def folder(self) -> Path:
+        return self.source.folder
+
+    @property
+    def config(self) -> dict[str, Any]:  # a config.json may hold anything
+        return self.checkpoint.config
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """What the config says of the decoder, held to the tensors.
+
+        Raises:
+            UnsupportedModelError: the runtime does not know the family, or a feature of its config.
+            CheckpointError: config and tensors do not fit each other.
+        """
+        config_file = self.folder / CONFIG_FILE
+        return read_architecture(self.config, self.checkpoint.tensors, config_file)
+
+
+def open_model(path: str | os.PathLike[str], *, headers_only: bool = False) -> OpenedModel:
+    """Open a converted folder, or a checkpoint that is not converted.
+
+    Args:
+        path: a folder, a weights file or index in one, or the id of one on the hub, ``org/name`` or ``org/name@revision``.
+        headers_only: leave the weights of an unconverted model on the hub, where its format allows that.
+
+    Raises:
+        NotFoundError: no such folder, or nothing to open in it.
+        HubError: it cannot be downloaded.
+        AlreadyQuantizedError: another tool has quantized it.
+        CheckpointError, SafetensorsError, ConvertedFormatError: it is malformed.
+    """
+    source = resolve_headers(path) if headers_only else resolve(path)
+    if not is_converted(source.folder):
+        return open_unconverted(source)
+    if source.remote:  # what a converted folder is held to needs its files
+        source = resolve(path)
+    converted = open_converted(source.folder)
+    return OpenedModel(source, converted.checkpoint, converted)
+
+
+def open_unconverted(source: Source) -> OpenedModel:
+    """Open a checkpoint that is to be converted, or run in its own precision.
+
+    Raises:
+        AlreadyQuantizedError: int8conv or another tool has quantized it.
+        NotFoundError, CheckpointError, SafetensorsError: as ``open_model``.
+    """
+    checkpoint = open_checkpoint(source.folder, source.remote, source.only)
+    check_not_quantized(checkpoint)
+    return OpenedModel(source, checkpoint, None)
