@@ -227,7 +227,7 @@ class Output:
             Norm(config, modules["final_norm"], weights) if "final_norm" in modules else None
         )
         self.project = _optional(weights, modules.get("project_out"))
-        self.head = weights.projection([modules["embed" if config.tied else "head"]])
+        self.head = weights.projection([architecture.head()])
         self.scale, self.softcap = config.logit_scale, config.logit_softcap
 
     def __call__(self, x: Tensor) -> Tensor:
