@@ -17,8 +17,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from int8conv.convert.converter import convert
-from int8conv.kernels import MixedWeight, mixed_linear
+from int8conv.convert.converter import convert_checkpoint
+from int8conv.kernels.dispatch import mixed_linear
+from int8conv.kernels.weight import MixedWeight
 
 from ...checkpoints import LLAMA, random_tensors, write_checkpoint
 from ..damage import (
@@ -153,7 +154,7 @@ def test_it_multiplies_as_the_package_does(
 def test_it_reads_bfloat16(tmp_path: Path, reader: ModuleType) -> None:
     tensors = random_tensors(LLAMA, torch.bfloat16)
     source = write_checkpoint(tmp_path / "source", LLAMA, tensors)
-    convert(source, tmp_path / "out", outliers="none")
+    convert_checkpoint(source, tmp_path / "out", outliers="none")
     model = reader.read_model(tmp_path / "out")
     name = "model.embed_tokens.weight"
     np.testing.assert_array_equal(model.others[name], tensors[name].float().numpy())
