@@ -111,7 +111,7 @@ def command_page(name: str) -> str:
 def _help_records(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
-        if record is not None:
+        if record is not None and isinstance(parameter, click.Option):
             yield record
 
 
