@@ -1,6 +1,6 @@
 """What MkDocs does not do by itself: pages from files elsewhere in the repository, from commands and from public names.
 
-Links between files of the repository become links between pages; those to files that are no page become plain text.
+Links between files of the repository become links between pages; the text alone stays of those to files that are no page.
 """
 
 from __future__ import annotations
@@ -33,38 +33,38 @@ ELSEWHERE = {
     "benchmarks/results/fidelity.png": "results/fidelity.png",
     "examples/reader.py": "reader.md",
 }
-"""Files that are pages of the site, and their names there."""
+"""Files outside docs/ that the site has, and their names there."""
 
 _LINK = re.compile(r"\[(?P<text>[^\[\]]*)\]\((?!\w+:|#)(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Fill in the generated sections."""
-    sections = {
-        "Commands": [{f"int8conv {name}": f"cli/{name}.md"} for name in command_names()],
-        "Python": [{title: uri} for uri, title, _ in python_pages()],
-    }
+    """Fill in the sections whose pages are generated."""
+    commands = [{f"int8conv {name}": f"cli/{name}.md"} for name in command_names()]
+    python = [{"Functions and classes": "api.md"}, {"Errors": "errors.md"}]
     assert config.nav is not None
-    for entry in config.nav:
-        for title in entry:
-            entry[title] = sections.get(title, entry[title])
+    for section in config.nav:
+        for title in section:
+            if title in ("Commands", "Python"):
+                section[title] = commands if title == "Commands" else python
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add pages that stand nowhere in docs/."""
+    """Add the pages that do not stand in docs/."""
     for path, uri in ELSEWHERE.items():
         file = ROOT / path
-        if path.endswith(".png"):
+        if file.suffix == ".png":
             files.append(File.generated(config, uri, abs_src_path=str(file)))
-        elif path.endswith(".py"):
-            files.append(File.generated(config, uri, content=code_page(file)))
-        else:
-            files.append(File.generated(config, uri, content=file.read_text(encoding="utf-8")))
+            continue
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".py":
+            text = f"# `{path}`\n\n```python\n{text}```\n"
+        files.append(File.generated(config, uri, content=text))
     for name in command_names():
         files.append(File.generated(config, f"cli/{name}.md", content=command_page(name)))
-    for uri, _, content in python_pages():
-        files.append(File.generated(config, uri, content=content))
+    files.append(File.generated(config, "api.md", content=python_page()))
+    files.append(File.generated(config, "errors.md", content=errors_page()))
     return files
 
 
@@ -83,7 +83,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         start = posixpath.dirname(page.file.src_uri) or "."
         return f"[{text}]({posixpath.relpath(uri, start)}{anchor})"
 
-    return _LINK.sub(relink, markdown)
+    parts = re.split(r"(^```.*?^```$)", markdown, flags=re.DOTALL | re.MULTILINE)
+    return "".join(part if part.startswith("```") else _LINK.sub(relink, part) for part in parts)
 
 
 def command_names() -> list[str]:
@@ -91,28 +92,55 @@ def command_names() -> list[str]:
 
 
 def command_page(name: str) -> str:
-    """A command's arguments and options, from click."""
-    return (
-        f"::: mkdocs-click\n    :module: int8conv.cli.{name}\n    :command: command\n"
-        f"    :prog_name: int8conv {name}\n    :style: table\n    :depth: 0\n"
-    )
+    """A command's help, with its options as a table."""
+    context = click.Context(main, info_name="int8conv")
+    command = main.get_command(context, name)
+    assert command is not None
+    inner = click.Context(command, info_name=name, parent=context)
+    usage = " ".join([inner.command_path, *command.collect_usage_pieces(inner)])
+    rows = [
+        f"| {_code(names)} | {_cell(text)} |"
+        for names, text in _help_records(command, inner)
+    ]  # fmt: skip
+    return "\n".join([
+        f"# {inner.command_path}", "", f"    {usage}", "", _unwrapped(command.help or ""), "",
+        "| option | what it does |", "| --- | --- |", *rows, "",
+    ])  # fmt: skip
 
 
-def python_pages() -> Iterator[tuple[str, str, str]]:
-    """Name, title and text of each page on the Python interface."""
-    names = [name for name in int8conv.__all__ if not name.startswith("__")]
-    text = "# Python\n\n::: int8conv\n    options: {members: false, show_root_heading: false}\n\n"
-    names = [name for name in names if name != "errors"]
-    yield "api.md", "Functions and classes", text + "\n".join(f"::: int8conv.{n}" for n in names)
-    yield (
-        "errors.md",
-        "Errors",
-        (
-            "# Errors\n\n::: int8conv.errors\n    options: {show_root_heading: false, heading_level: 1}\n"
-        ),
-    )
+def _help_records(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context)
+        if record is not None and isinstance(parameter, click.Option):
+            yield record
 
 
-def code_page(file: Path) -> str:
-    path = file.relative_to(ROOT).as_posix()
-    return f"# `{path}`\n\n```python\n{file.read_text(encoding='utf-8')}```\n"
+def _code(text: str) -> str:
+    """Code in a table's cell, where a bar would end the cell."""
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
+    return f"<code>{escaped}</code>"
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"([|<*_`\[\]])", r"\\\1", text)
+
+
+def _unwrapped(text: str) -> str:
+    """Help as a page shows it: paragraphs, with what Markdown would take for markup made plain."""
+    return "\n\n".join(_cell(" ".join(part.split())) for part in text.replace("\b", "").split("\n\n"))
+
+
+def public_names() -> list[str]:
+    """Functions first, then classes; errors have a page of their own."""
+    names = [name for name in int8conv.__all__ if not name.startswith("__") and name != "errors"]
+    errors = vars(int8conv.errors)
+    return sorted((n for n in names if n not in errors), key=lambda name: (name[0].isupper(), name))
+
+
+def python_page() -> str:
+    about = "::: int8conv\n    options: {members: false, show_root_heading: false}\n"
+    return "\n".join(["# Functions and classes\n", about, *(f"::: int8conv.{n}" for n in public_names())])  # fmt: skip
+
+
+def errors_page() -> str:
+    return "# Errors\n\n::: int8conv.errors\n    options: {show_root_heading: false, heading_level: 1}\n"  # fmt: skip
