@@ -127,7 +127,9 @@ def _cell(text: str) -> str:
 
 def _unwrapped(text: str) -> str:
     """Help as a page shows it: paragraphs, with what Markdown would take for markup made plain."""
-    return "\n\n".join(_cell(" ".join(part.split())) for part in text.replace("\b", "").split("\n\n"))
+    return "\n\n".join(
+        _cell(" ".join(part.split())) for part in text.replace("\b", "").split("\n\n")
+    )
 
 
 def public_names() -> list[str]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..formats.json_file import dump_json
 from ..formats.outputs import check_apart, check_folder
 from ..formats.safetensors.checksum import checksum, checksum_range
 from ..formats.source.checkpoint import Checkpoint
+from ..progress import Progress, counted, silent
 from ..runtime.devices import DeviceLike, find_torch_device
 from .journal import Journal
 from .memory import DEFAULT_MAX_MEMORY, plan_workers
@@ -35,9 +35,6 @@ from .report import ConvertReport, measured
 from .source import OpenedSource, open_source
 from .stopwatch import Stopwatch
 from .stream import run_tasks
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, units done so far, and units in all."""
 
 
 def convert_checkpoint(
@@ -60,7 +57,7 @@ def convert_checkpoint(
     max_memory: int = DEFAULT_MAX_MEMORY,
     stream: bool = False,
     device: DeviceLike = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> ConvertReport:
     """Convert a checkpoint folder to int8 (see ``formats/SPEC.md``).
 
@@ -122,7 +119,6 @@ def convert_checkpoint(
     device = str(device)
     if device != "cpu":  # which needs no torch
         find_torch_device(device)
-    tell = progress or (lambda stage, done, total: None)
     out = Path(out)
     check_apart(out, Path(source))  # before any work
     check_folder(out, force=force)
@@ -147,7 +143,7 @@ def convert_checkpoint(
     ):
         if not journal.resumed:
             workspace.clear()
-        choices, calibration, notes = _choose(opened, options, measured_before, journal, tell)
+        choices, calibration, notes = _choose(opened, options, measured_before, journal, progress)
         watch.lap("calibrate")
         if journal.outdated:
             notes += ("an unfinished attempt had another source or options: started again",)
@@ -156,7 +152,7 @@ def convert_checkpoint(
         workspace.keep_only([layout.name for layout in layouts])
         results = run_tasks(
             plan.tasks, layouts, workspace.folder, workers, journal=journal, watch=watch,
-            progress=_counted(tell, "convert", plan.source_bytes),
+            progress=counted(progress, "convert", plan.source_bytes),
         )  # fmt: skip
         manifest = make_manifest(resolved, options, plan, results, calibration)
         write_metadata_files(
@@ -201,7 +197,7 @@ def _choose(
     options: ConvertOptions,
     stats: Stats | None,
     journal: Journal,
-    tell: Progress,
+    progress: Progress,
 ) -> tuple[dict[str, OutlierChoice], dict[str, Any] | None, tuple[str, ...]]:
     """The outlier columns of each input, how they were found, and notes for the user; from the journal if it has them."""
     if options.outliers == "none":
@@ -213,11 +209,9 @@ def _choose(
             about: dict[str, Any] = {"rule": DATA_FREE_RULE}
         else:
             if stats is None:
-                from .outliers.calibrate import calibrate  # needs torch
+                from .outliers.calibrate import calibrate_opened  # needs torch
 
-                stats = calibrate(
-                    opened.checkpoint, opened.architecture, lambda done, total: tell("calibrate", done, total)
-                )  # fmt: skip
+                stats = calibrate_opened(opened.checkpoint, opened.architecture, progress)
             found = choose_all(stats, options.choosing)
             about = {
                 "texts": [text for text, _ in stats.texts], "tokens": stats.tokens,
@@ -234,16 +228,3 @@ def _choose(
     recorded = journal.entries["outliers"]
     choices = {path: OutlierChoice.from_json(v) for path, v in recorded["choices"].items()}
     return choices, recorded["calibration"], tuple(recorded["notes"])
-
-
-def _counted(tell: Progress, stage: str, total: int) -> Callable[[int], None]:
-    done = 0
-    lock = threading.Lock()  # workers report from their own threads
-
-    def add(count: int) -> None:
-        nonlocal done
-        with lock:
-            done += count
-            tell(stage, done, total)
-
-    return add

@@ -23,6 +23,7 @@ from ..formats.safetensors.buffers import Buffers
 from ..formats.safetensors.checksum import running_checksum
 from ..formats.safetensors.stored import StoredTensor
 from ..formats.source.matrix import Matrix, MatrixReader, as_rows
+from ..progress import Advance
 from ..runtime.devices import find_torch_device
 from .journal import Journal
 from .plan import KeepTask, QuantizeTask, Task
@@ -30,9 +31,6 @@ from .rounding.float16_bits import INFINITY, Bits, largest_magnitudes, round_to_
 from .rounding.quantize import NonFiniteRowError, QuantizedRows, RowQuantizer, check_finite
 from .rounding.sample import RowSample
 from .stopwatch import Stopwatch
-
-Progress = Callable[[int], None]
-"""Called with the number of source bytes done since the last call."""
 
 
 @dataclass
@@ -82,7 +80,7 @@ class _Worker:
     buffers: Buffers
     watch: Stopwatch
     writers: Mapping[str, ShardWriter]
-    progress: Progress
+    progress: Advance
 
 
 def run_tasks(
@@ -91,7 +89,7 @@ def run_tasks(
     folder: Path,
     workers: Workers,
     *,
-    progress: Progress,
+    progress: Advance,
     journal: Journal | None = None,
     watch: Stopwatch | None = None,
 ) -> list[TaskResult]:

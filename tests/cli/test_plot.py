@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import int8conv
-from int8conv.cli.plot import binned, expected_errors, outlier_map
+from int8conv.convert.outliers.figures import binned, expected_errors, outlier_map
 from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.int8.stats import read_stats
 from int8conv.formats.safetensors.stored import read_array
@@ -70,12 +70,14 @@ def test_bins_show_the_largest() -> None:
 
 
 def test_expected_errors_are_near_measured_ones(example: Path, example_int8: Path) -> None:
-    from int8conv.convert.quality import compare
+    from int8conv.convert.quality import compare_tensors
     from int8conv.formats.hub.download import resolve
 
     converted = open_converted(example_int8)
     expected = expected_errors(converted)
-    for quality in compare(converted, resolve(str(example)), lambda done, total: None):
+    for quality in compare_tensors(
+        converted, resolve(str(example)), lambda stage, done, total: None
+    ):
         assert quality.sqnr_db is not None
         measured = 10 ** (-quality.sqnr_db / 20)
         assert expected[quality.name.removesuffix(".weight")] == pytest.approx(measured, rel=0.05)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ...errors import ArgumentError, StatsError
-from ...formats.int8.stats import InputStats, Stats, add_exactly
+from ...formats.int8.stats import InputStats, Stats, add_exactly, read_stats, write_stats
 from ...formats.json_file import dump_json
 from ...formats.safetensors.checksum import running_checksum
 from ...formats.source.checkpoint import Checkpoint
@@ -94,6 +96,18 @@ def merge(parts: Sequence[tuple[str, Stats]]) -> Stats:
             )  # fmt: skip
         merged = replace(merged, inputs=inputs, texts=merged.texts + stats.texts)
     return merged
+
+
+def merge_files(files: Sequence[str], out: str | os.PathLike[str]) -> Stats:
+    """Merge statistics files into one.
+
+    Raises:
+        NotFoundError, SafetensorsError, StatsError, ArgumentError: they cannot be read, or do not belong together.
+        OutputError: ``out`` is of another kind, or cannot be written.
+    """
+    stats = merge([(file, read_stats(file)) for file in files])
+    write_stats(stats, Path(out), map(Path, files))
+    return stats
 
 
 def systematic_dimensions(stats: Stats) -> npt.NDArray[np.int64]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from ...errors import (
     OutlierIndexError,
     TruncatedFileError,
 )
+from ..hub.download import resolve
 from ..json_file import read_json
 from ..safetensors.header import Header
 from ..safetensors.stored import StoredTensor, read_array
@@ -109,6 +110,22 @@ def is_converted(folder: str | os.PathLike[str]) -> bool:
         return _quant_method(read_json(folder / CONFIG_FILE)) == QUANT_METHOD
     except (CheckpointError, NotFoundError):
         return False
+
+
+FolderLike: TypeAlias = "str | os.PathLike[str] | ConvertedFolder"
+"""A converted folder, its id on the hub, or one that is opened already."""
+
+
+def open_folder(path: FolderLike) -> ConvertedFolder:
+    """Open a converted folder; one from the hub is downloaded.
+
+    Raises:
+        HubError: it cannot be downloaded.
+        The errors of ``open_converted``.
+    """
+    if isinstance(path, ConvertedFolder):
+        return path
+    return open_converted(resolve(path).folder)
 
 
 def open_converted(folder: str | os.PathLike[str]) -> ConvertedFolder:

@@ -161,6 +161,8 @@ def read_stats(path: str | os.PathLike[str]) -> Stats:
             tuple(map(str, about["normalised"])),
             {input_: _read_input(path, header, data, input_) for input_ in linears},
         )  # fmt: skip
+    except StatsError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise StatsError(
             f"field 'stats' of the metadata is malformed: {error!r}", file=path

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from ...errors import ChecksumError, NotFoundError, NumberError
+from ...progress import Advance, Progress, counted, silent
 from ..safetensors.checksum import checksum_range, read_blocks, running_checksum
 from ..safetensors.dtypes import ITEM_BYTES
 from ..safetensors.stored import read_array, read_rows
 from ..source.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
-from .folder import ConvertedFolder, QuantizedLinear
+from .folder import FolderLike, QuantizedLinear, open_folder
 from .manifest import FileRecord
 from .names import MANIFEST_FILE, SMALLEST_SCALE, is_padding
 
-Progress = Callable[[int], None]
-"""Called with the number of bytes read since the last call."""
 
+def verify(path: FolderLike, *, progress: Progress = silent) -> int:
+    """Re-read every byte of a converted folder against its checksums and the numeric rules of the format.
 
-def verify(converted: ConvertedFolder, progress: Progress = lambda nbytes: None) -> int:
-    """Check every byte; return how many were read.
+    Args:
+        path: the folder, its id on the hub, or one that is opened.
+        progress: called with the tensors' bytes that are read.
+
+    Returns:
+        The number of bytes, of all files.
 
     Raises:
         ChecksumError: a file, a header or a tensor differs from its checksum, or has none.
         NumberError: a code of -128, in an outlier column or of a row with scale 0; a bad scale; a NaN or infinity; padding that
             is not zero.
-        NotFoundError: a file that the manifest lists is absent.
+        NotFoundError: a file that the manifest lists is missing.
+        HubError, CheckpointError, SafetensorsError, ConvertedFormatError: the folder cannot be opened.
     """
+    converted = open_folder(path)
+    advance = counted(progress, "verify", converted.checkpoint.nbytes)
     total = 0
     for name in (CONFIG_FILE, INDEX_FILE):
         if name not in converted.manifest.files:
@@ -44,16 +51,14 @@ def verify(converted: ConvertedFolder, progress: Progress = lambda nbytes: None)
                                 expected=f"{record.bytes} bytes", found=f"{size}")  # fmt: skip
         _compare(checksum_range(path, 0, record.header_bytes), record.xxh3_128, path)
         if record.tensors is not None:
-            _verify_shard(converted.checkpoint, path, record, progress)
+            _verify_shard(converted.checkpoint, path, record, advance)
         total += size
     for linear in converted.linears.values():
         _verify_linear(linear)
     return total
 
 
-def _verify_shard(
-    checkpoint: Checkpoint, path: Path, record: FileRecord, progress: Progress
-) -> None:
+def _verify_shard(checkpoint: Checkpoint, path: Path, record: FileRecord, advance: Advance) -> None:
     header = checkpoint.headers[path.name]
     assert record.tensors is not None
     if record.header_bytes != header.payload_offset:
@@ -71,7 +76,7 @@ def _verify_shard(
             for block in read_blocks(path, offset, info.nbytes):
                 running.update(block)
                 finite = finite and _is_finite(block, info.dtype)
-                progress(len(block))
+                advance(len(block))
             _compare(running.hexdigest(), record.tensors.get(info.name), path, info.name)
             if not finite:
                 raise NumberError("a value is NaN or infinite", file=path, tensor=info.name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -11,9 +12,20 @@ from torch import Tensor
 from ...errors import ArgumentError, GenerationError
 
 
+class SamplingOptions(TypedDict, total=False):
+    """The fields of ``Sampling`` as keyword arguments; None, or absence, leaves a field as it is."""
+
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. Applied in this order, which is also transformers': repetition penalty, temperature, top-k,
+    """How the next token is chosen. Applied in this order, which is also transformers': repetition penalty, temperature, top-k,
     top-p, min-p."""
 
     temperature: float = 0.0
@@ -45,6 +57,18 @@ class Sampling:
             )
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise ArgumentError("seed", expected="a 64-bit integer", found=self.seed)
+
+    def changed(self, options: SamplingOptions) -> Sampling:
+        """This, with the fields that are given.
+
+        Raises:
+            ArgumentError: one is out of range.
+            TypeError: there is no such field.
+        """
+        given: dict[str, Any] = {
+            name: value for name, value in options.items() if value is not None
+        }
+        return replace(self, **given)
 
     def generator(self) -> torch.Generator:
         """A generator seeded as asked."""

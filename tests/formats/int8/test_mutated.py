@@ -30,7 +30,7 @@ from int8conv.convert.options import ConvertOptions
 from int8conv.convert.preview import preview
 from int8conv.errors import Int8convError
 from int8conv.formats.int8.folder import open_converted
-from int8conv.formats.int8.summary import summarize
+from int8conv.formats.int8.summary import inspect_folder
 from int8conv.formats.int8.verify import verify
 from int8conv.formats.source.checkpoint import open_checkpoint
 
@@ -152,7 +152,7 @@ def all_of(folder: Path) -> Callable[[], object]:
 
     def read() -> None:
         converted = open_converted(folder)
-        summarize(converted).to_json()
+        inspect_folder(converted).to_json()
         verify(converted)
 
     return read

@@ -35,10 +35,11 @@ FIRST = "model-00001-of-00003.safetensors"
 
 def test_a_good_folder_passes_and_is_read_whole(converted: Path) -> None:
     opened = open_converted(converted)
-    counts: list[int] = []
+    told: list[tuple[str, int, int]] = []
     listed = sum(record.bytes for record in opened.manifest.files.values())
-    assert verify(opened, counts.append) == listed
-    assert sum(counts) == opened.checkpoint.nbytes
+    assert verify(opened, progress=lambda *news: told.append(news)) == listed
+    assert told[-1] == ("verify", opened.checkpoint.nbytes, opened.checkpoint.nbytes)
+    assert verify(converted) == listed
     on_disk = sum(path.stat().st_size for path in converted.iterdir())
     assert listed == on_disk - (converted / MANIFEST).stat().st_size
 
