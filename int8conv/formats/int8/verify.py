@@ -17,6 +17,9 @@ from .folder import FolderLike, QuantizedLinear, open_folder
 from .manifest import FileRecord
 from .names import MANIFEST_FILE, SMALLEST_SCALE, is_padding
 
+BLOCK_CODES: Final = 1 << 20
+"""Codes that are looked at in one go."""
+
 
 def verify(path: FolderLike, *, progress: Progress = silent) -> int:
     """Re-read every byte of a converted folder against its checksums and the numeric rules of the format.
@@ -54,7 +57,7 @@ def verify(path: FolderLike, *, progress: Progress = silent) -> int:
             _verify_shard(converted.checkpoint, path, record, advance)
         total += size
     for linear in converted.linears.values():
-        _verify_linear(linear)
+        verify_linear(linear)
     return total
 
 
@@ -105,7 +108,8 @@ def _compare(found: str, expected: str | None, path: Path, tensor: str | None = 
         )  # fmt: skip
 
 
-def _verify_linear(linear: QuantizedLinear) -> None:
+def verify_linear(linear: QuantizedLinear) -> None:
+    """Hold codes and scales to the numeric rules, a block of rows at a time."""
     scale = read_array(linear.scale)
     positive = np.isfinite(scale) & (scale >= SMALLEST_SCALE)
     allowed = positive | ((scale == 0) & ~np.signbit(scale))
@@ -115,7 +119,7 @@ def _verify_linear(linear: QuantizedLinear) -> None:
             expected="0, or at least 2^-126 and finite", found=scale[~allowed][0],
         )  # fmt: skip
     columns = read_array(linear.outlier_index) if linear.outlier_index else None
-    rows = max(1, (1 << 20) // max(linear.in_features, 1))
+    rows = max(1, BLOCK_CODES // max(linear.in_features, 1))
     for first in range(0, linear.out_features, rows):
         last = min(first + rows, linear.out_features)
         codes = read_rows(linear.weight, first, last).squeeze(-1)
