@@ -218,7 +218,7 @@ SOURCES: dict[str, tuple[Damage, list[str]]] = {
     ),
     "a weight of integers beside the model's": (
         with_tensors(**{"model.layers.0.extra.weight": torch.ones(64, 64).char()}),
-        [FILE, "model.layers.0.extra.weight", "found I8"],
+        [FILE, "model.layers.0.extra.weight", "quantized already", "integers (I8)"],
     ),
     "a tensor short": (
         lambda f: write_checkpoint(f, tensors={n: t for n, t in random_tensors(LLAMA).items() if n != Q}),
