@@ -9,6 +9,8 @@ import pytest
 
 import int8conv
 
+from .conftest import SLOW, is_slow
+
 PACKAGE = Path(int8conv.__file__).parent
 TESTS = Path(__file__).parent
 
@@ -122,3 +124,15 @@ def test_exceptions_are_of_modules_without_a_file_and_name_one_that_is_there() -
         assert not own_test(name).exists(), name
     for path in (*ELSEWHERE.values(), *ONE_FILE_FOR_ALL.values()):
         assert (TESTS.parent / path).is_file(), path
+
+
+def test_slow_files_are_there_and_marked(request: pytest.FixtureRequest) -> None:
+    """What ``make check-fast`` leaves out is what conftest names, so a file that moves has to move there too."""
+    for entry in SLOW:
+        path = TESTS / entry
+        assert path.is_file() or any(path.rglob("test_*.py")), entry
+    assert is_slow(TESTS / "kernels/gpu/test_gemm.py")
+    assert not is_slow(Path(__file__))
+    for item in request.session.items:
+        assert (item.get_closest_marker("slow") is not None) == is_slow(item.path), item.nodeid
+    assert list(SLOW) == sorted(SLOW)
