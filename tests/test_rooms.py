@@ -49,9 +49,6 @@ LONG_FUNCTIONS = {
     "cli.eval:command",
     "convert.converter:convert_checkpoint",
     "convert.outliers.calibrate:calibrate",
-    "kernels.gpu.attention:attention_kernel",
-    "kernels.gpu.attention:attend",
-    "kernels.gpu.quantize:quantize_kernel",
 }
 
 
