@@ -73,7 +73,7 @@ MUTANTS = (
     Mutant(
         "hub: patience is never renewed", "formats/hub/remote.py",
         "patience.renew()", "pass",
-        "tests/formats/hub/test_remote.py",
+        "tests/formats/hub/test_remote.py::test_a_failure_after_progress_is_a_first_one",
     ),
     Mutant(
         "crossover: one number for the mode, another for the footprint", "kernels/dispatch.py",

@@ -41,7 +41,7 @@ def test_texts_that_are_refused(tmp_path: Path) -> None:
 
 
 def test_token_ids_within_the_vocabulary(example: Path) -> None:
-    tokenizer = Tokenizer(example)
+    tokenizer = Tokenizer.load(example)
     text = Text("text", "The function", "")
     size = read_json(example / "config.json")["vocab_size"]
     ids = encode(tokenizer, text, size, example, EvaluationError)
