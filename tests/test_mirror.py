@@ -69,7 +69,6 @@ MISSING: frozenset[str] = frozenset(
         "runtime/generate/prefill",
         "runtime/generate/sampler",
         "runtime/loader",
-        "runtime/measure/footprint_weights",
         "runtime/measure/memory_use",
         "runtime/measure/traffic",
         "runtime/models/stored",
