@@ -161,3 +161,14 @@ def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
     for link in links:
         assert (page.parent / link).exists(), link
+
+
+def test_pages_speak_the_language_of_the_field(page: Path) -> None:
+    """Words that this project once had for itself."""
+    text = page.read_text()
+    if page.name == "CONTRIBUTING.md":  # says which words not to use
+        text = text.partition("## English")[0]
+    private = (
+        r"safety net|\bnet\b|\bcaught\b|quantis|\bpickers?\b|neighbour|small files|of which there"
+    )
+    assert re.findall(private, text, re.IGNORECASE) == []
