@@ -41,6 +41,7 @@ from ...runtime.weights.weights import CheckpointWeights, Lookup
 from ..options import ConvertOptions
 from ..source import open_source
 from ..stream import non_finite_weight
+from ..watch import SourceWatch
 from .collect import fingerprint
 
 Progress = Callable[[int, int], None]
@@ -68,6 +69,7 @@ def calibrate_source(
         The errors of ``convert`` that concern the source, and those of ``calibrate``.
     """
     resolved = resolve(source)
+    watch = SourceWatch(resolved.folder)
     opened = open_source(resolved, ConvertOptions("none"))
     if opened.architecture is None:  # say which feature or family
         read_architecture(opened.checkpoint.config, opened.checkpoint.tensors, resolved.folder)
@@ -76,7 +78,9 @@ def calibrate_source(
         opened.checkpoint, opened.architecture, progress, texts=texts, tokens=tokens,
         context=context, seed=seed, device=device,
     )  # fmt: skip
-    return replace(stats, source=resolved.id, fingerprint=fingerprint(opened.checkpoint))
+    found = fingerprint(opened.checkpoint)
+    watch.check_files(opened.checkpoint)
+    return replace(stats, source=resolved.id, fingerprint=found)
 
 
 @torch.inference_mode()
