@@ -41,12 +41,24 @@ class SourceWatch:
         _wait_for_the_clock(stamp for stamp in self._before.values() if stamp)
         self._texts = {name: self._checksum(name) for name in self._before if _is_text(name)}
 
-    def check_files(self, checkpoint: Checkpoint) -> None:
-        """Raise FileChangedError if a weights file is not the one whose header was read."""
+    def check_files(self, checkpoint: Checkpoint, *, strict: bool = False) -> None:
+        """Check that the weights files are those whose headers were read.
+
+        Args:
+            checkpoint: the source.
+            strict: refuse one, too, of which only the time of its last change of state differs: for results that no
+                checksum of the source stands beside.
+
+        Raises:
+            FileChangedError: one is not.
+            NotFoundError: one is gone.
+        """
         for file in {tensor.file for tensor in checkpoint.tensors.values()}:
             if isinstance(file, LocalFile):
                 with file.descriptor():
                     pass
+                if strict and self._stamp(file.name) != self._before.get(file.name):
+                    raise changed_file(file.path)
 
     def check(
         self, checkpoint: Checkpoint, tasks: Sequence[Task], results: Sequence[TaskResult]
