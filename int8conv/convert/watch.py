@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -85,6 +86,15 @@ class SourceWatch:
                 and stored_checksum(task.source) != result.source_checksum
             ):
                 raise changed_file(file.path).about(task.source.name)
+
+    @contextmanager
+    def named_errors(self, checkpoint: Checkpoint) -> Iterator[None]:
+        """Where the system refuses something, look first whether the source is still there."""
+        try:
+            yield
+        except OSError:
+            self.check_files(checkpoint)
+            raise
 
     def _stamp(self, name: str) -> Stamp | None:
         try:
