@@ -20,7 +20,7 @@ from inject_outliers import inject
 from tabulate import tabulate
 
 import int8conv
-from int8conv.runtime.backends.torch_backend import TorchKernels
+from int8conv.runtime.backends.torch_backend import TorchBackend
 from int8conv.runtime.decoder import quantized_cache
 from int8conv.runtime.measure.evaluate import evaluate
 from int8conv.runtime.models.config import DecoderConfig
@@ -42,7 +42,7 @@ def scales(dtype: torch.dtype) -> Iterator[None]:
 
 
 def bytes_of(config: DecoderConfig, dtype: torch.dtype) -> float:
-    cache = TorchKernels().cache(config, batch=1, capacity=1, dtype=dtype)
+    cache = TorchBackend().cache(config, batch=1, capacity=1, dtype=dtype)
     return cache.nbytes / (2 * config.num_layers * config.num_kv_heads)
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from int8conv.kernels.gpu import attention, configs, launch, reference, rotary, sampling
 from int8conv.kernels.gpu.experts import ExpertWeights, chosen_experts
 from int8conv.kernels.gpu.gemm import gemm
-from int8conv.kernels.gpu.quantize import Before, QuantizedTokens, apply, quantize
+from int8conv.kernels.gpu.prologue import Prologue
+from int8conv.kernels.gpu.quantize import QuantizedTokens, apply, quantize
 from int8conv.kernels.gpu.skinny import w8a16
 from int8conv.kernels.weight import MixedWeight
 from int8conv.runtime.decoder.quantized_cache import quantize_heads
@@ -139,18 +140,18 @@ def fused(session: Session) -> Iterator[Row]:
         x = _tokens(tokens, channels, dtype, session.device)
         gain, shift, other = (torch.randn(n, device=session.device).to(dtype) for n in (channels, channels, x.shape))  # fmt: skip
         variants = {
-            "rms + residual": Before(norm="rms", weight=gain, eps=1e-5, residual=other, sum_out=torch.empty_like(x)),
-            "layer": Before(norm="layer", weight=gain, bias=shift, eps=1e-5),
-            "silu x up": Before(activation="silu", times=other), "gelu": Before(activation="gelu"),
-            "gelu_tanh x up": Before(activation="gelu_tanh", times=other), "relu": Before(activation="relu"),
+            "rms": Prologue(norm="rms", weight=gain, eps=1e-5),
+            "layer": Prologue(norm="layer", weight=gain, bias=shift, eps=1e-5),
+            "silu x up": Prologue(activation="silu", times=other), "gelu": Prologue(activation="gelu"),
+            "gelu_tanh x up": Prologue(activation="gelu_tanh", times=other), "relu": Prologue(activation="relu"),
         }  # fmt: skip
-        for name, before in variants.items():
+        for name, prologue in variants.items():
             of = _about(tokens, 0, channels, dtype, name)
-            found = apply(x, before)
-            expected = reference.apply(x.cpu(), _moved(before))
+            found = apply(x, prologue)
+            expected = reference.apply(x.cpu(), _moved(prologue))
             step = 4 * HALF_STEP[dtype] * expected.double().abs() + 2.0**-24
             yield _close("apply", of, found, expected.double(), step)
-            q = quantize(x, before, threshold=6.0)
+            q = quantize(x, prologue, threshold=6.0)
             yield _equal("quantize", of, q, reference.quantize(found.cpu(), threshold=6.0))
 
 
@@ -264,9 +265,9 @@ def on_host(weight: MixedWeight) -> MixedWeight:
     return MixedWeight(**{k: v.cpu() if isinstance(v, Tensor) else v for k, v in moved.items()})
 
 
-def _moved(before: Before) -> Before:
-    values = {f.name: getattr(before, f.name) for f in fields(before)}
-    return Before(**{k: v.cpu() if isinstance(v, Tensor) else v for k, v in values.items()})
+def _moved(prologue: Prologue) -> Prologue:
+    values = {f.name: getattr(prologue, f.name) for f in fields(prologue)}
+    return Prologue(**{k: v.cpu() if isinstance(v, Tensor) else v for k, v in values.items()})
 
 
 def _tokens(tokens: int, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:

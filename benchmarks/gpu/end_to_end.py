@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from int8conv.runtime.backends.gpu.decode import DecodeSteps
 from int8conv.runtime.decoder.decoder import Decoder
 
 from .random_model import random_decoder
@@ -39,7 +38,7 @@ def rows(session: Session) -> Iterator[Row]:
 def _measured(session: Session, decoder: Decoder, ids: Tensor, steps: int, nbytes: int) -> Row:
     batch, prompt = ids.shape
     cache = decoder.cache(batch=batch, capacity=prompt + steps + 1)
-    step = DecodeSteps(decoder, cache)
+    step = decoder.backend.steps(decoder, cache)
     decoder.forward(ids, cache, last_only=True)
     step(ids[:, :1])  # compiles and captures
     prefills, decodes = [], []

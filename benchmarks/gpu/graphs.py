@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 import torch
 
-from int8conv.runtime.backends.gpu.decode import DecodeSteps
-
 from .random_model import random_decoder
 from .session import F16, Row, Session
 
@@ -26,7 +24,7 @@ def rows(session: Session) -> Iterator[Row]:
             for cache in caches:
                 for i, prompt in enumerate(prompts):
                     decoder.forward(prompt, cache.sequence(i))
-            step = DecodeSteps(decoder, caches[0])
+            step = decoder.backend.steps(decoder, caches[0])
             same = True
             for each in tokens:
                 replayed = step(each).clone()

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from int8conv.runtime.backends.gpu.kernels import GpuKernels
-from int8conv.runtime.backends.gpu.weights import DenseProjection, QuantizedProjection
-from int8conv.runtime.backends.torch_backend import Kernels
+from int8conv.runtime.backends.gpu.backend import GpuBackend
+from int8conv.runtime.backends.gpu.projections import DenseProjection, QuantizedProjection
+from int8conv.runtime.backends.interface import Backend
+from int8conv.runtime.backends.parts import Projection
 from int8conv.runtime.decoder.decoder import Decoder
 from int8conv.runtime.models.architecture import Architecture, Module, read_architecture
-from int8conv.runtime.weights.weights import Lookup, Projection
+from int8conv.runtime.weights.weights import Lookup
 
 from .layers import random_weight
 
@@ -39,7 +40,7 @@ class RandomWeights:
         self.dtype = dtype
         self.device = device
         self.share = share
-        self.kernels: Kernels = GpuKernels(form.config.max_positions, device)
+        self.backend: Backend = GpuBackend(form.config.max_positions, device)
         self.linear_bytes = 0
         """Read at each step."""
 

@@ -76,7 +76,8 @@ def preview(
     Raises:
         The errors of ``convert`` that concern the source's headers and the options.
     """
-    opened = open_source(resolve_headers(source), options)
+    resolved = resolve_headers(source)
+    opened = open_source(resolved, options, headers_only=bool(resolved.remote))
     calibrated = options.outliers == "calibrated" and opened.architecture is not None
     columns = _most_outliers(opened, options) if options.outliers != "none" else {}
     plan = make_plan(opened.selection, columns, options)

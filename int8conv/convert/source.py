@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ..errors import ArgumentError, MissingTensorError, UnsupportedModelError
 from ..formats.hub.download import Source
-from ..formats.source.checkpoint import Checkpoint
-from ..runtime.models.architecture import Architecture
+from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint
+from ..formats.source.matrix import have_same_values
+from ..runtime.models.architecture import Architecture, find_tensor, read_architecture
 from ..runtime.opening import open_unconverted
 from .generic import select_by_names
 from .options import ConvertOptions
@@ -26,8 +28,15 @@ class OpenedSource:
     """What the user should know."""
 
 
-def open_source(source: Source, options: ConvertOptions) -> OpenedSource:
+def open_source(
+    source: Source, options: ConvertOptions, *, headers_only: bool = False
+) -> OpenedSource:
     """Open a checkpoint and select what becomes int8.
+
+    Args:
+        source: the checkpoint.
+        options: among them patterns for names.
+        headers_only: read no weight; a head beside a tied embedding is then taken for its copy without a look.
 
     Raises:
         NotFoundError, CheckpointError, SafetensorsError: it is absent, malformed, or quantized already.
@@ -39,7 +48,9 @@ def open_source(source: Source, options: ConvertOptions) -> OpenedSource:
     architecture = None
     notes: list[str] = []
     try:
-        architecture = replace(opened, checkpoint=checkpoint).architecture
+        architecture = _read_architecture(
+            opened.checkpoint, source.folder / CONFIG_FILE, headers_only
+        )
         notes += architecture.notes
     except UnsupportedModelError as error:
         notes.append(
@@ -58,6 +69,20 @@ def open_source(source: Source, options: ConvertOptions) -> OpenedSource:
         raise
     selection = replace(selection, skipped=selection.skipped | excluded)
     return OpenedSource(checkpoint, architecture, selection, tuple(notes))
+
+
+def _read_architecture(checkpoint: Checkpoint, file: Path, headers_only: bool) -> Architecture:
+    """The decoder; a head that is the token embedding's copy is none."""
+    architecture = read_architecture(checkpoint.config, checkpoint.tensors, file)
+    if not architecture.untied:
+        return architecture
+    modules = architecture.outside()
+    head = find_tensor(checkpoint, modules["head"])
+    embed = find_tensor(checkpoint, modules["embed"])
+    if not headers_only and not have_same_values(embed, head):
+        return architecture
+    rest = [name for name in checkpoint.tensors if name != head.name]
+    return read_architecture(checkpoint.config, rest, file)
 
 
 def _included(checkpoint: Checkpoint, options: ConvertOptions) -> tuple[Checkpoint, dict[str, str]]:

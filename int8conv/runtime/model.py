@@ -71,7 +71,7 @@ class Model:
             raise ArgumentError("token_ids", expected="int64 [batch, tokens]",
                                 found=f"{token_ids.dtype} {list(token_ids.shape)}")  # fmt: skip
         self._check_tokens(token_ids, new_tokens=0)
-        return self.decoder.forward(token_ids.to(self.decoder.kernels.device))
+        return self.decoder.forward(token_ids.to(self.decoder.backend.device))
 
     def generate(
         self,
@@ -179,7 +179,7 @@ class Model:
 
     def prepare(self) -> None:
         """Have what single tokens need on a CPU compiled, or loaded from disk, now rather than at the first of them."""
-        if any(block.whole is not None for block in self.decoder.blocks):
+        if any(block.fused is not None for block in self.decoder.blocks):
             prepare()
 
     def fallback_report(self) -> FallbackReport:
@@ -190,7 +190,7 @@ class Model:
         """What this model's memory is predicted with, as it was loaded."""
         decoder = self.decoder
         dtype, kv_cache = (str(d).removeprefix("torch.") for d in (decoder.dtype, decoder.kv_cache))
-        setup = Setup.of(decoder.kernels.device, dtype, kv_cache, self.mode)
+        setup = Setup.of(decoder.backend.device, dtype, kv_cache, self.mode)
         return predictor_of(self.opened, setup, convert=False)
 
     def footprint(self, *, context: int | None = None, batch: int = 1) -> Footprint:

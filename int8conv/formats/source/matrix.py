@@ -23,6 +23,8 @@ Bits = npt.NDArray[Any]
 """uint16 (F16, BF16) or uint32 (F32)."""
 
 _SHORT_ROW: Final = 1 << 12
+_COMPARED: Final = 1 << 20
+"""Bytes that are compared at a time."""
 _PANEL_BYTES: Final = 8 << 20
 """Of a transposed matrix at a time: a narrower panel would be read in slivers."""
 
@@ -103,6 +105,28 @@ def as_rows(stored: StoredTensor, block_elements: int) -> Matrix:
         columns = min(total & -total, _SHORT_ROW)  # a power of two that divides it
         rows = total // columns
     return Matrix(replace(stored, shape=(rows, columns)))
+
+
+def have_same_values(first: StoredTensor, second: StoredTensor) -> bool:
+    """Whether two tensors are the same bit for bit; reads both up to the first block that differs.
+
+    Raises:
+        NotFoundError, TruncatedFileError: a file changed meanwhile.
+    """
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    mine, yours = np.empty((2, _COMPARED), np.uint8)
+    with (
+        first.file.open(until=first.offset + first.nbytes) as one,
+        second.file.open(until=second.offset + second.nbytes) as other,
+    ):
+        for begin in range(0, first.nbytes, _COMPARED):
+            size = min(_COMPARED, first.nbytes - begin)
+            one.read_into(mine[:size].data, first.offset + begin)
+            other.read_into(yours[:size].data, second.offset + begin)
+            if not np.array_equal(mine[:size], yours[:size]):
+                return False
+    return True
 
 
 class MatrixReader:

@@ -55,28 +55,28 @@ FusedLinear = tuple[MixedWeight, "Tensor | None"]
 
 
 class FusedLayer:
-    """``h = x + share * post(out(attention(qkv(norm(x)))))``, then ``h + share * post(down(inner(norm(h))))`` in W8A16.
+    """``h = x + residual_multiplier * post(out(attention(qkv(norm(x)))))``, then ``h + residual_multiplier * post(down(inner(norm(h))))`` in W8A16.
 
     Args:
-        norms: before attention, behind it, before the FFN, behind it; None: there is none.
+        norms: before attention, after it, before the FFN, after it; None: there is none.
         attention: see there.
         linears: qkv ``[(heads + 2 kv_heads) * head_dim, hidden]``, out, the FFN's wide one, down.
         activation: a key of ``ACTIVATIONS``.
         paired: whether the wide one is ``[gate; up]``: the inner state is then ``act(gate) * up``.
         parallel: the FFN's input is ``x`` too.
-        share: see above.
+        residual_multiplier: see above.
     """
 
     def __init__(
         self, norms: Sequence[FusedNorm | None], attention: FusedAttention, linears: Sequence[FusedLinear], activation: str,
-        paired: bool, *, parallel: bool = False, share: float = 1.0,
+        paired: bool, *, parallel: bool = False, residual_multiplier: float = 1.0,
     ) -> None:  # fmt: skip
         a = attention
         norm, post, mlp_norm, mlp_post = (_norm(each) for each in norms)
         qkv, out, wide, down = (jit.linear_arguments(weight, bias) for weight, bias in linears)
         self._arguments = (
             *norm, *post, *qkv, a.by_heads, jit.array(a.query_gain), jit.array(a.key_gain), a.eps, a.interleaved, a.scale,
-            a.softcap or 0.0, jit.array(a.slopes), a.window or 0, *out, parallel, float(share), *mlp_norm, *mlp_post,
+            a.softcap or 0.0, jit.array(a.slopes), a.window or 0, *out, parallel, float(residual_multiplier), *mlp_norm, *mlp_post,
             *wide, ACTIVATIONS[activation], paired, *down,
         )  # fmt: skip
 

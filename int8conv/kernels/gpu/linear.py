@@ -3,7 +3,7 @@
 - ``w8a8``: ``quantize`` (with the norm or activation function before it), then ``gemm`` (with bias and residual).
 - ``w8a16``: that norm or function alone, then ``gemv`` or ``skinny`` (with bias, gate and residual).
 
-An input travels as ``Pending``: a matrix and what is to happen to it, so that whichever kernel reads it next does that on
+An input travels as ``Operand``: a matrix and what is to happen to it, so that whichever kernel reads it next does that on
 the way. The mode follows from the number of tokens by the table's crossover.
 """
 
@@ -19,20 +19,21 @@ from ..weight import MixedWeight
 from . import launch as L
 from .configs import choose
 from .gemm import gemm
-from .quantize import NOTHING, Before, QuantizedTokens, apply, quantize
+from .prologue import NO_PROLOGUE, Prologue
+from .quantize import QuantizedTokens, apply, quantize
 from .skinny import MAX_TOKENS, w8a16
 
 
 @dataclass(frozen=True)
-class Pending:
-    """16-bit ``[tokens, in]`` to which ``before`` is still to be applied."""
+class Operand:
+    """16-bit ``[tokens, in]`` to which ``prologue`` is still to be applied."""
 
     x: Tensor
-    before: Before = NOTHING
+    prologue: Prologue = NO_PROLOGUE
 
     def value(self) -> Tensor:
-        """With ``before`` applied."""
-        return self.x if self.before.nothing else apply(self.x, self.before)
+        """With ``prologue`` applied."""
+        return self.x if self.prologue.is_empty else apply(self.x, self.prologue)
 
 
 def mode_for(tokens: int, device: torch.device) -> Mode:
@@ -42,7 +43,7 @@ def mode_for(tokens: int, device: torch.device) -> Mode:
 
 
 def linear(
-    pending: Pending,
+    operand: Operand,
     weight: MixedWeight,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
@@ -52,7 +53,7 @@ def linear(
     """``x @ weight^T + bias + residual``: 16-bit ``[tokens, out]``.
 
     Args:
-        pending: 16-bit ``[tokens, in]``.
+        operand: 16-bit ``[tokens, in]``.
         weight: int8 ``[out, in]`` with scales and outlier columns, as the file holds it.
         bias: float ``[out]``.
         residual: 16-bit ``[tokens, out]``.
@@ -61,42 +62,42 @@ def linear(
     Raises:
         ArgumentError: a shape, dtype or stride that does not fit.
     """
-    mode = _mode(mode, pending, weight)
+    mode = _mode(mode, operand, weight)
     if mode == "w8a8":
-        return gemm(_quantized(pending, weight), weight, bias, residual)
-    return _few(pending.value(), weight, bias, residual, "none")
+        return gemm(_quantized(operand, weight), weight, bias, residual)
+    return _few(operand.value(), weight, bias, residual, "none")
 
 
 def gated(
-    pending: Pending,
+    operand: Operand,
     weight: MixedWeight,
     bias: Tensor | None = None,
     *,
     activation: str,
     mode: Mode | None = None,
-) -> Pending:
+) -> Operand:
     """``act(x @ gate^T) * (x @ up^T)`` for a weight ``[gate; up]``; in ``w8a8`` the product is left to the next kernel.
 
     Raises:
         ArgumentError: as for ``linear``.
     """
-    mode = _mode(mode, pending, weight)
+    mode = _mode(mode, operand, weight)
     if mode == "w8a16":
-        return Pending(_few(pending.value(), weight, bias, None, activation))
-    gate, up = gemm(_quantized(pending, weight), weight, bias).chunk(2, dim=1)
-    return Pending(gate, Before(activation=activation, times=up))
+        return Operand(_few(operand.value(), weight, bias, None, activation))
+    gate, up = gemm(_quantized(operand, weight), weight, bias).chunk(2, dim=1)
+    return Operand(gate, Prologue(activation=activation, times=up))
 
 
-def _mode(mode: Mode | None, pending: Pending, weight: MixedWeight) -> Mode:
+def _mode(mode: Mode | None, operand: Operand, weight: MixedWeight) -> Mode:
     if weight.activation_bits == 16:
         return "w8a16"
-    return mode or mode_for(pending.x.shape[0], pending.x.device)
+    return mode or mode_for(operand.x.shape[0], operand.x.device)
 
 
-def _quantized(pending: Pending, weight: MixedWeight) -> QuantizedTokens:
+def _quantized(operand: Operand, weight: MixedWeight) -> QuantizedTokens:
     has_outliers = weight.outlier_index is not None and weight.outlier_index.shape[0] > 0
     return quantize(
-        pending.x, pending.before,
+        operand.x, operand.prologue,
         index=weight.outlier_index if has_outliers else None,
         is_outlier=weight.is_outlier if has_outliers else None,
         threshold=weight.threshold,

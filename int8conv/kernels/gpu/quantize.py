@@ -7,11 +7,11 @@ For each token, over channels outside the stored outlier set O and below the thr
     scale = max |x| / 127        codes = rint(x / scale)
 
 Both divisions are IEEE divisions, so that codes and scales equal the reference bit for bit. Codes are 0 in O and where
-the fallback caught a value. The values in O leave in 16 bits, gathered. Where the fallback caught something is told in one bit for
-each token and block of 128 channels, 32 blocks an int32: no memory has to be cleared first, no atomics, and the GEMM may
+the fallback took a value. The values in O leave in 16 bits, gathered. Where the fallback took something is told in one bit per
+token and block of 128 channels, 32 blocks an int32: no memory has to be cleared first, no atomics, and the GEMM may
 join the tokens of whatever row block it uses by OR. The values themselves stay in a 16-bit matrix, of which the GEMM reads
-the marked blocks alone: the input, or, behind a norm or activation function, a matrix whose marked blocks alone are written.
-What the fallback takes is counted on the device: an atomic addition a value taken, and one a launch for the number of tokens.
+the marked blocks alone: the input, or, after a norm or activation function, a matrix whose marked blocks alone are written.
+What the fallback takes is counted on the device: one atomic addition per value taken, and one per launch for the number of tokens.
 
 One program takes one token and reads it two to four times: from the L1 cache, but for the first. NaN: the largest magnitude is
 found among the bit patterns, where NaN is above all, so the scale and with it the token's results become NaN.
@@ -29,40 +29,12 @@ from torch import Tensor
 
 from ...errors import ArgumentError
 from . import launch as L
-from .primitives import activate, narrow, rint
+from .primitives import rint
+from .prologue import NO_PROLOGUE, Prologue, moments, value_at
 
 FALLBACK_BLOCK: Final = 128
 """Channels that one bit of the outlier fallback stands for."""
 WORD_CHANNELS: Final = 32 * FALLBACK_BLOCK
-
-
-@dataclass(frozen=True)
-class Before:
-    """What happens to a token before it is quantized; all of it rounds to 16 bits where PyTorch would.
-
-    ``norm`` (with ``weight``, ``bias``, ``eps``) may follow the addition of ``residual``; an ``activation`` may be followed by
-    a product with ``times``, which has the shape of the input.
-    """
-
-    norm: str = "none"
-    """"none", "rms" or "layer"."""
-    weight: Tensor | None = None
-    """Of the dtype of the tokens; or float32, then what it multiplies is not rounded before."""
-    bias: Tensor | None = None
-    eps: float = 0.0
-    residual: Tensor | None = None
-    sum_out: Tensor | None = None
-    """Where input + residual goes; may be either of them."""
-    activation: str = "none"
-    """"none", "silu", "gelu", "gelu_tanh" or "relu"."""
-    times: Tensor | None = None
-
-    @property
-    def nothing(self) -> bool:
-        return self.norm == "none" and self.activation == "none" and self.residual is None
-
-
-NOTHING: Final = Before()
 
 
 @dataclass(frozen=True)
@@ -83,161 +55,103 @@ class QuantizedTokens:
 
 
 @triton.jit
-def _value(x_row, times_row, weight, bias, i, mask, mean, rstd, NORM: tl.constexpr, ACTIVATION: tl.constexpr):  # fmt: skip
-    """The 16-bit values to quantize, at channels ``i`` of a token."""
-    x = tl.load(x_row + i, mask=mask, other=0.0)
-    dtype: tl.constexpr = x.dtype
-    if NORM == "rms":
-        wide = x.to(tl.float32) * rstd
-        if weight is not None:
-            if weight.dtype.element_ty != tl.float32:
-                wide = narrow(wide, dtype).to(tl.float32)
-            wide = wide * tl.load(weight + i, mask=mask, other=0.0).to(tl.float32)
-        x = narrow(wide, dtype)
-    if NORM == "layer":
-        wide = (x.to(tl.float32) - mean) * rstd
-        if weight is not None:
-            wide = wide * tl.load(weight + i, mask=mask, other=0.0).to(tl.float32)
-        if bias is not None:
-            wide = wide + tl.load(bias + i, mask=mask, other=0.0).to(tl.float32)
-        x = narrow(wide, dtype)
-    if ACTIVATION != "none":
-        x = narrow(activate(x.to(tl.float32), ACTIVATION), dtype)
-    if times_row is not None:
-        times = tl.load(times_row + i, mask=mask, other=0.0).to(tl.float32)
-        x = narrow(x.to(tl.float32) * times, dtype)
-    return x
-
-
-@triton.jit
-def _add(x_row, residual_row, sum_row, channels, BLOCK: tl.constexpr):
-    """sum = x + residual, for a token."""
-    for start in range(0, channels, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        mask = i < channels
-        x = tl.load(x_row + i, mask=mask, other=0.0)
-        total = x.to(tl.float32) + tl.load(residual_row + i, mask=mask, other=0.0).to(tl.float32)
-        tl.store(sum_row + i, narrow(total, x.dtype), mask=mask)
-    tl.debug_barrier()  # the sum is read back, perhaps by other threads
-
-
-@triton.jit
-def _power(x_row, mean, channels, BLOCK: tl.constexpr):
-    """Mean square distance from ``mean``, for a token."""
-    squares = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, channels, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        mask = i < channels
-        x = tl.load(x_row + i, mask=mask, other=0.0).to(tl.float32) - mean
-        squares += tl.where(mask, x * x, 0.0)
-    return tl.sum(squares, 0) / channels
-
-
-@triton.jit
-def _mean(x_row, channels, BLOCK: tl.constexpr):
-    total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, channels, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        total += tl.load(x_row + i, mask=i < channels, other=0.0).to(tl.float32)
-    return tl.sum(total, 0) / channels
-
-
-@triton.jit
-def quantize_kernel(
-    x, residual, sum_out, times, weight, bias, is_outlier, index, half, codes, scale, fallback, outliers, counts,
-    threshold, eps, channels, num_outliers,
-    x_stride, residual_stride, sum_stride, times_stride, half_stride, codes_stride,
+def _first_pass(
+    x_row, times_row, weight, bias, is_outlier, half_row, fallback_row, counts,
+    threshold, mean, rstd, channels, quantized: tl.constexpr,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One token. ``HALF``: 0 writes no 16-bit values, 1 all of them, 2 those of marked blocks."""
-    row = tl.program_id(0).to(tl.int64)
-    x_row = x + row * x_stride
-    dtype: tl.constexpr = x.dtype.element_ty
-    if residual is not None:
-        _add(x_row, residual + row * residual_stride, sum_out + row * sum_stride, channels, BLOCK)
-        x_row = sum_out + row * sum_stride
-    times_row = None if times is None else times + row * times_stride
-    mean = 0.0
-    rstd = 1.0
-    if NORM == "layer":
-        mean = _mean(x_row, channels, BLOCK)
-    if NORM != "none":
-        rstd = 1.0 / tl.sqrt_rn(_power(x_row, mean, channels, BLOCK) + eps)
-
+    """The largest magnitude that is kept, as bits, and whether the fallback took anything; marks and 16-bit values on the way."""
     largest = tl.full((), 0, tl.int32)
     taken = tl.full((), 0, tl.int32)
-    words = (channels + 32 * 128 - 1) // (32 * 128)
     for start in range(0, channels, BLOCK):
         i = start + tl.arange(0, BLOCK)
         mask = i < channels
-        value = _value(x_row, times_row, weight, bias, i, mask, mean, rstd, NORM, ACTIVATION)
+        value = value_at(x_row, times_row, weight, bias, i, mask, mean, rstd, NORM, ACTIVATION)
         if HALF == 1:
-            tl.store(half + row * half_stride + i, value, mask=mask)
-        if codes is not None:
+            tl.store(half_row + i, value, mask=mask)
+        if quantized:
             kept = mask
             if is_outlier is not None:
                 kept = mask & (tl.load(is_outlier + i, mask=mask, other=1) == 0)
-            if fallback is not None:
+            if fallback_row is not None:
                 over = kept & (tl.abs(value.to(tl.float32)) >= threshold)
                 blocks = tl.max(tl.reshape(over.to(tl.int32), (BLOCK // 128, 128)), 1)
                 bits = blocks << tl.arange(0, BLOCK // 128)
-                tl.store(fallback + row * words + start // (32 * 128), tl.sum(bits, 0))
+                tl.store(fallback_row + start // (32 * 128), tl.sum(bits, 0))
                 if HALF == 2:
                     marked = tl.broadcast_to(blocks[:, None], (BLOCK // 128, 128))
                     marked = tl.reshape(marked, (BLOCK,)) != 0
-                    tl.store(half + row * half_stride + i, value, mask=mask & marked)
+                    tl.store(half_row + i, value, mask=mask & marked)
                 if counts is not None:
                     tl.atomic_add(counts + 2 + i, over.to(tl.int64), mask=over)
                     taken = tl.maximum(taken, tl.max(over.to(tl.int32), 0))
                 kept = kept & (over == 0)
             magnitude = value.to(tl.int16, bitcast=True).to(tl.int32) & 0x7FFF
             largest = tl.maximum(largest, tl.max(tl.where(kept, magnitude, 0), 0))
+    return largest, taken
 
+
+@triton.jit
+def _store_codes(
+    x_row, times_row, weight, bias, is_outlier, codes_row, step, fallback, threshold, mean, rstd, channels,
+    NORM: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """``rint(x / step)`` where x is kept, else 0."""
+    for start in range(0, channels, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        mask = i < channels
+        value = value_at(x_row, times_row, weight, bias, i, mask, mean, rstd, NORM, ACTIVATION)
+        wide = value.to(tl.float32)
+        kept = mask
+        if is_outlier is not None:
+            kept = mask & (tl.load(is_outlier + i, mask=mask, other=1) == 0)
+        if fallback is not None:
+            kept = kept & (tl.abs(wide) < threshold)
+        code = rint(tl.div_rn(tl.where(kept, wide, 0.0), step + tl.zeros_like(wide)))
+        tl.store(codes_row + i, code.to(tl.int8), mask=mask)
+
+
+@triton.jit
+def quantize_kernel(
+    x, times, weight, bias, is_outlier, index, half, codes, scale, fallback, outliers, counts,
+    threshold, eps, channels, num_outliers, x_stride, times_stride, half_stride, codes_stride,
+    NORM: tl.constexpr, ACTIVATION: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One token. ``HALF``: 0 writes no 16-bit values, 1 all of them, 2 those of marked blocks."""
+    row = tl.program_id(0).to(tl.int64)
+    x_row = x + row * x_stride
+    dtype: tl.constexpr = x.dtype.element_ty
+    quantized: tl.constexpr = codes is not None
+    times_row = None if times is None else times + row * times_stride
+    half_row = None if half is None else half + row * half_stride
+    words = (channels + 32 * 128 - 1) // (32 * 128)
+    fallback_row = None if fallback is None else fallback + row * words
+    mean, rstd = moments(x_row, eps, channels, NORM, BLOCK)
+    largest, taken = _first_pass(
+        x_row, times_row, weight, bias, is_outlier, half_row, fallback_row, counts,
+        threshold, mean, rstd, channels, quantized, NORM, ACTIVATION, HALF, BLOCK,
+    )  # fmt: skip
     if counts is not None:
         if row == 0:
             tl.atomic_add(counts, tl.num_programs(0).to(tl.int64))
         if taken != 0:
             tl.atomic_add(counts + 1, taken.to(tl.int64))
-    if codes is not None:
+    if quantized:
         peak = largest.to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
         step = tl.div_rn(peak, 127.0)
         tl.store(scale + row, step)
         step = tl.where(step == 0.0, 1.0, step)
-        for start in range(0, channels, BLOCK):
-            i = start + tl.arange(0, BLOCK)
-            mask = i < channels
-            value = _value(x_row, times_row, weight, bias, i, mask, mean, rstd, NORM, ACTIVATION)
-            wide = value.to(tl.float32)
-            kept = mask
-            if is_outlier is not None:
-                kept = mask & (tl.load(is_outlier + i, mask=mask, other=1) == 0)
-            if fallback is not None:
-                kept = kept & (tl.abs(wide) < threshold)
-            code = rint(tl.div_rn(tl.where(kept, wide, 0.0), step + tl.zeros_like(wide)))
-            tl.store(codes + row * codes_stride + i, code.to(tl.int8), mask=mask)
+        _store_codes(
+            x_row, times_row, weight, bias, is_outlier, codes + row * codes_stride, step, fallback,
+            threshold, mean, rstd, channels, NORM, ACTIVATION, BLOCK,
+        )  # fmt: skip
     if index is not None:
         for start in range(0, num_outliers, 64):
             j = start + tl.arange(0, 64)
             mask = j < num_outliers
             i = tl.load(index + j, mask=mask, other=0)
-            value = _value(x_row, times_row, weight, bias, i, mask, mean, rstd, NORM, ACTIVATION)
+            value = value_at(x_row, times_row, weight, bias, i, mask, mean, rstd, NORM, ACTIVATION)
             tl.store(outliers + row * num_outliers + j, value, mask=mask)
-
-
-def _checked(x: Tensor, before: Before) -> None:
-    L.check_rows("x", x, x.shape[-1])
-    for name, other in (
-        ("residual", before.residual),
-        ("sum_out", before.sum_out),
-        ("times", before.times),
-    ):
-        if other is None:
-            continue
-        L.check_rows(name, other, x.shape[1])
-        if other.shape != x.shape or other.dtype != x.dtype:
-            raise ArgumentError(f"shape of {name}", expected=list(x.shape), found=list(other.shape))
-    if (before.residual is None) != (before.sum_out is None):
-        raise ArgumentError("residual and sum_out", expected="both or neither")
 
 
 def _stride(x: Tensor | None) -> int:
@@ -246,7 +160,7 @@ def _stride(x: Tensor | None) -> int:
 
 def _run(
     x: Tensor,
-    before: Before,
+    prologue: Prologue,
     half: Tensor | None,
     which_half: int,
     index: Tensor | None = None,
@@ -259,35 +173,33 @@ def _run(
     codes = None if result is None else result.codes
     L.launch(
         quantize_kernel, (tokens,),
-        x, before.residual, before.sum_out, before.times, before.weight, before.bias,
-        is_outlier, index, half, codes,
+        x, prologue.times, prologue.weight, prologue.bias, is_outlier, index, half, codes,
         None if result is None else result.scale,
         None if result is None else result.fallback,
         None if result is None else result.outliers, counts,
-        0.0 if result is None else result.threshold, before.eps,
+        0.0 if result is None else result.threshold, prologue.eps,
         channels, 0 if index is None else index.shape[0],
-        x.stride(0), _stride(before.residual), _stride(before.sum_out), _stride(before.times),
-        _stride(half), _stride(codes),
-        NORM=before.norm, ACTIVATION=before.activation, HALF=which_half, BLOCK=block,
+        x.stride(0), _stride(prologue.times), _stride(half), _stride(codes),
+        NORM=prologue.norm, ACTIVATION=prologue.activation, HALF=which_half, BLOCK=block,
         num_warps=max(1, min(16, block // 256)), num_stages=1,
     )  # fmt: skip
 
 
-def apply(x: Tensor, before: Before) -> Tensor:
+def apply(x: Tensor, prologue: Prologue) -> Tensor:
     """The norm or activation function alone: 16-bit ``[tokens, channels]`` -> the same.
 
     Raises:
         ArgumentError: a shape, dtype or stride that does not fit.
     """
-    _checked(x, before)
+    prologue.check(x)
     y = L.empty(*x.shape, like=x, dtype=x.dtype)
-    _run(x, before, y, 1)
+    _run(x, prologue, y, 1)
     return y
 
 
 def quantize(
     x: Tensor,
-    before: Before = NOTHING,
+    prologue: Prologue = NO_PROLOGUE,
     *,
     index: Tensor | None = None,
     is_outlier: Tensor | None = None,
@@ -298,7 +210,7 @@ def quantize(
 
     Args:
         x: 16-bit ``[tokens, channels]``, last axis contiguous.
-        before: norm or activation function to apply first.
+        prologue: norm or activation function to apply first.
         index: int32 ``[k]``, ascending: stored outlier channels.
         is_outlier: int8 ``[channels]``: 1 in those channels; with ``index``.
         threshold: magnitude from which the outlier fallback takes a value; None: no fallback.
@@ -307,12 +219,12 @@ def quantize(
     Raises:
         ArgumentError: a shape, dtype or stride that does not fit.
     """
-    _checked(x, before)
+    prologue.check(x)
     if (index is None) != (is_outlier is None):
         raise ArgumentError("index and is_outlier", expected="both or neither")
     tokens, channels = x.shape
     k = 0 if index is None else index.shape[0]
-    fused = threshold is not None and not before.nothing
+    fused = threshold is not None and not prologue.is_empty
     half = L.empty(tokens, channels, like=x, dtype=x.dtype) if fused else None
     result = QuantizedTokens(
         codes=L.empty(tokens, channels, like=x, dtype=torch.int8),
@@ -325,7 +237,7 @@ def quantize(
         threshold=threshold or 0.0,
     )
     _run(
-        x, before, half, 2 if fused else 0, index, is_outlier, result,
+        x, prologue, half, 2 if fused else 0, index, is_outlier, result,
         None if threshold is None else counts,
     )  # fmt: skip
     return result

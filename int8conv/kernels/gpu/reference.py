@@ -16,7 +16,8 @@ from torch import Tensor
 from ..tokens import quantize_tokens as _quantize_tokens
 from ..weight import MixedWeight
 from .experts import ExpertWeights
-from .quantize import FALLBACK_BLOCK, WORD_CHANNELS, Before, QuantizedTokens
+from .prologue import Prologue
+from .quantize import FALLBACK_BLOCK, WORD_CHANNELS, QuantizedTokens
 from .sampling import Draws
 
 ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
@@ -28,28 +29,26 @@ ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
 }
 
 
-def apply(x: Tensor, before: Before) -> Tensor:
+def apply(x: Tensor, prologue: Prologue) -> Tensor:
     """The norm or activation function alone, rounding to 16 bits where the decoder does."""
-    if before.residual is not None and before.sum_out is not None:
-        x = before.sum_out.copy_(x + before.residual)
-    if before.norm == "rms":
+    if prologue.norm == "rms":
         wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + before.eps)
-        if before.weight is not None and before.weight.dtype != x.dtype:
-            x = (wide * before.weight).to(x.dtype)
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + prologue.eps)
+        if prologue.weight is not None and prologue.weight.dtype != x.dtype:
+            x = (wide * prologue.weight).to(x.dtype)
         else:
             x = wide.to(x.dtype)
-            x = x if before.weight is None else x * before.weight
-    elif before.norm == "layer":
-        gain, shift = (None if t is None else t.float() for t in (before.weight, before.bias))
-        x = F.layer_norm(x.float(), x.shape[-1:], gain, shift, before.eps).to(x.dtype)
-    x = ACTIVATIONS[before.activation](x.float()).to(x.dtype)
-    return x if before.times is None else x * before.times
+            x = x if prologue.weight is None else x * prologue.weight
+    elif prologue.norm == "layer":
+        gain, shift = (None if t is None else t.float() for t in (prologue.weight, prologue.bias))
+        x = F.layer_norm(x.float(), x.shape[-1:], gain, shift, prologue.eps).to(x.dtype)
+    x = ACTIVATIONS[prologue.activation](x.float()).to(x.dtype)
+    return x if prologue.times is None else x * prologue.times
 
 
 def quantize(
     x: Tensor,
-    before: Before = Before(),  # noqa: B008  (frozen)
+    prologue: Prologue = Prologue(),  # noqa: B008  (frozen)
     *,
     index: Tensor | None = None,
     is_outlier: Tensor | None = None,
@@ -57,7 +56,7 @@ def quantize(
     counts: Tensor | None = None,
 ) -> QuantizedTokens:
     """Tokens to int8, each by its largest magnitude outside the outlier channels and below the threshold."""
-    x = apply(x, before)
+    x = apply(x, prologue)
     rest = x.float() if index is None else x.float().index_fill(1, index.long(), 0.0)
     fallback = None
     if threshold is not None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..models.config import DecoderConfig
 
-_Self = TypeVar("_Self", bound="StaticCache")
+_Self = TypeVar("_Self", bound="Cache")
 
 
-class StaticCache:
+class Cache:
     """Memory for keys and values of every layer, in some form, for sequences that may differ in length.
 
     Prompts of different length pass one by one, each through its ``sequence``; then all go on together, a token at a time.
@@ -67,20 +68,47 @@ class StaticCache:
             self._parts[number] = part
 
 
-class Cache(StaticCache, ABC):
-    """What the host fills; ``KVCache`` is the plain form. On a GPU kernels fill a ``gpu.cache.DeviceCache``."""
+@dataclass(frozen=True)
+class Quantized:
+    """Keys or values of a layer."""
+
+    codes: Tensor
+    """int8 ``[batch, kv_heads, positions, head_dim]``."""
+    scale: Tensor
+    """float16 ``[batch, kv_heads, positions, 1]``."""
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.codes.shape
+
+    def between(self, begin: int, end: int) -> Quantized:
+        """Positions ``begin`` to before ``end``."""
+        return Quantized(self.codes[:, :, begin:end], self.scale[:, :, begin:end])
+
+    def widened(self, sequence: int, first: int, last: int, dtype: torch.dtype) -> Tensor:
+        """Heads ``first`` to before ``last`` of one sequence: ``[1, heads, positions, head_dim]``."""
+        codes = self.codes[sequence : sequence + 1, first:last].to(dtype)
+        return codes.mul_(self.scale[sequence : sequence + 1, first:last].float())
+
+
+Stored = Tensor | Quantized
+"""Keys or values of all positions, ``[batch, kv_heads, positions, head_dim]``, as a cache has them."""
+
+
+class HostCache(Cache, ABC):
+    """What the host fills; ``KVCache`` is the plain form. On a GPU kernels fill a ``backends.gpu.cache.DeviceCache``."""
 
     @abstractmethod
-    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Any, Any]:
-        """Put ``[batch, kv_heads, tokens, head_dim]`` behind what is there.
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Stored, Stored]:
+        """Put ``[batch, kv_heads, tokens, head_dim]`` after what is there.
 
         Returns:
-            All positions up to the end of the longest sequence, in the form that the cache has them; those behind the end of a
+            All positions up to the end of the longest sequence, in the form that the cache has them; those past the end of a
             shorter one hold anything.
         """
 
     def _put(self, part: Tensor, new: Tensor) -> Tensor:
-        """Keys or values of a layer: ``new`` behind what ``part`` has of each sequence -> all positions, as a view."""
+        """Keys or values of a layer: ``new`` after what ``part`` has of each sequence -> all positions, as a view."""
         lengths, tokens = self.lengths.tolist(), new.shape[2]
         start, end = min(lengths), max(lengths) + tokens
         if start + tokens == end:
@@ -91,8 +119,8 @@ class Cache(StaticCache, ABC):
         return part[:, :, :end]
 
 
-class KVCache(Cache):
-    """Keys and values as they are, or rounded to a narrower float: ``[batch, kv_heads, capacity, head_dim]`` a layer."""
+class KVCache(HostCache):
+    """Keys and values as they are, or rounded to a narrower float: ``[batch, kv_heads, capacity, head_dim]`` per layer."""
 
     def __init__(
         self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype

@@ -6,18 +6,18 @@ Shapes: ``b`` batch, ``t`` tokens of this call, ``s`` positions in the cache, ``
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backends.torch_backend import Kernels, Places
+from ..backends.interface import Backend, Positions
+from ..backends.parts import BlockParts, FeedForwardParts, Hidden, Projection, tensor_of
 from ..models.architecture import Architecture, Module
 from ..models.config import DecoderConfig
-from ..weights.weights import Projection, Weights
-from .attention import AttentionSpec
+from ..weights.weights import Weights
+from .attention_spec import AttentionSpec
 from .cache import Cache
-from .experts import MixtureOfExperts
+from .mixture import MixtureOfExperts
 from .norms import NormWeights
 from .rotary import Rotary
 
@@ -39,28 +39,28 @@ class Norm:
 
     def __init__(self, config: DecoderConfig, module: Module, weights: Weights) -> None:
         self.weights = norm_weights(config, module, weights)
-        self.kernels = weights.kernels
+        self.backend = weights.backend
 
-    def __call__(self, x: Tensor) -> Any:
-        return self.kernels.norm(x, self.weights)
+    def __call__(self, x: Tensor) -> Hidden:
+        return self.backend.norm(x, self.weights)
 
 
 class Attention:
     """Causal attention with grouped key/value heads."""
 
     def __init__(
-        self, config: DecoderConfig, spec: AttentionSpec, qkv: Projection, out: Projection, kernels: Kernels
+        self, config: DecoderConfig, spec: AttentionSpec, qkv: Projection, out: Projection, backend: Backend
     ) -> None:  # fmt: skip
         self.config = config
         self.spec = spec
         self.qkv = qkv
         self.out = out
-        self.kernels = kernels
+        self.backend = backend
 
     def __call__(
-        self, x: Any, places: Places, cache: Cache | None, residual: Tensor | None
+        self, x: Hidden, positions: Positions, cache: Cache | None, residual: Tensor | None
     ) -> Tensor:
-        y = self.kernels.attend(self._split(self.qkv(x)), self.spec, places, cache)
+        y = self.backend.attend(self._split(self.qkv(x)), self.spec, positions, cache)
         return self.out(y, residual=residual)[0]
 
     def _split(self, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -82,17 +82,15 @@ class FeedForward:
     """``down(act(up(x)))``, or ``down(act(gate(x)) * up(x))``."""
 
     def __init__(
-        self, config: DecoderConfig, wide: Projection, down: Projection, kernels: Kernels
+        self, config: DecoderConfig, wide: Projection, down: Projection, backend: Backend
     ) -> None:
-        self.activation = config.activation
-        self.gated = config.gated
-        self.wide = wide
-        self.down = down
-        self.kernels = kernels
+        self.parts = FeedForwardParts(wide, down, config.activation, config.gated)
+        self.backend = backend
 
-    def __call__(self, x: Any, residual: Tensor | None = None) -> Tensor:
-        inner = self.kernels.inner(self.wide, x, self.activation, self.gated)
-        return self.down(inner, residual=residual)[0]
+    def __call__(self, x: Hidden, residual: Tensor | None = None) -> Tensor:
+        parts = self.parts
+        inner = self.backend.inner(parts.wide, x, parts.activation, parts.gated)
+        return parts.down(inner, residual=residual)[0]
 
 
 class Block:
@@ -104,7 +102,9 @@ class Block:
         layer: int,
         weights: Weights,
         observe: Observer | None = None,
+        cache_layer: int | None = None,
     ) -> None:
+        """``cache_layer``: which layer of the cache is this one's, if not the same."""
         self.config = config = architecture.config
         modules = architecture.layer(layer)
 
@@ -119,64 +119,74 @@ class Block:
 
         def ffn(prefix: str = "") -> FeedForward:
             wide = projection(f"{prefix}gate_up", f"{prefix}gate", f"{prefix}up")
-            return FeedForward(config, wide, projection(f"{prefix}down"), self.kernels)
+            return FeedForward(config, wide, projection(f"{prefix}down"), self.backend)
 
-        self.kernels = weights.kernels
+        self.backend = weights.backend
         self.attn_norm, self.attn_post_norm = norm("attn_norm"), norm("attn_post_norm")
         self.mlp_norm, self.mlp_post_norm = norm("mlp_norm"), norm("mlp_post_norm")
         norms = [
             norm_weights(config, modules[role], weights) if role in modules else None
             for role in ("q_norm", "k_norm")
         ]
-        spec = AttentionSpec.of(config, layer, *norms)
+        spec = AttentionSpec.of(config, layer, norms[0], norms[1], cache_layer)
         qkv, out = projection("qkv", "q", "k", "v"), projection("o")
-        self.attention = Attention(config, spec, qkv, out, self.kernels)
+        self.attention = Attention(config, spec, qkv, out, self.backend)
         self.ffn: FeedForward | MixtureOfExperts
         if config.experts is not None and config.is_sparse(layer):
             experts = [ffn(f"{expert}.") for expert in range(config.experts.count)]
             shared = ffn("shared_") if config.experts.shared_size else None
             gate = projection("shared_router") if shared else None
             self.ffn = MixtureOfExperts(
-                config.experts, projection("router"), experts, shared, gate, self.kernels
+                config.experts, projection("router"), experts, shared, gate, self.backend
             )
         else:
             self.ffn = ffn()
-        self.whole = self.kernels.layer(self) if observe is None else None
+        self.fused = self.backend.fuse_layer(self.parts) if observe is None else None
 
-    def __call__(self, x: Tensor, places: Places, cache: Cache | None = None) -> Tensor:
-        whole = self.whole(x, places, cache) if self.whole is not None else None
-        return self._by_parts(x, places, cache) if whole is None else whole
+    @property
+    def parts(self) -> BlockParts:
+        """What a backend is told of it."""
+        norms = (self.attn_norm, self.attn_post_norm, self.mlp_norm, self.mlp_post_norm)
+        weights = [None if norm is None else norm.weights for norm in norms]
+        ffn = self.ffn.parts if isinstance(self.ffn, FeedForward) else None
+        attention = self.attention
+        return BlockParts(self.config, attention.spec, attention.qkv, attention.out, ffn, *weights)
 
-    def _by_parts(self, x: Tensor, places: Places, cache: Cache | None) -> Tensor:
-        def attention(h: Any, residual: Tensor | None) -> Tensor:
-            return self.attention(h, places, cache, residual)
+    def __call__(self, x: Tensor, positions: Positions, cache: Cache | None = None) -> Tensor:
+        y = self.fused(x, positions, cache) if self.fused is not None else None
+        return self._by_parts(x, positions, cache) if y is None else y
+
+    def _by_parts(self, x: Tensor, positions: Positions, cache: Cache | None) -> Tensor:
+        def attention(h: Hidden, residual: Tensor | None) -> Tensor:
+            return self.attention(h, positions, cache, residual)
 
         if self.config.parallel:
             h = x if self.attn_norm is None else self.attn_norm(x)
             return self.ffn(h if self.mlp_norm is None else self.mlp_norm(x), attention(h, x))
         if self.config.norms == "after sum":
             assert self.attn_norm is not None and self.mlp_norm is not None
-            x = self.kernels.value(self.attn_norm(attention(x, x)))
-            return self.kernels.value(self.mlp_norm(self.ffn(x, x)))
+            x = tensor_of(self.attn_norm(attention(x, x)))
+            return tensor_of(self.mlp_norm(self.ffn(x, x)))
         x = self._add(x, self.attn_norm, attention, self.attn_post_norm)
         return self._add(x, self.mlp_norm, self.ffn, self.mlp_post_norm)
 
     def _add(
-        self, x: Tensor, norm: Norm | None, branch: Callable[[Any, Tensor | None], Tensor], post: Norm | None
+        self, x: Tensor, norm: Norm | None, branch: Callable[[Hidden, Tensor | None], Tensor], post: Norm | None
     ) -> Tensor:  # fmt: skip
         """``x`` plus a branch of it."""
         h = x if norm is None else norm(x)
         if post is None and self.config.residual_scale == 1:
             return branch(h, x)
         y = branch(h, None)
-        y = y if post is None else self.kernels.value(post(y))
+        y = y if post is None else tensor_of(post(y))
         return x + y * self.config.residual_scale
 
 
 def _observed(project: Projection, module: Module, observe: Observer) -> Projection:
-    def observing(x: Tensor, residual: Tensor | None = None) -> Any:
-        observe(module, x)
-        return project(x, residual=residual)
+    def observing(x: Hidden, *, residual: Tensor | None = None) -> Sequence[Tensor]:
+        value = tensor_of(x)
+        observe(module, value)
+        return project(value, residual=residual)
 
     return observing
 
@@ -187,9 +197,10 @@ class Embedding:
     def __init__(self, architecture: Architecture, weights: Weights, dtype: torch.dtype) -> None:
         config, modules = architecture.config, architecture.outside()
         self.dtype = dtype
-        self.kernels = weights.kernels
+        self.backend = weights.backend
         self.tokens = weights.lookup(modules["embed"])
-        self.positions = weights.lookup(modules["positions"]) if "positions" in modules else None
+        learned = modules.get("positions")
+        self.positions = None if learned is None else weights.lookup(learned)
         self.offset = config.position_offset
         self.project = _optional(weights, modules.get("project_in"))
         self.norm = (
@@ -199,19 +210,19 @@ class Embedding:
         ropes = [rope for rope in (config.rope, config.local_rope) if rope is not None]
         self.rotaries = [Rotary(rope, config.head_dim) for rope in ropes]
 
-    def __call__(self, token_ids: Tensor, cache: Cache | None = None) -> tuple[Tensor, Any]:
-        """``[b, t]`` -> ``[b, t, hidden]`` and the places of these tokens, behind those in the cache."""
-        places = self.kernels.places(self.rotaries, cache, token_ids, self.dtype)
+    def __call__(self, token_ids: Tensor, cache: Cache | None = None) -> tuple[Tensor, Positions]:
+        """``[b, t]`` -> ``[b, t, hidden]`` and the positions of these tokens, after those in the cache."""
+        positions = self.backend.positions(self.rotaries, cache, token_ids, self.dtype)
         x = self.tokens(token_ids)
         if self.scale != 1:
             x = x * self.scale
         if self.project is not None:
             (x,) = self.project(x)
         if self.positions is not None:
-            x = x + self.positions(places.positions + self.offset)
+            x = x + self.positions(positions.ids + self.offset)
         if self.norm is not None:
-            x = self.kernels.value(self.norm(x))
-        return x, places
+            x = tensor_of(self.norm(x))
+        return x, positions
 
 
 def _optional(weights: Weights, module: Module | None) -> Projection | None:
@@ -227,14 +238,14 @@ class Output:
             Norm(config, modules["final_norm"], weights) if "final_norm" in modules else None
         )
         self.project = _optional(weights, modules.get("project_out"))
-        self.head = weights.projection([modules["embed" if config.tied else "head"]])
+        self.head = weights.projection([architecture.head()])
         self.scale, self.softcap = config.logit_scale, config.logit_softcap
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[b, t, hidden]`` -> float32 ``[b, t, vocab]``."""
-        x = self.final_norm(x) if self.final_norm is not None else x
-        x = self.project(x)[0] if self.project is not None else x
-        logits = self.head(x)[0].float()
+        h: Hidden = x if self.final_norm is None else self.final_norm(x)
+        h = h if self.project is None else self.project(h)[0]
+        logits = self.head(h)[0].float()
         if self.scale != 1:
             logits = logits * self.scale
         if self.softcap is not None:
@@ -252,18 +263,18 @@ class Decoder:
         self.config = config = architecture.config
         self.dtype = dtype
         self.kv_cache = kv_cache or dtype
-        self.kernels = weights.kernels
+        self.backend = weights.backend
         self.embedding = Embedding(architecture, weights, dtype)
         self.blocks = [Block(architecture, i, weights) for i in range(config.num_layers)]
         self.output = Output(architecture, weights)
 
-    def cache(self, *, batch: int, capacity: int) -> Any:
+    def cache(self, *, batch: int, capacity: int) -> Cache:
         """An empty cache for so many sequences of so many positions each."""
-        return self.kernels.cache(self.config, batch=batch, capacity=capacity, dtype=self.kv_cache)
+        return self.backend.cache(self.config, batch=batch, capacity=capacity, dtype=self.kv_cache)
 
     @property
     def needs_host_sync(self) -> bool:
-        """Whether a step of one token a sequence makes the host wait for the device."""
+        """Whether a step of one token per sequence makes the host wait for the device."""
         return any(
             isinstance(each.ffn, MixtureOfExperts) and each.ffn.needs_host_sync
             for each in self.blocks
@@ -275,11 +286,11 @@ class Decoder:
     ) -> Tensor:
         """Logits, float32 ``[b, t, vocab]`` (``[b, 1, vocab]`` with ``last_only``), for token ids ``[b, t]``.
 
-        With a cache the tokens stand behind those in it, and are added to it.
+        With a cache the tokens come after those in it, and are added to it.
         """
-        x, places = self.embedding(token_ids, cache)
+        x, positions = self.embedding(token_ids, cache)
         for block in self.blocks:
-            x = block(x, places, cache)
+            x = block(x, positions, cache)
         if cache is not None:
             cache.advance(token_ids.shape[1])
         return self.output(x[:, -1:] if last_only else x)

@@ -2,55 +2,31 @@
 
     code = clamp(rint(x / scale), -127, 127),   scale = fp16(absmax / 127)
 
-with one scale for each head and token, of its keys and of its values: a token is quantized once, when it comes, and no other
-depends on it. Keys are quantized as they are cached, behind the rotation. Head size 64 takes 66 bytes a head and token, 128 takes
+with one scale per head and token, of its keys and of its values: a token is quantized once, when it comes, and no other
+depends on it. Keys are quantized as they are cached, after the rotation. Head size 64 takes 66 bytes per head and token, 128 takes
 130. Scales are float16, as float32 ones change no figure (docs/fidelity.md); they stay within its normal numbers, so that
 magnitudes below 3e-5 become 0, and magnitudes above 8.3e6 would be cut off. Codes are found with the rounded scale.
 
-Attention widens a block of heads at a time (``attention.attend``); the cache is nowhere whole in floats. On a GPU, ``gpu.cache`` has
+Attention widens a block of heads at a time (``backends.torch_attention``); the cache is nowhere whole in floats. On a GPU, ``backends.gpu.cache`` has
 the same codes and scales, and attention of single tokens reads them as they are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from ..models.config import DecoderConfig
-from .cache import Cache
+from .cache import HostCache, Quantized
 
 LARGEST_CODE: Final = 127
 _SCALES: Final = torch.float16
 _SMALLEST, _LARGEST = 2.0**-14, torch.finfo(_SCALES).max
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """Keys or values of a layer."""
-
-    codes: Tensor
-    """int8 ``[batch, kv_heads, positions, head_dim]``."""
-    scale: Tensor
-    """float16 ``[batch, kv_heads, positions, 1]``."""
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.codes.shape
-
-    def between(self, begin: int, end: int) -> Quantized:
-        """Positions ``begin`` to before ``end``."""
-        return Quantized(self.codes[:, :, begin:end], self.scale[:, :, begin:end])
-
-    def widened(self, sequence: int, first: int, last: int, dtype: torch.dtype) -> Tensor:
-        """Heads ``first`` to before ``last`` of one sequence: ``[1, heads, positions, head_dim]``."""
-        codes = self.codes[sequence : sequence + 1, first:last].to(dtype)
-        return codes.mul_(self.scale[sequence : sequence + 1, first:last].float())
-
-
-class QuantizedCache(Cache):
+class QuantizedCache(HostCache):
     """Keys and values of every layer in int8."""
 
     def __init__(self, config: DecoderConfig, *, batch: int, capacity: int) -> None:
@@ -62,16 +38,16 @@ class QuantizedCache(Cache):
 
     def _quantized(self, layer: int, kind: int, new: Tensor) -> Quantized:
         codes, scale = quantize_heads(new)
-        whole_codes, whole_scale = self._parts
+        codes_of_all, scale_of_all = self._parts
         return Quantized(
-            self._put(whole_codes[layer, kind], codes), self._put(whole_scale[layer, kind], scale)
+            self._put(codes_of_all[layer, kind], codes), self._put(scale_of_all[layer, kind], scale)
         )
 
 
 def quantized_parts(
     config: DecoderConfig, *, batch: int, capacity: int, device: torch.device | None = None
 ) -> list[Tensor]:
-    """Codes and scales of every layer, for a ``StaticCache``."""
+    """Codes and scales of every layer, for a ``Cache``."""
     shape = (config.num_layers, 2, batch, config.num_kv_heads, capacity)
     codes = torch.zeros(*shape, config.head_dim, dtype=torch.int8, device=device)
     return [codes, torch.zeros(*shape, 1, dtype=_SCALES, device=device)]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..decoder.activations import PREFILL_TOKENS
+from ..backends.interface import Step
+from ..decoder.cache import Cache
 from ..decoder.decoder import Decoder
 from ..text.stopping import StopScanner
 from ..text.tokenizer import Detokenizer
+from .prefill import prefill
 from .sampler import Choice, Request, Sampled
 from .sampling import Sampling
 
@@ -86,9 +88,9 @@ class Continuation:
 
 
 def continue_all(
-    decoder: Decoder, continuations: Sequence[Continuation], cache: Any, step: Callable[[Tensor], Tensor] | None = None
+    decoder: Decoder, continuations: Sequence[Continuation], cache: Cache, step: Step | None = None
 ) -> None:  # fmt: skip
-    """Run until all are done. The cache has a place for each; what it has there already of a prompt is not computed again.
+    """Run until all are done. The cache has a sequence for each; what it has of a prompt already is not computed again.
 
     ``step`` takes one token of each with that cache; None makes one.
 
@@ -99,9 +101,9 @@ def continue_all(
     if not active:
         return
     requests = [each.request for each in continuations]
-    sampler = decoder.kernels.sampler(requests, decoder.config.vocab_size)
+    sampler = decoder.backend.sampler(requests, decoder.config.vocab_size)
     sampled: Sampled = sampler.sample(_prompts(decoder, continuations, active, cache), active)
-    step = step or decoder.kernels.steps(decoder, cache)
+    step = step or decoder.backend.steps(decoder, cache)
     while active:
         following = None
         if sampler.ahead and any(continuations[i].left > 1 for i in active):
@@ -117,20 +119,13 @@ def continue_all(
 
 
 def _prompts(
-    decoder: Decoder, continuations: Sequence[Continuation], active: Sequence[int], cache: Any
+    decoder: Decoder, continuations: Sequence[Continuation], active: Sequence[int], cache: Cache
 ) -> Tensor:
-    """Logits behind each prompt, float32 ``[b, vocab]``; zeros for those that are not going."""
+    """Logits after each prompt, float32 ``[b, vocab]``; zeros for those that are not active."""
     shape = (len(continuations), decoder.config.vocab_size)
-    logits = torch.zeros(shape, device=decoder.kernels.device)
+    logits = torch.zeros(shape, device=decoder.backend.device)
     for i in active:
         part = cache.sequence(i) if len(continuations) > 1 else cache
-        logits[i] = _prefill(decoder, torch.tensor([continuations[i].prompt]), part)[0, -1]
+        rest = torch.tensor([continuations[i].prompt])[:, part.length :]
+        logits[i] = prefill(decoder, rest.to(decoder.backend.device), part)[0, -1]
     return logits
-
-
-def _prefill(decoder: Decoder, tokens: Tensor, cache: Any) -> Tensor:
-    """The last token's logits ``[1, 1, vocab]``; a long prompt passes in parts, which bounds the activations' memory."""
-    tokens = tokens[:, cache.length :].to(decoder.kernels.device)
-    size = PREFILL_TOKENS[decoder.kernels.device.type]
-    parts = [tokens[:, i : i + size] for i in range(0, tokens.shape[1], size)]
-    return [decoder.forward(part, cache, last_only=True) for part in parts][-1]

@@ -1,4 +1,4 @@
-"""The next token of every sequence of a batch, from their logits: on the CPU. ``gpu.picking`` does it on a GPU."""
+"""The next token of every sequence of a batch, from their logits: on the CPU. ``backends.gpu.sampler`` does it on a GPU."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Sampler(Protocol):
     """The host may start the next step before it looks at a token."""
 
     def sample(self, logits: Tensor, active: Sequence[int]) -> Sampled:
-        """From float32 logits ``[b, vocab]``; only the sequences ``going`` matter."""
+        """From float32 logits ``[b, vocab]``; only ``active`` sequences matter."""
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from torch import Tensor
-
+from ..backends.interface import Step
+from ..decoder.cache import Cache
 from ..decoder.decoder import Decoder
 
 
@@ -15,37 +14,36 @@ class Session:
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self._cache: Any = None
-        self._steps: Any = None
+        self._cache: Cache | None = None
+        self._steps: Step | None = None
         self._ids: list[int] = []
 
-    def cache_for(self, prompt: Sequence[int], limit: int) -> Any:
+    def cache_for(self, prompt: Sequence[int], limit: int) -> Cache:
         """A cache with the beginning of a prompt in it, and room for the rest and ``limit`` new tokens.
 
         At least the prompt's last token is not in it: somebody has to compute the logits.
         """
         needed, config = len(prompt) + limit, self._decoder.config
-        if self._cache is None:
-            self._cache = self._decoder.cache(batch=1, capacity=needed)
+        cache = self._cache = self._cache or self._decoder.cache(batch=1, capacity=needed)
         kept = min(_common(self._ids, prompt), len(prompt) - 1)
         self._ids = self._ids[:kept]
-        self._cache.truncate(kept)
-        if self._cache.capacity < needed:
-            twice = min(2 * self._cache.capacity, config.max_positions)
-            self._cache.enlarge(max(needed, twice))
-        return self._cache
+        cache.truncate(kept)
+        if cache.capacity < needed:
+            twice = min(2 * cache.capacity, config.max_positions)
+            cache.enlarge(max(needed, twice))
+        return cache
 
     @property
-    def steps(self) -> Callable[[Tensor], Tensor]:
+    def steps(self) -> Step:
         """Steps of one token with that cache: on a GPU they are captured once, and again where the cache grows."""
         if self._steps is None:
-            self._steps = self._decoder.kernels.steps(self._decoder, self._cache)
-        steps: Callable[[Tensor], Tensor] = self._steps
-        return steps
+            assert self._cache is not None  # ``cache_for`` comes first
+            self._steps = self._decoder.backend.steps(self._decoder, self._cache)
+        return self._steps
 
     def keep(self, token_ids: Sequence[int]) -> None:
         """Say which tokens the cache was filled with: a prompt and what followed, of which the last may not be in it."""
-        self._ids = list(token_ids[: self._cache.length])
+        self._ids = list(token_ids[: 0 if self._cache is None else self._cache.length])
 
     @property
     def token_ids(self) -> list[int]:

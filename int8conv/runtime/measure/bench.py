@@ -19,8 +19,8 @@ from torch import Tensor
 from ...errors import ArgumentError
 from ...kernels.dispatch import Mode
 from ..backends.gpu.files import Loading
-from ..decoder.activations import PREFILL_TOKENS
 from ..devices import DeviceLike, Placement, current, find_placement
+from ..generate.prefill import prefill
 from ..loader import load_opened
 from ..model import Model
 from ..opening import open_model
@@ -218,9 +218,9 @@ class _Steps:
     def __init__(self, model: Model, prompt_tokens: int, new_tokens: int, batch: int) -> None:
         decoder = self._decoder = model.decoder
         self._new_tokens = new_tokens
-        self._device = decoder.kernels.device
+        self._device = decoder.backend.device
         self._cache = decoder.cache(batch=batch, capacity=prompt_tokens + new_tokens)
-        self._step = decoder.kernels.steps(decoder, self._cache)
+        self._step = decoder.backend.steps(decoder, self._cache)
         generator = torch.Generator().manual_seed(0)
         shape = (batch, prompt_tokens)
         ids = torch.randint(model.config.vocab_size, shape, generator=generator)
@@ -232,8 +232,7 @@ class _Steps:
         found = []
         for i, prompt in enumerate(self._prompts):
             part = self._cache.sequence(i) if len(self._prompts) > 1 else self._cache
-            for ids in prompt[None].split(PREFILL_TOKENS[self._device.type], dim=1):
-                logits = self._decoder.forward(ids, part, last_only=True)
+            logits = prefill(self._decoder, prompt[None], part)
             found.append(logits[:, -1].argmax(-1, keepdim=True))
         return torch.cat(found)
 

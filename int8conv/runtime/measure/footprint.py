@@ -17,11 +17,11 @@ from ...formats.int8.names import MANIFEST_FILE
 from ...formats.json_file import read_json
 from ...formats.source.checkpoint import CONFIG_FILE
 from ...formats.source.weight_files import is_weights_name
-from ..decoder.activations import activation_bytes
 from ..devices import DeviceKind, DeviceLike, device_kind
 from ..models.architecture import Architecture, read_architecture
 from ..models.config import DecoderConfig
 from ..opening import OpenedModel, open_model
+from .activation_memory import activation_bytes
 from .footprint_weights import (
     ESTIMATED,
     converted_weights,

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from ...errors import ShapeError
+from ...errors import ShapeError, UnsupportedModelError
 from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import Checkpoint
 from .config import DecoderConfig, RawConfig
 from .families import Family, find_family
 from .reference_fields import FIELDS
+from .stored import as_stored
 
 Kind = Literal["embedding", "norm", "attention", "ffn", "router", "projection", "head"]
 MOST_LAYERS = 10_000
 MOST_EXPERTS = 10_000
 _KEYS_SHOWN: Final = 8
 _KEY_LENGTH: Final = 40
+_UNTIED: Final = "the config says that the head is the token embedding, but the checkpoint has another head: it is kept and used"
+_HEADLESS: Final = "the checkpoint has no head, as embedding and reward models: it can be converted, but generates no text"
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,9 @@ class Architecture:
     config: DecoderConfig
     modules: tuple[Module, ...]
     notes: tuple[str, ...] = ()
-    """What the user should know of the config."""
+    """What the user should know of config and head."""
+    untied: bool = False
+    """The config says that the head is the token embedding, and the checkpoint has one beside it, which counts."""
 
     def groups(self) -> Iterator[tuple[Module, ...]]:
         """The quantized linears by shared input, in order."""
@@ -62,6 +67,21 @@ class Architecture:
         """The modules outside the layers by role."""
         return {m.role: m for m in self.modules if m.layer is None}
 
+    def head(self) -> Module:
+        """What gives logits: the head, or the token embedding where they are tied.
+
+        Raises:
+            UnsupportedModelError: the checkpoint has none.
+        """
+        modules = self.outside()
+        role = "embed" if self.config.tied else "head"
+        if role not in modules:
+            raise UnsupportedModelError(
+                f"the checkpoint has no head, '{self.family.names['head']}.weight': an embedding or reward model, "
+                "which gives no logits and no text"
+            )
+        return modules[role]
+
 
 def read_architecture(
     config: dict[str, Any], tensors: Collection[str], file: object = "config.json"
@@ -70,7 +90,8 @@ def read_architecture(
 
     Args:
         config: the parsed file.
-        tensors: names of the checkpoint's tensors, to tell whether the base model's prefix is there.
+        tensors: names of the checkpoint's tensors, to tell whether the base model's prefix and a head are there. A head beside
+            a tied embedding counts, as in transformers: leave its name out if it is the same matrix.
         file: named in errors.
 
     Raises:
@@ -83,17 +104,14 @@ def read_architecture(
     decoder = family.read_config(raw)
     passed_over = raw.finish(FIELDS[family.model_type])
     _check_sizes(decoder, raw)
-    embed = family.names["embed"] + ".weight"
-    stripped = embed.removeprefix(family.base_prefix)
-    if embed not in tensors and stripped in tensors:
-        names = {r: n.removeprefix(family.base_prefix) for r, n in family.names.items()}
-        family = replace(family, names=names)
-    elif decoder.tied and embed not in tensors and family.names["head"] + ".weight" in tensors:
-        # of tensors that share memory, safetensors' save_model keeps the first name
-        names = {**family.names, "embed": family.names["head"]}
-        family = replace(family, names=names)
-    notes = (_passed_over(passed_over),) if passed_over else ()
-    return Architecture(family, decoder, tuple(_modules(decoder, family.names)), notes)
+    stored = as_stored(family, decoder, tensors)
+    modules = _modules(stored.config, stored.family.names)
+    if stored.headless:
+        modules = (module for module in modules if module.kind != "head")
+    notes = [_passed_over(passed_over)] if passed_over else []
+    notes += [_UNTIED] if stored.untied else []
+    notes += [_HEADLESS] if stored.headless else []
+    return Architecture(stored.family, stored.config, tuple(modules), tuple(notes), stored.untied)
 
 
 def _passed_over(keys: tuple[str, ...]) -> str:

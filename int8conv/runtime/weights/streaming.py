@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backends.torch_backend import Places
+from ..backends.interface import Positions
+from ..decoder.cache import Cache
 from ..decoder.decoder import Block, Embedding, Observer, Output
 from ..models.architecture import Architecture
 from .weights import Weights
@@ -27,7 +27,7 @@ class BlockStream:
         architecture: the model.
         weights: where its weights come from.
         windows: token ids int64 ``[tokens]`` of each window.
-        device: where blocks run, if not where the weights' kernels are.
+        device: where blocks run, if not where the weights' backend is.
         kv_cache: dtype of a cache that keys and values pass through, as when tokens come one by one; None: they stay as they are.
     """
 
@@ -41,45 +41,30 @@ class BlockStream:
     ) -> None:
         self.architecture = architecture
         self._weights = weights
-        embedded_on = weights.kernels.device
+        embedded_on = weights.backend.device
         self._device = embedded_on if device is None else torch.device(device)
         embedding = Embedding(architecture, weights, weights.dtype)
         self.hidden: list[Tensor] = []
         """The next block's input, or after the last block its output: ``[1, tokens, hidden]`` of each window, in the weights' dtype."""
-        self._places: dict[int, Places] = {}
+        self._positions: dict[int, Positions] = {}
         for window in windows:
-            x, places = embedding(window[None].to(embedded_on))
+            x, positions = embedding(window[None].to(embedded_on))
             self.hidden.append(x.to(self._device))
-            if len(window) not in self._places:
-                self._places[len(window)] = places.to(self._device)
-        self._cache: Any = None
+            if len(window) not in self._positions:
+                self._positions[len(window)] = positions.to(self._device)
+        self._cache: Cache | None = None
+        """Of one layer for all of them: a window's keys and values pass through it, and the next's take their place."""
         if kv_cache is not None:
-            self._cache = _OneLayer(
-                weights.kernels.cache(
-                    replace(architecture.config, num_layers=1), batch=1,
-                    capacity=max(self._places), dtype=kv_cache,
-                )
-            )  # fmt: skip
+            one_layer = replace(architecture.config, num_layers=1)
+            longest = max(self._positions)
+            self._cache = weights.backend.cache(one_layer, batch=1, capacity=longest, dtype=kv_cache)  # fmt: skip
 
     def advance(self, layer: int, observe: Observer | None = None) -> None:
         """Load a block, run every window through it, and forget it."""
-        block = Block(self.architecture, layer, self._weights, observe)
+        block = Block(self.architecture, layer, self._weights, observe, cache_layer=0)
         for number, x in enumerate(self.hidden):
-            self.hidden[number] = block(x, self._places[x.shape[1]], self._cache)
+            self.hidden[number] = block(x, self._positions[x.shape[1]], self._cache)
 
     def output(self) -> Output:
-        """Final norm and head, for hidden states behind the last block."""
+        """Final norm and head, for hidden states after the last block."""
         return Output(self.architecture, self._weights)
-
-
-class _OneLayer:
-    """A cache of one layer for all of them: a window's keys and values pass through it, and the next's take their place."""
-
-    def __init__(self, cache: Any) -> None:
-        self._cache = cache
-
-    def update(self, layer: int, keys: Tensor, values: Tensor) -> Any:
-        return self._cache.update(0, keys, values)
-
-    def layer(self, layer: int) -> Any:
-        return self._cache.layer(0)

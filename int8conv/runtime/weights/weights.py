@@ -6,7 +6,7 @@ Both give a ``Projection`` for linears that share an input: a call takes the inp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,20 +20,15 @@ from ...formats.source.checkpoint import Checkpoint
 from ...formats.source.fp8 import FP8_DTYPES
 from ...formats.source.matrix import find_matrix
 from ...kernels.cpu import jit
-from ...kernels.dispatch import Mode, dense_linear
+from ...kernels.dispatch import Mode
 from ...kernels.weight import FallbackCounter, MixedWeight, dequantized_rows
-from ..backends.numba_backend import CpuKernels, MixedProjection
-from ..backends.torch_backend import Kernels, TorchKernels
+from ..backends.interface import Backend
+from ..backends.numba_backend import NumbaBackend
+from ..backends.parts import Projection
+from ..backends.torch_backend import TorchBackend
 from ..models.architecture import Module, find_tensor, shape_error
 from .mapping import MappedFiles, read_matrix, read_tensor, torch_dtype
-
-
-class Projection(Protocol):
-    """Linears of one input."""
-
-    def __call__(self, x: Any, *, residual: Tensor | None = None) -> Sequence[Tensor]:
-        """``[batch, tokens, in]`` -> for each linear ``[batch, tokens, out]``; of a single one with ``residual`` added."""
-
+from .projections import DenseProjection, MixedProjection, SplitProjection
 
 Lookup = Callable[[Tensor], Tensor]
 """Row numbers of any shape ``[...]`` -> ``[..., columns]`` in the activations' dtype."""
@@ -42,7 +37,7 @@ Lookup = Callable[[Tensor], Tensor]
 class Weights(Protocol):
     """What the decoder asks for when it is built."""
 
-    kernels: Kernels
+    backend: Backend
     dtype: torch.dtype
     """Of activations."""
 
@@ -56,26 +51,18 @@ class Weights(Protocol):
         """The linears of one input."""
 
 
-class SplitProjection:
-    """Linears of one input that are not one matrix.
+class TensorFiles(Protocol):
+    """Weights files, as memory of some device."""
 
-    Args:
-        parts: projections of that input.
-        places: for each linear, its place among the outputs of all parts.
-    """
+    def tensor(self, stored: StoredTensor) -> Tensor:
+        """A stored tensor, in its own dtype and shape."""
 
-    def __init__(self, parts: Sequence[Projection], places: Sequence[int]) -> None:
-        self.parts = parts
-        self.places = places
-
-    def __call__(self, x: Any, *, residual: Tensor | None = None) -> Sequence[Tensor]:
-        assert residual is None  # of one linear alone
-        outputs = [y for multiply in self.parts for y in multiply(x)]
-        return [outputs[place] for place in self.places]
+    def fused(self, parts: list[StoredTensor]) -> Tensor:
+        """One view of tensors that lie next to each other, joined along their first axis."""
 
 
 class CheckpointWeights:
-    """A source checkpoint. Tensors of another dtype than ``dtype``, or from afar, are read and cast when asked for; others are mapped.
+    """A source checkpoint. Tensors of another dtype than ``dtype``, or streamed from the hub, are read and cast when asked for; others are mapped.
 
     They go to ``device`` one by one, and stay there no longer than who asked for them.
     """
@@ -87,7 +74,7 @@ class CheckpointWeights:
         self.dtype = dtype
         self.device = torch.device(device)
         self._files = MappedFiles()
-        self.kernels: Kernels = TorchKernels(device)
+        self.backend: Backend = TorchBackend(device)
         self._embeddings: dict[str, Tensor] = {}
 
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
@@ -121,7 +108,7 @@ class CheckpointWeights:
         pairs = [
             (self._weight(m), self.tensor(m, "bias") if m.bias else None) for m in modules
         ]  # fmt: skip
-        return _added(lambda x: [dense_linear(x, weight, bias) for weight, bias in pairs])
+        return DenseProjection(pairs)
 
 
 class ConvertedWeights:
@@ -134,13 +121,15 @@ class ConvertedWeights:
         mode: Mode | None = None,
         *,
         outlier_fallback: bool = True,
+        backend: Backend | None = None,
     ) -> None:
+        """``backend``: on the CPU; None takes compiled layers for float32 activations where numba is installed."""
         self.converted = converted
         self.dtype = dtype
         self.mode: Mode | None = mode
-        self._files = MappedFiles()
+        self._files: TensorFiles = MappedFiles()
         compiled = dtype == torch.float32 and jit.available()
-        self.kernels: Kernels = CpuKernels() if compiled else TorchKernels()
+        self.backend: Backend = backend or (NumbaBackend() if compiled else TorchBackend())
         inputs = converted.manifest.inputs
         self._groups = {path: group.linears for group in inputs for path in group.linears}
         self._thresholds = {
@@ -173,11 +162,11 @@ class ConvertedWeights:
         if len(parts) == 1:
             return parts[0][1]
         order = [m.path for members, _ in parts for m in members]
-        places = [order.index(m.path) for m in modules]
-        return self._split([multiply for _, multiply in parts], places)
+        numbers = [order.index(m.path) for m in modules]
+        return self._split([multiply for _, multiply in parts], numbers)
 
-    def _split(self, parts: Sequence[Projection], places: Sequence[int]) -> Projection:
-        return SplitProjection(parts, places)
+    def _split(self, parts: Sequence[Projection], order: Sequence[int]) -> Projection:
+        return SplitProjection(parts, order)
 
     def _fusable(self, modules: Sequence[Module]) -> list[list[Module]]:
         """The modules by what lies next to each other: a group of the manifest, or a module of its own."""
@@ -202,7 +191,7 @@ class ConvertedWeights:
         return self._quantized(mixed, bias, sizes)
 
     def _dense(self, weight: Tensor, bias: Tensor | None) -> Projection:
-        return _added(lambda x: [dense_linear(x, weight, bias)])
+        return DenseProjection([(weight, bias)])
 
     def _quantized(self, mixed: MixedWeight, bias: Tensor | None, sizes: Sequence[int]) -> Projection:  # fmt: skip
         return MixedProjection(mixed, bias, sizes, self.mode)
@@ -219,7 +208,7 @@ class ConvertedWeights:
         threshold = stored or None  # a stored 0 says that all of the input keeps 16 bits
         if threshold is not None:
             counter = self.counters.setdefault(
-                first.path, FallbackCounter(first.in_features, self.kernels.device)
+                first.path, FallbackCounter(first.in_features, self.backend.device)
             )
         return MixedWeight(
             codes=self._files.fused([linear.weight for linear in linears]).squeeze(-1),
@@ -249,13 +238,3 @@ class ConvertedWeights:
             return None
         stored = [find_tensor(self.converted.checkpoint, m, "bias") for m in modules]
         return self._files.fused(stored)
-
-
-def _added(multiply: Callable[[Tensor], Sequence[Tensor]]) -> Projection:
-    """With the residual added to the only output."""
-
-    def project(x: Tensor, *, residual: Tensor | None = None) -> Sequence[Tensor]:
-        outputs = multiply(x)
-        return outputs if residual is None else [residual + outputs[0]]
-
-    return project

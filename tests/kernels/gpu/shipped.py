@@ -27,7 +27,8 @@ from int8conv.kernels.gpu import (
     sampling,
     skinny,
 )
-from int8conv.kernels.gpu.quantize import Before, QuantizedTokens
+from int8conv.kernels.gpu.prologue import Prologue
+from int8conv.kernels.gpu.quantize import QuantizedTokens
 from int8conv.kernels.weight import MixedWeight
 
 from .compiling import compile_for, recording
@@ -132,15 +133,15 @@ def run_sampling(dtype: torch.dtype) -> None:
 
 def run_quantize(dtype: torch.dtype, channels: int, norm: str, activation: str, gains: torch.dtype | None = None) -> None:  # fmt: skip
     x, gain = empty(8, channels, dtype=dtype), empty(channels, dtype=gains or dtype)
-    before = Before()
+    prologue = Prologue()
     if norm != "none":
         shift = gain if norm == "layer" else None
-        before = Before(norm=norm, weight=gain, bias=shift, eps=1e-5, residual=x, sum_out=x)
+        prologue = Prologue(norm=norm, weight=gain, bias=shift, eps=1e-5)
     elif activation != "none":
-        before = Before(activation=activation, times=x)
+        prologue = Prologue(activation=activation, times=x)
     index, marks = empty(32, dtype=I32), empty(channels, dtype=I8)
     counts = empty(2 + channels, dtype=torch.int64)
-    quantize.quantize(x, before, index=index, is_outlier=marks, threshold=6.0, counts=counts)
+    quantize.quantize(x, prologue, index=index, is_outlier=marks, threshold=6.0, counts=counts)
 
 
 def _half(dtype: torch.dtype) -> str:

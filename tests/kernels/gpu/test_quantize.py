@@ -8,7 +8,8 @@ from torch import Tensor
 
 from int8conv.errors import ArgumentError
 from int8conv.kernels.gpu import quantize, reference
-from int8conv.kernels.gpu.quantize import Before, QuantizedTokens
+from int8conv.kernels.gpu.prologue import Prologue
+from int8conv.kernels.gpu.quantize import QuantizedTokens
 
 from .tensors import HALVES, make_tokens
 
@@ -101,24 +102,23 @@ def test_infinity_is_caught_by_the_net() -> None:
     check_equal(quantize.quantize(x, threshold=6.0), reference.quantize(x, threshold=6.0))
 
 
-def fused(name: str, x: Tensor) -> Before:
+def fused(name: str, x: Tensor) -> Prologue:
     g = torch.Generator().manual_seed(9)
     gain, shift = (torch.randn(x.shape[1], generator=g).to(x.dtype) for _ in range(2))
     other = (3 * torch.randn(x.shape, generator=g)).to(x.dtype)
     return {
-        "rms": Before(norm="rms", weight=gain, eps=1e-5),
-        "rms, gain not rounded": Before(norm="rms", weight=1 + 0.001 * gain.float(), eps=1e-6),
-        "rms + residual": Before(norm="rms", weight=gain, eps=1e-5, residual=other, sum_out=torch.empty_like(x)),
-        "layer": Before(norm="layer", weight=gain, bias=shift, eps=1e-5),
-        "layer + residual, plain": Before(norm="layer", eps=1e-5, residual=other, sum_out=torch.empty_like(x)),
-        "silu x up": Before(activation="silu", times=other),
-        "gelu": Before(activation="gelu"),
-        "gelu_tanh x up": Before(activation="gelu_tanh", times=other),
-        "relu": Before(activation="relu"),
+        "rms": Prologue(norm="rms", weight=gain, eps=1e-5),
+        "rms, gain not rounded": Prologue(norm="rms", weight=1 + 0.001 * gain.float(), eps=1e-6),
+        "layer": Prologue(norm="layer", weight=gain, bias=shift, eps=1e-5),
+        "layer, plain": Prologue(norm="layer", eps=1e-5),
+        "silu x up": Prologue(activation="silu", times=other),
+        "gelu": Prologue(activation="gelu"),
+        "gelu_tanh x up": Prologue(activation="gelu_tanh", times=other),
+        "relu": Prologue(activation="relu"),
     }[name]  # fmt: skip
 
 
-FUSED = ["rms", "rms, gain not rounded", "rms + residual", "layer", "layer + residual, plain", "silu x up", "gelu", "gelu_tanh x up", "relu"]  # fmt: skip
+FUSED = ["rms", "rms, gain not rounded", "layer", "layer, plain", "silu x up", "gelu", "gelu_tanh x up", "relu"]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -127,37 +127,24 @@ FUSED = ["rms", "rms, gain not rounded", "rms + residual", "layer", "layer + res
 def test_fused(name: str, tokens: int, channels: int, dtype: torch.dtype) -> None:
     """The 16-bit result is within one unit in the last place; what is quantized is that result, bit for bit."""
     x = make_tokens(tokens, channels, dtype, large=20.0)
-    before = fused(name, x)
-    found = quantize.apply(x, before)
-    summed = before.sum_out.clone() if before.sum_out is not None else None
-    expected = reference.apply(x, before)
-    if summed is not None and before.sum_out is not None:
-        assert torch.equal(summed, before.sum_out)
+    prologue = fused(name, x)
+    found = quantize.apply(x, prologue)
+    expected = reference.apply(x, prologue)
     step = 2.0**-10 if dtype == torch.float16 else 2.0**-7
     assert ((found.double() - expected.double()).abs() <= 2 * step * expected.double().abs() + 2.0**-24).all()  # fmt: skip
     assert (found == expected).double().mean() > 0.98
     options = outlier_channels(channels, 16)
     check_equal(
-        quantize.quantize(x, before, **options, threshold=6.0),
+        quantize.quantize(x, prologue, **options, threshold=6.0),
         reference.quantize(found, **options, threshold=6.0),
     )
-
-
-def test_the_sum_may_replace_the_residual() -> None:
-    x = make_tokens(3, 5000, torch.float16)
-    residual = make_tokens(3, 5000, torch.float16, seed=4)
-    expected = x + residual
-    gain = torch.ones(5000).half()
-    y = quantize.apply(x, Before(norm="rms", weight=gain, eps=1e-5, residual=residual, sum_out=residual))  # fmt: skip
-    assert torch.equal(residual, expected)
-    assert torch.equal(y, quantize.apply(expected, Before(norm="rms", weight=gain, eps=1e-5)))
 
 
 def test_rows_may_be_part_of_a_wider_matrix() -> None:
     both = make_tokens(3, 600, torch.float16, large=20.0)
     gate, up = both.chunk(2, dim=1)
-    found = quantize.quantize(gate, Before(activation="silu", times=up), threshold=6.0)
-    copied = Before(activation="silu", times=up.contiguous())
+    found = quantize.quantize(gate, Prologue(activation="silu", times=up), threshold=6.0)
+    copied = Prologue(activation="silu", times=up.contiguous())
     check_equal(found, quantize.quantize(gate.contiguous(), copied, threshold=6.0))
 
 
@@ -172,8 +159,6 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ArgumentError, match="stride of x's last axis"):
         quantize.quantize(x.t())
     with pytest.raises(ArgumentError, match="shape of times"):
-        quantize.quantize(x, Before(activation="silu", times=x[:1]))
-    with pytest.raises(ArgumentError, match="residual and sum_out"):
-        quantize.quantize(x, Before(norm="rms", residual=x))
+        quantize.quantize(x, Prologue(activation="silu", times=x[:1]))
     with pytest.raises(ArgumentError, match="index and is_outlier"):
         quantize.quantize(x, index=torch.zeros(1, dtype=torch.int32))

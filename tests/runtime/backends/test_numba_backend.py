@@ -46,7 +46,7 @@ def steps(model: Model, count: int = 3) -> Tensor:
 
 
 def layers(model: Model) -> list[object]:
-    return [block.whole for block in model.decoder.blocks]
+    return [block.fused for block in model.decoder.blocks]
 
 
 @pytest.mark.parametrize("folder", sorted(COMPILED), indirect=True)
@@ -72,14 +72,14 @@ def test_when_it_is_not_asked(folder: Path) -> None:
     assert not any(layers(int8conv.load(folder, mode="w8a8")))
     assert not any(layers(int8conv.load(folder, dtype="float16")))
     model = int8conv.load(folder)
-    layer = model.decoder.blocks[0].whole
+    layer = model.decoder.blocks[0].fused
     assert layer is not None
     cache = KVCache(model.config, batch=1, capacity=8, dtype=torch.float32)
-    x, places = model.decoder.embedding(torch.tensor([[3, 4]]), cache)
-    assert layer(x, places, cache) is None
-    assert layer(x[:, :1], places, None) is None
-    x, places = model.decoder.embedding(torch.tensor([[3]]), cache)
-    assert layer(x, places, cache) is not None
+    x, positions = model.decoder.embedding(torch.tensor([[3, 4]]), cache)
+    assert layer(x, positions, cache) is None
+    assert layer(x[:, :1], positions, None) is None
+    x, positions = model.decoder.embedding(torch.tensor([[3]]), cache)
+    assert layer(x, positions, cache) is not None
 
 
 @pytest.mark.parametrize("folder", ["mistral"], indirect=True)

@@ -15,10 +15,9 @@ from transformers import AutoConfig
 
 import int8conv
 from int8conv.errors import ArgumentError
-from int8conv.runtime.backends import torch_backend as torch_kernels
-from int8conv.runtime.decoder import attention
-from int8conv.runtime.decoder.cache import KVCache
-from int8conv.runtime.decoder.quantized_cache import Quantized, QuantizedCache, quantize_heads
+from int8conv.runtime.backends import torch_attention, torch_backend
+from int8conv.runtime.decoder.cache import KVCache, Quantized
+from int8conv.runtime.decoder.quantized_cache import QuantizedCache, quantize_heads
 from int8conv.runtime.generate.session import Session
 from int8conv.runtime.loader import cache_dtype
 from int8conv.runtime.measure.evaluate import evaluate
@@ -72,13 +71,13 @@ def test_every_family_through_the_cache(name: str, tmp_path: Path, monkeypatch: 
     worst = []
 
     def attend(q: Tensor, k: Quantized, v: Quantized, *how: Any) -> Tensor:
-        found = attention.attend(q, k, v, *how)
+        found = torch_attention.attend(q, k, v, *how)
         whole = (torch.cat([x.widened(i, 0, x.shape[1], q.dtype) for i in range(len(q))]) for x in (k, v))  # fmt: skip
-        worst.append(float((found - attention.attend(q, *whole, *how)).abs().max()))
+        worst.append(float((found - torch_attention.attend(q, *whole, *how)).abs().max()))
         return found
 
-    monkeypatch.setattr(attention, "WIDENED_AT_ONCE", 1)
-    monkeypatch.setattr(torch_kernels, "attend", attend)
+    monkeypatch.setattr(torch_attention, "WIDENED_AT_ONCE", 1)
+    monkeypatch.setattr(torch_backend, "attend", attend)
     token_ids = torch.randint(3, 101, (4, 40), generator=torch.Generator().manual_seed(1))
     cache = model.decoder.cache(batch=4, capacity=40)
     assert isinstance(cache, QuantizedCache)
@@ -142,7 +141,7 @@ def test_what_is_widened_is_a_block(monkeypatch: pytest.MonkeyPatch, example: Pa
         return block
 
     monkeypatch.setattr(Quantized, "widened", watching)
-    monkeypatch.setattr(attention, "WIDENED_AT_ONCE", 64 * 30)
+    monkeypatch.setattr(torch_attention, "WIDENED_AT_ONCE", 64 * 30)
     model = int8conv.load(example, kv_cache="int8")
     cache = model.decoder.cache(batch=2, capacity=31)
     for count, heads in ((15, 2), (16, 1)):

@@ -18,6 +18,7 @@ from int8conv.formats.safetensors.storage import LocalFile
 from int8conv.formats.source import checkpoint
 from int8conv.runtime.backends.gpu.weights import DeviceConverted
 from int8conv.runtime.decoder.decoder import Decoder
+from int8conv.runtime.decoder.working_sizes import PREFILL_TOKENS
 from int8conv.runtime.measure import bench, traffic
 from int8conv.runtime.measure.bench import Benchmark, benchmark
 from int8conv.runtime.measure.footprint import open_predictor
@@ -124,7 +125,7 @@ def test_every_run_reads_the_prompts_and_takes_the_steps(
 
 
 def test_long_prompts_pass_in_parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(bench.PREFILL_TOKENS, "cpu", 4)
+    monkeypatch.setitem(PREFILL_TOKENS, "cpu", 4)
     calls = recorded_calls(monkeypatch)
     benchmark(folder, prompt_tokens=10, new_tokens=1, runs=1)
     once = [((1, 4), 0), ((1, 4), 4), ((1, 2), 8), ((1, 1), 10)]

@@ -91,13 +91,13 @@ def test_impossible_requests_are_refused(example: Path) -> None:
 
 _MEASURE = """
 import json, sys, torch, int8conv
-from int8conv.runtime import activations
-from int8conv.runtime.decoder.activations import PREFILL_TOKENS
+from int8conv.runtime.decoder.working_sizes import PREFILL_TOKENS
+from int8conv.runtime.measure import activation_memory
 from int8conv.runtime.measure.memory_use import watch_memory
 
 path, context, kv_cache = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 if sys.argv[4] == "live":
-    activations.SLACK = activations.LIBRARIES = 0
+    activation_memory.SLACK = activation_memory.LIBRARIES = 0
 memory = watch_memory(torch.device("cpu"))
 model = int8conv.load(path, kv_cache=kv_cache)
 cache = model.decoder.cache(batch=1, capacity=context)

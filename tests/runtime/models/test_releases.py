@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig
 
 import int8conv
-from int8conv.convert.converter import convert
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.errors import UnsupportedFeatureError
 from int8conv.runtime.models.architecture import read_architecture
 
@@ -107,7 +107,7 @@ def test_read_calibrated_and_run(
     assert expected.std() > 0.005
     ours = int8conv.load(folder)
     assert (ours.logits(ids) - expected).abs().max() <= TOLERANCE
-    report = convert(folder, tmp_path / "out")
+    report = convert_checkpoint(folder, tmp_path / "out")
     noted = f"config.json has keys that change nothing in this family: {NOTED.get(name)}"
     calibrated = "the source has no usable tokenizer: calibrated on random tokens"
     assert report.notes == ((noted, calibrated) if name in NOTED else (calibrated,))

@@ -12,21 +12,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ....kernels.gpu.attention import attend
-from ....kernels.gpu.quantize import Before, apply
-from ...decoder.activations import WIDENED_ON_GPU
-from ...decoder.attention import AttentionSpec, Stored, alibi_slopes
+from ....kernels.gpu.prologue import Prologue
+from ....kernels.gpu.quantize import apply
+from ...decoder.attention_spec import AttentionSpec, alibi_slopes
+from ...decoder.cache import Quantized, Stored
 from ...decoder.norms import NormWeights
-from ...decoder.quantized_cache import Quantized
-
-SCORES: Final = 1 << 26
-"""Elements of a mask, or of float32 scores, that exist at once: 256 MiB."""
+from ...decoder.working_sizes import SCORES_ON_GPU, WIDENED_ON_GPU
 
 
 class DeviceAttention:
@@ -47,14 +44,14 @@ class DeviceAttention:
 
     def step(self, q: Tensor, keys: Stored, values: Stored, filled: Tensor, spec: AttentionSpec) -> Tensor:  # fmt: skip
         """One token of each sequence: q ``[b, h, d]``, keys and values of the whole cache -> ``[b, h, d]``."""
-        k, v, scales = apart(keys, values)
+        k, v, scales = tensors_of(keys, values)
         return attend(
             q, k, v, filled, scales=scales,
             scale=spec.scale, slopes=self.slopes(spec), window=spec.window, softcap=spec.softcap,
         )  # fmt: skip
 
     def prompt(self, q: Tensor, keys: Stored, values: Stored, past: int, spec: AttentionSpec) -> Tensor:  # fmt: skip
-        """Tokens behind ``past`` positions: q ``[b, t, h, d]``, keys and values of the whole cache -> ``[b, t, h * d]``."""
+        """Tokens after ``past`` positions: q ``[b, t, h, d]``, keys and values of the whole cache -> ``[b, t, h * d]``."""
         slopes = self.slopes(spec)
         if isinstance(keys, Tensor) and isinstance(values, Tensor):
             return _prompt(q, keys, values, past, spec, slopes)
@@ -77,7 +74,7 @@ class DeviceAttention:
         return y.flatten(2)
 
 
-def apart(keys: Stored, values: Stored) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+def tensors_of(keys: Stored, values: Stored) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
     """What kernels take of a cache: keys, values, and the scales of both where they are int8."""
     if isinstance(keys, Quantized) and isinstance(values, Quantized):
         return keys.codes, values.codes, (keys.scale, values.scale)
@@ -100,7 +97,7 @@ def _prompt(
         )  # fmt: skip
         return y.transpose(1, 2).flatten(2)
     across = spec.heads // spec.kv_heads if plain else len(q) * spec.heads
-    step = max(1, SCORES // (end * across))
+    step = max(1, SCORES_ON_GPU // (end * across))
     parts = [
         _part(q[:, i : i + step], keys, values, past + i, spec, slopes)
         for i in range(0, tokens, step)
@@ -141,5 +138,5 @@ def normed(x: Tensor, norm: NormWeights | None, size: int, by_head: bool) -> Ten
     if norm is None:
         return x
     kind = "rms" if norm.rms else "layer"
-    before = Before(norm=kind, weight=norm.weight, bias=norm.bias, eps=norm.eps)
-    return apply(x.reshape(-1, size) if by_head else x, before).view(len(x), -1)
+    prologue = Prologue(norm=kind, weight=norm.weight, bias=norm.bias, eps=norm.eps)
+    return apply(x.reshape(-1, size) if by_head else x, prologue).view(len(x), -1)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from ...decoder.cache import StaticCache
-from ...decoder.quantized_cache import Quantized, quantized_parts
+from ...decoder.cache import Cache, Quantized, Stored
+from ...decoder.quantized_cache import quantized_parts
 from ...models.config import DecoderConfig
 
 
-class DeviceCache(StaticCache):
+class DeviceCache(Cache):
     """Keys and values of every layer, ``[batch, kv_heads, capacity, head_dim]`` each, in 16 bits, or int8 with scales.
 
     The host keeps the longest length too (``length``): prompts of several tokens are not captured and need it.
@@ -28,12 +27,12 @@ class DeviceCache(StaticCache):
             parts = [torch.zeros(shape, dtype=dtype, device=device)]
         super().__init__(parts, torch.int32)
 
-    def layer(self, layer: int) -> tuple[Tensor | Quantized, Tensor | Quantized]:
+    def layer(self, layer: int) -> tuple[Stored, Stored]:
         """Keys and values of a layer, all positions."""
         keys, values = (self._stored(layer, kind) for kind in (0, 1))
         return keys, values
 
-    def _stored(self, layer: int, kind: int) -> Tensor | Quantized:
+    def _stored(self, layer: int, kind: int) -> Stored:
         first, *scales = (part[layer, kind] for part in self._parts)
         return Quantized(first, *scales) if scales else first
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from ....kernels.weight import FallbackCounter
+from ..interface import Forward
 from .cache import DeviceCache
 
 
@@ -18,14 +20,18 @@ class DecodeSteps:
     anew. Off a GPU it just runs, as it does where a mixture of experts has to ask which of them a step needs.
     """
 
-    def __init__(self, decoder: Any, cache: DeviceCache) -> None:
+    def __init__(
+        self, decoder: Forward, cache: DeviceCache, counters: Mapping[str, FallbackCounter]
+    ) -> None:
+        """``counters``: what the outlier fallbacks have taken, which the step that is run to be captured must not change."""
         self.decoder = decoder
         self.cache = cache
+        self.counters = counters
         device = cache.lengths.device
         self.tokens = torch.zeros(len(cache.lengths), 1, dtype=torch.int64, device=device)
         self._captured = device.type == "cuda" and not decoder.needs_host_sync
         self._logits: Tensor | None = None
-        self._graph: Any = None
+        self._graph: torch.cuda.CUDAGraph | None = None
         self._capacity = 0
         """Of the cache when the step was captured."""
 
@@ -36,19 +42,19 @@ class DecodeSteps:
             return self._run()
         if self._graph is None or self._capacity != self.cache.capacity:
             self._capture()
+        assert self._graph is not None
         self._graph.replay()
         self.cache.length += 1
         assert self._logits is not None
         return self._logits
 
     def _run(self) -> Tensor:
-        logits: Tensor = self.decoder.forward(self.tokens, self.cache, last_only=True)
-        return logits
+        return self.decoder.forward(self.tokens, self.cache, last_only=True)
 
     def _capture(self) -> None:
         self._graph = self._logits = None
         lengths, length = self.cache.lengths.clone(), self.cache.length
-        counts = [(c.counts, c.counts.clone()) for c in self.decoder.kernels.counters.values()]
+        counts = [(c.counts, c.counts.clone()) for c in self.counters.values()]
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

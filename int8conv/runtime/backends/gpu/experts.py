@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from ....errors import ArgumentError
 from ....kernels.gpu.experts import ExpertWeights, chosen_experts
+from ....kernels.weight import MixedWeight
 from ...models.config import Activation
+from ..parts import FeedForwardParts, Projection
 from .projections import QuantizedProjection
 
 
@@ -22,24 +23,30 @@ class FewTokens:
         self._activation = activation
 
     @classmethod
-    def of(cls, experts: Sequence[Any]) -> FewTokens | None:
+    def of(cls, experts: Sequence[FeedForwardParts]) -> FewTokens | None:
         """Of gated FFNs, each of two int8 matrices without bias; None: they are something else, or are to run in W8A8."""
-        wide, down = [e.wide for e in experts], [e.down for e in experts]
-        fits = all(
-            isinstance(p, QuantizedProjection) and p.bias is None and p.mode != "w8a8"
-            for p in (*wide, *down)
-        )
-        if not fits or not all(each.gated for each in experts):
+        wide = _weights([each.wide for each in experts if each.gated])
+        down = _weights([each.down for each in experts])
+        if len(wide) < len(experts) or len(down) < len(experts):
             return None
         try:
-            tables = [ExpertWeights.of([p.weight for p in group]) for group in (wide, down)]
+            tables = [ExpertWeights.of(group) for group in (wide, down)]
         except ArgumentError:  # tensors of a foreign file, at odd addresses
             return None
         return cls(tables[0], tables[1], experts[0].activation)
 
     def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
-        """``[tokens, hidden]``, the experts' numbers and shares ``[tokens, used]`` -> the weighted sum ``[tokens, hidden]``."""
+        """``[tokens, hidden]``, the experts' numbers and weights ``[tokens, used]`` -> the weighted sum ``[tokens, hidden]``."""
         slots = chosen.flatten()
         inner = chosen_experts(x, self._wide, slots, activation=self._activation)
         y = chosen_experts(inner, self._down, slots).view(*chosen.shape, -1)
         return (y.float() * shares[..., None]).sum(1).to(x.dtype)
+
+
+def _weights(projections: Sequence[Projection]) -> list[MixedWeight]:
+    """Of those that the kernel takes."""
+    return [
+        each.weight
+        for each in projections
+        if isinstance(each, QuantizedProjection) and each.bias is None and each.mode != "w8a8"
+    ]

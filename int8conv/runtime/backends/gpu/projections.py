@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ....kernels.dispatch import Mode
-from ....kernels.gpu.linear import Pending, linear
+from ....kernels.gpu.linear import Operand, linear
 from ....kernels.gpu.linear import gated as gated_linear
-from ....kernels.gpu.quantize import Before
+from ....kernels.gpu.prologue import Prologue
 from ....kernels.weight import MixedWeight
 from ...models.config import Activation
-from ...weights.weights import SplitProjection
-from .activations import Deferred, pending, value
+from ...weights.projections import SplitProjection
+from ..parts import Hidden
+from .deferred import operand_of
 
 
-class QuantizedProjection:
+class DeviceProjection(ABC):
+    """A ``Projection`` that may leave an activation function to its reader."""
+
+    @abstractmethod
+    def inner(self, x: Operand, activation: Activation, gated: bool) -> Operand:
+        """The FFN up to its last linear."""
+
+
+class QuantizedProjection(DeviceProjection):
     """Linears of one input, one int8 matrix."""
 
     def __init__(self, weight: MixedWeight, bias: Tensor | None, sizes: Sequence[int], mode: Mode | None) -> None:  # fmt: skip
@@ -26,52 +36,46 @@ class QuantizedProjection:
         self.sizes = list(sizes)
         self.mode = mode
 
-    def __call__(self, x: Tensor | Deferred, *, residual: Tensor | None = None) -> Sequence[Tensor]:
-        rows, shape = pending(x)
+    def __call__(self, x: Hidden, *, residual: Tensor | None = None) -> Sequence[Tensor]:
+        rows, shape = operand_of(x)
         rest = None if residual is None else residual.reshape(-1, residual.shape[-1])
         y = linear(rows, self.weight, self.bias, rest, mode=self.mode)
         return y.view(*shape, -1).split_with_sizes(self.sizes, dim=-1)
 
-    def inner(self, x: Pending, activation: Activation, gated: bool) -> Pending:
-        """The FFN up to its last linear."""
-        if gated:  # [gate; up], be they two linears or one
+    def inner(self, x: Operand, activation: Activation, gated: bool) -> Operand:
+        if gated:  # [gate; up], whether two linears or one
             return gated_linear(x, self.weight, self.bias, activation=activation, mode=self.mode)
         y = linear(x, self.weight, self.bias, mode=self.mode)
-        return Pending(y, Before(activation=activation))
+        return Operand(y, Prologue(activation=activation))
 
 
-class DenseProjection:
+class DenseProjection(DeviceProjection):
     """Linears of one input with 16-bit weights."""
 
     def __init__(self, pairs: Sequence[tuple[Tensor, Tensor | None]]) -> None:
         self.pairs = pairs
 
-    def __call__(self, x: Tensor | Deferred, *, residual: Tensor | None = None) -> Sequence[Tensor]:
-        rows, shape = pending(x)
+    def __call__(self, x: Hidden, *, residual: Tensor | None = None) -> Sequence[Tensor]:
+        rows, shape = operand_of(x)
         outputs = [y.view(*shape, -1) for y in self._multiply(rows)]
         return outputs if residual is None else [residual + outputs[0]]
 
-    def inner(self, x: Pending, activation: Activation, gated: bool) -> Pending:
-        """The FFN up to its last linear."""
+    def inner(self, x: Operand, activation: Activation, gated: bool) -> Operand:
         return _inner(self._multiply(x), activation, gated)
 
-    def _multiply(self, x: Pending) -> list[Tensor]:
+    def _multiply(self, x: Operand) -> list[Tensor]:
         value = x.value()
         return [F.linear(value, weight.to(value.dtype), bias) for weight, bias in self.pairs]
 
 
-class SplitDeviceProjection(SplitProjection):
+class SplitDeviceProjection(SplitProjection, DeviceProjection):
     """Linears of one input that are not one matrix: some in int8 and some in 16 bits, as a rule."""
 
-    def __call__(self, x: Tensor | Deferred, *, residual: Tensor | None = None) -> Sequence[Tensor]:
-        return super().__call__(value(x), residual=residual)  # once, not in every part
-
-    def inner(self, x: Pending, activation: Activation, gated: bool) -> Pending:
-        """The FFN up to its last linear."""
+    def inner(self, x: Operand, activation: Activation, gated: bool) -> Operand:
         return _inner(self(x.value()), activation, gated)
 
 
-def _inner(outputs: Sequence[Tensor], activation: Activation, gated: bool) -> Pending:
+def _inner(outputs: Sequence[Tensor], activation: Activation, gated: bool) -> Operand:
     """From gate and up ``[tokens, inner]``, or from both in one, or from up alone."""
     first, *rest = outputs[0].chunk(2, dim=-1) if gated and len(outputs) == 1 else outputs
-    return Pending(first, Before(activation=activation, times=rest[0] if rest else None))
+    return Operand(first, Prologue(activation=activation, times=rest[0] if rest else None))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +14,11 @@ from ....kernels.dispatch import Mode
 from ....kernels.weight import MixedWeight
 from ...models.architecture import Module, find_tensor
 from ...models.config import DecoderConfig
-from ...weights.weights import CheckpointWeights, ConvertedWeights, Projection
-from ..torch_backend import Kernels
+from ...weights.weights import CheckpointWeights, ConvertedWeights
+from ..interface import Backend
+from ..parts import Projection
+from .backend import GpuBackend
 from .files import DeviceFiles, DeviceTensors
-from .kernels import GpuKernels
 from .projections import DenseProjection, QuantizedProjection, SplitDeviceProjection
 
 
@@ -30,9 +30,8 @@ class DeviceConverted(ConvertedWeights):
         *, outlier_fallback: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(converted, dtype, mode, outlier_fallback=outlier_fallback)
-        self._files: Any = DeviceFiles(device)
-        self.files: DeviceFiles = self._files
-        self.kernels: Kernels = GpuKernels(config.max_positions, device, self.counters)
+        self._files = self.files = DeviceFiles(device)
+        self.backend: Backend = GpuBackend(config.max_positions, device, self.counters)
 
     def _dense(self, weight: Tensor, bias: Tensor | None) -> Projection:
         return DenseProjection([(weight, None if bias is None else bias.to(self.dtype))])
@@ -40,8 +39,8 @@ class DeviceConverted(ConvertedWeights):
     def _quantized(self, mixed: MixedWeight, bias: Tensor | None, sizes: Sequence[int]) -> Projection:  # fmt: skip
         return QuantizedProjection(mixed, bias, sizes, self.mode)
 
-    def _split(self, parts: Sequence[Projection], places: Sequence[int]) -> Projection:
-        return SplitDeviceProjection(parts, places)
+    def _split(self, parts: Sequence[Projection], order: Sequence[int]) -> Projection:
+        return SplitDeviceProjection(parts, order)
 
 
 class DeviceCheckpoint(CheckpointWeights):
@@ -50,7 +49,7 @@ class DeviceCheckpoint(CheckpointWeights):
     def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:  # fmt: skip
         super().__init__(checkpoint, dtype, device)
         self.files = DeviceTensors(checkpoint.tensors.values(), dtype, device)
-        self.kernels: Kernels = GpuKernels(config.max_positions, device)
+        self.backend: Backend = GpuBackend(config.max_positions, device)
 
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
         stored = find_tensor(self.checkpoint, module, kind)

@@ -36,7 +36,7 @@ class Graphs:
     def graph(self, graph: Any) -> Iterator[None]:
         """Kernels that are captured do not run."""
         self.captured += 1
-        cache, counters = self.steps.cache, self.steps.decoder.kernels.counters
+        cache, counters = self.steps.cache, self.steps.counters
         kept = [cache.lengths, *(c.counts for c in counters.values())]
         before = [each.clone() for each in kept]
         yield
@@ -64,7 +64,7 @@ def decoder(tmp_path: Path) -> Any:
 
 
 def captured(decoder: Any, cache: Any, graphs: Graphs) -> DecodeSteps:
-    steps = graphs.steps = DecodeSteps(decoder, cache)
+    steps = graphs.steps = DecodeSteps(decoder, cache, decoder.backend.counters)
     steps._captured = True
     return steps
 
@@ -72,14 +72,18 @@ def captured(decoder: Any, cache: Any, graphs: Graphs) -> DecodeSteps:
 @torch.inference_mode()
 def test_capturing_leaves_no_trace(decoder: Any, graphs: Graphs) -> None:
     """Logits, lengths and the fallback's counts are those of steps that just run."""
-    counters = decoder.kernels.counters
+    counters = decoder.backend.counters
     assert counters
     found = []
     for capture in (False, True):
         for counter in counters.values():
             counter.counts.zero_()
         cache = device_cache(decoder, 2, 8)
-        step = captured(decoder, cache, graphs) if capture else DecodeSteps(decoder, cache)
+        step = (
+            captured(decoder, cache, graphs)
+            if capture
+            else DecodeSteps(decoder, cache, decoder.backend.counters)
+        )
         logits = [step(torch.tensor([[token], [token + 1]])).clone() for token in (3, 9, 4)]
         counts = [counter.counts.clone() for counter in counters.values()]
         found.append((torch.stack(logits), torch.stack([c[:2] for c in counts]), cache.lengths, cache.length))  # fmt: skip
@@ -94,7 +98,7 @@ def test_capturing_leaves_no_trace(decoder: Any, graphs: Graphs) -> None:
 def test_a_cache_that_grew_is_captured_anew(decoder: Any, graphs: Graphs, dtype: torch.dtype) -> None:  # fmt: skip
     cache = device_cache(decoder, 1, 4, dtype)
     step = captured(decoder, cache, graphs)
-    expected = DecodeSteps(decoder, device_cache(decoder, 1, 16, dtype))
+    expected = DecodeSteps(decoder, device_cache(decoder, 1, 16, dtype), {})
     for position, token in enumerate((5, 6, 7, 8)):
         if position == 2:
             cache.enlarge(16)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from int8conv.convert.converter import convert_checkpoint
 from int8conv.runtime.backends.gpu import attention as gpu_attention
+from int8conv.runtime.backends.gpu.backend import GpuBackend
 from int8conv.runtime.backends.gpu.cache import DeviceCache
-from int8conv.runtime.backends.gpu.kernels import GpuKernels
 from int8conv.runtime.decoder.decoder import Decoder
 from int8conv.runtime.models.families import FAMILIES
 
@@ -76,7 +76,7 @@ def test_prompts_then_steps(folder: Path) -> None:
     """Prompts of different length, one of them in parts, then a token of each together, as a CUDA graph would have it."""
     logits = []
     for decoder in decoders(folder, "w8a16"):
-        new_cache = device_cache if isinstance(decoder.kernels, GpuKernels) else cpu_cache
+        new_cache = device_cache if isinstance(decoder.backend, GpuBackend) else cpu_cache
         logits.append(run(decoder, new_cache(decoder, 2, 16), [(4, 3), (2,)]))
     check(*logits)
 

@@ -121,7 +121,7 @@ class Chain:
 
     def __init__(self, make: Make) -> None:
         self.config = read_architecture(LLAMA, ()).config
-        self.kernels: Any = self
+        self.backend: Any = self
         self.steps_taken = 0
         self._make = make
         self._table = random_logits(VOCAB, 7)

@@ -1,7 +1,7 @@
-"""Memory of a forward pass beside weights and cache: what is alive at its widest moments, from the config alone.
+"""Memory of a forward pass besides weights and cache: what is alive at its widest moments, from the config alone.
 
-Counted are the tensors that the code holds at once, at the size that it makes them: a prompt passes in parts of
-``PREFILL_TOKENS``; attention masks at most ``SCORES`` scores at a time and widens a narrow cache a block of heads at a time (on a GPU
+Counted are the tensors that the code holds at once, at the size that it makes them (``decoder.working_sizes``): a prompt passes in
+parts of ``PREFILL_TOKENS``; attention masks at most ``SCORES_AT_ONCE`` scores at a time and widens a narrow cache a block of heads at a time (on a GPU
 for prompts alone); on a CPU, quantized linears take ``TOKENS_AT_ONCE`` tokens at a time, and what happens within is several times what comes out.
 """
 
@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from ...kernels.crossovers import TOKENS_AT_ONCE, W8A16_TOKENS
-from ..measure.footprint_weights import most_columns
+from ..decoder.working_sizes import (
+    PREFILL_TOKENS,
+    SCORES_AT_ONCE,
+    WIDENED_AT_ONCE,
+    WIDENED_ON_GPU,
+)
 from ..models.config import DecoderConfig
+from .footprint_weights import most_columns
 
 Device = Literal["cpu", "cuda"]
-PREFILL_TOKENS: Final = {"cpu": 256, "cuda": 2048}
-"""Tokens of a prompt that pass through the decoder at once, by device: more make activations larger, and little faster."""
-SCORES_AT_ONCE: Final = 1 << 22
-"""Attention scores that are masked, or held, at once on a CPU; tokens of a call pass in parts where there are more."""
-WIDENED_AT_ONCE: Final = 1 << 18
-"""Elements of a narrow cache's keys, and of its values, that are widened at once on a CPU; one head where that has more."""
-WIDENED_ON_GPU: Final = 1 << 25
-"""The same of an int8 cache on a GPU, for a prompt: 64 MiB of keys, and of values."""
 SLACK: Final = 0.6
 """Of activations, on a CPU: what malloc keeps of freed blocks that no later tensor fits into (measured, benchmarks/footprint.py; with
 MALLOC_MMAP_THRESHOLD_=262144 it is next to nothing)."""
@@ -33,7 +31,7 @@ LIBRARIES: Final = 8 << 20
 
 @dataclass(frozen=True)
 class Pass:
-    """A pass of some tokens, behind others."""
+    """A pass of some tokens, after others."""
 
     config: DecoderConfig
     device: Device

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..backends.torch_backend import Kernels
+from ..backends.interface import Backend
+from ..backends.parts import FeedForwardParts, Hidden, Projection, tensor_of
 from ..models.config import Experts
-from ..weights.weights import Projection
 
-Expert = Callable[[Tensor], Tensor]
+
+class Expert(Protocol):
+    """An FFN ``[tokens, hidden]`` -> the same."""
+
+    parts: FeedForwardParts
+
+    def __call__(self, x: Hidden) -> Tensor: ...
 
 
 class MixtureOfExperts:
@@ -24,36 +30,35 @@ class MixtureOfExperts:
         experts: the FFNs.
         shared: the shared FFN.
         shared_gate: one score for the shared FFN, which passes through a sigmoid.
-        kernels: what an activation has to pass before it is a tensor.
+        backend: which may pass a few tokens through their experts as one call.
     """
 
     def __init__(
         self, config: Experts, router: Projection, experts: Sequence[Expert], shared: Expert | None,
-        shared_gate: Projection | None, kernels: Kernels,
+        shared_gate: Projection | None, backend: Backend,
     ) -> None:  # fmt: skip
         self.config = config
         self.router = router
         self.experts = experts
         self.shared = shared
         self.shared_gate = shared_gate
-        self.kernels = kernels
-        self._few_tokens = kernels.few_tokens(experts)
+        self._fused = backend.fuse_experts([expert.parts for expert in experts])
 
     @property
     def needs_host_sync(self) -> bool:
         """Whether a step asks the device which experts it needs."""
-        return self._few_tokens is None
+        return self._fused is None
 
-    def __call__(self, x: Any, residual: Tensor | None = None) -> Tensor:
-        x = self.kernels.value(x)
+    def __call__(self, x: Hidden, residual: Tensor | None = None) -> Tensor:
+        x = tensor_of(x)
         rows = x.reshape(-1, x.shape[-1])
         scores = torch.softmax(self.router(rows)[0].float(), dim=-1)
         shares, chosen = scores.topk(self.config.used, dim=-1)
         if self.config.normalised:
             shares = shares / shares.sum(dim=-1, keepdim=True)
         step = x.ndim == 3 and x.shape[1] == 1
-        if step and self._few_tokens is not None:
-            y = self._few_tokens(rows, chosen, shares)
+        if step and self._fused is not None:
+            y = self._fused(rows, chosen, shares)
         else:
             y = self._one_by_one(rows, chosen, shares)
         if self.shared is not None and self.shared_gate is not None:

@@ -1,69 +1,16 @@
-"""What attention does in one layer, beyond q, k and v: scale, masks and biases of scores, norms of heads."""
+"""Attention in PyTorch: masks and biases of scores, and a cache of another dtype widened a block of heads at a time."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.config import DecoderConfig
-from .activations import SCORES_AT_ONCE, WIDENED_AT_ONCE
-from .norms import NormWeights
-from .quantized_cache import Quantized
-
-
-@dataclass(frozen=True)
-class AttentionSpec:
-    """Attention of one layer."""
-
-    layer: int
-    heads: int
-    kv_heads: int
-    size: int
-    """Channels of a head."""
-    scale: float
-    """Of scores."""
-    softcap: float | None = None
-    window: int | None = None
-    """Positions that a token sees, itself included."""
-    alibi: float = 0.0
-    """What the slopes of ALiBi are multiplied by; 0: there is none."""
-    rotary: int = 0
-    """Which of the decoder's rotary embeddings."""
-    interleaved: bool = False
-    """How that one pairs channels."""
-    query_norm: NormWeights | None = None
-    key_norm: NormWeights | None = None
-    by_head: bool = True
-    """The norms are of each head; else of all together."""
-
-    @classmethod
-    def of(
-        cls, config: DecoderConfig, layer: int, query_norm: NormWeights | None, key_norm: NormWeights | None
-    ) -> AttentionSpec:  # fmt: skip
-        """Of a layer of a decoder."""
-        window = config.window(layer)
-        local = config.local_rope is not None and window is not None
-        scale = config.attention_scale
-        scale = config.head_dim**-0.5 if scale is None else scale
-        return cls(
-            layer,
-            config.num_heads,
-            config.num_kv_heads,
-            config.head_dim,
-            scale,
-            config.attention_softcap,
-            window,
-            (scale if config.alibi_scaled else 1.0) if config.alibi else 0.0,
-            int(local),
-            config.rope is not None and config.rope.interleaved,
-            query_norm,
-            key_norm,
-            config.query_norm != "row",
-        )
+from ..decoder.attention_spec import AttentionSpec, alibi_slopes
+from ..decoder.cache import Quantized, Stored
+from ..decoder.working_sizes import SCORES_AT_ONCE, WIDENED_AT_ONCE
 
 
 def scores_bias(spec: AttentionSpec, positions: Tensor, end: int, dtype: torch.dtype) -> Tensor | None:  # fmt: skip
@@ -86,10 +33,6 @@ def scores_bias(spec: AttentionSpec, positions: Tensor, end: int, dtype: torch.d
     slopes = alibi_slopes(spec.heads).to(positions.device)
     bias = distance * (-slopes[:, None, None] * spec.alibi)
     return bias.masked_fill_(~allowed, -math.inf).to(dtype)
-
-
-Stored = Tensor | Quantized
-"""Keys or values of all positions, ``[b, kv_heads, s, d]``, as a cache has them."""
 
 
 def attend(
@@ -174,11 +117,3 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, bias: Tensor |
         )
     shares = torch.softmax(scores.float(), dim=-1).to(v.dtype)
     return (shares.view(batch, kv_heads, -1, k.shape[2]) @ v).view(q.shape)
-
-
-def alibi_slopes(heads: int) -> Tensor:
-    """Slopes of ALiBi (arXiv:2108.12409, section 3), float32 ``[heads]``; between powers of two, every other of the next."""
-    power = 2 ** math.floor(math.log2(heads))
-    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
-    slopes += [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (heads - power), 2)]
-    return torch.tensor(slopes)

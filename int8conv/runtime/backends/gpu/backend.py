@@ -1,4 +1,4 @@
-"""What the decoder computes between its linears, with the kernels for GPUs; imports triton.
+"""The ``Backend`` of a GPU, in Triton and, for prompts' attention, PyTorch; imports triton.
 
 Activations are 16-bit. A norm or activation function is not computed where the decoder asks for it, but by whatever kernel
 reads the result: an activation may be a ``Deferred``.
@@ -6,35 +6,38 @@ reads the result: an activation may be a ``Deferred``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ....kernels.gpu.linear import Pending
-from ....kernels.gpu.quantize import Before
+from ....kernels.gpu.linear import Operand
+from ....kernels.gpu.prologue import Prologue
 from ....kernels.gpu.rotary import rotate_and_store
 from ....kernels.weight import FallbackCounter
-from ...decoder.attention import AttentionSpec, Stored
+from ...decoder.attention_spec import AttentionSpec
+from ...decoder.cache import Cache, Stored
 from ...decoder.norms import NormWeights
 from ...decoder.rotary import Rotary
 from ...generate.sampler import Request
 from ...models.config import Activation, DecoderConfig
-from .activations import Deferred, pending, value
-from .attention import DeviceAttention, apart, normed
+from ..interface import Forward, FusedLayer, Positions
+from ..parts import BlockParts, FeedForwardParts, Hidden, Projection
+from .attention import DeviceAttention, normed, tensors_of
 from .cache import DeviceCache
 from .decode import DecodeSteps
+from .deferred import Deferred, operand_of
 from .experts import FewTokens
+from .projections import DeviceProjection
 from .sampler import DeviceSampler
 
 
 @dataclass(frozen=True)
-class DevicePlaces:
-    """Where the tokens of a call stand, on the device."""
+class DevicePositions:
+    """``Positions`` on the device."""
 
-    positions: Tensor
+    ids: Tensor
     """int32 ``[b, t]``."""
     filled: Tensor
     """int32 ``[b]``: positions filled once these tokens are."""
@@ -43,13 +46,13 @@ class DevicePlaces:
     tables: Sequence[tuple[Tensor, Tensor]]
     """cos and sin, float32 ``[positions, size / 2]``, of each rotary embedding."""
 
-    def to(self, device: torch.device) -> DevicePlaces:
+    def to(self, device: torch.device) -> DevicePositions:
         """They are made where they are needed."""
         return self
 
 
-class GpuKernels:
-    """Triton, and PyTorch's attention for prompts."""
+class GpuBackend:
+    """Nothing is fused but experts: a step is a CUDA graph."""
 
     def __init__(
         self, max_positions: int, device: torch.device, counters: Mapping[str, FallbackCounter] | None = None
@@ -64,16 +67,19 @@ class GpuKernels:
     def cache(self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype) -> DeviceCache:  # fmt: skip
         return DeviceCache(config, batch=batch, capacity=capacity, dtype=dtype, device=self.device)
 
-    def steps(self, decoder: Any, cache: DeviceCache) -> Callable[[Tensor], Tensor]:
-        return DecodeSteps(decoder, cache)
+    def steps(self, decoder: Forward, cache: Cache) -> DecodeSteps:
+        assert isinstance(cache, DeviceCache)
+        return DecodeSteps(decoder, cache, self.counters)
 
-    def layer(self, block: Any) -> None:
+    def fuse_layer(self, block: BlockParts) -> FusedLayer | None:
         return None
 
     def sampler(self, requests: Sequence[Request], vocab: int) -> DeviceSampler:
         return DeviceSampler(requests, vocab, self.device)
 
-    def places(self, rotaries: Sequence[Rotary], cache: DeviceCache | None, token_ids: Tensor, dtype: torch.dtype) -> DevicePlaces:  # fmt: skip
+    def positions(
+        self, rotaries: Sequence[Rotary], cache: Cache | None, token_ids: Tensor, dtype: torch.dtype
+    ) -> DevicePositions:
         batch, tokens = token_ids.shape
         device = token_ids.device
         steps = torch.arange(tokens, dtype=torch.int32, device=device)
@@ -85,7 +91,7 @@ class GpuKernels:
                 self._table(rotary, rotary.frequencies(past + tokens), past + tokens) if rotary.grows else table
                 for rotary, table in zip(rotaries, tables, strict=True)
             ]  # fmt: skip
-        return DevicePlaces(before[:, None] + steps, before + tokens, past, tables)
+        return DevicePositions(before[:, None] + steps, before + tokens, past, tables)
 
     def _rotary_tables(self, rotaries: Sequence[Rotary]) -> list[tuple[Tensor, Tensor]]:
         """Of all positions, made once. Where frequencies depend on the sequence's length, each position has those of the
@@ -102,21 +108,23 @@ class GpuKernels:
 
     def norm(self, x: Tensor, norm: NormWeights) -> Deferred:
         kind = "rms" if norm.rms else "layer"
-        before = Before(norm=kind, weight=norm.weight, bias=norm.bias, eps=norm.eps)
-        return Deferred(Pending(x.reshape(-1, x.shape[-1]), before), tuple(x.shape))
+        prologue = Prologue(norm=kind, weight=norm.weight, bias=norm.bias, eps=norm.eps)
+        return Deferred(Operand(x.reshape(-1, x.shape[-1]), prologue), tuple(x.shape))
 
-    def value(self, x: Tensor | Deferred) -> Tensor:
-        return value(x)
-
-    def inner(self, wide: Any, x: Tensor | Deferred, activation: Activation, gated: bool) -> Deferred:  # fmt: skip
-        rows, shape = pending(x)
-        inner: Pending = wide.inner(rows, activation, gated)
+    def inner(self, wide: Projection, x: Hidden, activation: Activation, gated: bool) -> Deferred:
+        assert isinstance(wide, DeviceProjection)
+        rows, shape = operand_of(x)
+        inner = wide.inner(rows, activation, gated)
         return Deferred(inner, (*shape, inner.x.shape[1]))
 
-    def few_tokens(self, experts: Sequence[Any]) -> FewTokens | None:
+    def fuse_experts(self, experts: Sequence[FeedForwardParts]) -> FewTokens | None:
         return FewTokens.of(experts)
 
-    def attend(self, qkv: Sequence[Tensor], spec: AttentionSpec, places: DevicePlaces, cache: DeviceCache | None) -> Tensor:  # fmt: skip
+    def attend(
+        self, qkv: Sequence[Tensor], spec: AttentionSpec, positions: Positions, cache: Cache | None
+    ) -> Tensor:
+        assert isinstance(positions, DevicePositions)
+        assert cache is None or isinstance(cache, DeviceCache)
         batch, tokens = qkv[0].shape[:2]
         keys: Stored
         values: Stored
@@ -128,13 +136,13 @@ class GpuKernels:
         q, k, v = (y.flatten(0, 1) for y in qkv)
         q = normed(q, spec.query_norm, spec.size, spec.by_head)
         k = normed(k, spec.key_norm, spec.size, spec.by_head)
-        tables = places.tables[spec.rotary] if places.tables else None
-        stored_keys, stored_values, scales = apart(keys, values)
+        tables = positions.tables[spec.rotary] if positions.tables else None
+        stored_keys, stored_values, scales = tensors_of(keys, values)
         q = rotate_and_store(
-            q, k, v, tables, places.positions.flatten(), stored_keys, stored_values,
+            q, k, v, tables, positions.ids.flatten(), stored_keys, stored_values,
             scales=scales, interleaved=spec.interleaved,
         )  # fmt: skip
         if tokens == 1 and cache is not None:
-            return self._attention.step(q, keys, values, places.filled, spec).view(batch, 1, -1)
+            return self._attention.step(q, keys, values, positions.filled, spec).view(batch, 1, -1)
         q = q.view(batch, tokens, spec.heads, spec.size)
-        return self._attention.prompt(q, keys, values, places.past, spec)
+        return self._attention.prompt(q, keys, values, positions.past, spec)

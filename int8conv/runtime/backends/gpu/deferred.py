@@ -1,0 +1,29 @@
+"""An activation on a GPU: a tensor, or one to which a norm or activation function is still to be applied; imports triton."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ....kernels.gpu.linear import Operand
+from ..parts import DeferredTensor, Hidden
+
+
+@dataclass(frozen=True)
+class Deferred(DeferredTensor):
+    """``[tokens, channels]`` with what is still to be done to it, of the shape ``[b, t, channels]``."""
+
+    operand: Operand
+    shape: tuple[int, ...]
+
+    def value(self) -> Tensor:
+        return self.operand.value().view(self.shape)
+
+
+def operand_of(x: Hidden) -> tuple[Operand, tuple[int, ...]]:
+    """An activation as rows, and its first axes."""
+    if isinstance(x, Tensor):
+        return Operand(x.reshape(-1, x.shape[-1])), tuple(x.shape[:-1])
+    assert isinstance(x, Deferred)
+    return x.operand, x.shape[:-1]

@@ -1,0 +1,65 @@
+"""What a backend is given of a layer: activations, linears, and typed descriptions of a block and its FFN."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ..decoder.attention_spec import AttentionSpec
+from ..decoder.norms import NormWeights
+from ..models.config import Activation, DecoderConfig
+
+
+class DeferredTensor(ABC):
+    """An activation with something still to be done to it, by whatever reads it: only linears of the same backend look inside."""
+
+    @abstractmethod
+    def value(self) -> Tensor:
+        """``[b, t, channels]``, with it done."""
+
+
+Hidden = Tensor | DeferredTensor
+"""Activations ``[b, t, channels]`` between two linears."""
+
+
+def tensor_of(x: Hidden) -> Tensor:
+    """Activations as a tensor."""
+    return x if isinstance(x, Tensor) else x.value()
+
+
+class Projection(Protocol):
+    """Linears of one input."""
+
+    def __call__(self, x: Hidden, *, residual: Tensor | None = None) -> Sequence[Tensor]:
+        """``[b, t, in]`` -> for each linear ``[b, t, out]``; of a single one with ``residual`` added."""
+
+
+@dataclass(frozen=True)
+class FeedForwardParts:
+    """``down(act(wide(x)))``, or with ``[gate; up]`` ``down(act(gate(x)) * up(x))``."""
+
+    wide: Projection
+    """Gate and up if ``gated``, as two linears or as one."""
+    down: Projection
+    activation: Activation
+    gated: bool
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """One layer of a decoder. A norm that is not there is None."""
+
+    config: DecoderConfig
+    attention: AttentionSpec
+    qkv: Projection
+    out: Projection
+    ffn: FeedForwardParts | None
+    """None: a mixture of experts."""
+    attn_norm: NormWeights | None
+    attn_post_norm: NormWeights | None
+    mlp_norm: NormWeights | None
+    mlp_post_norm: NormWeights | None

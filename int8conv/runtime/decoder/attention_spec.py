@@ -1,0 +1,73 @@
+"""What attention does in one layer, beyond q, k and v: scale, masks and biases of scores, norms of heads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..models.config import DecoderConfig
+from .norms import NormWeights
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """Attention of one layer."""
+
+    layer: int
+    """Of the cache."""
+    heads: int
+    kv_heads: int
+    size: int
+    """Channels of a head."""
+    scale: float
+    """Of scores."""
+    softcap: float | None = None
+    window: int | None = None
+    """Positions that a token sees, itself included."""
+    alibi: float = 0.0
+    """What the slopes of ALiBi are multiplied by; 0: there is none."""
+    rotary: int = 0
+    """Which of the decoder's rotary embeddings."""
+    interleaved: bool = False
+    """How that one pairs channels."""
+    query_norm: NormWeights | None = None
+    key_norm: NormWeights | None = None
+    by_head: bool = True
+    """The norms are of each head; else of all together."""
+
+    @classmethod
+    def of(
+        cls, config: DecoderConfig, layer: int, query_norm: NormWeights | None, key_norm: NormWeights | None,
+        cache_layer: int | None = None,
+    ) -> AttentionSpec:  # fmt: skip
+        """Of a layer of a decoder; ``cache_layer`` where the cache has fewer layers than the decoder."""
+        window = config.window(layer)
+        local = config.local_rope is not None and window is not None
+        scale = config.attention_scale
+        scale = config.head_dim**-0.5 if scale is None else scale
+        return cls(
+            layer if cache_layer is None else cache_layer,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            scale,
+            config.attention_softcap,
+            window,
+            (scale if config.alibi_scaled else 1.0) if config.alibi else 0.0,
+            int(local),
+            config.rope is not None and config.rope.interleaved,
+            query_norm,
+            key_norm,
+            config.query_norm != "row",
+        )
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """Slopes of ALiBi (arXiv:2108.12409, section 3), float32 ``[heads]``; between powers of two, every other of the next."""
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    slopes += [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (heads - power), 2)]
+    return torch.tensor(slopes)

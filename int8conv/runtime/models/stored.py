@@ -1,0 +1,41 @@
+"""What a checkpoint's tensor names say about a decoder that its config leaves open: the prefix, and the head."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from ...formats.int8.names import WEIGHT
+from .config import DecoderConfig
+from .families import Family
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A family and a config, with names and head as a checkpoint has them."""
+
+    family: Family
+    config: DecoderConfig
+    untied: bool = False
+    """The config says that the head is the token embedding, and the checkpoint has one beside it."""
+    headless: bool = False
+    """There is no head: an embedding or reward model."""
+
+
+def as_stored(family: Family, config: DecoderConfig, tensors: Collection[str]) -> Stored:
+    """Match a family with the names of a checkpoint's tensors (none of them: nothing is known)."""
+    embed, head = (f"{family.names[role]}.{WEIGHT}" for role in ("embed", "head"))
+    stripped = embed.removeprefix(family.base_prefix)
+    if embed not in tensors and stripped in tensors:  # saved from the base model
+        names = {r: n.removeprefix(family.base_prefix) for r, n in family.names.items()}
+        family, embed = replace(family, names=names), stripped
+        head = f"{names['head']}.{WEIGHT}"
+    if embed not in tensors:
+        if config.tied and head in tensors:
+            # of tensors that share memory, safetensors' save_model keeps the first name
+            names = {**family.names, "embed": family.names["head"]}
+            family = replace(family, names=names)
+        return Stored(family, config)
+    if config.tied and head in tensors:
+        return Stored(family, replace(config, tied=False), untied=True)
+    return Stored(family, config, headless=not config.tied and head not in tensors)
