@@ -161,11 +161,11 @@ def convert_checkpoint(
             plan.tasks, layouts, workspace.folder, workers, journal=journal, watch=watch,
             progress=_counted(tell, "convert", plan.source_bytes),
         )  # fmt: skip
-        source_watch.check_files(opened.checkpoint)
         manifest = make_manifest(resolved, options, plan, results, calibration)
-        write_metadata_files(
-            workspace.folder, opened.checkpoint, options, layouts, manifest, results
-        )
+        with source_watch.named_errors(opened.checkpoint):
+            write_metadata_files(
+                workspace.folder, opened.checkpoint, options, layouts, manifest, results
+            )
         source_watch.check(opened.checkpoint, plan.tasks, results)
         workspace.commit()
         watch.lap("flush")

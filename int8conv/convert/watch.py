@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -41,12 +42,24 @@ class SourceWatch:
         _wait_for_the_clock(stamp for stamp in self._before.values() if stamp)
         self._texts = {name: self._checksum(name) for name in self._before if _is_text(name)}
 
-    def check_files(self, checkpoint: Checkpoint) -> None:
-        """Raise FileChangedError if a weights file is not the one whose header was read."""
+    def check_files(self, checkpoint: Checkpoint, *, strict: bool = False) -> None:
+        """Check that the weights files are those whose headers were read.
+
+        Args:
+            checkpoint: the source.
+            strict: refuse one, too, of which only the time of its last change of state differs: for results that no
+                checksum of the source stands beside.
+
+        Raises:
+            FileChangedError: one is not.
+            NotFoundError: one is gone.
+        """
         for file in {tensor.file for tensor in checkpoint.tensors.values()}:
             if isinstance(file, LocalFile):
                 with file.descriptor():
                     pass
+                if strict and self._stamp(file.name) != self._before.get(file.name):
+                    raise changed_file(file.path)
 
     def check(
         self, checkpoint: Checkpoint, tasks: Sequence[Task], results: Sequence[TaskResult]
@@ -73,6 +86,15 @@ class SourceWatch:
                 and stored_checksum(task.source) != result.source_checksum
             ):
                 raise changed_file(file.path).about(task.source.name)
+
+    @contextmanager
+    def named_errors(self, checkpoint: Checkpoint) -> Iterator[None]:
+        """Where the system refuses something, look first whether the source is still there."""
+        try:
+            yield
+        except OSError:
+            self.check_files(checkpoint)
+            raise
 
     def _stamp(self, name: str) -> Stamp | None:
         try:

@@ -79,7 +79,7 @@ def calibrate_source(
         context=context, seed=seed, device=device,
     )  # fmt: skip
     found = fingerprint(opened.checkpoint)
-    watch.check_files(opened.checkpoint)
+    watch.check_files(opened.checkpoint, strict=True)
     return replace(stats, source=resolved.id, fingerprint=found)
 
 

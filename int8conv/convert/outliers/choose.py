@@ -45,7 +45,9 @@ def choose(
     if recorded is not None:
         return recorded
     choices, about, notes = _found(opened, options, stats, tell)
-    watch.check_files(opened.checkpoint)  # before it is recorded as that of this source
+    watch.check_files(
+        opened.checkpoint, strict=True
+    )  # before it is recorded as that of this source
     entry = {
         "choices": {path: choice.to_json() for path, choice in choices.items()},
         "calibration": about,
