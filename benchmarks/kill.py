@@ -21,6 +21,7 @@ a reader sees that mixes two of them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -196,12 +197,12 @@ class Attack:
     def commands(self) -> dict[str, tuple[int, Callable[[], list[object]]]]:
         """By name: how often, and what."""
         return {
-            "convert": (50, lambda: [*self.convert(), self.out]),
+            "convert": (55, lambda: [*self.convert(), self.out]),
             "convert --force": (25, lambda: [*self.convert(), self.out, "--force"]),
-            "calibrate": (10, lambda: ["calibrate", self.source.folder, "-o", self.stats]),
+            "calibrate": (8, lambda: ["calibrate", self.source.folder, "-o", self.stats]),
             "merge": (5, self.merge),
-            "inspect": (5, lambda: ["inspect", self.model, "--verify"]),
-            "generate": (5, lambda: ["generate", self.model, "--prompt", "A vector", "--max-new-tokens", "4"]),
+            "inspect": (4, lambda: ["inspect", self.model, "--verify"]),
+            "generate": (3, lambda: ["generate", self.model, "--prompt", "A vector", "--max-new-tokens", "4"]),
         }  # fmt: skip
 
     def round(self) -> None:
@@ -272,16 +273,19 @@ class Attack:
 
 
 def attack(room: Path, kills: int, seed: int) -> Counter[str]:
-    """Rounds until so many processes were killed; what happened, by count."""
+    """Rounds until so many processes were killed, or Ctrl-C; what happened, by count."""
     import torch
 
     torch.set_num_threads(1)  # threads do not survive a fork
     state = Attack(room, random.Random(seed))
-    while state.counts["killed"] < kills:
-        state.round()
-        state.counts["rounds"] += 1
-        if state.rng.random() < 0.2:
-            state.finish()
+    with contextlib.suppress(KeyboardInterrupt):
+        while state.counts["killed"] < kills:
+            state.round()
+            state.counts["rounds"] += 1
+            if state.rng.random() < 0.2:
+                state.finish()
+            if state.counts["rounds"] % 50 == 0:
+                print(f"{state.counts['killed']} killed", file=sys.stderr)
     return state.counts
 
 
