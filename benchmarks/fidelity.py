@@ -31,10 +31,10 @@ from tabulate import tabulate
 from torch import Tensor
 
 import int8conv
-from int8conv.convert.outliers.calibrate import calibrate_source
+from int8conv.convert.outliers.calibrate import calibrate
 from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.int8.stats import write_stats
-from int8conv.formats.int8.summary import summarize
+from int8conv.formats.int8.summary import inspect_folder
 from int8conv.formats.source.checkpoint import open_checkpoint
 from int8conv.runtime.measure.fallback import fallback_report
 from int8conv.runtime.models.architecture import read_architecture
@@ -94,7 +94,7 @@ def score(
 def shares(folder: Path) -> dict[str, float]:
     """Of the bytes of int8 linears and what belongs to them, those in 16-bit columns; columns of the widest share."""
     converted = open_converted(folder)
-    sizes = {row.label: row.nbytes for row in summarize(converted).kinds}
+    sizes = {row.label: row.nbytes for row in inspect_folder(converted).kinds}
     slices = sizes.get("outlier columns", 0)
     rest = sum(sizes.get(k, 0) for k in ("int8 weights", "row scales", "outlier indices"))
     return {
@@ -141,9 +141,7 @@ def measure(
     checkpoint = open_checkpoint(folder)
     stats = scratch / "stats.safetensors"
     write_stats(
-        calibrate_source(
-            folder, texts=[arguments.calibration], tokens=arguments.calibration_tokens
-        ),
+        calibrate(folder, texts=[arguments.calibration], tokens=arguments.calibration_tokens),
         stats,
     )
     candidates: dict[str, Weights] = {

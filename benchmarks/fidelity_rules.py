@@ -13,7 +13,7 @@ from typing import Any
 from tabulate import tabulate
 
 import int8conv
-from int8conv.convert.outliers.calibrate import calibrate_source
+from int8conv.convert.outliers.calibrate import calibrate
 from int8conv.formats.int8.stats import write_stats
 from int8conv.runtime.measure.evaluate import evaluate
 
@@ -35,7 +35,7 @@ def main(arguments: argparse.Namespace, scratch: Path) -> str:
     rows = []
     for source in arguments.sources:
         stats = scratch / "stats"
-        write_stats(calibrate_source(source, texts=[arguments.calibration], tokens=4096), stats)
+        write_stats(calibrate(source, texts=[arguments.calibration], tokens=4096), stats)
         for name, options in RULES.items():
             out = scratch / "out"
             more = {} if "outliers" in options else {"stats": stats}

@@ -15,7 +15,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 import int8conv
-from int8conv.convert.outliers.calibrate import calibrate_source
+from int8conv.convert.outliers.calibrate import calibrate
 from int8conv.formats.int8.stats import write_stats
 from int8conv.runtime.measure.evaluate import evaluate
 
@@ -31,7 +31,7 @@ def main(model: Path, kinds: dict[str, Path], tokens: int, window: int, scratch:
     for calibrated in [*kinds, "built-in"]:
         texts = [halves[calibrated][0]] if calibrated in kinds else []
         stats = scratch / f"{calibrated}.safetensors"
-        write_stats(calibrate_source(model, texts=texts, tokens=tokens, context=window), stats)
+        write_stats(calibrate(model, texts=texts, tokens=tokens, context=window), stats)
         folders = {}
         for tails in ("16bit", "8bit"):
             folders[tails] = scratch / f"{calibrated}-{tails}"

@@ -10,49 +10,81 @@ Importing this module imports neither torch nor numpy; the names below are loade
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from . import errors
 from .errors import Int8convError
 
 if TYPE_CHECKING:
+    from .convert.compare import SourceComparison, compare
     from .convert.converter import convert_checkpoint
+    from .convert.outliers.calibrate import calibrate
     from .convert.report import ConvertReport
+    from .formats.int8.stats import Stats
+    from .formats.int8.summary import FolderSummary, inspect_folder
+    from .formats.int8.verify import verify
     from .runtime.generate.generation import Generation
+    from .runtime.generate.sampling import Sampling
     from .runtime.loader import load
-    from .runtime.measure.footprint import Footprint
+    from .runtime.measure.evaluate import Evaluation, evaluate
+    from .runtime.measure.footprint import Footprint, predict_footprint
     from .runtime.model import Model
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConvertReport",
+    "Evaluation",
+    "FolderSummary",
     "Footprint",
     "Generation",
     "Int8convError",
     "Model",
+    "Sampling",
+    "SourceComparison",
+    "Stats",
     "__version__",
+    "calibrate",
+    "compare",
     "convert_checkpoint",
     "errors",
+    "evaluate",
+    "inspect_folder",
     "load",
+    "predict_footprint",
+    "verify",
 ]
 
-_HOMES = {
+_HOMES: Final = {
     "ConvertReport": ".convert.report",
+    "Evaluation": ".runtime.measure.evaluate",
+    "FolderSummary": ".formats.int8.summary",
     "Footprint": ".runtime.measure.footprint",
     "Generation": ".runtime.generate.generation",
     "Model": ".runtime.model",
+    "Sampling": ".runtime.generate.sampling",
+    "SourceComparison": ".convert.compare",
+    "Stats": ".formats.int8.stats",
+    "calibrate": ".convert.outliers.calibrate",
+    "compare": ".convert.compare",
     "convert_checkpoint": ".convert.converter",
+    "evaluate": ".runtime.measure.evaluate",
+    "inspect_folder": ".formats.int8.summary",
     "load": ".runtime.loader",
+    "predict_footprint": ".runtime.measure.footprint",
+    "verify": ".formats.int8.verify",
 }
+"""The module that each name is loaded from; the imports above tell type checkers the same."""
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(_HOMES[name], __name__), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a checker would take every name for one of ours
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOMES[name], __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

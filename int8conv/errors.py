@@ -1,64 +1,73 @@
-"""Every error that a user can cause, in one tree.
+"""Every error that a user can cause, in one tree; in brackets the built-in class that an error is as well.
 
     Int8convError
-    |- NotFoundError                 a path, or the checkpoint in it, does not exist
-    |- ArgumentError                 an option or argument has a value that cannot be used
-    |- HubError                      a checkpoint cannot be had from the hub
-    |  |- HubNotFoundError           no such repository, revision or file
-    |  |- HubAccessError             it is not open to this user
-    |  |- HubUnavailableError        the hub cannot be reached, fails, or refuses so many requests
-    |  `- HubChangedError            a file on the hub changed while it was read
-    |- OutputError                   the output cannot be written
-    |  |- OutputExistsError          it is there already (never touched without force)
-    |  |- OutputOverlapError        it is the source, holds it, or lies inside a file of it
-    |  |- OutputBusyError           another process is writing it
-    |  |- NotWritableError           its folder cannot be written to
-    |  `- NoSpaceError               the disk is full
-    |- SafetensorsError              one file breaks the safetensors format
-    |  |- TruncatedFileError         it ends before its header or payload does
-    |  |- HeaderTooLongError         its header length passes the limit
-    |  |- HeaderSyntaxError          its header is not the JSON that the format asks for
-    |  |- UnsupportedDtypeError      a tensor has a dtype that cannot be used here
-    |  |- ByteCountError             shape times item size is not the number of bytes
-    |  `- OffsetError                tensors overlap, leave holes, or pass the payload's end
-    |- CheckpointError               a checkpoint folder does not hold together
-    |  |- PickleFileError           a PyTorch pickle cannot be read safely
-    |  |- JsonFileError              config, index or manifest is not the JSON that is expected
-    |  |- UnsafePathError            the index names a file outside the folder
-    |  |- FileChangedError           a file changed while it was in use
-    |  |- MissingShardError          a file that the index names is absent
-    |  |- MissingTensorError         a tensor that is listed or needed is absent
-    |  |- ShapeError                 a tensor's shape is not what the config implies
-    |  |- AlreadyQuantizedError      the source is quantized already
-    |  |- NonFiniteWeightError       a weight is NaN or infinite
-    |  `- HalfOverflowError          a 32-bit weight does not fit the 16-bit type asked for
-    |- ConvertedFormatError          a converted folder breaks SPEC.md
-    |  |- UnknownVersionError        its format version is not one that this release reads
-    |  |- NotConvertedError          it is not a converted folder at all
-    |  |- CompanionError             a tensor stands without its companions, or with the wrong kind
-    |  |- OutlierIndexError          outlier columns out of range, not ascending, or not shared by a group
-    |  |- NumberError                a code, row scale or padding byte is not one that the format allows
-    |  |- LayoutError                payload or tensors are not aligned or adjacent as the spec asks
-    |  |- SourceMismatchError        a folder was not converted from this source
-    |  `- ChecksumError              bytes differ from their checksum
-    |- QualityError                  a converted linear is less exact than was asked for
-    |- UnsupportedModelError         the runtime does not know this model
-    |  |- UnknownFamilyError         its model_type
-    |  `- UnsupportedFeatureError    a feature that its config asks for
-    |- TokenizerError                tokenizer files are absent or unusable
-    |- CalibrationError              calibration cannot run on this input
-    |- StatsError                    a statistics file is malformed, or of another checkpoint
-    |- EvaluationError               a text that a model cannot be evaluated on, or a model that overflows on it
-    `- GenerationError               a prompt or a limit that the model cannot take
+    |- NotFoundError (FileNotFoundError)            A path does not exist or cannot be read, or there is no checkpoint in it
+    |- ArgumentError (ValueError)                   An option or argument has a value that cannot be used
+    |- HubError (OSError)                           A checkpoint cannot be fetched from the hub
+    |  |- HubNotFoundError (FileNotFoundError)      There is no such repository, revision or file on the hub
+    |  |- HubAccessError (PermissionError)          The repository is private, gated or disabled, and not open to this user
+    |  |- HubUnavailableError (ConnectionError)     The hub cannot be reached, fails, or refuses so many requests
+    |  `- HubChangedError                           A file on the hub changed while it was read
+    |- OutputError (OSError)                        The output cannot be written
+    |  |- OutputExistsError (FileExistsError)       The output exists already; it is never touched without force
+    |  |- OutputOverlapError                        The output is the source, holds it, or lies inside a file of it
+    |  |- OutputBusyError                           Another process is writing the output
+    |  |- NotWritableError (PermissionError)        The output, or the folder that should hold it, cannot be written to
+    |  `- NoSpaceError                              The disk is full
+    |- SafetensorsError (ValueError)                A file breaks the safetensors format
+    |  |- TruncatedFileError                        The file ends before its header or payload does
+    |  |- HeaderTooLongError                        The header is longer than the format allows
+    |  |- HeaderSyntaxError                         The header is not the JSON that the format asks for
+    |  |- UnsupportedDtypeError                     A tensor has a dtype that is unknown, or that cannot be used here
+    |  |- ByteCountError                            Shape times item size is not the number of bytes that the offsets span
+    |  `- OffsetError                               Tensors overlap, leave holes, or pass the payload's end
+    |- CheckpointError (ValueError)                 A checkpoint folder is inconsistent
+    |  |- PointerFileError                          A Git LFS pointer stands in place of a file
+    |  |- AdapterError                              The weights are those of an adapter (LoRA and the like), not of a model
+    |  |- WrappedNamesError                         Tensor names have the prefix of a wrapper that training put around the model
+    |  |- PickleFileError                           A PyTorch pickle cannot be read safely, or holds something other than named tensors
+    |  |- JsonFileError                             A config, index or manifest is not the JSON that is expected
+    |  |- UnsafePathError                           The index names a file outside the folder
+    |  |- FileChangedError                          A file was replaced or overwritten while it was in use
+    |  |- MissingShardError (FileNotFoundError)     A file that the index names is missing
+    |  |- DuplicateTensorError                      Two files have a tensor of the same name
+    |  |- MissingTensorError                        A tensor that is listed or needed is missing
+    |  |- ShapeError                                A tensor's shape is not what the config implies
+    |  |- AlreadyQuantizedError                     The source is quantized already
+    |  |- NonFiniteWeightError                      A weight is NaN or infinite
+    |  `- HalfOverflowError                         A 32-bit weight does not fit the 16-bit type asked for
+    |- ConvertedFormatError (ValueError)            A converted folder breaks the format's specification (formats/SPEC.md)
+    |  |- UnknownVersionError                       The format version is not one that this release reads
+    |  |- NotConvertedError                         The folder is not a converted one
+    |  |- CompanionError                            A tensor lacks its companions, or one has the wrong dtype or shape
+    |  |- OutlierIndexError                         Outlier columns are out of range, not ascending, or not shared within a group
+    |  |- NumberError                               A code, row scale or padding byte is not one that the format allows
+    |  |- LayoutError                               Payload or tensors are not aligned or adjacent as the specification asks
+    |  |- SourceMismatchError                       A converted folder was not made from this source, or holds other values than it should
+    |  `- ChecksumError                             Bytes differ from their checksum
+    |- QualityError                                 A converted linear is less exact than was asked for
+    |- UnsupportedModelError (NotImplementedError)  The runtime cannot run this model
+    |  |- UnknownFamilyError                        The runtime does not know this model_type
+    |  `- UnsupportedFeatureError                   The config asks for a feature that the runtime does not have
+    |- TokenizerError (ValueError)                  Tokenizer files are missing or unusable
+    |- CalibrationError (ValueError)                Calibration cannot run on this input
+    |- StatsError (ValueError)                      A statistics file is malformed, or belongs to another checkpoint
+    |- EvaluationError (ValueError)                 A model cannot be evaluated on this text, or overflows on it
+    `- GenerationError (ValueError)                 A prompt or a limit that the model cannot take
 
-This module imports nothing, so that every room may import it.
+This module imports nothing of the package, so that every room may import it.
 """
 
 from __future__ import annotations
 
+import errno
+from typing import Any, ClassVar, Final
+
 
 class Int8convError(Exception):
     """Base of all errors of this package; its text is one line fit for a user.
+
+    Those that are an ``OSError`` too have its ``errno`` (None where none fits), ``strerror`` and ``filename``.
 
     Args:
         problem: what is wrong, a phrase without a final stop.
@@ -68,6 +77,8 @@ class Int8convError(Exception):
         found: what was there instead.
         hint: what the user can do.
     """
+
+    _errno: ClassVar[int | None] = None
 
     def __init__(
         self,
@@ -86,13 +97,20 @@ class Int8convError(Exception):
         self.found = found
         self.hint = hint
         super().__init__(self._line())
+        if isinstance(self, OSError):
+            _describe(self, self._errno, problem, self.file)
+
+    def __str__(self) -> str:
+        return self._line()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        state = {name: value for name, value in vars(self).items() if name not in _PARTS}
+        return _rebuilt, (type(self), {name: getattr(self, name) for name in _PARTS}), state
 
     def about(self, tensor: str) -> Int8convError:
         """The same error, of a tensor that whoever raised it did not know."""
-        return type(self)(
-            self.problem, file=self.file, tensor=self.tensor or tensor, expected=self.expected,
-            found=self.found, hint=self.hint,
-        )  # fmt: skip
+        parts = {name: getattr(self, name) for name in _PARTS}
+        return _rebuilt(type(self), parts | {"tensor": self.tensor or tensor})
 
     def _line(self) -> str:
         line = f"{_shortened(self.file, 1000)}: " if self.file is not None else ""
@@ -106,6 +124,18 @@ class Int8convError(Exception):
         line += f": {', '.join(comparison)}" if comparison else ""
         line += f" ({_shortened(self.hint)})" if self.hint else ""
         return printable(" ".join(line.split()))
+
+
+_PARTS: Final = ("problem", "file", "tensor", "expected", "found", "hint")
+
+
+def _describe(error: OSError, number: int | None, problem: str, file: str | None) -> None:
+    error.errno, error.strerror, error.filename = number, problem, file
+
+
+def _rebuilt(kind: type[Int8convError], parts: dict[str, Any]) -> Int8convError:
+    """For pickling, which would call the class with the whole line."""
+    return kind(**parts)
 
 
 def printable(text: str) -> str:
@@ -125,27 +155,33 @@ def _shortened(value: object, most: int = 400) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-class NotFoundError(Int8convError):
-    """A path, or the checkpoint in it, does not exist."""
+class NotFoundError(Int8convError, FileNotFoundError):
+    """A path does not exist or cannot be read, or there is no checkpoint in it."""
+
+    _errno = errno.ENOENT
 
 
-class ArgumentError(Int8convError):
+class ArgumentError(Int8convError, ValueError):
     """An option or argument has a value that cannot be used."""
 
 
-class HubError(Int8convError):
-    """A checkpoint cannot be had from the hub."""
+class HubError(Int8convError, OSError):
+    """A checkpoint cannot be fetched from the hub."""
 
 
-class HubNotFoundError(HubError):
-    """No such repository, revision or file on the hub."""
+class HubNotFoundError(HubError, FileNotFoundError):
+    """There is no such repository, revision or file on the hub."""
+
+    _errno = errno.ENOENT
 
 
-class HubAccessError(HubError):
+class HubAccessError(HubError, PermissionError):
     """The repository is private, gated or disabled, and not open to this user."""
 
+    _errno = errno.EACCES
 
-class HubUnavailableError(HubError):
+
+class HubUnavailableError(HubError, ConnectionError):
     """The hub cannot be reached, fails, or refuses so many requests."""
 
 
@@ -153,12 +189,14 @@ class HubChangedError(HubError):
     """A file on the hub changed while it was read."""
 
 
-class OutputError(Int8convError):
+class OutputError(Int8convError, OSError):
     """The output cannot be written."""
 
 
-class OutputExistsError(OutputError):
-    """The output is there already; it is never touched without ``force``."""
+class OutputExistsError(OutputError, FileExistsError):
+    """The output exists already; it is never touched without ``force``."""
+
+    _errno = errno.EEXIST
 
 
 class OutputOverlapError(OutputError):
@@ -169,16 +207,20 @@ class OutputBusyError(OutputError):
     """Another process is writing the output."""
 
 
-class NotWritableError(OutputError):
-    """The folder that should hold the output cannot be written to."""
+class NotWritableError(OutputError, PermissionError):
+    """The output, or the folder that should hold it, cannot be written to."""
+
+    _errno = errno.EACCES
 
 
 class NoSpaceError(OutputError):
     """The disk is full."""
 
+    _errno = errno.ENOSPC
 
-class SafetensorsError(Int8convError):
-    """One file breaks the safetensors format."""
+
+class SafetensorsError(Int8convError, ValueError):
+    """A file breaks the safetensors format."""
 
 
 class TruncatedFileError(SafetensorsError):
@@ -186,7 +228,7 @@ class TruncatedFileError(SafetensorsError):
 
 
 class HeaderTooLongError(SafetensorsError):
-    """The header length passes the format's limit."""
+    """The header is longer than the format allows."""
 
 
 class HeaderSyntaxError(SafetensorsError):
@@ -205,16 +247,28 @@ class OffsetError(SafetensorsError):
     """Tensors overlap, leave holes, or pass the payload's end."""
 
 
-class CheckpointError(Int8convError):
-    """A checkpoint folder does not hold together."""
+class CheckpointError(Int8convError, ValueError):
+    """A checkpoint folder is inconsistent."""
+
+
+class PointerFileError(CheckpointError):
+    """A Git LFS pointer stands in place of a file."""
+
+
+class AdapterError(CheckpointError):
+    """The weights are those of an adapter (LoRA and the like), not of a model."""
+
+
+class WrappedNamesError(CheckpointError):
+    """Tensor names have the prefix of a wrapper that training put around the model."""
 
 
 class PickleFileError(CheckpointError):
-    """A PyTorch pickle cannot be read safely, or holds something else than tensors by name."""
+    """A PyTorch pickle cannot be read safely, or holds something other than named tensors."""
 
 
 class JsonFileError(CheckpointError):
-    """Config, index or manifest is not the JSON that is expected."""
+    """A config, index or manifest is not the JSON that is expected."""
 
 
 class UnsafePathError(CheckpointError):
@@ -225,8 +279,10 @@ class FileChangedError(CheckpointError):
     """A file was replaced or overwritten while it was in use."""
 
 
-class MissingShardError(CheckpointError):
-    """A file that the index names is absent."""
+class MissingShardError(CheckpointError, FileNotFoundError):
+    """A file that the index names is missing."""
+
+    _errno = errno.ENOENT
 
 
 class DuplicateTensorError(CheckpointError):
@@ -234,7 +290,7 @@ class DuplicateTensorError(CheckpointError):
 
 
 class MissingTensorError(CheckpointError):
-    """A tensor that is listed or needed is absent."""
+    """A tensor that is listed or needed is missing."""
 
 
 class ShapeError(CheckpointError):
@@ -253,7 +309,7 @@ class HalfOverflowError(CheckpointError):
     """A 32-bit weight does not fit the 16-bit type asked for."""
 
 
-class ConvertedFormatError(Int8convError):
+class ConvertedFormatError(Int8convError, ValueError):
     """A converted folder breaks the format's specification (``formats/SPEC.md``)."""
 
 
@@ -266,11 +322,11 @@ class NotConvertedError(ConvertedFormatError):
 
 
 class CompanionError(ConvertedFormatError):
-    """A tensor stands without its companions, or one has the wrong dtype or shape."""
+    """A tensor lacks its companions, or one has the wrong dtype or shape."""
 
 
 class OutlierIndexError(ConvertedFormatError):
-    """Outlier columns out of range, not ascending, or not shared within a group."""
+    """Outlier columns are out of range, not ascending, or not shared within a group."""
 
 
 class NumberError(ConvertedFormatError):
@@ -278,11 +334,11 @@ class NumberError(ConvertedFormatError):
 
 
 class LayoutError(ConvertedFormatError):
-    """Payload or tensors are not aligned or adjacent as the spec asks."""
+    """Payload or tensors are not aligned or adjacent as the specification asks."""
 
 
 class SourceMismatchError(ConvertedFormatError):
-    """A converted folder was not converted from this source, or holds other values than it should."""
+    """A converted folder was not made from this source, or holds other values than it should."""
 
 
 class ChecksumError(ConvertedFormatError):
@@ -293,8 +349,8 @@ class QualityError(Int8convError):
     """A converted linear is less exact than was asked for."""
 
 
-class UnsupportedModelError(Int8convError):
-    """The runtime does not know this model."""
+class UnsupportedModelError(Int8convError, NotImplementedError):
+    """The runtime cannot run this model."""
 
 
 class UnknownFamilyError(UnsupportedModelError):
@@ -305,21 +361,21 @@ class UnsupportedFeatureError(UnsupportedModelError):
     """The config asks for a feature that the runtime does not have."""
 
 
-class TokenizerError(Int8convError):
-    """Tokenizer files are absent or unusable."""
+class TokenizerError(Int8convError, ValueError):
+    """Tokenizer files are missing or unusable."""
 
 
-class CalibrationError(Int8convError):
+class CalibrationError(Int8convError, ValueError):
     """Calibration cannot run on this input."""
 
 
-class StatsError(Int8convError):
-    """A statistics file is malformed, or of another checkpoint."""
+class StatsError(Int8convError, ValueError):
+    """A statistics file is malformed, or belongs to another checkpoint."""
 
 
-class EvaluationError(Int8convError):
-    """A text that a model cannot be evaluated on, or a model that overflows on it."""
+class EvaluationError(Int8convError, ValueError):
+    """A model cannot be evaluated on this text, or overflows on it."""
 
 
-class GenerationError(Int8convError):
+class GenerationError(Int8convError, ValueError):
     """A prompt or a limit that the model cannot take."""

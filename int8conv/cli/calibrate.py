@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from .output import echo, print_json, progress_bars, table
 
 if TYPE_CHECKING:
-    from ..formats.int8.stats import Stats
+    from ..convert.outliers.summary import StatsSummary
 
 
 @click.command("calibrate")
@@ -50,51 +50,45 @@ def command(
 
     One block of the model is in memory at a time. With --merge, SRC are statistics files of one checkpoint instead.
     """
-    from ..formats.int8.stats import STATISTICS, read_stats, write_stats
+    from ..convert.outliers.summary import summarize_stats
+    from ..formats.int8.stats import STATISTICS
     from ..formats.outputs import check_file
 
-    sources = [Path(each) for each in src]
-    check_file(out, STATISTICS, sources)  # before any work
+    check_file(out, STATISTICS, map(Path, src))  # before any work
     if merge:
-        from ..convert.outliers.collect import merge as merge_stats
+        from ..convert.outliers.collect import merge_files
 
         if texts or tokens or context:
             raise click.UsageError("--merge runs no model: no --text, --tokens or --context")
-        stats = merge_stats([(path, read_stats(path)) for path in src])
+        stats = merge_files(src, out)
     else:
-        from ..convert.outliers.calibrate import calibrate_source
+        from ..convert.outliers.calibrate import calibrate
 
         if len(src) > 1:
             raise click.UsageError("one SRC, or --merge")
         with progress_bars("B") as progress:
-            stats = calibrate_source(
-                src[0],
-                texts=texts,
-                tokens=tokens,
-                context=context,
-                seed=seed,
-                device=device,
-                progress=lambda done, total: progress("calibrate", done, total),
-            )
-    write_stats(stats, out, sources)
-    summary = summarize(stats)
+            stats = calibrate(
+                src[0], out, texts=texts, tokens=tokens, context=context, seed=seed, device=device,
+                progress=progress,
+            )  # fmt: skip
+    summary = summarize_stats(stats)
     if as_json:
-        print_json(summary)
+        print_json(summary.to_json())
     else:
-        show(out, stats, summary)
+        show(out, summary)
 
 
-def show(out: Path, stats: Stats, summary: dict[str, Any]) -> None:
+def show(out: Path, summary: StatsSummary) -> None:
     """A table of the inputs, and a line of what they come to."""
+    stats = summary.stats
     table(
         ["input", "channels", "median", "largest", ">= 6.0", "16-bit columns", "fallback from"],
         [
-            [name, i["channels"], f"{i['median_absmax']:.3g}", f"{i['absmax']:.3g}",
-             i["channels_from_6"], i["columns"], _fallback(i["threshold"])]
-            for name, i in summary["inputs"].items()
+            [name, i.channels, f"{i.median_absmax:.3g}", f"{i.absmax:.3g}", i.channels_from_6, i.columns, _fallback(i.threshold)]
+            for name, i in summary.inputs.items()
         ],
     )  # fmt: skip
-    dimensions = summary["systematic_dimensions"]
+    dimensions = summary.systematic_dimensions
     named = ", ".join(map(str, dimensions[:_SHOWN])) + (", ..." if len(dimensions) > _SHOWN else "")
     echo(
         "",
@@ -110,28 +104,3 @@ def _fallback(threshold: float | None) -> str:
     if threshold is None:
         return "-"
     return f"{threshold:g}" if threshold else "all"
-
-
-def summarize(stats: Stats) -> dict[str, Any]:
-    """What the statistics show, and what the default rule makes of them."""
-    import numpy as np
-
-    from ..convert.outliers.collect import systematic_dimensions
-    from ..convert.outliers.rule import Choosing, choose_all
-    from ..formats.int8.stats import LARGE
-
-    choices = choose_all(stats, Choosing())
-    return {
-        "source": stats.source, "fingerprint": stats.fingerprint,
-        "tokens": stats.tokens, "context": stats.context,
-        "systematic_dimensions": systematic_dimensions(stats).tolist(),
-        "inputs": {
-            path: {
-                "channels": len(found.absmax), "median_absmax": float(np.median(found.absmax)),
-                "absmax": float(found.absmax.max()),
-                "channels_from_6": int(np.count_nonzero(found.absmax >= LARGE)),
-                "columns": len(choices[path].columns), "threshold": choices[path].threshold,
-            }
-            for path, found in stats.inputs.items()
-        },
-    }  # fmt: skip

@@ -92,13 +92,10 @@ def read_text(path: str) -> str:
     from ..errors import NotFoundError
 
     where = "stdin" if path == "-" else path
+    if path == "-" and sys.stdin is None:
+        raise NotFoundError("cannot be read: it is closed", file=where)
     try:
-        if path != "-":
-            data = Path(path).read_bytes()
-        elif sys.stdin is not None:
-            data = sys.stdin.buffer.read()
-        else:
-            raise NotFoundError("cannot be read: it is closed", file=where)
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as error:
         raise NotFoundError(f"cannot be read: {error.strerror}", file=where) from error
     text = check_text(data.decode("utf-8", "surrogateescape"), where)

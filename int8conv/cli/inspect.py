@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .against import show_comparison
 from .output import echo, print_json, progress_bars, size, table
 
 if TYPE_CHECKING:
+    from ..convert.compare import SourceComparison
     from ..formats.int8.folder import ConvertedFolder
-    from ..formats.int8.summary import Summary
-    from .against import Against
+    from ..formats.int8.summary import FolderSummary
 
 
 @click.command("inspect")
@@ -57,9 +58,8 @@ def command(
 
     PATH may be the id of one on the hub, org/name or org/name@revision, which is downloaded.
     """
-    from ..formats.hub.download import resolve
-    from ..formats.int8.folder import open_converted
-    from ..formats.int8.summary import summarize
+    from ..formats.int8.folder import open_folder
+    from ..formats.int8.summary import inspect_folder
 
     if stats is not None and picture is None:
         raise click.UsageError("--stats is for --plot")
@@ -67,46 +67,44 @@ def command(
         from .plot import check_plot
 
         check_plot(picture)
-    converted = open_converted(resolve(path).folder)
-    summary = summarize(converted)
+    converted = open_folder(path)
+    summary = inspect_folder(converted)
     verified = verify_bytes(converted) if verify else None
-    compared = None
-    if against is not None:
-        from .against import Against
-
-        compared = Against(converted, against, min_sqnr)
+    compared = compare_with(converted, against) if against is not None else None
     if picture is not None:
         draw(converted, picture, stats, compared)
     if as_json:
         more = {"verified_bytes": verified} if verify else {}
-        print_json(summary.to_json() | more | ({"quality": compared.to_json()} if compared else {}))
+        quality = {"quality": compared.to_json(min_sqnr)} if compared else {}
+        print_json(summary.to_json() | more | quality)
     else:
-        show(path, converted, summary, tensors)
+        show(path, summary, tensors)
         if verified is not None:
             echo(f"verified: {verified:,} bytes match their checksums")
         if compared:
-            compared.show()
+            show_comparison(compared, min_sqnr)
     if compared:
-        compared.check()
+        compared.check(min_sqnr)
 
 
 def verify_bytes(converted: ConvertedFolder) -> int:
     """Bytes that match their checksums: all."""
     from ..formats.int8.verify import verify
 
-    done, total = 0, converted.checkpoint.nbytes
     with progress_bars("B") as progress:
+        return verify(converted, progress=progress)
 
-        def advance(nbytes: int) -> None:
-            nonlocal done
-            done += nbytes
-            progress("verify", done, total)
 
-        return verify(converted, advance)
+def compare_with(converted: ConvertedFolder, source: str) -> SourceComparison:
+    """Every tensor held against the source."""
+    from ..convert.compare import compare
+
+    with progress_bars("B") as progress:
+        return compare(converted, source, progress=progress)
 
 
 def draw(
-    converted: ConvertedFolder, picture: Path, stats: Path | None, compared: Against | None
+    converted: ConvertedFolder, picture: Path, stats: Path | None, compared: SourceComparison | None
 ) -> None:
     """The picture, with errors if the folder was compared with its source."""
     from ..formats.int8.stats import read_stats
@@ -116,16 +114,17 @@ def draw(
     if compared is not None:
         errors = {
             q.name.removesuffix(".weight"): 0.0 if q.sqnr_db is None else 10 ** (-q.sqnr_db / 20)
-            for q in compared.qualities
+            for q in compared.tensors
         }
     plot(converted, picture, stats=None if stats is None else read_stats(stats), errors=errors)
 
 
-def show(path: str, converted: ConvertedFolder, summary: Summary, tensors: bool) -> None:
+def show(path: str, summary: FolderSummary, tensors: bool) -> None:
     """Tables by kind, by layer, and of all tensors if asked for."""
-    source = converted.manifest.source
-    echo(f"{path}: int8conv format 1, {converted.config.get('model_type')}, ", nl=False)
-    echo(f"from {source.get('id')}, by {converted.manifest.generator}", "")
+    echo(
+        f"{path}: int8conv format 1, {summary.model_type}, from {summary.source}, by {summary.generator}",
+        "",
+    )
     table(
         ["kind", "dtypes", "tensors", "bytes", "16-bit bytes"],
         [

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import importlib
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from ..errors import ArgumentError
+from ..convert.outliers.figures import binned, expected_errors, outlier_map
+from ..errors import ArgumentError, StatsError, printable
 from ..formats.int8.folder import ConvertedFolder
 from ..formats.int8.manifest import InputGroup
-from ..formats.int8.stats import Stats
+from ..formats.int8.stats import Stats, input_stats
 from ..formats.int8.summary import layer_of
 from ..formats.outputs import OutputKind, check_file, write_output
-from ..formats.safetensors.stored import read_array, read_rows
+from ..formats.safetensors.stored import read_array
 
 KINDS: Final = {
     ".png": OutputKind("a PNG picture", lambda path: _starts(path, (b"\x89PNG\r\n\x1a\n",))),
     ".svg": OutputKind("an SVG picture", lambda path: _starts(path, (b"<?xml", b"<svg"))),
 }
 """By a file's suffix."""
-_MOST_BINS: Final = 1024
-"""Across a map: of wider inputs, neighbouring channels share a bin, which shows the largest."""
-_BLOCK_ROWS: Final = 256
 
 
 def check_plot(file: Path) -> Any:
@@ -63,9 +61,39 @@ def plot(
         errors: relative RMS error of each linear's weight by path, as measured; None: as expected from codes and scales.
 
     Raises:
+        StatsError: the statistics are of another checkpoint.
         OutputError: a subclass: something else is there, or it cannot be written.
     """
     pyplot = check_plot(file)
+    if stats is not None:
+        check_stats(converted, stats)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # matplotlib's: of glyphs that no font has
+        _plot(pyplot, converted, file, stats, errors)
+
+
+def check_stats(converted: ConvertedFolder, stats: Stats) -> None:
+    """Raise StatsError if statistics lack an input of the folder, or have it in another width."""
+    for group in converted.manifest.inputs:
+        found = input_stats(stats, group.linears[0])
+        channels = None if found is None else len(found.absmax)
+        if channels != group.in_features:
+            raise StatsError(
+                f"statistics of another checkpoint ('{stats.source}')", file=converted.checkpoint.folder,
+                tensor=group.linears[0], expected=f"{group.in_features} channels", found=channels or "none",
+                hint="calibrate the source of this folder",
+            )  # fmt: skip
+
+
+def _label(text: object) -> str:
+    """A name as matplotlib shows it: no control characters, no formula."""
+    return printable(str(text))[:200].replace("$", r"\$")
+
+
+def _plot(
+    pyplot: Any, converted: ConvertedFolder, file: Path, stats: Stats | None,
+    errors: Mapping[str, float] | None,
+) -> None:  # fmt: skip
     roles = _by_role(converted.manifest.inputs)
     found = errors if errors is not None else expected_errors(converted)
     figure, panels = pyplot.subplots(
@@ -74,7 +102,7 @@ def plot(
     for panel, (role, groups) in zip(panels, roles.items(), strict=False):
         _draw_map(panel, role, groups, converted, stats)
     _draw_errors(panels[-1], roles, found, "measured" if errors is not None else "expected")
-    source = converted.manifest.source.get("id")
+    source = _label(converted.manifest.source.get("id"))
     figure.suptitle(f"{source}: outlier channels of each input, and error of int8 weights")
     picture = io.BytesIO()
     try:
@@ -101,42 +129,6 @@ def _by_role(inputs: Sequence[InputGroup]) -> dict[str, list[InputGroup]]:
     return roles
 
 
-def outlier_map(
-    groups: Sequence[InputGroup], converted: ConvertedFolder, stats: Stats | None
-) -> npt.NDArray[np.float64]:
-    """Magnitudes ``[inputs, channels]``; NaN where there is nothing to show."""
-    values = np.full((len(groups), max(g.in_features for g in groups)), np.nan)
-    for row, group in enumerate(groups):
-        found = None if stats is None else stats.inputs.get(group.linears[0])
-        if found is not None:
-            values[row, : group.in_features] = found.absmax
-            continue
-        for path in group.linears if group.outliers else ():
-            linear = converted.linears[path]
-            assert linear.outlier_index is not None and linear.outlier_weight is not None
-            columns = read_array(linear.outlier_index)
-            largest = _floats(linear.outlier_weight).max(axis=0)
-            values[row, columns] = np.fmax(values[row, columns], largest)
-    return values
-
-
-def _floats(stored: Any) -> npt.NDArray[np.float32]:
-    """Magnitudes of a 16-bit tensor."""
-    values = read_array(stored)
-    if stored.dtype == "BF16":
-        values = (values.astype(np.uint32) << 16).view(np.float32)
-    return np.abs(values.astype(np.float32))
-
-
-def binned(values: npt.NDArray[np.float64], most: int = _MOST_BINS) -> npt.NDArray[np.float64]:
-    """The largest value of neighbouring columns, so that at most ``most`` are left."""
-    wide = -(-values.shape[1] // most)
-    padded = np.full((values.shape[0], -(-values.shape[1] // wide) * wide), np.nan)
-    padded[:, : values.shape[1]] = values
-    parts = padded.reshape(values.shape[0], -1, wide)
-    return np.asarray(np.fmax.reduce(parts, axis=2))
-
-
 def _draw_map(
     panel: Any, role: str, groups: list[InputGroup], converted: ConvertedFolder, stats: Stats | None
 ) -> None:
@@ -159,7 +151,8 @@ def _draw_map(
     kept = sum(group.outliers for group in groups)
     marked = ", red: kept in 16 bits" if stats is not None else ""
     panel.set_title(
-        f"input of {role} ({kept} of {channels * len(groups)} columns kept{marked})", fontsize=9
+        f"input of {_label(role)} ({kept} of {channels * len(groups)} columns kept{marked})",
+        fontsize=9,
     )
     panel.set_xlabel("channel", fontsize=8)
     panel.set_ylabel("layer", fontsize=8)
@@ -178,36 +171,16 @@ def _draw_errors(
             assert layer is not None
             names.setdefault(path.rpartition(".")[2], []).append((layer, 100 * errors[path]))
     for number, (name, points) in enumerate(names.items()):
-        panel.plot(*zip(*points, strict=True), marker="osD^vXP"[number % 7], ms=4, lw=1, label=name)
+        panel.plot(
+            *zip(*points, strict=True),
+            marker="osD^vXP"[number % 7],
+            ms=4,
+            lw=1,
+            label=_label(name).lstrip("_"),
+        )
     panel.set_title(f"relative RMS error of int8 weights, {how}", fontsize=9)
     panel.set_xlabel("layer", fontsize=8)
     panel.set_ylabel("error, %", fontsize=8)
     panel.set_ylim(bottom=0)
     panel.xaxis.get_major_locator().set_params(integer=True)
     panel.legend(fontsize=7, ncols=4, loc="lower left")
-
-
-def expected_errors(converted: ConvertedFolder) -> dict[str, float]:
-    """Root of noise over signal of each linear, from the file alone.
-
-    Rounding to codes is uniform noise of ``scale^2 / 12`` for each weight outside the outlier columns; the signal is what
-    codes and columns stand for.
-    """
-    errors = {}
-    for path, linear in converted.linears.items():
-        scale = read_array(linear.scale).astype(np.float64)
-        signal = 0.0
-        for first in range(0, linear.out_features, _BLOCK_ROWS):
-            last = min(first + _BLOCK_ROWS, linear.out_features)
-            rows = read_rows(linear.weight, first, last)[:, :, 0].astype(np.float32)
-            signal += float(
-                np.einsum("ij,ij->i", rows, rows) @ scale[first : first + len(rows)] ** 2
-            )
-        columns = linear.in_features
-        if linear.outlier_weight is not None:
-            kept = _floats(linear.outlier_weight)
-            signal += float(np.square(kept, dtype=np.float64).sum())
-            columns -= kept.shape[1]
-        noise = float((scale**2).sum()) / 12 * columns
-        errors[path] = float(np.sqrt(noise / signal)) if signal else 0.0
-    return errors

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..formats.outputs import check_apart, check_folder
 from ..formats.safetensors.checksum import checksum, checksum_range
 from ..formats.safetensors.storage import LocalFile
 from ..formats.source.checkpoint import Checkpoint
+from ..progress import Progress, counted, silent
 from ..runtime.devices import DeviceLike, find_torch_device
 from .journal import Journal
 from .memory import DEFAULT_MAX_MEMORY, plan_workers
@@ -35,9 +35,6 @@ from .source import open_source
 from .stopwatch import Stopwatch
 from .stream import run_tasks
 from .watch import SourceWatch
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, units done so far, and units in all."""
 
 
 def convert_checkpoint(
@@ -60,7 +57,7 @@ def convert_checkpoint(
     max_memory: int = DEFAULT_MAX_MEMORY,
     stream: bool = False,
     device: DeviceLike = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> ConvertReport:
     """Convert a checkpoint folder to int8 (see ``formats/SPEC.md``).
 
@@ -122,7 +119,6 @@ def convert_checkpoint(
     device = str(device)
     if device != "cpu":  # which needs no torch
         find_torch_device(device)
-    tell = progress or (lambda stage, done, total: None)
     out = Path(out)
     check_apart(out, Path(source))  # before any work
     check_folder(out, force=force)
@@ -149,7 +145,7 @@ def convert_checkpoint(
         if not journal.resumed:
             workspace.clear()
         choices, calibration, notes = choose(
-            opened, options, measured_before, journal, source_watch, tell
+            opened, options, measured_before, journal, source_watch, progress
         )
         watch.lap("calibrate")
         if journal.outdated:
@@ -159,7 +155,7 @@ def convert_checkpoint(
         workspace.keep_only([layout.name for layout in layouts])
         results = run_tasks(
             plan.tasks, layouts, workspace.folder, workers, journal=journal, watch=watch,
-            progress=_counted(tell, "convert", plan.source_bytes),
+            progress=counted(progress, "convert", plan.source_bytes),
         )  # fmt: skip
         manifest = make_manifest(resolved, options, plan, results, calibration)
         with source_watch.named_errors(opened.checkpoint):
@@ -201,16 +197,3 @@ def _fingerprint(
         "tensors": [[t.name, t.dtype, t.shape, t.offset] for t in checkpoint.tensors.values()],
     }
     return checksum(dump_json(identity))
-
-
-def _counted(tell: Progress, stage: str, total: int) -> Callable[[int], None]:
-    done = 0
-    lock = threading.Lock()  # workers report from their own threads
-
-    def add(count: int) -> None:
-        nonlocal done
-        with lock:
-            done += count
-            tell(stage, done, total)
-
-    return add

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
@@ -26,13 +26,11 @@ from ..formats.int8.folder import ConvertedFolder, QuantizedLinear
 from ..formats.int8.names import BIAS
 from ..formats.safetensors.stored import StoredTensor, read_array, read_rows
 from ..formats.source.matrix import Matrix, MatrixReader, as_rows
+from ..progress import Advance, Progress, counted, silent
 from .options import read_options
 from .outliers.selection import Kept
 from .rounding.float16_bits import Bits, round_to_half, widen
 from .source import OpenedSource, open_source
-
-Progress = Callable[[int, int], None]
-"""Called with the source bytes done so far, and those in all."""
 
 _Values = npt.NDArray[np.float32]
 
@@ -68,10 +66,10 @@ class _Pair:
     """Of the source's bytes, as the manifest has it."""
 
 
-def compare(
+def compare_tensors(
     converted: ConvertedFolder,
     source: Source,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
     *,
     jobs: int | None = None,
 ) -> list[TensorQuality]:
@@ -91,14 +89,7 @@ def compare(
     """
     opened = open_source(source, read_options(converted))
     pairs = list(_pairs(converted, opened))
-    total, done, lock = sum(pair.source.nbytes for pair in pairs), 0, threading.Lock()
-
-    def advance(nbytes: int) -> None:
-        nonlocal done
-        with lock:
-            done += nbytes
-            progress(done, total)
-
+    advance = counted(progress, "compare", sum(pair.source.nbytes for pair in pairs))
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as executor:
         futures = [executor.submit(_compare, pair, advance) for pair in pairs]
         try:
@@ -115,15 +106,13 @@ def median_sqnr(qualities: Sequence[TensorQuality]) -> float | None:
     return middle if math.isfinite(middle) else None
 
 
-def check_sqnr(
-    converted: ConvertedFolder, qualities: Sequence[TensorQuality], limit: float
-) -> None:
+def check_sqnr(folder: Path, qualities: Sequence[TensorQuality], limit: float) -> None:
     """Raise QualityError, which names the worst linear, if one is below ``limit`` dB."""
     low = sorted((q for q in qualities if q.order < limit), key=lambda q: q.order)
     if low:
         raise QualityError(
             f"SQNR is too low, and so for {len(low)} of {len(qualities)} tensors",
-            file=converted.folder, tensor=low[0].name, expected=f"at least {limit:g} dB",
+            file=folder, tensor=low[0].name, expected=f"at least {limit:g} dB",
             found=f"{low[0].order:.1f} dB",
             hint="keep it in 16 bits, or more of its columns; or lower the limit",
         )  # fmt: skip
@@ -173,7 +162,7 @@ def _check_record(
                               f"{source.dtype} {list(source.shape)}")  # fmt: skip
 
 
-def _compare(pair: _Pair, advance: Callable[[int], None]) -> TensorQuality | None:
+def _compare(pair: _Pair, advance: Advance) -> TensorQuality | None:
     source = pair.source
     matrix = source if isinstance(source, Matrix) else as_rows(source, _BLOCK_ELEMENTS)
     reader, quality = MatrixReader(matrix, _BLOCK_ELEMENTS), None
@@ -188,7 +177,7 @@ def _compare(pair: _Pair, advance: Callable[[int], None]) -> TensorQuality | Non
 
 
 def _compare_linear(
-    linear: QuantizedLinear, source: Matrix, reader: MatrixReader, advance: Callable[[int], None]
+    linear: QuantizedLinear, source: Matrix, reader: MatrixReader, advance: Advance
 ) -> TensorQuality:
     scale = read_array(linear.scale)
     columns = read_array(linear.outlier_index) if linear.outlier_index else np.empty(0, np.int32)
@@ -229,7 +218,7 @@ def _codes(weight: _Values, scale: _Values) -> _Values:
 
 
 def _compare_kept(
-    tensor: StoredTensor, source: Matrix, reader: MatrixReader, advance: Callable[[int], None]
+    tensor: StoredTensor, source: Matrix, reader: MatrixReader, advance: Advance
 ) -> None:
     rows = replace(tensor, shape=source.shape)
     for first, bits in reader.blocks():

@@ -31,6 +31,7 @@ from ..formats.safetensors.checksum import running_checksum
 from ..formats.safetensors.storage import LocalFile
 from ..formats.safetensors.stored import StoredTensor, stored_checksum
 from ..formats.source.matrix import Matrix, MatrixReader, as_rows
+from ..progress import Advance
 from ..runtime.devices import find_torch_device
 from .journal import Journal
 from .plan import KeepTask, QuantizeTask, Task
@@ -38,9 +39,6 @@ from .rounding.float16_bits import INFINITY, Bits, largest_magnitudes, round_to_
 from .rounding.quantize import NonFiniteRowError, QuantizedRows, RowQuantizer, check_finite
 from .rounding.sample import RowSample
 from .stopwatch import Stopwatch
-
-Progress = Callable[[int], None]
-"""Called with the number of source bytes done since the last call."""
 
 
 @dataclass
@@ -108,7 +106,7 @@ class _Worker:
     buffers: Buffers
     watch: Stopwatch
     writers: Mapping[str, ShardWriter]
-    progress: Progress
+    progress: Advance
 
 
 def run_tasks(
@@ -117,7 +115,7 @@ def run_tasks(
     folder: Path,
     workers: Workers,
     *,
-    progress: Progress,
+    progress: Advance,
     journal: Journal | None = None,
     watch: Stopwatch | None = None,
 ) -> list[TaskResult]:

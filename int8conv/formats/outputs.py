@@ -213,6 +213,8 @@ def named_output_errors(out: Path) -> Iterator[None]:
     """Turn the operating system's errors of writing into this package's."""
     try:
         yield
+    except Int8convError:
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise NoSpaceError(

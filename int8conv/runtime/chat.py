@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from typing_extensions import Unpack
 
 from .generate.generation import Generation
+from .generate.sampling import Sampling, SamplingOptions
 from .generate.session import Session
 from .model import Model
 from .text.chat_template import ChatTemplate, Message
@@ -17,16 +20,19 @@ class Chat:
     """Turns of user and assistant. The history stays in the cache: a turn computes its own tokens only."""
 
     def __init__(
-        self, model: Model, *, system: str | None = None, max_new_tokens: int | None = None, **options: Any
+        self, model: Model, sampling: Sampling | None = None, *, system: str | None = None,
+        max_new_tokens: int | None = None, stop: str | Sequence[str] | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> None:  # fmt: skip
         """
         Args:
             model: with a chat template in its folder.
+            sampling, stop, options: as in ``Model.generate``, for every reply.
             system: what the model is told before the first message.
             max_new_tokens: of a reply; else as generation_config.json says, else 1024; fewer where the context ends.
-            options: as in ``Model.generate``, for every reply.
 
         Raises:
+            ArgumentError: an option out of range.
             TokenizerError: no chat template, or a malformed one.
         """
         self.model = model
@@ -37,7 +43,8 @@ class Chat:
             self.messages.append({"role": "system", "content": system})
         self.session = Session(model.decoder)
         self._limit = max_new_tokens or model.defaults.max_new_tokens or REPLY_TOKENS
-        self._options = options
+        self._sampling = (sampling or model.sampling).changed(options)
+        self._stop = stop
         eos = model.tokenizer.token_id(self.template.special_tokens.get("eos_token", ""))
         self._end_tokens = () if eos is None else (eos,)
 
@@ -52,8 +59,8 @@ class Chat:
         ids = self.model.tokenizer.encode(self.template.render(messages), special=False)
         left = self.model.config.max_positions - len(ids)
         reply = self.model.generate(
-            ids, max_new_tokens=max(1, min(self._limit, left)), end_tokens=self._end_tokens,
-            session=self.session, on_text=on_text, **self._options,
+            ids, self._sampling, max_new_tokens=max(1, min(self._limit, left)), stop=self._stop,
+            end_tokens=self._end_tokens, session=self.session, on_text=on_text,
         )  # fmt: skip
         self.messages = [*messages, {"role": "assistant", "content": reply.text}]
         return reply

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 from ..errors import ArgumentError, GenerationError
 from ..kernels.cpu.fused import prepare
@@ -15,8 +16,9 @@ from ..kernels.dispatch import Mode
 from ..kernels.weight import FallbackCounter
 from .backends.gpu.files import Loading
 from .decoder.decoder import Decoder
+from .devices import current
 from .generate.generation import Continuation, Generation, continue_all
-from .generate.sampling import Sampling
+from .generate.sampling import Sampling, SamplingOptions
 from .generate.session import Session
 from .measure.fallback import FallbackReport, fallback_report
 from .measure.footprint import Footprint, Predictor, Setup, predictor_of
@@ -42,6 +44,11 @@ class Model:
         """As it was asked for."""
         self.defaults = defaults or GenerationDefaults()
         """What ``generate`` does where it is told nothing; from the folder's generation_config.json."""
+        self.sampling = Sampling(
+            self.defaults.temperature, self.defaults.top_k, self.defaults.top_p, self.defaults.min_p,
+            self.defaults.repetition_penalty,
+        )  # fmt: skip
+        """How tokens are chosen unless ``generate`` is told otherwise; from generation_config.json as well."""
         self.end_tokens = self.defaults.end_tokens
         self.fallback_counters: Mapping[str, FallbackCounter] = {}
         self.check_files: Callable[[], None] = lambda: None
@@ -71,72 +78,64 @@ class Model:
             raise ArgumentError("token_ids", expected="int64 [batch, tokens]",
                                 found=f"{token_ids.dtype} {list(token_ids.shape)}")  # fmt: skip
         self._check_tokens(token_ids, new_tokens=0)
-        return self.decoder.forward(token_ids.to(self.decoder.backend.device))
+        device = self.decoder.backend.device
+        with current(device):
+            return self.decoder.forward(token_ids.to(device))
 
     def generate(
         self,
         prompt: str | Sequence[int],
+        sampling: Sampling | None = None,
         *,
         max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         logprobs: bool = False,
         end_tokens: Sequence[int] = (),
         session: Session | None = None,
         on_text: Callable[[str], None] | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Generation:
-        """Continue a prompt. What is None is as the checkpoint's generation_config.json says, else as said here.
+        """Continue a prompt.
 
         Args:
             prompt: text, or token ids.
-            max_new_tokens: at most so many; else 128, or fewer where the context ends.
-            temperature: 0 takes the most likely token each time, and is the default unless ``do_sample`` is true.
-            top_k: draw from the k most likely tokens only; 0: from all.
-            top_p: draw from the fewest tokens that have this probability together.
-            min_p: draw from the tokens that are at least so likely in parts of the likeliest one's probability.
-            repetition_penalty: above 1, tokens that have occurred become less likely.
-            seed: makes drawing repeatable.
-            stop: text at which to end, which is not part of the result; an empty list: none.
+            sampling: how tokens are chosen; None: as the checkpoint's generation_config.json says (``self.sampling``).
+            max_new_tokens: at most so many; None: as generation_config.json says, else 128, or fewer where the context ends.
+            stop: text at which to end, which is not part of the result; an empty list: none; None: as
+                generation_config.json says.
             logprobs: also return each chosen token's log-probability.
             end_tokens: end at these too, beside the model's own.
             session: what it has of the prompt is not computed again, and it keeps this prompt and what follows.
             on_text: called with each piece of text as it comes.
+            options: fields of ``Sampling`` that are to differ from ``sampling``: ``temperature``, ``top_k``, ``top_p``,
+                ``min_p``, ``repetition_penalty``, ``seed``.
 
         Raises:
             ArgumentError: an option out of range.
             GenerationError: an empty prompt, a token outside the vocabulary, or a context that is too short.
             TokenizerError: the folder has no usable tokenizer.
         """
-
-        sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        chosen = (sampling or self.sampling).changed(options)
         continuation = self._continuation(
-            prompt, max_new_tokens, sampling, stop, logprobs=logprobs, end_tokens=end_tokens, on_text=on_text,
+            prompt, max_new_tokens, chosen, stop, logprobs=logprobs, end_tokens=end_tokens, on_text=on_text,
         )  # fmt: skip
-        session = Session(self.decoder) if session is None else session
-        cache = session.cache_for(continuation.prompt, continuation.limit)
-        continue_all(self.decoder, [continuation], cache, session.steps)
-        session.keep(continuation.prompt + continuation.token_ids)
+        with current(self.decoder.backend.device):
+            session = Session(self.decoder) if session is None else session
+            cache = session.cache_for(continuation.prompt, continuation.limit)
+            continue_all(self.decoder, [continuation], cache, session.steps)
+            session.keep(continuation.prompt + continuation.token_ids)
         return continuation.result()
 
     def generate_batch(
         self,
         prompts: Sequence[str | Sequence[int]],
+        sampling: Sampling | None = None,
         *,
         max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         logprobs: bool = False,
         on_text: Callable[[int, str], None] | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> list[Generation]:
         """Continue several prompts, which may differ in length, together: in the time of little more than one.
 
@@ -145,27 +144,28 @@ class Model:
 
         Args:
             prompts: as in ``generate``, as are the arguments not named here.
-            seed: prompt ``i`` draws as alone with ``seed + i``.
+            sampling: as in ``generate``; with a seed, prompt ``i`` draws as alone with ``seed + i``.
             on_text: called with a prompt's number, from 0, and each piece of its text as it comes.
 
         Returns:
-            A generation a prompt, in their order.
+            A generation per prompt, in their order.
 
         Raises:
             ArgumentError, GenerationError, TokenizerError: as ``generate``.
         """
-        sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        chosen = (sampling or self.sampling).changed(options)
         continuations = [
             self._continuation(
-                prompt, max_new_tokens, sampling if seed is None else replace(sampling, seed=seed + i), stop,
+                prompt, max_new_tokens, chosen if chosen.seed is None else replace(chosen, seed=chosen.seed + i), stop,
                 logprobs=logprobs, on_text=None if on_text is None else partial(on_text, i),
             )
             for i, prompt in enumerate(prompts)
         ]  # fmt: skip
         if continuations:
             capacity = max(len(each.prompt) + each.limit for each in continuations)
-            cache = self.decoder.cache(batch=len(continuations), capacity=capacity)
-            continue_all(self.decoder, continuations, cache)
+            with current(self.decoder.backend.device):
+                cache = self.decoder.cache(batch=len(continuations), capacity=capacity)
+                continue_all(self.decoder, continuations, cache)
         return [each.result() for each in continuations]
 
     def positions(self, prompt: str | Sequence[int], max_new_tokens: int | None = None) -> int:
@@ -196,22 +196,6 @@ class Model:
     def footprint(self, *, context: int | None = None, batch: int = 1) -> Footprint:
         """Predicted memory at ``context`` positions (None: the most) and ``batch`` sequences, as this model was loaded."""
         return self.predictor().at(context, batch)
-
-    def _sampling(
-        self, temperature: float | None, top_k: int | None, top_p: float | None, min_p: float | None,
-        repetition_penalty: float | None, seed: int | None,
-    ) -> Sampling:  # fmt: skip
-        defaults = self.defaults
-        sampling = Sampling(
-            defaults.temperature, defaults.top_k, defaults.top_p, defaults.min_p,
-            defaults.repetition_penalty, seed,
-        )  # fmt: skip
-        asked = {
-            "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-        }  # fmt: skip
-        given = {name: value for name, value in asked.items() if value is not None}
-        return replace(sampling, **given)  # type: ignore[arg-type]
 
     def _continuation(
         self, prompt: str | Sequence[int], max_new_tokens: int | None, sampling: Sampling,

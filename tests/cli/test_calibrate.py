@@ -31,7 +31,7 @@ def test_what_it_prints(example: Path, tmp_path: Path) -> None:
     result = succeed("calibrate", example, "-o", tmp_path / "s", "--tokens", 256)
     lines = result.stdout.splitlines()
     assert lines[0].split() == [
-        "input", "channels", "median", "largest", ">=", "6.0", "16-bit", "columns", "outlier_fallback", "from",
+        "input", "channels", "median", "largest", ">=", "6.0", "16-bit", "columns", "fallback", "from",
     ]  # fmt: skip
     assert len([line for line in lines if "model.layers." in line]) == 24
     assert lines[-1].startswith(f"{tmp_path / 's'}: 24 inputs over 256 tokens; ")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from int8conv.convert.converter import convert_checkpoint
-from int8conv.convert.outliers.calibrate import calibrate_source
+from int8conv.convert.outliers.calibrate import calibrate
 from int8conv.errors import NoSpaceError, OutputError
 from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.int8.stats import write_stats
@@ -108,7 +108,7 @@ def test_every_write_of_a_conversion(
 
 @pytest.mark.parametrize("existing", [False, True])
 def test_every_write_of_a_statistics_file(source: Path, tmp_path: Path, existing: bool) -> None:
-    stats, room = calibrate_source(source), tmp_path / "room"
+    stats, room = calibrate(source), tmp_path / "room"
     write_stats(stats, tmp_path / "wanted")
     wanted, out = (tmp_path / "wanted").read_bytes(), room / "stats"
     before = None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from int8conv.convert.converter import convert_checkpoint
-from int8conv.convert.quality import TensorQuality, check_sqnr, compare, median_sqnr
+from int8conv.convert.quality import TensorQuality, check_sqnr, compare_tensors, median_sqnr
 from int8conv.errors import QualityError, SourceMismatchError, TruncatedFileError
 from int8conv.formats.hub.download import resolve
 from int8conv.formats.int8.folder import open_converted
@@ -58,7 +58,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def qualities(folder: Path, source: Path) -> list[TensorQuality]:
-    return compare(open_converted(folder), resolve(source))
+    return compare_tensors(open_converted(folder), resolve(source))
 
 
 def dequantized(folder: Path, path: str) -> tuple[Tensor, int]:
@@ -90,21 +90,21 @@ def test_figures_are_those_of_float64(pair: Path) -> None:
 
 
 def test_progress_ends_at_the_bytes_compared(pair: Path) -> None:
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     source = open_checkpoint(pair / "source")
-    compare(
+    compare_tensors(
         open_converted(pair / "int8"),
         resolve(pair / "source"),
         lambda *call: calls.append(call),
         jobs=3,
     )
-    assert calls[-1] == (source.nbytes, source.nbytes)
+    assert calls[-1] == ("compare", source.nbytes, source.nbytes)
     assert calls == sorted(calls)
 
 
 def test_the_same_for_any_number_of_jobs(pair: Path) -> None:
     converted, source = open_converted(pair / "int8"), resolve(pair / "source")
-    assert compare(converted, source, jobs=1) == compare(converted, source, jobs=4)
+    assert compare_tensors(converted, source, jobs=1) == compare_tensors(converted, source, jobs=4)
 
 
 def test_several_blocks_are_summed(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_nothing_quantized_is_nothing_to_rate(tmp_path: Path, source: Path) -> N
     convert_checkpoint(source, tmp_path / "int8", outliers="none", keep=["."])
     found = qualities(tmp_path / "int8", source)
     assert (found, median_sqnr(found)) == ([], None)
-    check_sqnr(open_converted(tmp_path / "int8"), found, 1000)
+    check_sqnr(tmp_path / "int8", found, 1000)
 
 
 def test_median_and_limit(pair: Path) -> None:
@@ -155,10 +155,10 @@ def test_median_and_limit(pair: Path) -> None:
 
     assert median_sqnr(rated(40, None, 30)) == 40
     assert median_sqnr(rated(None, None, 30)) is None
-    converted = open_converted(pair / "int8")
-    check_sqnr(converted, rated(40, 30, None), 30)
+    folder = pair / "int8"
+    check_sqnr(folder, rated(40, 30, None), 30)
     with rejected(QualityError, "'t2'", "at least 35 dB", "29.5 dB", "2 of 3"):
-        check_sqnr(converted, rated(40, 30, 29.5), 35)
+        check_sqnr(folder, rated(40, 30, 29.5), 35)
 
 
 # What differs, and is named.
@@ -303,20 +303,20 @@ def test_a_source_that_becomes_shorter(pair: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(pair / "source", tmp_path / "source"))
     shard = source / "model-00002-of-00002.safetensors"
 
-    def shorten(done: int, total: int) -> None:
+    def shorten(stage: str, done: int, total: int) -> None:
         os.truncate(shard, shard.stat().st_size // 2)
 
     with pytest.raises(TruncatedFileError, match=r"00002-of-00002.*became shorter"):
-        compare(open_converted(pair / "int8"), resolve(source), shorten, jobs=1)
+        compare_tensors(open_converted(pair / "int8"), resolve(source), shorten, jobs=1)
 
 
 def test_without_torch(pair: Path) -> None:
     code = """
 import json, sys
-from int8conv.convert.quality import compare
+from int8conv.convert.quality import compare_tensors
 from int8conv.formats.int8.folder import open_converted
-from int8conv.formats.hub import resolve
-found = compare(open_converted(sys.argv[1]), resolve(sys.argv[2]))
+from int8conv.formats.hub.download import resolve
+found = compare_tensors(open_converted(sys.argv[1]), resolve(sys.argv[2]))
 print(json.dumps([len(found), "torch" in sys.modules]))
 """
     done = subprocess.run(

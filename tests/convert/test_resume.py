@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from int8conv.convert.converter import ConvertReport, convert_checkpoint
 from int8conv.convert.journal import JOURNAL_FILE, Journal
-from int8conv.convert.outliers.calibrate import calibrate_source
+from int8conv.convert.outliers.calibrate import calibrate
 from int8conv.errors import NoSpaceError, NotFoundError
 from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.int8.stats import Stats, write_stats
@@ -271,7 +271,7 @@ def scaled(stats: Stats, factor: float) -> Stats:
 
 def test_other_statistics_are_noticed(source: Path, tmp_path: Path) -> None:
     """The file's contents count, not its name."""
-    measured, file = calibrate_source(source), tmp_path / "stats"
+    measured, file = calibrate(source), tmp_path / "stats"
     write_stats(measured, file)
 
     def stop(stage: str, done: int, total: int) -> None:

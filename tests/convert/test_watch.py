@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from int8conv.convert import watch
 from int8conv.convert.converter import convert_checkpoint
-from int8conv.convert.outliers.calibrate import calibrate_source
+from int8conv.convert.outliers.calibrate import calibrate
 from int8conv.convert.watch import SourceWatch
 from int8conv.errors import FileChangedError, Int8convError, NotFoundError
 from int8conv.formats.int8.folder import open_converted
@@ -143,13 +143,13 @@ def test_a_source_that_changes_while_it_is_calibrated(
 def test_statistics_of_a_source_that_changes(sharded: Path, other: Path) -> None:
     waiting = [True]
 
-    def tell(done: int, total: int) -> None:
+    def tell(stage: str, done: int, total: int) -> None:
         if done and waiting:
             waiting.pop()
             replace_all(sharded, other)
 
     with pytest.raises(FileChangedError, match=str(sharded)):
-        calibrate_source(sharded, progress=tell)
+        calibrate(sharded, progress=tell)
 
 
 def link(source: Path) -> None:

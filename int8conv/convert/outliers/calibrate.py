@@ -6,7 +6,8 @@ source computes; an observer at each group of linears sums up every channel (see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -20,10 +21,12 @@ from torch import Tensor
 
 from ...errors import ArgumentError, CalibrationError, TokenizerError
 from ...formats.hub.download import resolve
-from ...formats.int8.stats import LARGE, InputStats, Stats, add_exactly
+from ...formats.int8.stats import LARGE, STATISTICS, InputStats, Stats, add_exactly, write_stats
+from ...formats.outputs import check_file
 from ...formats.safetensors.checksum import checksum
 from ...formats.safetensors.storage import LocalFile
 from ...formats.source.checkpoint import Checkpoint
+from ...progress import Progress, silent
 from ...runtime.devices import DeviceLike, find_torch_device
 from ...runtime.measure.windows import (
     Text,
@@ -33,19 +36,15 @@ from ...runtime.measure.windows import (
     read_text,
     too_short,
 )
-from ...runtime.models.architecture import Architecture, Module, find_tensor, read_architecture
+from ...runtime.models.architecture import Architecture, Module, find_tensor
+from ...runtime.opening import open_unconverted
 from ...runtime.text.tokenizer import Tokenizer
 from ...runtime.weights.mapping import TORCH_DTYPES, MappedFiles
 from ...runtime.weights.streaming import BlockStream
 from ...runtime.weights.weights import CheckpointWeights, Lookup
-from ..options import ConvertOptions
-from ..source import open_source
 from ..stream import non_finite_weight
 from ..watch import SourceWatch
 from .collect import fingerprint
-
-Progress = Callable[[int, int], None]
-"""Called with blocks done and blocks in all."""
 
 CONTEXT: Final = 256
 RANDOM_TOKENS: Final = 1024
@@ -53,38 +52,56 @@ _ROWS_AT_ONCE: Final = 1 << 19
 """Weights whose int8 error is computed at once."""
 
 
-def calibrate_source(
-    source: str | Path,
+def calibrate(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     *,
-    texts: Sequence[Path] = (),
+    texts: Sequence[str | os.PathLike[str]] = (),
     tokens: int | None = None,
     context: int | None = None,
     seed: int = 0,
     device: DeviceLike = "cpu",
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> Stats:
-    """``calibrate`` for a checkpoint folder, or the id of one on the hub.
+    """Run a text through a checkpoint in its own precision and record what activations do, for ``convert_checkpoint(stats=...)``.
+
+    One block of the model is in memory at a time, in float32.
+
+    Args:
+        source: as in ``convert_checkpoint``, of a family that the runtime knows.
+        out: the statistics file to write; None: none is written.
+        texts: files of UTF-8 text; none: a built-in text (random tokens if the source has no usable tokenizer).
+        tokens: of all texts, at most; whole windows are drawn from them. None: all.
+        context: tokens per window; None: 256, or fewer where the model has fewer positions.
+        seed: decides which windows are drawn.
+        device: where blocks run: ``"cpu"``, or another that PyTorch has.
+        progress: called as the work goes on.
 
     Raises:
-        The errors of ``convert`` that concern the source, and those of ``calibrate``.
+        CalibrationError: a text that cannot be used; an activation is NaN or infinite (names module and channel).
+        OutputError: ``out`` is of another kind, belongs to the source, or cannot be written.
+        UnsupportedModelError: a family, or a feature of its config, that the runtime does not know.
+        ArgumentError: an option out of range, an unknown device.
+        NotFoundError, HubError, CheckpointError, SafetensorsError: as ``convert_checkpoint``.
     """
+    if out is not None:
+        check_file(Path(out), STATISTICS, [Path(source)])  # before any work
     resolved = resolve(source)
     watch = SourceWatch(resolved.folder)
-    opened = open_source(resolved, ConvertOptions("none"))
-    if opened.architecture is None:  # say which feature or family
-        read_architecture(opened.checkpoint.config, opened.checkpoint.tensors, resolved.folder)
-        raise AssertionError
-    stats = calibrate(
-        opened.checkpoint, opened.architecture, progress, texts=texts, tokens=tokens,
+    opened = open_unconverted(resolved)
+    stats = calibrate_opened(
+        opened.checkpoint, opened.architecture, progress, texts=[Path(text) for text in texts], tokens=tokens,
         context=context, seed=seed, device=device,
     )  # fmt: skip
-    found = fingerprint(opened.checkpoint)
+    stats = replace(stats, source=resolved.id, fingerprint=fingerprint(opened.checkpoint))
     watch.check_files(opened.checkpoint, strict=True)
-    return replace(stats, source=resolved.id, fingerprint=found)
+    if out is not None:
+        write_stats(stats, Path(out), [Path(source), resolved.folder])
+    return stats
 
 
 @torch.inference_mode()
-def calibrate(
+def calibrate_opened(
     checkpoint: Checkpoint,
     architecture: Architecture,
     progress: Progress,
@@ -95,23 +112,7 @@ def calibrate(
     seed: int = 0,
     device: DeviceLike = "cpu",
 ) -> Stats:
-    """Measure a source checkpoint, with neither its name nor its fingerprint.
-
-    Args:
-        checkpoint: the source.
-        architecture: its decoder.
-        progress: told blocks done and blocks in all.
-        texts: files of UTF-8 text; none: a built-in text (random tokens if the source has no usable tokenizer).
-        tokens: of all texts, at most; whole windows are drawn from them. None: all.
-        context: tokens of a window; None: 256, or fewer where the model has fewer positions.
-        seed: decides which windows are drawn.
-        device: where blocks run: ``"cpu"``, or one that PyTorch has.
-
-    Raises:
-        CalibrationError: a text that cannot be used; an activation is NaN or infinite (names module and channel).
-        NonFiniteWeightError: a weight is; names tensor and row.
-        CheckpointError: a tensor is absent or has another shape than the config implies.
-    """
+    """Measure a source checkpoint, with neither its name nor its fingerprint; the options are those of ``calibrate``."""
     if tokens is not None and tokens < 1:
         raise ArgumentError("tokens", expected="1 or more", found=tokens)
     place = find_torch_device(device)
@@ -134,9 +135,9 @@ def calibrate(
     layers = architecture.config.num_layers
     stream = BlockStream(architecture, weights, windows, place)
     for layer in range(layers):
-        progress(layer, layers)
+        progress("calibrate", layer, layers)
         stream.advance(layer, observe)
-    progress(layers, layers)
+    progress("calibrate", layers, layers)
     groups = {group[0].path: group for group in architecture.groups()}
     return Stats(
         source="",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 
 from ...formats.int8.names import OUTLIER_MULTIPLE
 from ...formats.int8.stats import Stats
+from ...progress import Progress
 from ..journal import Journal
 from ..options import ConvertOptions
 from ..source import OpenedSource
@@ -18,7 +18,6 @@ from .data_free import choose_data_free
 from .rule import OutlierChoice, choose_all
 from .selection import Group, Selection
 
-Progress = Callable[[str, int, int], None]
 Choices = tuple[dict[str, OutlierChoice], dict[str, Any] | None, tuple[str, ...]]
 """By input; the manifest's ``calibration``; notes for the user."""
 
@@ -31,7 +30,7 @@ def choose(
     stats: Stats | None,
     journal: Journal,
     watch: SourceWatch,
-    tell: Progress,
+    progress: Progress,
 ) -> Choices:
     """The outlier columns of each input, how they were found, and notes for the user.
 
@@ -44,7 +43,7 @@ def choose(
     recorded = _recorded(journal.entries.get(_KEY), opened.selection)
     if recorded is not None:
         return recorded
-    choices, about, notes = _found(opened, options, stats, tell)
+    choices, about, notes = _found(opened, options, stats, progress)
     watch.check_files(
         opened.checkpoint, strict=True
     )  # before it is recorded as that of this source
@@ -58,17 +57,15 @@ def choose(
 
 
 def _found(
-    opened: OpenedSource, options: ConvertOptions, stats: Stats | None, tell: Progress
+    opened: OpenedSource, options: ConvertOptions, stats: Stats | None, progress: Progress
 ) -> Choices:
     if options.outliers == "data-free" or opened.architecture is None:
         found = choose_data_free(opened.checkpoint, opened.selection, options.max_outliers)
         return found, {"rule": DATA_FREE_RULE}, ()
     if stats is None:
-        from .calibrate import calibrate  # needs torch
+        from .calibrate import calibrate_opened  # needs torch
 
-        stats = calibrate(
-            opened.checkpoint, opened.architecture, lambda done, total: tell("calibrate", done, total)
-        )  # fmt: skip
+        stats = calibrate_opened(opened.checkpoint, opened.architecture, progress)
     about = {
         "texts": [text for text, _ in stats.texts], "tokens": stats.tokens,
         "context": stats.context, "rule": options.choosing.describe(),

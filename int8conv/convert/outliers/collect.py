@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ...errors import ArgumentError, StatsError
-from ...formats.int8.stats import InputStats, Stats, add_exactly
+from ...formats.int8.stats import InputStats, Stats, add_exactly, read_stats, write_stats
 from ...formats.json_file import dump_json
 from ...formats.safetensors.checksum import running_checksum
 from ...formats.source.checkpoint import Checkpoint
@@ -96,15 +99,30 @@ def merge(parts: Sequence[tuple[str, Stats]]) -> Stats:
     return merged
 
 
+def merge_files(files: Sequence[str], out: str | os.PathLike[str]) -> Stats:
+    """Merge statistics files into one.
+
+    Raises:
+        NotFoundError, SafetensorsError, StatsError, ArgumentError: they cannot be read, or do not belong together.
+        OutputError: ``out`` is of another kind, or cannot be written.
+    """
+    stats = merge([(file, read_stats(file)) for file in files])
+    write_stats(stats, Path(out), map(Path, files))
+    return stats
+
+
 def systematic_dimensions(stats: Stats) -> npt.NDArray[np.int64]:
     """The paper's outlier dimensions of the hidden state.
 
     Those with a magnitude of at least 6.0 in at least 25 % of the layers and 6 % of the positions, over the inputs that
     come straight from a norm: of attention and of the FFN's first matrix.
     """
-    inputs = [stats.inputs[path] for path in stats.normalised]
-    if not inputs:
+    widths = Counter(len(stats.inputs[path].absmax) for path in stats.normalised)
+    if not widths:
         return np.empty(0, np.int64)
+    hidden = widths.most_common(1)[0][0]  # a model may have norms of other widths too
+    found = (stats.inputs[path] for path in stats.normalised)
+    inputs = [each for each in found if len(each.absmax) == hidden]
     hit = np.stack([found.large > 0 for found in inputs])
     share = np.stack([found.large for found in inputs]) / stats.tokens
     layers = np.count_nonzero(hit, axis=0) >= LAYER_SHARE * len(inputs)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from ...errors import (
     OutlierIndexError,
     TruncatedFileError,
 )
+from ..hub.download import resolve
 from ..json_file import read_json
 from ..safetensors.header import Header
 from ..safetensors.stored import StoredTensor, read_array
@@ -111,6 +112,22 @@ def is_converted(folder: str | os.PathLike[str]) -> bool:
         return False
 
 
+FolderLike: TypeAlias = "str | os.PathLike[str] | ConvertedFolder"
+"""A converted folder, its id on the hub, or one that is opened already."""
+
+
+def open_folder(path: FolderLike) -> ConvertedFolder:
+    """Open a converted folder; one from the hub is downloaded.
+
+    Raises:
+        HubError: it cannot be downloaded.
+        The errors of ``open_converted``.
+    """
+    if isinstance(path, ConvertedFolder):
+        return path
+    return open_converted(resolve(path).folder)
+
+
 def open_converted(folder: str | os.PathLike[str]) -> ConvertedFolder:
     """Open a converted folder.
 
@@ -135,7 +152,7 @@ def open_converted(folder: str | os.PathLike[str]) -> ConvertedFolder:
     manifest = read_manifest(folder)
     if not (folder / INDEX_FILE).is_file():
         raise NotFoundError("no index", file=folder / INDEX_FILE, hint="copy the folder again")
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, only=INDEX_FILE, exact=True)
     _check_shards(checkpoint, manifest)
     linears = _collect_linears(checkpoint)
     _check_groups(checkpoint, manifest.inputs, linears)

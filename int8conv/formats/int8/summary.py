@@ -9,7 +9,7 @@ from math import prod
 from typing import Any, Final
 
 from ..safetensors.stored import StoredTensor
-from .folder import ConvertedFolder
+from .folder import ConvertedFolder, FolderLike, open_folder
 from .names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, is_padding
 
 _LAYER: Final = re.compile(r"\.(\d+)\.")
@@ -47,9 +47,14 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Summary:
+class FolderSummary:
     """The sums, and the tensors that they are of, in the order of the files."""
 
+    model_type: str | None
+    source: str | None
+    """Id or folder name of what was converted."""
+    generator: str
+    """What wrote it."""
     kinds: list[Row]
     layers: list[Row]
     total: Row
@@ -80,8 +85,18 @@ class Summary:
         }  # fmt: skip
 
 
-def summarize(converted: ConvertedFolder) -> Summary:
-    """Sum up a converted folder from its headers."""
+def inspect_folder(path: FolderLike) -> FolderSummary:
+    """Sum up what is inside a converted folder, from its headers.
+
+    Args:
+        path: the folder, its id on the hub, or one that is opened.
+
+    Raises:
+        NotFoundError, HubError: no such folder.
+        NotConvertedError: it is not a converted one.
+        CheckpointError, SafetensorsError, ConvertedFormatError: it is malformed.
+    """
+    converted = open_folder(path)
     tensors = list(converted.checkpoint.tensors.values())
     kinds: dict[str, Row] = {}
     layers: dict[str, Row] = {}
@@ -100,7 +115,15 @@ def summarize(converted: ConvertedFolder) -> Summary:
         row.linears += len(group.linears)
         row.outliers.append((group.outliers, group.in_features))
     ordered = sorted(layers.values(), key=lambda r: (r.label == _OUTSIDE, _number(r.label)))
-    return Summary([*kinds.values(), padding], ordered, total, tensors)
+    manifest = converted.manifest
+    return FolderSummary(
+        _text(converted.config.get("model_type")), _text(manifest.source.get("id")), manifest.generator,
+        [*kinds.values(), padding], ordered, total, tensors,
+    )  # fmt: skip
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def layer_of(name: str) -> int | None:

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from ...errors import ChecksumError, NotFoundError, NumberError
+from ...progress import Advance, Progress, counted, silent
 from ..safetensors.checksum import checksum_range, read_blocks, running_checksum
 from ..safetensors.stored import read_array, read_rows
 from ..source.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
-from .folder import ConvertedFolder, QuantizedLinear
+from .folder import FolderLike, QuantizedLinear, open_folder
 from .manifest import FileRecord
 from .names import MANIFEST_FILE, is_padding
 
-Progress = Callable[[int], None]
-"""Called with the number of bytes read since the last call."""
+BLOCK_CODES: Final = 1 << 20
+"""Codes that are looked at in one go."""
 
 
-def verify(converted: ConvertedFolder, progress: Progress = lambda nbytes: None) -> int:
-    """Check every byte; return how many were read.
+def verify(path: FolderLike, *, progress: Progress = silent) -> int:
+    """Re-read every byte of a converted folder against its checksums and the numeric rules of the format.
+
+    Args:
+        path: the folder, its id on the hub, or one that is opened.
+        progress: called with the tensors' bytes that are read.
+
+    Returns:
+        The number of bytes, of all files.
 
     Raises:
         ChecksumError: a file, a header or a tensor differs from its checksum, or has none.
         NumberError: a code of -128, a code in an outlier column, a bad scale, padding that is not zero.
-        NotFoundError: a file that the manifest lists is absent.
+        NotFoundError: a file that the manifest lists is missing.
+        HubError, CheckpointError, SafetensorsError, ConvertedFormatError: the folder cannot be opened.
     """
+    converted = open_folder(path)
+    advance = counted(progress, "verify", converted.checkpoint.nbytes)
     total = 0
     for name in (CONFIG_FILE, INDEX_FILE):
         if name not in converted.manifest.files:
@@ -41,16 +52,14 @@ def verify(converted: ConvertedFolder, progress: Progress = lambda nbytes: None)
                                 expected=f"{record.bytes} bytes", found=f"{size}")  # fmt: skip
         _compare(checksum_range(path, 0, record.header_bytes), record.xxh3_128, path)
         if record.tensors is not None:
-            _verify_shard(converted.checkpoint, path, record, progress)
+            _verify_shard(converted.checkpoint, path, record, advance)
         total += size
     for linear in converted.linears.values():
-        _verify_linear(linear)
+        verify_linear(linear)
     return total
 
 
-def _verify_shard(
-    checkpoint: Checkpoint, path: Path, record: FileRecord, progress: Progress
-) -> None:
+def _verify_shard(checkpoint: Checkpoint, path: Path, record: FileRecord, advance: Advance) -> None:
     header = checkpoint.headers[path.name]
     assert record.tensors is not None
     if record.header_bytes != header.payload_offset:
@@ -67,7 +76,7 @@ def _verify_shard(
             running = running_checksum()
             for block in read_blocks(path, offset, info.nbytes):
                 running.update(block)
-                progress(len(block))
+                advance(len(block))
             _compare(running.hexdigest(), record.tensors.get(info.name), path, info.name)
 
 
@@ -81,13 +90,14 @@ def _compare(found: str, expected: str | None, path: Path, tensor: str | None = 
         )  # fmt: skip
 
 
-def _verify_linear(linear: QuantizedLinear) -> None:
+def verify_linear(linear: QuantizedLinear) -> None:
+    """Hold codes and scales to the numeric rules, a block of rows at a time."""
     scale = read_array(linear.scale)
     if not (np.isfinite(scale) & (scale >= 0)).all():
         raise NumberError("row scale is negative or not finite", file=linear.scale.file,
                                    tensor=linear.scale.name)  # fmt: skip
     columns = read_array(linear.outlier_index) if linear.outlier_index else None
-    rows = max(1, (1 << 20) // max(linear.in_features, 1))
+    rows = max(1, BLOCK_CODES // max(linear.in_features, 1))
     for first in range(0, linear.out_features, rows):
         last = min(first + rows, linear.out_features)
         codes = read_rows(linear.weight, first, last).squeeze(-1)

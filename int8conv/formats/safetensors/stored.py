@@ -15,7 +15,7 @@ from .storage import WeightsFile
 _BLOCK_BYTES: Final = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredTensor:
     """Where one tensor's bytes are."""
 

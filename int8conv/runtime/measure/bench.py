@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ...errors import ArgumentError
 from ...kernels.dispatch import Mode
+from ...progress import Progress, silent
 from ..backends.gpu.files import Loading
 from ..devices import DeviceLike, Placement, current, find_placement
 from ..generate.prefill import prefill
@@ -27,8 +27,6 @@ from ..opening import open_model
 from .footprint import Footprint, Setup, predictor_of
 from .memory_use import MemoryUse, watch_memory
 from .traffic import bandwidth, cached_share, now, step_bytes
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def benchmark(
     new_tokens: int = 32,
     batch: int = 1,
     runs: int = 3,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Benchmark:
     """Load a model, and run random prompts and the steps behind them ``runs`` times, after one that warms up.
 
@@ -150,7 +148,7 @@ def benchmark(
             raise ArgumentError(name, expected="1 or more", found=value)
     place, context = find_placement(device), prompt_tokens + new_tokens
     with current(place.device):
-        measured = _measure(path, place, mode, dtype, asked, batch, progress or _silent)
+        measured = _measure(path, place, mode, dtype, asked, batch, progress)
     model, opened = measured.model, measured.model.opened
     return Benchmark(
         path=str(path), converted=opened.converted is not None, device=_device_name(place.device),
@@ -164,10 +162,6 @@ def benchmark(
         bandwidth=bandwidth(place.device), memory=measured.memory,
         predicted=model.predictor().at(context, batch, prompt=prompt_tokens),
     )  # fmt: skip
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Nobody wants to know."""
 
 
 @dataclass(frozen=True)

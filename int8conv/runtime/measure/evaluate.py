@@ -22,6 +22,7 @@ from torch import Tensor
 from ...errors import ArgumentError, EvaluationError, SourceMismatchError
 from ...kernels.dispatch import MODES, Mode
 from ...kernels.weight import FallbackCounter
+from ...progress import Progress, silent
 from ..devices import DeviceLike, Placement, current, find_placement
 from ..loader import cache_dtype, choose_dtype, converted_weights
 from ..models.architecture import Architecture
@@ -30,7 +31,7 @@ from ..text.tokenizer import Tokenizer
 from ..weights.streaming import BlockStream
 from ..weights.weights import CheckpointWeights, ConvertedWeights, Weights
 from .fallback import FallbackReport, fallback_report
-from .scoring import Progress, Scores, relative_rms, score
+from .scoring import Scores, relative_rms, score
 from .windows import check_context, encode, read_text, too_short
 
 WINDOW: Final = 512
@@ -117,7 +118,7 @@ def evaluate(
     window: int | None = None,
     stride: int | None = None,
     tokens: int | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Measure a converted folder, or a source, on a text.
 
@@ -126,7 +127,7 @@ def evaluate(
         text: a file of UTF-8 text.
         against: the converted folder's source: adds its perplexity, KL divergence, agreement and errors by layer.
         mode: how activations meet int8 weights.
-        fallback: whether W8A8 has its outlier fallback.
+        outlier_fallback: whether W8A8 multiplies activations past the threshold of their input in 16 bits.
         kv_cache: as in ``load``: all of a window's keys and values pass through such a cache (those of ``against`` do not), so that
             every token sees what it would see token by token; None: they stay as they are.
         device: as in ``load``: on a GPU a converted model is there whole and runs as ``load`` would run it, with 16-bit activations;

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...progress import Progress
 from ..weights.streaming import BlockStream
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, units done, and units in all."""
 
 _POSITIONS_AT_ONCE: Final = 128
 """Positions whose logits are held at once."""

@@ -15,11 +15,12 @@ import xxhash
 from safetensors.torch import load_file
 from torch import Tensor
 
-from int8conv.convert.outliers.calibrate import CONTEXT, RANDOM_TOKENS, Progress, calibrate
+from int8conv.convert.outliers.calibrate import CONTEXT, RANDOM_TOKENS, calibrate_opened
 from int8conv.convert.outliers.collect import fingerprint, merge
 from int8conv.errors import CalibrationError, NonFiniteWeightError, NotFoundError, TokenizerError
 from int8conv.formats.int8.stats import InputStats, Stats
 from int8conv.formats.source.checkpoint import open_checkpoint
+from int8conv.progress import Progress, silent
 from int8conv.runtime.models.architecture import read_architecture
 from int8conv.runtime.text.tokenizer import Tokenizer
 
@@ -28,10 +29,10 @@ from ...checkpoints import LLAMA, OPT, random_tensors, write_checkpoint
 TEXT = (resources.files("int8conv.convert.outliers") / "calibration_text.txt").read_bytes()
 
 
-def measure(folder: Path, progress: Progress = lambda done, total: None, **options: Any) -> Stats:
+def measure(folder: Path, progress: Progress = silent, **options: Any) -> Stats:
     checkpoint = open_checkpoint(folder)
     architecture = read_architecture(checkpoint.config, checkpoint.tensors)
-    return calibrate(checkpoint, architecture, progress, **options)
+    return calibrate_opened(checkpoint, architecture, progress, **options)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -120,9 +121,9 @@ def test_windows_fit_the_model(tmp_path: Path, positions: int, shape: tuple[int,
 
 
 def test_progress_counts_layers(source: Path) -> None:
-    told: list[tuple[int, int]] = []
-    measure(source, lambda done, total: told.append((done, total)))
-    assert told == [(0, 2), (1, 2), (2, 2)]
+    told: list[tuple[str, int, int]] = []
+    measure(source, lambda *news: told.append(news))
+    assert told == [("calibrate", 0, 2), ("calibrate", 1, 2), ("calibrate", 2, 2)]
 
 
 def test_a_tokenizer_of_another_model(example: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from int8conv.formats.int8.folder import open_converted
-from int8conv.formats.int8.summary import layer_of, summarize
+from int8conv.formats.int8.summary import inspect_folder, layer_of
 
 from ..damage import pieces
 
@@ -19,7 +19,7 @@ def test_kinds_and_layers_each_sum_to_the_payload(
 ) -> None:
     path: Path = request.getfixturevalue(folder)
     opened = open_converted(path)
-    summary = summarize(opened)
+    summary = inspect_folder(opened)
     shards = opened.checkpoint.headers
     payload = sum(len(piece[3]) for shard in shards for piece in pieces(path / shard))
     padding = next(row for row in summary.kinds if row.label == "padding")
@@ -33,14 +33,14 @@ def test_kinds_and_layers_each_sum_to_the_payload(
 
 def test_against_the_source_in_16_bits(example: Path, example_int8: Path) -> None:
     source = sum(len(piece[3]) for piece in pieces(example / "model.safetensors"))
-    summary = summarize(open_converted(example_int8))
+    summary = inspect_folder(open_converted(example_int8))
     assert summary.total.nbytes_16bit == source
     assert summary.ratio == summary.total.nbytes / source
     assert 0.5 < summary.ratio < 0.75
 
 
 def test_layers_say_which_inputs_keep_columns(small_int8: Path) -> None:
-    layers = summarize(open_converted(small_int8)).layers
+    layers = inspect_folder(open_converted(small_int8)).layers
     assert [row.label for row in layers] == ["0", "1", "outside layers"]
     assert [row.linears for row in layers] == [6, 6, 0]
     assert layers[0].outliers == [(16, 64), (16, 64), (16, 64), (16, 160)]
@@ -48,7 +48,7 @@ def test_layers_say_which_inputs_keep_columns(small_int8: Path) -> None:
 
 
 def test_kinds_have_their_dtypes(small_int8: Path) -> None:
-    kinds = {row.label: row.dtypes for row in summarize(open_converted(small_int8)).kinds}
+    kinds = {row.label: row.dtypes for row in inspect_folder(open_converted(small_int8)).kinds}
     assert kinds == {
         "kept in 16 bits": "F16",
         "int8 weights": "I8",
@@ -61,11 +61,11 @@ def test_kinds_have_their_dtypes(small_int8: Path) -> None:
 
 def test_json_has_every_tensor_and_survives_a_round_trip(small_int8: Path) -> None:
     opened = open_converted(small_int8)
-    value = summarize(opened).to_json()
+    value = inspect_folder(opened).to_json()
     again = json.loads(json.dumps(value))
     assert set(again["tensors"]) == set(opened.checkpoint.tensors)
     assert sum(entry["bytes"] for entry in again["tensors"].values()) == opened.checkpoint.nbytes
-    assert again["total"]["bytes"] == summarize(opened).total.nbytes
+    assert again["total"]["bytes"] == inspect_folder(opened).total.nbytes
     assert again["layers"]["0"]["outliers"][0] == [16, 64]
 
 

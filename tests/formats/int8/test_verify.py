@@ -11,7 +11,7 @@ import xxhash
 
 from int8conv.errors import ChecksumError, ConvertedFormatError, NotFoundError, NumberError
 from int8conv.formats.int8.folder import open_converted
-from int8conv.formats.int8.verify import verify
+from int8conv.formats.int8.verify import verify, verify_linear
 
 from ..damage import (
     INDEX,
@@ -34,10 +34,11 @@ FIRST = "model-00001-of-00003.safetensors"
 
 def test_a_good_folder_passes_and_is_read_whole(converted: Path) -> None:
     opened = open_converted(converted)
-    counts: list[int] = []
+    told: list[tuple[str, int, int]] = []
     listed = sum(record.bytes for record in opened.manifest.files.values())
-    assert verify(opened, counts.append) == listed
-    assert sum(counts) == opened.checkpoint.nbytes
+    assert verify(opened, progress=lambda *news: told.append(news)) == listed
+    assert told[-1] == ("verify", opened.checkpoint.nbytes, opened.checkpoint.nbytes)
+    assert verify(converted) == listed
     on_disk = sum(path.stat().st_size for path in converted.iterdir())
     assert listed == on_disk - (converted / MANIFEST).stat().st_size
 
@@ -200,3 +201,29 @@ def test_a_code_in_an_outlier_column(small: Path, code: int) -> None:
     write_tensor(small, name, struct.pack("<b", code), 63 * 160 + column)
     with rejected(NumberError, str(shard_of(small, name)), f"'{name}'", "outlier"):
         verify(open_converted(small))
+
+
+@pytest.mark.rule("N1")
+@pytest.mark.rule("N3")
+@pytest.mark.parametrize("rows", [1, 7, 64, 100])
+def test_every_row_of_every_block_is_looked_at(
+    small: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """The linear's 64 rows in blocks of one row, of 7 with a rest of one, in one block, in one that could be longer."""
+    monkeypatch.setattr("int8conv.formats.int8.verify.BLOCK_CODES", rows * 160 + 159)
+    name = f"{LINEAR}.weight"
+    path, good = shard_of(small, name), tensor_bytes(small, name)
+    (outlier,) = struct.unpack("<i", tensor_bytes(small, f"{LINEAR}.outlier_index")[:4])
+    linear = open_converted(small).linears[LINEAR]
+    offset, columns = linear.weight.offset, (0 if outlier else 1, outlier)
+    for row in range(64):
+        for column, code, problem in (
+            (columns[0], 0x80, "-128"),
+            (columns[1], 1, "outlier column"),
+        ):
+            position = row * 160 + column
+            overwrite(path, offset + position, bytes([code]))
+            with pytest.raises(NumberError, match=problem):
+                verify_linear(linear)
+            overwrite(path, offset + position, good[position : position + 1])
+    verify_linear(linear)

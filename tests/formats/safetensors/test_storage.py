@@ -1,14 +1,13 @@
-"""A local file stays the one that was opened first; every way in which it cannot be read is one line."""
+"""Reads at offsets of a file on this machine, and what a file that cannot be read is called."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from int8conv.errors import FileChangedError, Int8convError, NotFoundError, TruncatedFileError
+from int8conv.errors import NotFoundError, TruncatedFileError
 from int8conv.formats.safetensors.storage import LocalFile
 
 from ..damage import rejected
@@ -16,8 +15,9 @@ from ..damage import rejected
 
 @pytest.fixture
 def file(tmp_path: Path) -> LocalFile:
-    (tmp_path / "x").write_bytes(b"0123456789")
-    return LocalFile(tmp_path / "x")
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(bytes(range(100)))
+    return LocalFile(path)
 
 
 def read(file: LocalFile, offset: int, nbytes: int) -> bytes:
@@ -27,88 +27,61 @@ def read(file: LocalFile, offset: int, nbytes: int) -> bytes:
     return bytes(data)
 
 
-def test_reads_at_offsets(file: LocalFile) -> None:
-    assert read(file, 3, 4) == b"3456"
-    assert read(file, 10, 0) == b""
-    assert (file.size(), file.name, str(file)) == (10, "x", str(file.path))
+@pytest.mark.parametrize(("offset", "nbytes"), [(0, 100), (0, 1), (99, 1), (17, 40), (100, 0)])
+def test_bytes_from_an_offset_on(file: LocalFile, offset: int, nbytes: int) -> None:
+    assert read(file, offset, nbytes) == bytes(range(offset, offset + nbytes))
 
 
-def test_a_file_that_ends_before(file: LocalFile) -> None:
-    with rejected(TruncatedFileError, str(file.path)):
-        read(file, 8, 3)
+def test_reads_in_any_order_do_not_disturb_each_other(file: LocalFile) -> None:
+    with file.open() as reader:
+        for offset in (50, 0, 90, 3):
+            data = bytearray(4)
+            reader.read_into(memoryview(data), offset)
+            assert data == bytes(range(offset, offset + 4))
 
 
-def replaced(path: Path) -> None:
-    path.with_name("new").write_bytes(b"abcdefghij")
-    path.with_name("new").replace(path)
-
-
-def overwritten(path: Path) -> None:
-    before = path.stat().st_mtime_ns
-    path.write_bytes(b"abcdefghij")
-    os.utime(path, ns=(before, before + 1))  # a write within one step of the clock would not show
-
-
-def shortened(path: Path) -> None:
-    os.truncate(path, 3)
-
-
-@pytest.mark.parametrize("change", [replaced, overwritten, shortened])
-def test_another_file_of_that_name_is_refused(
-    file: LocalFile, change: Callable[[Path], None]
+def test_reads_that_the_system_cuts_short_go_on(
+    file: LocalFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read(file, 0, 1)
-    change(file.path)
-    with rejected(FileChangedError, str(file.path), "changed while it was in use"):
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, to, at: whole(fd, [to[0][:7]], at))
+    assert read(file, 10, 60) == bytes(range(10, 70))
+
+
+@pytest.mark.parametrize(("offset", "nbytes"), [(0, 101), (99, 2), (100, 1), (4000, 1)])
+def test_a_file_that_ends_before(file: LocalFile, offset: int, nbytes: int) -> None:
+    with rejected(TruncatedFileError, str(file.path), "shorter"):
+        read(file, offset, nbytes)
+
+
+def test_a_file_that_cannot_be_opened_or_read(tmp_path: Path) -> None:
+    with rejected(NotFoundError, str(tmp_path / "absent"), "No such file"):
+        read(LocalFile(tmp_path / "absent"), 0, 1)
+    with rejected(NotFoundError, str(tmp_path), "cannot be read"):
+        read(LocalFile(tmp_path), 0, 1)
+
+
+def test_the_file_is_closed_even_after_an_error(file: LocalFile) -> None:
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        with pytest.raises(TruncatedFileError):
+            read(file, 100, 1)
         read(file, 0, 1)
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
 
 
-def test_equal_files_are_one_key(file: LocalFile) -> None:
-    again = LocalFile(file.path)
-    read(file, 0, 1)
-    assert {file: 1}[again] == 1
+def test_name_size_and_how_errors_call_it(file: LocalFile) -> None:
+    assert (file.name, file.size(), str(file)) == ("model.safetensors", 100, str(file.path))
 
 
-def gone(path: Path) -> None:
-    path.unlink()
-
-
-def a_dangling_link(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("nowhere")
-
-
-def a_circle(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path.name)
-
-
-def a_fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def a_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-@pytest.mark.parametrize("change", [gone, a_dangling_link, a_circle, a_fifo, a_folder])
-def test_what_cannot_be_read_is_one_line(file: LocalFile, change: Callable[[Path], None]) -> None:
-    change(file.path)
-    with rejected(NotFoundError, str(file.path), "cannot be read"):
-        read(file, 0, 1)
-
-
-@pytest.mark.parametrize("ask", [LocalFile.size, LocalFile.stamp])
-def test_so_is_asking_for_what_is_gone(file: LocalFile, ask: Callable[[LocalFile], object]) -> None:
-    file.path.unlink()
-    with pytest.raises(Int8convError, match="cannot be read: No such file"):
-        ask(file)
-
-
-def test_the_stamp_tells_a_file_from_another_of_the_same_size_and_time(file: LocalFile) -> None:
-    before, stamp = file.path.stat(), file.stamp()
-    replaced(file.path)
-    os.utime(file.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+def test_the_stamp_differs_with_size_and_with_time(file: LocalFile) -> None:
+    stamp = file.stamp()
+    assert stamp == LocalFile(file.path).stamp()
+    status = file.path.stat()
+    os.utime(file.path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert file.stamp() != stamp
+    os.utime(file.path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file.stamp() == stamp
+    file.path.write_bytes(bytes(99))
+    os.utime(file.path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert file.stamp() != stamp
