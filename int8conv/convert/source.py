@@ -13,7 +13,7 @@ from ..formats.source.matrix import have_same_values
 from ..formats.source.metadata_files import find_metadata_files
 from ..runtime.models.architecture import Architecture, find_tensor, read_architecture
 from ..runtime.opening import open_unconverted
-from .generic import select_by_names
+from .by_name.generic import select_by_names
 from .options import ConvertOptions
 from .outliers.selection import Selection, matches, select_modules
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from ..formats.int8.names import KINDS, WEIGHT
-from ..formats.safetensors.stored import StoredTensor
-from ..formats.source.checkpoint import Checkpoint
+from ...formats.int8.names import KINDS, WEIGHT
+from ...formats.safetensors.stored import StoredTensor
+from ...formats.source.checkpoint import Checkpoint
 
 _STACK: Final = re.compile(r"(^|\.)(experts|block_sparse_moe|moe)(\.|$)")
 _TRANSPOSED: Final = {"gpt_oss", "llama4", "llama4_text"}

@@ -23,7 +23,7 @@ from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.int8.summary import inspect_folder
 from int8conv.formats.safetensors.stored import read_array
 
-from ..checkpoints import LLAMA, edit_config, put_fp8, random_tensors, write_checkpoint
+from ...checkpoints import LLAMA, edit_config, put_fp8, random_tensors, write_checkpoint
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -11,15 +11,24 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from ..errors import UnsupportedModelError
-from ..formats.int8.names import BIAS, WEIGHT
-from ..formats.safetensors.dtypes import FLOAT_DTYPES
-from ..formats.safetensors.stored import StoredTensor
-from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint
-from ..formats.source.matrix import find_matrix
+from ...errors import UnsupportedModelError
+from ...formats.int8.names import BIAS, WEIGHT
+from ...formats.safetensors.dtypes import FLOAT_DTYPES
+from ...formats.safetensors.stored import StoredTensor
+from ...formats.source.checkpoint import CONFIG_FILE, Checkpoint
+from ...formats.source.matrix import find_matrix
+from ..outliers.selection import (
+    Group,
+    Kept,
+    Linear,
+    Patterns,
+    Selection,
+    keep,
+    matches,
+    why_skipped,
+)
 from .expert_stacks import as_stack
 from .linear_names import is_numbered, is_of_senses, stays
-from .outliers.selection import Group, Kept, Linear, Patterns, Selection, keep, matches, why_skipped
 
 SMALLEST_SIDE: Final = 32
 """Matrices with a shorter side stay: routers, low-rank adapters, gates of a few heads."""
