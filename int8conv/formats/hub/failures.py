@@ -28,11 +28,8 @@ WAITS: Final = (1, 2, 4, 8)
 _LONGEST_WAIT: Final = 300
 """The hub counts requests over five minutes."""
 _PASSING_STATUS: Final = {408, 429, 500, 502, 503, 504}
-_PASSING_FAULTS: Final = {
-    "TimeoutException", "NetworkError", "RemoteProtocolError",
-    "Timeout", "ConnectionError", "ChunkedEncodingError",
-}  # fmt: skip
-"""Classes by name, or of their bases: the library has changed the HTTP client whose errors these are, and may again."""
+_PASSING_FAULTS: Final = {"TimeoutException", "NetworkError", "RemoteProtocolError", "ConnectionError"}  # fmt: skip
+"""Classes by name, or of their bases: httpx's (the library's version 2 has them from httpx2), and Python's."""
 _UNREACHABLE: Final = {"ConnectError", "ConnectTimeout", "ConnectionRefusedError", "ProxyError"}
 
 

@@ -197,6 +197,19 @@ def test_a_dropped_connection_is_taken_up_where_it_stopped(
     assert waits == [WAITS[0]] * 2
 
 
+def test_patience_is_renewed_where_it_goes_on(
+    hub: HubServer, source: Path, waits: list[float]
+) -> None:
+    """Each connection drops halfway through what is left: more often than anybody is patient without progress."""
+    size, drops = 64 << 20, len(WAITS) + 1
+    with (source / SAFETENSORS.single).open("wb") as opened:
+        opened.truncate(size)
+    file = resolve(ID, stream=True).remote[SAFETENSORS.single]
+    hub.fail("drop", CDN, times=drops)
+    assert len(read(file, 0, size)) == size
+    assert waits == [WAITS[0]] * drops
+
+
 def test_connections_that_always_drop(
     hub: HubServer, file: WeightsFile, waits: list[float]
 ) -> None:
