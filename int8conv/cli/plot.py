@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -11,10 +12,10 @@ from typing import Any, Final
 import numpy as np
 
 from ..convert.outliers.figures import binned, expected_errors, outlier_map
-from ..errors import ArgumentError
+from ..errors import ArgumentError, StatsError, printable
 from ..formats.int8.folder import ConvertedFolder
 from ..formats.int8.manifest import InputGroup
-from ..formats.int8.stats import Stats
+from ..formats.int8.stats import Stats, input_stats
 from ..formats.int8.summary import layer_of
 from ..formats.outputs import OutputKind, check_file, write_output
 from ..formats.safetensors.stored import read_array
@@ -60,9 +61,39 @@ def plot(
         errors: relative RMS error of each linear's weight by path, as measured; None: as expected from codes and scales.
 
     Raises:
+        StatsError: the statistics are of another checkpoint.
         OutputError: a subclass: something else is there, or it cannot be written.
     """
     pyplot = check_plot(file)
+    if stats is not None:
+        check_stats(converted, stats)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # matplotlib's: of glyphs that no font has
+        _plot(pyplot, converted, file, stats, errors)
+
+
+def check_stats(converted: ConvertedFolder, stats: Stats) -> None:
+    """Raise StatsError if statistics lack an input of the folder, or have it in another width."""
+    for group in converted.manifest.inputs:
+        found = input_stats(stats, group.linears[0])
+        channels = None if found is None else len(found.absmax)
+        if channels != group.in_features:
+            raise StatsError(
+                f"statistics of another checkpoint ('{stats.source}')", file=converted.checkpoint.folder,
+                tensor=group.linears[0], expected=f"{group.in_features} channels", found=channels or "none",
+                hint="calibrate the source of this folder",
+            )  # fmt: skip
+
+
+def _label(text: object) -> str:
+    """A name as matplotlib shows it: no control characters, no formula."""
+    return printable(str(text))[:200].replace("$", r"\$")
+
+
+def _plot(
+    pyplot: Any, converted: ConvertedFolder, file: Path, stats: Stats | None,
+    errors: Mapping[str, float] | None,
+) -> None:  # fmt: skip
     roles = _by_role(converted.manifest.inputs)
     found = errors if errors is not None else expected_errors(converted)
     figure, panels = pyplot.subplots(
@@ -71,7 +102,7 @@ def plot(
     for panel, (role, groups) in zip(panels, roles.items(), strict=False):
         _draw_map(panel, role, groups, converted, stats)
     _draw_errors(panels[-1], roles, found, "measured" if errors is not None else "expected")
-    source = converted.manifest.source.get("id")
+    source = _label(converted.manifest.source.get("id"))
     figure.suptitle(f"{source}: outlier channels of each input, and error of int8 weights")
     picture = io.BytesIO()
     try:
@@ -120,7 +151,8 @@ def _draw_map(
     kept = sum(group.outliers for group in groups)
     marked = ", red: kept in 16 bits" if stats is not None else ""
     panel.set_title(
-        f"input of {role} ({kept} of {channels * len(groups)} columns kept{marked})", fontsize=9
+        f"input of {_label(role)} ({kept} of {channels * len(groups)} columns kept{marked})",
+        fontsize=9,
     )
     panel.set_xlabel("channel", fontsize=8)
     panel.set_ylabel("layer", fontsize=8)
@@ -139,7 +171,13 @@ def _draw_errors(
             assert layer is not None
             names.setdefault(path.rpartition(".")[2], []).append((layer, 100 * errors[path]))
     for number, (name, points) in enumerate(names.items()):
-        panel.plot(*zip(*points, strict=True), marker="osD^vXP"[number % 7], ms=4, lw=1, label=name)
+        panel.plot(
+            *zip(*points, strict=True),
+            marker="osD^vXP"[number % 7],
+            ms=4,
+            lw=1,
+            label=_label(name).lstrip("_"),
+        )
     panel.set_title(f"relative RMS error of int8 weights, {how}", fontsize=9)
     panel.set_xlabel("layer", fontsize=8)
     panel.set_ylabel("error, %", fontsize=8)

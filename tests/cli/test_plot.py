@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 import int8conv
 from int8conv.convert.outliers.figures import binned, expected_errors, outlier_map
 from int8conv.formats.int8.folder import open_converted
-from int8conv.formats.int8.stats import read_stats
+from int8conv.formats.int8.stats import read_stats, write_stats
 from int8conv.formats.safetensors.stored import read_array
 
-from .helpers import check_refused, run, succeed
+from ..formats.int8.test_stats import make_stats
+from .helpers import check_refused, edit_json, run, succeed
 
 pytest.importorskip("matplotlib")
 
@@ -90,3 +92,36 @@ def test_refusals(example_int8: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = run("inspect", example_int8, "--plot", tmp_path / "a.png")
     check_refused(result, "needs matplotlib", "int8conv[plot]")
+
+
+def test_statistics_of_another_model(example_int8: Path, tmp_path: Path) -> None:
+    stats = make_stats(
+        linears={"model.q": ("model.q",)}, inputs={"model.q": make_stats().inputs["model.q"]}
+    )
+    write_stats(stats, tmp_path / "ghost")
+    picture = tmp_path / "a.png"
+    result = run("inspect", example_int8, "--plot", picture, "--stats", tmp_path / "ghost")
+    check_refused(
+        result,
+        "statistics of another checkpoint ('tiny')",
+        "model.layers.0.self_attn.q_proj",
+        "found none",
+    )
+    first = open_converted(example_int8).manifest.inputs[0].linears[0]
+    narrow = make_stats(
+        linears={first: (first,)}, inputs={first: make_stats().inputs["model.q"]}, normalised=()
+    )
+    write_stats(narrow, tmp_path / "narrow")
+    result = run("inspect", example_int8, "--plot", picture, "--stats", tmp_path / "narrow")
+    check_refused(result, first, "expected 256 channels, found 24")
+    assert not picture.exists()
+
+
+def test_names_that_matplotlib_would_read_as_formulas(example_int8: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(example_int8, tmp_path / "m")
+    edit_json(
+        folder / "int8conv.json", lambda m: m["source"].update(id="$\\frac$ \x1b[2J\u202e $x_{$")
+    )
+    drawn = succeed("inspect", folder, "--plot", tmp_path / "a.svg")
+    assert drawn.stderr == ""
+    assert "\x1b" not in (tmp_path / "a.svg").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -116,9 +117,12 @@ def systematic_dimensions(stats: Stats) -> npt.NDArray[np.int64]:
     Those with a magnitude of at least 6.0 in at least 25 % of the layers and 6 % of the positions, over the inputs that
     come straight from a norm: of attention and of the FFN's first matrix.
     """
-    inputs = [stats.inputs[path] for path in stats.normalised]
-    if not inputs:
+    widths = Counter(len(stats.inputs[path].absmax) for path in stats.normalised)
+    if not widths:
         return np.empty(0, np.int64)
+    hidden = widths.most_common(1)[0][0]  # a model may have norms of other widths too
+    found = (stats.inputs[path] for path in stats.normalised)
+    inputs = [each for each in found if len(each.absmax) == hidden]
     hit = np.stack([found.large > 0 for found in inputs])
     share = np.stack([found.large for found in inputs]) / stats.tokens
     layers = np.count_nonzero(hit, axis=0) >= LAYER_SHARE * len(inputs)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ...formats.int8.folder import ConvertedFolder
 from ...formats.int8.manifest import InputGroup
-from ...formats.int8.stats import Stats
+from ...formats.int8.stats import Stats, input_stats
 from ...formats.safetensors.stored import StoredTensor, read_array, read_rows
 
 MOST_BINS: Final = 1024
@@ -24,7 +24,7 @@ def outlier_map(
     """Magnitudes ``[inputs, channels]``; NaN where there is nothing to show."""
     values = np.full((len(groups), max(g.in_features for g in groups)), np.nan)
     for row, group in enumerate(groups):
-        found = None if stats is None else stats.inputs.get(group.linears[0])
+        found = None if stats is None else input_stats(stats, group.linears[0])
         if found is not None:
             values[row, : group.in_features] = found.absmax
             continue

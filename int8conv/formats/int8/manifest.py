@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import JsonFileError, UnknownVersionError, UnsafePathError
-from ..json_file import read_json
+from ..json_file import MANIFEST, read_json
 from .names import MANIFEST_FILE, QUANT_METHOD, VERSION, is_plain_file_name
 
 
@@ -65,7 +65,7 @@ def read_manifest(folder: Path) -> Manifest:
         UnsafePathError: it names a file outside the folder.
     """
     path = folder / MANIFEST_FILE
-    value = read_json(path, strict=True)
+    value = read_json(path, limit=MANIFEST, strict=True)
     if value.get("format") != QUANT_METHOD:
         raise JsonFileError("not an int8conv manifest", file=path, expected=f"format {QUANT_METHOD}",
                             found=value.get("format"))  # fmt: skip

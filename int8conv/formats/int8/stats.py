@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ...errors import Int8convError, StatsError
-from ..json_file import unique_fields
+from ..json_file import INDEX, check_values, unique_fields
 from ..outputs import OutputKind, write_output
 from ..safetensors.dtypes import byte_count, numpy_dtype
 from ..safetensors.header import Header, TensorInfo, build_header, read_header
+from ..safetensors.storage import LocalFile, Reader
+
+_T = TypeVar("_T")
 
 STATS_FORMAT: Final = "int8conv stats"
 STATS_VERSION: Final = "1"
@@ -53,6 +57,10 @@ class InputStats:
 _DTYPES: Final = {
     "absmax": "F32", "large": "I64", "squares": "F64", "fourths": "F64", "weight_error": "F32",
 }  # fmt: skip
+MOST_CHANNELS: Final = 1 << 22
+"""Of an input that is believed; the widest have a hundred thousand."""
+MOST_TOKENS: Final = 1 << 50
+"""Of a text, and positions that are counted: sums of them stay within 64 bits."""
 _PAIRS: Final = ("squares", "fourths")
 assert list(_DTYPES) == [f.name for f in fields(InputStats)]
 
@@ -83,6 +91,14 @@ class Stats:
     def random(self) -> bool:
         """Whether any of it was measured on random tokens."""
         return any(text is None for text, _ in self.texts)
+
+
+def input_stats(stats: Stats, linear: str) -> InputStats | None:
+    """What was seen at the input of a linear, by its path; None: it is not among the statistics."""
+    if linear in stats.inputs:
+        return stats.inputs[linear]
+    inputs = (path for path, linears in stats.linears.items() if linear in linears)
+    return stats.inputs.get(next(inputs, ""))
 
 
 def add_exactly(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -151,42 +167,99 @@ def read_stats(path: str | os.PathLike[str]) -> Stats:
     if metadata.get("version") != STATS_VERSION:
         raise StatsError("unknown version of statistics", file=path, expected=STATS_VERSION,
                          found=repr(metadata.get("version")))  # fmt: skip
-    data = path.read_bytes()[header.payload_offset :]
     try:
-        about = json.loads(metadata.get("stats", ""), object_pairs_hook=unique_fields)
-        texts = tuple((_text(t["xxh3_128"]), _count(t["tokens"])) for t in about["texts"])
-        linears = {str(p): tuple(map(str, paths)) for p, paths in about["linears"].items()}
-        stats = Stats(
-            str(about["source"]), str(about["fingerprint"]), texts, _count(about["context"]), linears,
-            tuple(map(str, about["normalised"])),
-            {input_: _read_input(path, header, data, input_) for input_ in linears},
-        )  # fmt: skip
-    except StatsError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        about = _About(metadata.get("stats", ""))
+    except (ValueError, RecursionError) as error:
         raise StatsError(
-            f"field 'stats' of the metadata is malformed: {error!r}", file=path
+            f"field 'stats' of the metadata is malformed: {error}", file=path
         ) from error
+    linears = about.linears()
     known = {f"{input_}.{kind}" for input_ in linears for kind in _DTYPES}
     for name in header.tensors:
         if name not in known:
             raise StatsError("belongs to no input", file=path, tensor=name)
-    return stats
+    end = header.payload_offset + max((t.end for t in header.tensors.values()), default=0)
+    with LocalFile(path).open(end) as reader:
+        inputs = {input_: _read_input(path, header, reader, input_) for input_ in linears}
+    return about.stats(inputs)
 
 
-def _text(value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise TypeError("xxh3_128 is no text")
+_CHECKSUM: Final = re.compile("[0-9a-f]{32}")
+
+
+class _About:
+    """The metadata's field, held to what SPEC.md section 7 says of it."""
+
+    def __init__(self, text: str) -> None:
+        check_values(text, INDEX)
+        self._fields = json.loads(text, object_pairs_hook=unique_fields)
+        if not isinstance(self._fields, dict):
+            raise ValueError("not an object")
+        self._source = self._field("source", str, "text")
+        self._fingerprint = self._field("fingerprint", str, "text")
+        if not _CHECKSUM.fullmatch(self._fingerprint):
+            raise ValueError(f"'fingerprint' is not 32 hexadecimal digits: {self._fingerprint!r}")
+        self._context = _count("context", self._field("context", int, "an integer"))
+        self._texts = tuple(map(_text, self._field("texts", list, "a list")))
+        if not self._texts:
+            raise ValueError("'texts' is empty")
+        self._linears = self._field("linears", dict, "an object")
+        _check_linears(self._linears)
+        self._normalised = self._field("normalised", list, "a list")
+        for path in self._normalised:
+            if not isinstance(path, str) or path not in self._linears:
+                raise ValueError(f"'normalised' names no input: {path!r}")
+        if len(set(self._normalised)) != len(self._normalised):
+            raise ValueError("'normalised' names an input twice")
+
+    def linears(self) -> dict[str, tuple[str, ...]]:
+        return {path: tuple(paths) for path, paths in self._linears.items()}
+
+    def stats(self, inputs: dict[str, InputStats]) -> Stats:
+        return Stats(
+            self._source, self._fingerprint, self._texts, self._context, self.linears(),
+            tuple(self._normalised), inputs,
+        )  # fmt: skip
+
+    def _field(self, name: str, kind: type[_T], called: str) -> _T:
+        if name not in self._fields:
+            raise ValueError(f"no '{name}'")
+        value = self._fields[name]
+        if type(value) is not kind:
+            raise ValueError(f"'{name}' is not {called}: {value!r:.100}")
+        return value
+
+
+def _check_linears(linears: dict[str, Any]) -> None:
+    """Raise ValueError unless each input has a list of linears that begins with it, and each linear one input."""
+    seen: set[str] = set()
+    for path, paths in linears.items():
+        if type(paths) is not list or not all(type(each) is str for each in paths):
+            raise ValueError(f"'linears' of {path!r} is not a list of text: {paths!r:.100}")
+        if paths[:1] != [path]:
+            raise ValueError(f"'linears' of {path!r} does not begin with it")
+        if len(set(paths)) != len(paths) or not seen.isdisjoint(paths):
+            raise ValueError(f"a linear of {path!r} is in 'linears' twice")
+        seen.update(paths)
+
+
+def _text(value: object) -> tuple[str | None, int]:
+    """A text's checksum, None for random tokens, and its tokens."""
+    if type(value) is not dict or not {"xxh3_128", "tokens"} <= set(value):
+        raise ValueError(f"'texts' has what is no text: {value!r:.100}")
+    checksum = value["xxh3_128"]
+    if checksum is not None and not (type(checksum) is str and _CHECKSUM.fullmatch(checksum)):
+        raise ValueError(f"'xxh3_128' is not 32 hexadecimal digits or null: {checksum!r:.100}")
+    return checksum, _count("tokens", value["tokens"])
+
+
+def _count(name: str, value: object) -> int:
+    if type(value) is not int or not 0 < value <= MOST_TOKENS:
+        raise ValueError(f"'{name}' is not a number of tokens: {value!r:.100}")
     return value
 
 
-def _count(value: object) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{value!r} is no number of tokens")
-    return value
-
-
-def _read_input(path: Path, header: Header, data: bytes, input_: str) -> InputStats:
+def _read_input(path: Path, header: Header, reader: Reader, input_: str) -> InputStats:
     arrays: dict[str, npt.NDArray[Any]] = {}
     for kind, dtype in _DTYPES.items():
         name = f"{input_}.{kind}"
@@ -195,14 +268,20 @@ def _read_input(path: Path, header: Header, data: bytes, input_: str) -> InputSt
             raise StatsError("absent from the statistics", file=path, tensor=name)
         channels = arrays["absmax"].shape if arrays else info.shape[-1:]
         shape = (2, *channels) if kind in _PAIRS else channels
-        if info.dtype != dtype or info.shape != shape or not channels:
+        wide = channels != () and channels[0] > MOST_CHANNELS
+        if info.dtype != dtype or info.shape != shape or not channels or wide:
             raise StatsError(
                 "not what statistics have", file=path, tensor=name, expected=f"{dtype} {list(shape)}",
                 found=f"{info.dtype} {list(info.shape)}",
             )  # fmt: skip
-        array = np.frombuffer(data[info.begin : info.end], numpy_dtype(dtype)).reshape(shape)
-        values = array.sum(axis=0) if kind in _PAIRS else array
+        data = bytearray(info.end - info.begin)
+        reader.read_into(memoryview(data), header.payload_offset + info.begin)
+        array = np.frombuffer(data, numpy_dtype(dtype)).reshape(shape)
+        with np.errstate(all="ignore"):
+            values = array.sum(axis=0) if kind in _PAIRS else array
         wrong = ~np.isfinite(values) | (values < 0)
+        if kind == "large":
+            wrong |= values > MOST_TOKENS
         if wrong.any():
             raise StatsError("negative, NaN or infinite", file=path, tensor=name,
                              found=f"{values[wrong][0]} in channel {int(wrong.argmax())}")  # fmt: skip

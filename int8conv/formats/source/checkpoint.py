@@ -19,7 +19,7 @@ from ...errors import (
     UnsafePathError,
 )
 from ..int8.names import is_plain_file_name
-from ..json_file import read_json
+from ..json_file import INDEX, read_json
 from ..safetensors.header import Header, read_header
 from ..safetensors.storage import LocalFile, WeightsFile
 from ..safetensors.stored import StoredTensor
@@ -125,7 +125,7 @@ def read_weight_map(path: Path) -> dict[str, str]:
         NotFoundError: there is no such file.
         JsonFileError, UnsafePathError: it is malformed, or names a file outside the folder.
     """
-    weight_map = read_json(path, strict=True).get("weight_map")
+    weight_map = read_json(path, limit=INDEX, strict=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise JsonFileError("no usable weight_map", file=path, expected="tensor name -> file name",
                             found=type(weight_map).__name__)  # fmt: skip

@@ -38,7 +38,7 @@ def check_not_quantized(checkpoint: Checkpoint) -> None:
         section = checkpoint.config.get(key)
         if section:
             method = section.get("quant_method") if isinstance(section, dict) else None
-            if method in _FP8_METHODS:
+            if isinstance(method, str) and method in _FP8_METHODS:
                 continue
             raise AlreadyQuantizedError(
                 "the source is quantized already", file=checkpoint.folder / CONFIG_FILE,

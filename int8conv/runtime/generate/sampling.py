@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import Any, Final, TypedDict
 
 import torch
 from torch import Tensor
 
 from ...errors import ArgumentError, GenerationError
+
+LARGEST: Final = 1e30
+"""Beyond it, and below its inverse, an option is applied in float64: it is 0 or infinite in float32, and 0 / 0 no number."""
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -84,22 +87,27 @@ def penalised(logits: Tensor, penalty: float | Tensor, seen: Tensor) -> Tensor:
     """Logits ``[..., vocab]`` with the repetition penalty, or one of each row ``[..., 1]``, on the tokens ``seen``, bool
     ``[..., vocab]``."""
     less = torch.where(logits < 0, logits * penalty, logits / penalty)
-    return torch.where(seen, less, logits)
+    limit = torch.finfo(less.dtype).max  # infinity minus infinity is no number
+    return torch.where(seen, less.clamp(-limit, limit), logits)
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The distribution that is drawn from: float32 ``[vocab]`` -> float32 ``[vocab]``; needs a temperature above 0.
+    """The distribution that is drawn from: ``[vocab]`` -> the same, float32 or float64; needs a temperature above 0.
 
     The repetition penalty is not in it: it is on the logits already.
     """
-    logits = (logits - logits.max()) / sampling.temperature
+    logits = logits - logits.max()
+    if _is_extreme(sampling.temperature):
+        logits = logits.double()
+    logits = logits / sampling.temperature
     if sampling.top_k and sampling.top_k < logits.numel():
         smallest = logits.topk(sampling.top_k).values[-1]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
     if sampling.top_p is not None:
         ordered, order = logits.softmax(-1).sort(descending=True)
         before = ordered.cumsum(-1) - ordered
-        logits = logits.index_fill(0, order[before >= sampling.top_p], -torch.inf)
+        dropped = order[1:][before[1:] >= sampling.top_p]  # never the first: a tiny top_p is 0 here
+        logits = logits.index_fill(0, dropped, -torch.inf)
     kept = logits.softmax(-1)
     if not sampling.min_p:
         return kept
@@ -117,11 +125,17 @@ def next_token(
     if not math.isfinite(float(logits.max())):
         raise not_numbers(float(logits.max()))
     if seen is not None:
+        if _is_extreme(sampling.repetition_penalty):
+            logits = logits.double()
         logits = penalised(logits, sampling.repetition_penalty, seen)
     if sampling.temperature == 0:
         return int(logits.argmax())
     drawn = torch.multinomial(probabilities(logits, sampling), 1, generator=generator)
     return int(drawn)
+
+
+def _is_extreme(option: float) -> bool:
+    return not 1 / LARGEST <= option <= LARGEST
 
 
 def not_numbers(found: object) -> GenerationError:

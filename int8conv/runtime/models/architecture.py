@@ -15,8 +15,8 @@ from .reference_fields import FIELDS
 from .stored import as_stored
 
 Kind = Literal["embedding", "norm", "attention", "ffn", "router", "projection", "head"]
-MOST_LAYERS = 10_000
-MOST_EXPERTS = 10_000
+MOST_EXPERTS: Final = 100_000
+"""In all layers; the largest models have 25,000."""
 _KEYS_SHOWN: Final = 8
 _KEY_LENGTH: Final = 40
 _UNTIED: Final = "the config says that the head is the token embedding, but the checkpoint has another head: it is kept and used"
@@ -151,8 +151,6 @@ def shape_error(
 
 
 def _check_sizes(config: DecoderConfig, raw: RawConfig) -> None:
-    if config.num_layers > MOST_LAYERS:  # a list is made of them before any tensor is looked at
-        raise raw.unsupported("num_hidden_layers", config.num_layers, f"at most {MOST_LAYERS}")
     if config.num_heads % config.num_kv_heads:
         raise raw.unsupported(
             "num_key_value_heads", config.num_kv_heads, f"a divisor of {config.num_heads}"
@@ -161,6 +159,8 @@ def _check_sizes(config: DecoderConfig, raw: RawConfig) -> None:
         rotated = int(config.head_dim * config.rope.share)
         if rotated % 2 or not 0 < rotated <= config.head_dim:
             raise raw.unsupported("head_dim", config.head_dim, "an even number of rotated channels")
+        if config.rope.kind == "dynamic" and rotated == 2:
+            raise raw.unsupported("head_dim", config.head_dim, "more than 2 rotated channels")
         for factors in (config.rope.short_factors, config.rope.long_factors):
             if factors and len(factors) != rotated // 2:
                 raise raw.unsupported("rope_scaling", len(factors), f"{rotated // 2} factors")
@@ -168,8 +168,11 @@ def _check_sizes(config: DecoderConfig, raw: RawConfig) -> None:
         if len(getattr(config, name)) not in (0, config.num_layers):
             raise raw.unsupported("layer_types", len(getattr(config, name)), f"{config.num_layers}")
     experts = config.experts
-    if experts is not None and (experts.used > experts.count or experts.count > MOST_EXPERTS):
+    if experts is not None and experts.used > experts.count:
         raise raw.unsupported("num_experts_per_tok", experts.used, f"1 to {experts.count}")
+    if experts is not None and experts.count * config.num_layers > MOST_EXPERTS:
+        most = f"at most {MOST_EXPERTS // config.num_layers} in each of {config.num_layers} layers"
+        raise raw.unsupported("num_experts", experts.count, most)
 
 
 def _modules(config: DecoderConfig, names: Mapping[str, str]) -> Iterator[Module]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from ...errors import JsonFileError, UnsupportedFeatureError
 
@@ -74,6 +74,17 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
+
+
+MOST_SIZE: Final = 2**40
+"""Of whatever is counted, and not listed one by one."""
+MOST_LISTED: Final = 10_000
+"""Of layers, and of experts: lists are made of them before any tensor is looked at."""
+_LISTED: Final = {
+    "n_layer", "n_layers", "num_hidden_layers", "num_layers",
+    "moe_num_experts", "n_routed_experts", "num_experts", "num_experts_per_tok", "num_local_experts",
+}  # fmt: skip
+MOST_NUMBER: Final = 1e30
 
 
 @dataclass(frozen=True)
@@ -208,24 +219,35 @@ class RawConfig:
         self._read: set[str] = set()
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A positive integer."""
+        """A positive integer, no larger than makes sense."""
         value = self._get(key, default)
-        if type(value) is not int or value <= 0:
-            raise JsonFileError(f"config key '{key}'", file=self.file, expected="an integer > 0",
-                                found=repr(value))  # fmt: skip
+        most = MOST_LISTED if key in _LISTED else MOST_SIZE
+        if type(value) is not int or not 0 < value <= most:
+            large = type(value) is int and value > most
+            raise JsonFileError(f"config key '{key}'", file=self.file, found=repr(value),
+                                expected=f"at most {most:,}" if large else "an integer > 0")  # fmt: skip
         return value
+
+    def size_per_head(self, size: str, heads: str) -> int:
+        """A width over the number of heads that share it, by their keys."""
+        width, count = self.integer(size), self.integer(heads)
+        if count > width:
+            raise JsonFileError(f"config key '{heads}'", file=self.file, found=count,
+                                expected=f"at most {size} {width}")  # fmt: skip
+        return width // count
 
     def number(self, key: str, default: float | None = None) -> float:
         """A positive number."""
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise JsonFileError(f"config key '{key}'", file=self.file, expected="a number > 0",
-                                found=repr(value))  # fmt: skip
-        try:
-            return float(value)
-        except OverflowError:
-            raise JsonFileError(f"config key '{key}'", file=self.file, expected="a float",
-                                found=repr(value)) from None  # fmt: skip
+        return self.positive(key, self._get(key, default))
+
+    def positive(self, key: str, value: object, most: float = MOST_NUMBER) -> float:
+        """A value of the config as a number that arithmetic can be done with: neither 0 nor infinite, nor next to either."""
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 1 / MOST_NUMBER <= value <= most:  # type: ignore[operator]
+            positive = number and value > 0  # type: ignore[operator]
+            raise JsonFileError(f"config key '{key}'", file=self.file, found=repr(value),
+                                expected=f"{1 / MOST_NUMBER:g} to {most:g}" if positive else "a number > 0")  # fmt: skip
+        return float(value)  # type: ignore[arg-type]
 
     def optional_integer(self, key: str) -> int | None:
         """A positive integer, or None where the config has none."""

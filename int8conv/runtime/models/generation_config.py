@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ...errors import JsonFileError, NotFoundError
-from ...formats.json_file import read_json
+from ...errors import JsonFileError
+from ...formats.json_file import read_optional_json
 
 FILE: Final = "generation_config.json"
 
@@ -60,10 +60,7 @@ def read_generation_defaults(folder: Path, config: Mapping[str, Any]) -> Generat
     Raises:
         JsonFileError: the file is no JSON object, or one of the other keys has a value that it cannot have.
     """
-    try:
-        file = _File(folder / FILE, read_json(folder / FILE))
-    except NotFoundError:
-        return GenerationDefaults(end_tokens=_end_tokens(config.get("eos_token_id")))
+    file = _File(folder / FILE, read_optional_json(folder / FILE))
     drawn = file.flag("do_sample")
     usable = {key: file.usable(key, fits) for key, fits in _DRAWING.items()}
     temperature, top_k = usable["temperature"], usable["top_k"]

@@ -28,6 +28,8 @@ _OPTIONAL: Final[dict[str, dict[str, str]]] = {
     "yarn": {"beta_fast": "beta_fast", "beta_slow": "beta_slow"},
     "longrope": {"factor": "factor"},
 }
+MOST_FACTOR: Final = 1e12
+"""Of anything here: bases go to 1e9, factors to some hundreds."""
 _SAME_AS: Final = {"su": "longrope"}
 
 
@@ -47,7 +49,7 @@ def read_rope(raw: RawConfig, share: float | None = None, theta: float = 10000.0
     rope = Rope(theta if base is None else _positive(raw, "rope_theta", base))
     if share is not None:
         key = "partial_rotary_factor" if "rotary_pct" not in raw.values else "rotary_pct"
-        rope = replace(rope, share=raw.number(key, share))
+        rope = replace(rope, share=raw.positive(key, raw.number(key, share), most=1.0))
     for section in ("rope_scaling", "rope_parameters"):
         values = raw.values.get(section)
         if values is not None and not isinstance(values, dict):
@@ -65,10 +67,8 @@ def read_section(
             rope, theta=_positive(raw, f"{section}.rope_theta", values.pop("rope_theta"))
         )
     if partial and "partial_rotary_factor" in values:
-        share = _positive(
-            raw, f"{section}.partial_rotary_factor", values.pop("partial_rotary_factor")
-        )
-        rope = replace(rope, share=share)
+        share = values.pop("partial_rotary_factor")
+        rope = replace(rope, share=_positive(raw, f"{section}.partial_rotary_factor", share, 1.0))
     elif values.get("partial_rotary_factor") == 1:
         del values["partial_rotary_factor"]
     kind = values.pop("type", "default")
@@ -90,15 +90,30 @@ def read_section(
     for name, field in _OPTIONAL.get(kind, {}).items():
         if (value := values.pop(name, None)) is not None:
             fields[field] = _positive(raw, f"{section}.{name}", value)
-    rope = _scaled(raw, section, values, replace(rope, kind=kind, **fields))  # type: ignore[arg-type]
+    rope = replace(rope, kind=kind, **fields)  # type: ignore[arg-type]
+    _check_order(raw, section, rope)
+    rope = _scaled(raw, section, values, rope)
     _refuse_rest(raw, section, values)
     return rope
+
+
+def _check_order(raw: RawConfig, section: str, rope: Rope) -> None:
+    """Of pairs that are divided by their difference, or logarithms that are divided by."""
+    key = f"{section}.high_freq_factor"
+    if rope.kind == "llama3" and rope.high_freq_factor <= rope.low_freq_factor:
+        low = f"more than low_freq_factor {rope.low_freq_factor:g}"
+        raise _malformed(raw, key, low, rope.high_freq_factor)
+    if rope.kind == "yarn" and rope.theta <= 1:
+        raise _malformed(raw, "rope_theta", "more than 1", rope.theta)
+    if rope.kind == "longrope" and rope.original_positions <= 1:
+        key = "original_max_position_embeddings"
+        raise _malformed(raw, key, "more than 1", rope.original_positions)
 
 
 def context(rope: Rope, positions: int) -> int:
     """Positions that a model of so many can take with this embedding."""
     if rope.kind == "dynamic":
-        return int(rope.factor * positions)
+        return max(1, int(rope.factor * positions))
     return (
         max(positions, int(rope.factor * rope.original_positions))
         if rope.kind == "yarn"
@@ -149,13 +164,9 @@ def _refuse_rest(raw: RawConfig, section: str, values: dict[str, Any]) -> None:
             raise raw.unsupported(f"{section}.{name}", value, "no such key")
 
 
-def _positive(raw: RawConfig, key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise _malformed(raw, key, "a number > 0", value)
-    try:
-        return float(value)
-    except OverflowError:
-        raise _malformed(raw, key, "a float", value) from None
+def _positive(raw: RawConfig, key: str, value: object, most: float = MOST_FACTOR) -> float:
+    """A number for the tables: their float32 overflows at the extremes."""
+    return raw.positive(key, value, most)
 
 
 def _malformed(raw: RawConfig, key: str, expected: str, found: object) -> JsonFileError:

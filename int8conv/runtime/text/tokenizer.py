@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import os
+import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
@@ -13,17 +19,22 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 
-from ...errors import CheckpointError, NotFoundError, TokenizerError
-from ...formats.json_file import read_json
+from ...errors import Int8convError, TokenizerError
+from ...formats.json_file import read_bounded, read_json, read_optional_json
 
 FILES = ("tokenizer.json", "vocab.json", "merges.txt")
+MOST_BYTES: Final = 256 << 20
+"""Of a tokenizer file; the largest have 40 MB."""
+MOST_GROWTH: Final = 10_000
+"""Times that normalizing or decoding may lengthen a text."""
 
 
 class Tokenizer:
     """The tokenizer of a checkpoint folder."""
 
-    def __init__(self, tokenizer: RustTokenizer) -> None:
+    def __init__(self, tokenizer: RustTokenizer, folder: Path | None = None) -> None:
         self._tokenizer = tokenizer
+        self._folder = folder
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -32,27 +43,35 @@ class Tokenizer:
         Raises:
             TokenizerError: none of them is there, or they are unusable.
         """
-        try:
-            if (folder / "tokenizer.json").is_file():
-                return cls(RustTokenizer.from_file(str(folder / "tokenizer.json")))
+        with unbroken(folder):
+            if os.path.lexists(folder / "tokenizer.json"):
+                data = read_bounded(folder / "tokenizer.json", MOST_BYTES)
+                _check_charsmaps(data)
+                return cls(_harmless(RustTokenizer.from_buffer(data)), folder)
             if all((folder / name).is_file() for name in FILES[1:]):
-                return cls(_byte_level_bpe(folder))
-        except CheckpointError:
-            raise
-        except Exception as error:  # the library raises plain Exception
-            raise TokenizerError(f"tokenizer files are unusable: {error}", file=folder) from error
+                return cls(_byte_level_bpe(folder), folder)
         raise TokenizerError(
             "no tokenizer in this folder", file=folder,
             expected="tokenizer.json, or vocab.json and merges.txt",
         )  # fmt: skip
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids; if ``special``, with the special tokens that the tokenizer puts around a text."""
-        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        """Token ids; if ``special``, with the special tokens that the tokenizer puts around a text.
+
+        Raises:
+            TokenizerError: the tokenizer fails at this text; many that come with checkpoints do at some.
+        """
+        with unbroken(self._folder, "the tokenizer fails at this text"):
+            return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """Text without special tokens."""
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        """Text without special tokens.
+
+        Raises:
+            TokenizerError: the tokenizer fails at these tokens.
+        """
+        with unbroken(self._folder, "the tokenizer fails at these tokens"):
+            return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
     def token_id(self, token: str) -> int | None:
         """The id of a token by its own text, such as ``<s>``; None if there is no such token."""
@@ -115,12 +134,17 @@ class Detokenizer:
 
 def _byte_level_bpe(folder: Path) -> RustTokenizer:
     """GPT-2's tokenizer (OPT's too) as old checkpoints store it."""
-    model = BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    tokenizer = RustTokenizer(model)
-    settings = _optional_json(folder / "tokenizer_config.json")
+    vocab = read_json(folder / "vocab.json")
+    lines = read_bounded(folder / "merges.txt", MOST_BYTES).decode("utf-8").split("\n")
+    stripped = [line.removesuffix("\r") for line in lines]
+    pairs = [line.split(" ") for line in stripped if line and not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("merges.txt has a line that is no pair")
+    tokenizer = RustTokenizer(BPE(vocab, [(one, other) for one, other in pairs]))
+    settings = read_optional_json(folder / "tokenizer_config.json")
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space")))
     tokenizer.decoder = ByteLevelDecoder()
-    special = _optional_json(folder / "special_tokens_map.json") | {
+    special = read_optional_json(folder / "special_tokens_map.json") | {
         key: value for key, value in settings.items() if key.endswith("_token")
     }
     contents = {key: _content(value) for key, value in special.items()}
@@ -134,13 +158,95 @@ def _byte_level_bpe(folder: Path) -> RustTokenizer:
     return tokenizer
 
 
-def _optional_json(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except NotFoundError:
-        return {}
-
-
 def _content(token: object) -> str | None:
     value = token.get("content") if isinstance(token, dict) else token
     return value if isinstance(value, str) else None
+
+
+_CHARSMAP: Final = re.compile(rb'"precompiled_charsmap"\s*:\s*"([^"]*)')
+
+
+def _check_charsmaps(data: bytes) -> None:
+    """Raise ValueError for a table of SentencePiece's that is shorter than it says.
+
+    The library allocates what it says, up to 8 GiB, and where there is not so much ends the process.
+    """
+    for match in _CHARSMAP.finditer(data):
+        begin = base64.b64decode(match[1][:8].ljust(8, b"A"))
+        if int.from_bytes(begin[:4], "little") > len(match[1]):
+            raise ValueError("precompiled_charsmap is cut off")
+
+
+def _harmless(tokenizer: RustTokenizer) -> RustTokenizer:
+    """Without what would cut or fill texts, and none that makes them endless.
+
+    Raises:
+        ValueError: replacements that lengthen a text by more than any good one.
+    """
+    tokenizer.no_truncation()
+    tokenizer.no_padding()  # to 2^60 tokens, if the file says so
+    for part in (tokenizer.normalizer, tokenizer.decoder):
+        if part is not None and _growth(json.loads(part.__getstate__())) > MOST_GROWTH:
+            raise ValueError(
+                f"replacements that make a text more than {MOST_GROWTH:,} times as long"
+            )
+    return tokenizer
+
+
+def _growth(part: dict[str, Any]) -> float:
+    """Times that the replacements of a part may lengthen a text: one after the other, each of every character."""
+    if part.get("type") == "Replace":
+        pattern, content = part["pattern"].get("String", ""), len(part["content"])
+        return max(1.0, content / len(pattern)) if pattern else 1.0 + content  # at every place
+    growth = 1.0
+    for inner in part.get("normalizers") or part.get("decoders") or ():
+        growth *= _growth(inner)
+    return growth
+
+
+_SILENCE: Final = threading.Lock()
+_silent = 0
+_stderr = -1
+
+
+@contextmanager
+def unbroken(folder: Path | None, problem: str = "tokenizer files are unusable") -> Iterator[None]:
+    """In the block, whatever the tokenizers library does becomes a TokenizerError, its panics too, which say nothing on stderr.
+
+    A panic of its Rust code is a BaseException that is no Exception, and prints where it happened.
+    """
+    try:
+        _mute()
+        try:
+            yield
+        finally:
+            _unmute()
+    except Int8convError:
+        raise
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # the library raises plain Exception
+        raise TokenizerError(f"{problem}: {error}", file=folder) from error
+
+
+def _mute() -> None:
+    """Let file descriptor 2 lead nowhere, until the last of those who asked for it is done."""
+    global _silent, _stderr
+    with _SILENCE:
+        _silent += 1
+        if _silent == 1:
+            _stderr = -1
+            with suppress(OSError):  # closed
+                _stderr = os.dup(2)
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, 2)
+                os.close(nowhere)
+
+
+def _unmute() -> None:
+    global _silent
+    with _SILENCE:
+        _silent -= 1
+        if _silent == 0 and _stderr >= 0:
+            os.dup2(_stderr, 2)
+            os.close(_stderr)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from int8conv.convert.outliers.collect import merge
+from int8conv.convert.outliers.collect import merge, systematic_dimensions
 from int8conv.errors import ArgumentError, StatsError
 from int8conv.formats.int8.stats import add_exactly
 
@@ -89,3 +89,9 @@ def test_sums_do_not_depend_on_their_order(order: list[int], seed: int) -> None:
     np.testing.assert_array_equal(add_exactly(total(order[:5]), total(order[5:])), whole)
     for channel in range(4):
         assert whole[0, channel] == math.fsum(terms[:, channel].tolist())
+
+
+def test_systematic_dimensions_where_norms_have_other_widths_too() -> None:
+    alike = make_stats(normalised=("model.q",))
+    both = make_stats(normalised=("model.q", "model.down"))
+    np.testing.assert_array_equal(systematic_dimensions(both), systematic_dimensions(alike))

@@ -105,20 +105,90 @@ def test_other_metadata(file: Path, metadata: dict[str, str], problem: str) -> N
         read_stats(file)
 
 
+WRONG: list[object] = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    2**70,
+    "",
+    "x",
+    "f" * 31,
+    "F" * 32,
+    [],
+    [1],
+    ["model.q", 1],
+    {},
+    {"a": 1},
+    [[]],
+]
+FITTING: dict[str, list[object]] = {
+    "source": ["", "x", "f" * 31, "F" * 32],
+    "normalised": [[]],
+}
+"""Of those, which a field may well have."""
+
+
 @pytest.mark.rule("S1")
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"context": 0},
-        {"context": "32"},
-        {"texts": [{"xxh3_128": 3, "tokens": 1}]},
-        {"texts": [{"xxh3_128": None, "tokens": -1}]},
-        {"texts": [{"tokens": 1}]},
-        {"linears": ["model.q"]},
-    ],
+    "field", ["source", "fingerprint", "context", "texts", "linears", "normalised"]
 )
-def test_malformed_fields(file: Path, change: dict[str, Any]) -> None:
+def test_each_field_has_one_type(file: Path, field: str) -> None:
+    whole = file.read_bytes()
+    rewrite(file, about=lambda fields_: fields_.pop(field))
+    with pytest.raises(StatsError, match=f"malformed: no '{field}'"):
+        read_stats(file)
+    for value in WRONG:
+        if value in FITTING.get(field, []):
+            continue
+        file.write_bytes(whole)
+        rewrite(file, about=lambda fields_, value=value: fields_.update({field: value}))
+        with pytest.raises(StatsError, match=r"malformed|belongs to no input"):
+            read_stats(file)
+
+
+@pytest.mark.rule("S1")
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"texts": [{"xxh3_128": 3, "tokens": 1}]}, "'xxh3_128' is not 32 hexadecimal digits or null: 3"),
+        ({"texts": [{"xxh3_128": "abc", "tokens": 1}]}, "'xxh3_128' is not"),
+        ({"texts": [{"xxh3_128": None, "tokens": -1}]}, "'tokens' is not a number of tokens: -1"),
+        ({"texts": [{"xxh3_128": None, "tokens": True}]}, "'tokens' is not a number of tokens: True"),
+        ({"texts": [{"xxh3_128": None, "tokens": 10**400}]}, "'tokens' is not a number of tokens: 1000"),
+        ({"texts": [{"tokens": 1}]}, "what is no text"),
+        ({"texts": [{"xxh3_128": None}]}, "what is no text"),
+        ({"texts": [["a" * 32, 1]]}, "what is no text"),
+        ({"texts": []}, "'texts' is empty"),
+        ({"texts": "ab"}, "'texts' is not a list"),
+        ({"context": 2**63}, "'context' is not a number of tokens"),
+        ({"linears": {"model.q": "model.q", "model.down": ["model.down"]}}, "not a list of text: 'model.q'"),
+        ({"linears": {"model.q": [], "model.down": ["model.down"]}}, "does not begin with it"),
+        ({"linears": {"model.q": ["model.k", "model.q"], "model.down": ["model.down"]}}, "does not begin with it"),
+        ({"linears": {"model.q": ["model.q", 3], "model.down": ["model.down"]}}, "not a list of text"),
+        ({"linears": {"model.q": ["model.q", "model.q"], "model.down": ["model.down"]}}, "twice"),
+        ({"linears": {"model.q": ["model.q", "model.down"], "model.down": ["model.down"]}}, "twice"),
+        ({"normalised": ["model.ghost"]}, "'normalised' names no input: 'model.ghost'"),
+        ({"normalised": ["model.k"]}, "'normalised' names no input: 'model.k'"),
+        ({"normalised": ["model.q", "model.q"]}, "'normalised' names an input twice"),
+        ({"normalised": "model.q"}, "'normalised' is not a list"),
+    ],
+)  # fmt: skip
+def test_malformed_fields(file: Path, change: dict[str, Any], problem: str) -> None:
     rewrite(file, about=lambda fields_: fields_.update(change))
+    with pytest.raises(StatsError, match="field 'stats' of the metadata is malformed") as caught:
+        read_stats(file)
+    assert problem in str(caught.value)
+
+
+@pytest.mark.rule("S1")
+@pytest.mark.parametrize(
+    "text", ['{"context": 1, "context": 1}', "[" * 10**6, "[" + "0," * 9 * 2**20 + "0]", "1" * 5000, "null", '"text"'],
+    ids=["twice", "deep", "9 million values", "5,000 digits", "null", "text"],
+)  # fmt: skip
+def test_metadata_that_is_no_object(file: Path, text: str) -> None:
+    rewrite(file, stats=text)
     with pytest.raises(StatsError, match="malformed"):
         read_stats(file)
 
@@ -140,6 +210,67 @@ def test_wrong_tensors(file: Path, change: Callable[[dict[str, Any]], object], t
     with pytest.raises(StatsError) as caught:
         read_stats(file)
     assert caught.value.tensor == tensor
+
+
+@pytest.mark.rule("S2")
+@pytest.mark.parametrize("kind", ["absmax", "large", "squares", "fourths", "weight_error"])
+def test_each_tensor_has_one_dtype_and_shape(file: Path, kind: str) -> None:
+    name, whole = f"model.q.{kind}", file.read_bytes()
+    good = load_file(file)[name]
+    others = [
+        t for t in (np.float16, np.float32, np.float64, np.int32, np.int64) if t != good.dtype
+    ]
+    wrong = [good.astype(dtype) for dtype in others]
+    wrong += [good[..., :23], good[None], np.zeros((), good.dtype), np.zeros((3, 24), good.dtype)]
+    for array in wrong:
+        file.write_bytes(whole)
+        rewrite(
+            file, lambda tensors, array=array: tensors.update({name: np.ascontiguousarray(array)})
+        )
+        with pytest.raises(StatsError):
+            read_stats(file)
+    file.write_bytes(whole)
+    rewrite(file, lambda tensors: tensors.pop(name))
+    with pytest.raises(StatsError, match="absent") as caught:
+        read_stats(file)
+    assert caught.value.tensor == name
+
+
+@pytest.mark.rule("S2")
+def test_an_input_wider_than_any(file: Path) -> None:
+    """A sparse file claims it for nothing; it is refused before it is read."""
+    header = {
+        "__metadata__": {"format": "int8conv stats", "version": "1", "stats": json.dumps(
+            {"source": "", "fingerprint": "f" * 32, "context": 1, "texts": [{"xxh3_128": None, "tokens": 1}], "linears": {"a": ["a"]}, "normalised": []})},
+        "a.absmax": {"dtype": "F32", "shape": [10**10], "data_offsets": [0, 4 * 10**10]},
+    }  # fmt: skip
+    text = json.dumps(header).encode()
+    with file.open("wb") as sparse:
+        sparse.write(len(text).to_bytes(8, "little") + text)
+        sparse.truncate(8 + len(text) + 4 * 10**10)
+    with pytest.raises(StatsError, match="not what statistics have"):
+        read_stats(file)
+
+
+@pytest.mark.rule("S3")
+@pytest.mark.parametrize("kind", ["absmax", "squares", "fourths", "weight_error"])
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf, -np.inf])
+def test_no_number_of_any_kind_is_negative_or_infinite(file: Path, kind: str, value: float) -> None:
+    name = f"model.q.{kind}"
+    rewrite(file, lambda tensors: tensors[name].__setitem__((..., 5), value))
+    with pytest.raises(StatsError, match="in channel 5") as caught:
+        read_stats(file)
+    assert caught.value.tensor == name
+
+
+@pytest.mark.rule("S3")
+def test_a_count_is_not_negative_but_what_a_sum_leaves_out_may_be(file: Path) -> None:
+    rewrite(file, lambda tensors: tensors["model.q.squares"].__setitem__((1, 2), -1e-18))
+    assert read_stats(file).inputs["model.q"].squares[1, 2] == -1e-18
+    for wrong in (-1, 2**50 + 1, 2**63 - 1):
+        rewrite(file, lambda tensors, wrong=wrong: tensors["model.q.large"].__setitem__(4, wrong))
+        with pytest.raises(StatsError, match="in channel 4"):
+            read_stats(file)
 
 
 @pytest.mark.rule("S3")

@@ -33,6 +33,14 @@ def test_a_config_that_says_so(source: Path, key: str, method: str) -> None:
         check_not_quantized(open_checkpoint(source))
 
 
+@pytest.mark.parametrize("method", [["fp8"], {"fp8": 1}, [], {}, 8, True, None])
+def test_a_method_that_is_no_text(source: Path, method: object) -> None:
+    section = {"quant_method": method, "bits": 8}
+    edit_json(source / "config.json", lambda config: config.update(quantization_config=section))
+    with rejected(AlreadyQuantizedError, str(source / "config.json"), repr(method)):
+        check_not_quantized(open_checkpoint(source))
+
+
 def test_a_section_of_another_kind(source: Path) -> None:
     edit_json(source / "config.json", lambda config: config.update(quantization_config="gptq"))
     with rejected(AlreadyQuantizedError, str(source / "config.json")):

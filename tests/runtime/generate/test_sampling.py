@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -145,3 +146,40 @@ def test_logits_that_are_no_numbers(bad: float, temperature: float) -> None:
     logits[2] = bad
     with pytest.raises(GenerationError, match="not numbers"):
         next_token(logits, Sampling(temperature), torch.Generator())
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-45, 1e-38, 1e-31])
+def test_the_smallest_temperatures_leave_the_likeliest(temperature: float) -> None:
+    logits = torch.tensor([1.0, 3.0, -torch.inf, 2.999999, -3e38])
+    for options in ({}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.5}):
+        found = probabilities(logits, Sampling(temperature, **options))  # type: ignore[arg-type]
+        assert found.tolist() == [0.0, 1.0, 0.0, 0.0, 0.0]
+    two = torch.tensor([2.0, 1.0, 2.0])
+    assert probabilities(two, Sampling(temperature)).tolist() == [0.5, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("temperature", [1e31, 1e39, 1e300, 1.7e308])
+def test_the_largest_temperatures_make_all_alike(temperature: float) -> None:
+    found = probabilities(torch.tensor([1.0, -torch.inf, 9.0, -9.0]), Sampling(temperature))
+    torch.testing.assert_close(found, torch.tensor([1, 0, 1, 1]).double() / 3)
+
+
+@pytest.mark.parametrize("top_p", [5e-324, 1e-300, 1e-45, 1e-38])
+def test_the_smallest_top_p_keeps_the_likeliest(top_p: float) -> None:
+    assert (probabilities(LOGITS, Sampling(1.0, top_p=top_p)) > 0).nonzero().tolist() == [[1]]
+    assert next_token(LOGITS, Sampling(1.0, top_p=top_p, seed=0), torch.Generator()) == 1
+
+
+@pytest.mark.parametrize("penalty", [1e-308, 1e-300, 1e-40, 1e40, 1e300, 1.7e308])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 1e-300])
+def test_extreme_penalties(penalty: float, temperature: float) -> None:
+    """What has occurred is infinitely less likely, or more; among such, the order stays."""
+    generator = torch.Generator()
+    sampling = Sampling(temperature, repetition_penalty=penalty)
+    one = torch.tensor([2.0, 1.0, -1.0]), torch.tensor([True, False, False])
+    assert next_token(one[0], sampling, generator, one[1]) in (
+        (0, 1, 2) if temperature == 1 else (1,) if penalty > 1 else (0,)
+    )
+    every = torch.ones(3, dtype=torch.bool)
+    assert next_token(torch.tensor([-2.0, -1.0, -3.0]), replace(sampling, temperature=0.0), generator, every) == 1  # fmt: skip
+    assert next_token(torch.tensor([-2.0, -1.0, -3.0]), sampling, generator, every) in (0, 1, 2)

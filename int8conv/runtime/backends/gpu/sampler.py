@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ....kernels.gpu.sampling import Draws, sample
 from ...generate.sampler import Choice, Request
-from ...generate.sampling import Sampling, not_numbers, penalised
+from ...generate.sampling import LARGEST, Sampling, not_numbers, penalised
 
 _SMALLEST: Final = 2.0**-126
 """Normal float32; a lower temperature draws the likeliest token and nothing else."""
@@ -63,7 +63,7 @@ class DeviceSampler:
         self._logprobs = any(each.logprobs for each in requests)
         self._seen: Tensor | None = None
         if any(each.repetition_penalty != 1 for each in samplings):
-            penalties = [[each.repetition_penalty] for each in samplings]
+            penalties = [[_in_range(each.repetition_penalty)] for each in samplings]
             self._penalties = torch.tensor(penalties, dtype=torch.float32, device=device)
             self._seen = torch.zeros(len(requests), vocab, dtype=torch.bool, device=device)
             for seen, request in zip(self._seen, requests, strict=True):
@@ -98,12 +98,20 @@ class DeviceSampler:
 
 
 def _draws(samplings: Sequence[Sampling], device: torch.device) -> Draws:
-    temperatures = [each.temperature if each.temperature >= _SMALLEST else 0.0 for each in samplings]  # fmt: skip
+    temperatures = [
+        min(each.temperature, LARGEST) if each.temperature >= _SMALLEST else 0.0
+        for each in samplings
+    ]
     seeds = [each.generator().initial_seed() & 0xFFFFFFFF for each in samplings]
     return Draws(
         temperature=torch.tensor(temperatures, dtype=torch.float32, device=device),
         top_k=torch.tensor([min(each.top_k or 0, 2**31 - 1) for each in samplings], dtype=torch.int32, device=device),
-        top_p=torch.tensor([each.top_p or 1.0 for each in samplings], dtype=torch.float32, device=device),
+        top_p=torch.tensor([_in_range(each.top_p or 1.0) for each in samplings], dtype=torch.float32, device=device),
         min_p=torch.tensor([each.min_p or 0.0 for each in samplings], dtype=torch.float32, device=device),
         seed=torch.tensor(seeds, dtype=torch.int64, device=device),
     )  # fmt: skip
+
+
+def _in_range(option: float) -> float:
+    """Of float32, with room for a product."""
+    return min(max(option, 1 / LARGEST), LARGEST)

@@ -56,7 +56,7 @@ def read_gpt2(raw: RawConfig) -> DecoderConfig:
 
 def read_gptj(raw: RawConfig) -> DecoderConfig:
     raw.ignore("rotary")
-    size = raw.integer("n_embd") // raw.integer("n_head")
+    size = raw.size_per_head("n_embd", "n_head")
     rope = Rope(10000.0, share=raw.integer("rotary_dim", size) / size, interleaved=True)
     tied = raw.flag("tie_word_embeddings", False)
     return _read_old(raw, "gptj", rope=rope, tied=tied, head_bias=True, parallel=True)
@@ -72,7 +72,7 @@ def read_gpt_neox(raw: RawConfig) -> DecoderConfig:
     heads = raw.integer("num_attention_heads")
     return read_decoder(
         raw, "gpt_neox",
-        num_kv_heads=heads, head_dim=raw.integer("hidden_size") // heads,
+        num_kv_heads=heads, head_dim=raw.size_per_head("hidden_size", "num_attention_heads"),
         norm="layer", norm_eps=raw.number("layer_norm_eps", 1e-5), gated=False,
         activation=raw.choice("hidden_act", ACTIVATIONS, "gelu"),
         rope=rope if old_base is None else replace(rope, theta=old_base),

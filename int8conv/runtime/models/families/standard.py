@@ -57,7 +57,10 @@ def read_decoder(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:
     }
     readers: dict[str, Any] = {
         "num_kv_heads": lambda: raw.integer("num_key_value_heads", heads),
-        "head_dim": lambda: raw.integer("head_dim", hidden // heads),
+        "head_dim": lambda: (
+            raw.optional_integer("head_dim")
+            or raw.size_per_head("hidden_size", "num_attention_heads")
+        ),
         "norm_eps": lambda: raw.number("rms_norm_eps", 1e-6),
         "activation": lambda: raw.choice("hidden_act", ACTIVATIONS, "silu"),
         "rope": lambda: read_rope(raw),
