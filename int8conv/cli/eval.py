@@ -12,32 +12,43 @@ from .output import echo, print_json, progress_bars, table
 @click.command("eval")
 @click.argument("path", type=click.Path())
 @click.option(
-    "--text", type=click.Path(path_type=Path), required=True, help="UTF-8 text to predict."
+    "--text", type=click.Path(path_type=Path), required=True, help="UTF-8 text file to evaluate on."
 )
-@click.option("--against", metavar="SRC", help="PATH's source: also compare with it.")
+@click.option("--against", metavar="SRC", help="Source of PATH to compare with.")
 @click.option(
     "--mode", type=click.Choice(["w8a8", "w8a16"]), default="w8a8", show_default=True,
-    help="8- or 16-bit activations.",
+    help="Activations in 8 or 16 bits.",
 )  # fmt: skip
 @click.option(
     "--kv-cache", type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
-    help="Let PATH's keys and values pass through such a cache; default: as activations.",
+    help="Dtype of the KV cache to simulate for PATH; default: that of activations.",
 )  # fmt: skip
 @click.option(
-    "--device", default="cpu", show_default=True, help="cpu, or cuda: PyTorch's current GPU."
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="cpu, cuda (PyTorch's current GPU) or cuda:N.",
 )
-@click.option("--window", type=click.IntRange(min=2), help="Tokens; default: 512.")
+@click.option("--window", type=click.IntRange(min=2), help="Tokens per window; default: 512.")
 @click.option(
-    "--stride", type=click.IntRange(min=1), help="Tokens between windows; default: --window."
+    "--stride",
+    type=click.IntRange(min=1),
+    help="Tokens from one window to the next; default: --window.",
 )
-@click.option("--tokens", type=click.IntRange(min=2), help="From the text's start; default: all.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=2),
+    help="Number of tokens to use, from the start of the text; default: all.",
+)
 @click.option(
     "--outlier-fallback/--no-outlier-fallback",
     default=True,
     show_default=True,
-    help="The outlier fallback of W8A8.",
+    help="In W8A8, multiply outlier activations in 16 bits.",
 )
-@click.option("--report-outliers", is_flag=True, help="Show what the outlier fallback took.")
+@click.option(
+    "--report-outliers", is_flag=True, help="Show which values the outlier fallback handled."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     path: str,
@@ -55,7 +66,7 @@ def command(
 ) -> None:
     """Perplexity of PATH (a converted folder, or a source in float32) on a text; with --against, how far it is from its source.
 
-    One block of one model is in memory at a time; on a GPU, all of a converted one and one block of its source.
+    One block of one model is in memory at a time; on a GPU, the whole converted model and one block of its source.
     """
     from ..runtime.measure.evaluate import evaluate
 
