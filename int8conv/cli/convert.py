@@ -23,7 +23,7 @@ def hint_at_interrupt() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        notes(["the same command goes on from here"])
+        notes(["run the same command again to resume"])
         raise
 
 

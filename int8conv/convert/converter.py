@@ -89,7 +89,7 @@ def convert_checkpoint(
         progress: called as the work goes on.
 
     Raises:
-        NotFoundError, CheckpointError, SafetensorsError: the source is absent or malformed.
+        NotFoundError, CheckpointError, SafetensorsError: the source is missing or malformed.
         HubError: it cannot be had from the hub.
         UnsupportedModelError: nothing in it looks like a linear.
         CalibrationError: the model cannot be run on the calibration text.
@@ -111,7 +111,7 @@ def convert_checkpoint(
     )
     measured_before = None if stats is None else read_stats(stats)
     if stats is not None and outliers != "calibrated":
-        raise ArgumentError("stats are for calibrated outliers", expected="outliers calibrated",
+        raise ArgumentError("stats need calibrated outliers", expected="outliers calibrated",
                             found=outliers)  # fmt: skip
     if jobs is not None and jobs < 1:
         raise ArgumentError("jobs", expected="1 or more", found=jobs)
@@ -124,7 +124,7 @@ def convert_checkpoint(
     resolved = resolve(source, stream=stream)
     check_apart(out, resolved.folder)
     if stream and resolved.revision is None:
-        raise ArgumentError("stream is for sources on the hub", file=source, expected="org/name",
+        raise ArgumentError("stream needs a source on the hub", file=source, expected="org/name",
                             found="a local folder")  # fmt: skip
     opened = open_source(resolved, options)
     if measured_before is not None:

@@ -49,7 +49,7 @@ class ConvertOptions:
                 raise ArgumentError(name, expected=" or ".join(choices), found=getattr(self, name))
         if not 0 <= self.max_outliers <= 1:
             raise ArgumentError(
-                "max_outliers", expected="a share from 0 to 1", found=self.max_outliers
+                "max_outliers", expected="a fraction from 0 to 1", found=self.max_outliers
             )
         if self.dtype not in HALVES:
             raise ArgumentError("dtype", expected=" or ".join(HALVES), found=self.dtype)

@@ -203,7 +203,7 @@ def test_unknown_options_are_refused(example_int8: Path, options: Any, message: 
 def test_what_cannot_be_loaded(example: Path, source: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         int8conv.load(tmp_path / "nothing")
-    with pytest.raises(ArgumentError, match="mode is for converted folders"):
+    with pytest.raises(ArgumentError, match="mode applies to converted folders only"):
         int8conv.load(example, mode="w8a8")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))

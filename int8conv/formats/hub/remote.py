@@ -164,8 +164,8 @@ def _check_answer(file: RemoteFile, response: Any, begin: int) -> None:
     encoding = response.headers.get("Content-Encoding", "identity")
     if response.status_code != 206 or match is None or encoding != "identity":
         raise HubUnavailableError(
-            "the server does not give parts of files", file=file, expected="HTTP 206",
-            found=f"HTTP {response.status_code}", hint="without --stream it is downloaded",
+            "the server does not support range requests", file=file, expected="HTTP 206",
+            found=f"HTTP {response.status_code}", hint="omit --stream to download it",
         )  # fmt: skip
     if (int(match[1]), int(match[2])) != (begin, file.nbytes):
         raise _changed(file, f"from byte {begin} of {file.nbytes}", shown)

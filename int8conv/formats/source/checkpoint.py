@@ -57,7 +57,7 @@ class Checkpoint:
             return self.tensors[name]
         except KeyError:
             raise MissingTensorError(
-                "absent from the checkpoint, but the config asks for it",
+                "missing from the checkpoint, but required by the config",
                 file=self.folder, tensor=name,
             ) from None  # fmt: skip
 
@@ -114,7 +114,7 @@ def _read_header(kind: WeightFormat, file: WeightsFile) -> Header:
     if kind is SAFETENSORS:
         return read_header(file)
     if not isinstance(file, LocalFile):
-        raise ArgumentError("a pickle cannot be read from afar", file=file)
+        raise ArgumentError("a PyTorch pickle cannot be streamed", file=file)
     return read_pickle(file.path)
 
 
@@ -169,8 +169,8 @@ def _first_shards(files: Mapping[str, WeightsFile], headers: dict[str, Header]) 
         for name in header.tensors:
             if name in listed:
                 raise DuplicateTensorError(
-                    f"is in {listed[name]} too, and no index says which counts", file=files[shard],
-                    tensor=name, hint="shards of tensor parallelism have to be merged first",
+                    f"is in {listed[name]} too, and no index says which to use", file=files[shard],
+                    tensor=name, hint="merge tensor-parallel shards first",
                 )  # fmt: skip
             listed[name] = shard
     return listed

@@ -118,7 +118,7 @@ def _complete(files: Collection[str], where: object) -> tuple[str, ...]:
     if len(series) > 1:
         raise ArgumentError(
             "several weights files, and no index", file=where, found=_some(sorted(files)),
-            hint="name the one to take instead of the folder",
+            hint="pass one of the files instead of the folder",
         )  # fmt: skip
     ((stem, total, suffix), numbers), *_ = series.items()
     for number in range(1, min(int(total), len(numbers) + 1) + 1):  # the total is only claimed
