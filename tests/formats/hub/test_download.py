@@ -227,7 +227,7 @@ def test_401(hub: HubServer, monkeypatch: pytest.MonkeyPatch, token: str | None)
     hub.token = "hf_secret"
     if token is not None:
         monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(HubAccessError, match="no access to such a repository: found HTTP 401"):
+    with pytest.raises(HubAccessError, match="denies access to this repository: found HTTP 401"):
         resolve(ID)
 
 
