@@ -14,6 +14,7 @@ from .. import __version__
 from ..errors import ArgumentError
 from ..formats.hub.download import resolve
 from ..formats.int8.layout import plan_layout
+from ..formats.int8.outlier_cap import CAP_SHARE
 from ..formats.int8.stats import Stats, read_stats
 from ..formats.int8.workspace import open_workspace
 from ..formats.json_file import dump_json
@@ -29,7 +30,7 @@ from .options import DEFAULT_SHARD_BYTES, ConvertOptions, Outliers
 from .outliers.collect import check_source
 from .outliers.data_free import RULE as DATA_FREE_RULE
 from .outliers.data_free import choose_data_free
-from .outliers.rule import CAP_SHARE, HeavyTails, OutlierChoice, Rule, choose_all
+from .outliers.rule import HeavyTails, OutlierChoice, Rule, choose_all
 from .plan import QuantizeTask, make_plan
 from .report import ConvertReport, measured
 from .source import OpenedSource, open_source

@@ -10,7 +10,8 @@ from typing import Any, Final, Literal
 from ..errors import ArgumentError, JsonFileError
 from ..formats.int8.folder import ConvertedFolder
 from ..formats.int8.names import MANIFEST_FILE
-from .outliers.rule import CAP_SHARE, HEAVY_TAILS, RULES, Choosing, HeavyTails, Rule
+from ..formats.int8.outlier_cap import CAP_SHARE
+from .outliers.rule import HEAVY_TAILS, RULES, Choosing, HeavyTails, Rule
 from .outliers.selection import Patterns
 
 Outliers = Literal["calibrated", "data-free", "none"]

@@ -78,15 +78,6 @@ class Tokenizer:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
-    def decode_stream(self, token_ids: Iterable[int]) -> Iterator[str]:
-        """Text as its tokens come; characters of several tokens come whole."""
-        detokenizer = Detokenizer(self)
-        for token in token_ids:
-            if piece := detokenizer.push(token):
-                yield piece
-        if piece := detokenizer.finish():
-            yield piece
-
 
 _CONTEXT = 6
 """Tokens before a token that its text may depend on: spaces between words, characters of up to four tokens."""
