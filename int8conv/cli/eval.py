@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .output import echo, print_json, progress_bars, table
+
+if TYPE_CHECKING:
+    from ..runtime.measure.evaluate import Evaluation
 
 
 @click.command("eval")
@@ -87,8 +91,17 @@ def command(
     if as_json:
         print_json(result.to_json())
         return
+    show(Path(path).name, result)
+    if report_outliers and result.outlier_fallback is not None:
+        from .outlier_report import show_fallback
+
+        show_fallback(result.outlier_fallback)
+
+
+def show(name: str, result: Evaluation) -> None:
+    """The figures, beside those of the source if there is one."""
     dtype = "" if result.dtype == "float32" else f", {result.dtype}"
-    cache = "" if kv_cache is None else f", {kv_cache} KV cache"
+    cache = "" if result.kv_cache is None else f", {result.kv_cache} KV cache"
     rows: list[list[object]] = [
         [f"perplexity, {result.mode or 'source'}{dtype}{cache}", f"{result.perplexity:.4f}"]
     ]
@@ -101,7 +114,7 @@ def command(
             ["KL divergence, worst", f"{compared.kl_worst:.3e} nats at token {compared.worst_position}"],
             ["same most likely token", f"{compared.top1:.2%}"],
         ]  # fmt: skip
-    table(["", Path(path).name], rows)
+    table(["", name], rows)
     if compared is not None:
         echo()
         table(
@@ -113,7 +126,3 @@ def command(
         f"{result.scored:,} of {result.tokens:,} tokens scored, windows of {result.window} every "
         f"{result.stride}; text {result.text}",
     )
-    if report_outliers and result.outlier_fallback is not None:
-        from .outlier_report import show_fallback
-
-        show_fallback(result.outlier_fallback)
