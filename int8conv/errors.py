@@ -22,6 +22,9 @@
     |  |- ByteCountError                            Shape times item size is not the number of bytes that the offsets span
     |  `- OffsetError                               Tensors overlap, leave holes, or pass the payload's end
     |- CheckpointError (ValueError)                 A checkpoint folder is inconsistent
+    |  |- PointerFileError                          A Git LFS pointer stands in place of a file
+    |  |- AdapterError                              The weights are those of an adapter (LoRA and the like), not of a model
+    |  |- WrappedNamesError                         Tensor names have the prefix of a wrapper that training put around the model
     |  |- PickleFileError                           A PyTorch pickle cannot be read safely, or holds something other than named tensors
     |  |- JsonFileError                             A config, index or manifest is not the JSON that is expected
     |  |- UnsafePathError                           The index names a file outside the folder
@@ -246,6 +249,18 @@ class OffsetError(SafetensorsError):
 
 class CheckpointError(Int8convError, ValueError):
     """A checkpoint folder is inconsistent."""
+
+
+class PointerFileError(CheckpointError):
+    """A Git LFS pointer stands in place of a file."""
+
+
+class AdapterError(CheckpointError):
+    """The weights are those of an adapter (LoRA and the like), not of a model."""
+
+
+class WrappedNamesError(CheckpointError):
+    """Tensor names have the prefix of a wrapper that training put around the model."""
 
 
 class PickleFileError(CheckpointError):

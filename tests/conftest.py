@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,11 @@ from .checkpoints import write_checkpoint
 os.environ.setdefault(
     "TRITON_INTERPRET", "1"
 )  # kernels are tested on CPU tensors; read when triton is imported
+_COMPILED = Path(__file__).parent.parent.glob("int8conv/kernels/cpu/jit_*.py")
+_STATE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_COMPILED))).hexdigest()[:12]
+os.environ.setdefault(
+    "NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir(), f"int8conv-numba-{_STATE}"))
+)  # numba does not see that a function in another file has changed
 signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a job in the background ignores it, and so would what it starts

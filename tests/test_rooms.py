@@ -47,9 +47,6 @@ HEAVY = {"torch", "triton", "tokenizers", "huggingface_hub"}
 ROOM_MODULES, MEDIAN_LINES, MODULE_LINES, FUNCTION_LINES = 16, 120, 400, 60
 LONG_FUNCTIONS = {
     "convert.converter:convert_checkpoint",
-    "kernels.gpu.attention:attention_kernel",
-    "kernels.gpu.attention:attend",
-    "kernels.gpu.quantize:quantize_kernel",
 }
 
 

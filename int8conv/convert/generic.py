@@ -12,10 +12,9 @@ from typing import Any, Final
 
 from ..errors import UnsupportedModelError
 from ..formats.int8.names import BIAS, WEIGHT
-from ..formats.safetensors.dtypes import FLOAT_DTYPES
+from ..formats.safetensors.dtypes import FLOAT_DTYPES, FP8_DTYPES
 from ..formats.safetensors.stored import StoredTensor
 from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint
-from ..formats.source.fp8 import FP8_DTYPES
 from ..formats.source.matrix import find_matrix
 from .outliers.selection import Group, Kept, Linear, Patterns, Selection, keep, matches, why_skipped
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,9 @@ class KeepTask:
 
 
 Task = QuantizeTask | KeepTask
+
+_ROUNDED: Final = {"F32", "F64"}
+"""Source dtypes that are rounded to 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -106,17 +110,25 @@ def _group_tasks(
     group: Group, choice: OutlierChoice, half: str
 ) -> tuple[list[QuantizeTask], list[KeepTask]]:
     weights, biases = [], []
+    weight_half = _shared_half([x.weight for x in group.linears], half)
+    bias_half = _shared_half([x.bias for x in group.linears if x.bias is not None], half)
     for x in group.linears:
-        dtype = _half(x.weight, half)
+        dtype = _half(x.weight, weight_half)
         weights.append(QuantizeTask(x.path, x.weight, choice.columns, dtype, group.kind))
         if x.bias is not None:
-            name, dtype = f"{x.path}.{BIAS}", _half(x.bias, half)
+            name, dtype = f"{x.path}.{BIAS}", _half(x.bias, bias_half)
             biases.append(KeepTask(name, x.bias, dtype, group.kind))
     return weights, biases
 
 
 def _half(tensor: StoredTensor | Matrix, half: str) -> str:
-    return half if tensor.dtype == "F32" else tensor.dtype
+    return half if tensor.dtype in _ROUNDED else tensor.dtype
+
+
+def _shared_half(tensors: Sequence[StoredTensor | Matrix], half: str) -> str:
+    """What those become that have to be rounded: the one 16-bit type of the others, with which they are one matrix."""
+    others = {tensor.dtype for tensor in tensors} - _ROUNDED
+    return others.pop() if len(others) == 1 else half
 
 
 def _check_same_dtype(run: Sequence[tuple[StoredTensor | Matrix, str]]) -> None:

@@ -46,7 +46,7 @@ def open_source(
     opened = open_unconverted(source)
     checkpoint, excluded = _included(opened.checkpoint, options)
     architecture = None
-    notes: list[str] = []
+    notes = list(checkpoint.notes)
     try:
         architecture = _read_architecture(
             opened.checkpoint, source.folder / CONFIG_FILE, headers_only

@@ -14,7 +14,7 @@ from typing import Any
 from ..formats.hub.download import Source, resolve, resolve_headers
 from ..formats.int8.folder import ConvertedFolder, is_converted, open_converted
 from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
-from ..formats.source.checks import check_not_quantized
+from ..formats.source.checks import check_plain
 from .models.architecture import Architecture, read_architecture
 
 
@@ -79,5 +79,5 @@ def open_unconverted(source: Source) -> OpenedModel:
         NotFoundError, CheckpointError, SafetensorsError: as ``open_model``.
     """
     checkpoint = open_checkpoint(source.folder, source.remote, source.only)
-    check_not_quantized(checkpoint)
+    check_plain(checkpoint)
     return OpenedModel(source, checkpoint, None)

@@ -203,7 +203,7 @@ SOURCES: dict[str, tuple[Damage, list[str]]] = {
     # Tensors
     "a weight of integers": (
         with_tensors(**{Q: torch.ones(64, 64, dtype=torch.int64)}),
-        [FILE, Q, "unsupported dtype", "expected F16 or BF16 or F32 or F8_E4M3 or F8_E5M2, found I64"],
+        [FILE, Q, "quantized already", "found integers (I64)"],
     ),
     "a weight of FP8 without scales": (
         with_tensors(**{Q: torch.ones(64, 64).to(torch.float8_e4m3fn)}), [FILE, Q, "without scales", f"{Q}_scale_inv"],
@@ -212,7 +212,6 @@ SOURCES: dict[str, tuple[Damage, list[str]]] = {
         with_tensors(**{Q: torch.ones(64, 64).to(torch.float8_e4m3fn), f"{Q}_scale": torch.ones(3, 2)}),
         [FILE, f"{Q}_scale", "expected [], [64], [64, 1] or [1, 1]", "found [3, 2]"],
     ),
-    "a norm of doubles": (with_tensors(**{NORM: torch.ones(64).double()}), [FILE, NORM, "found F64"]),
     "a bias that the config does not have": (
         with_tensors(**{Q.replace("weight", "bias"): torch.ones(64).half()}), [FILE, "q_proj.bias", "says nothing"],
     ),
@@ -258,13 +257,6 @@ SHARDED: dict[str, tuple[Damage, list[str]]] = {
     "a shard is missing": (remove(SECOND), [f"/source/{SECOND}: shard is missing", INDEX]),
     "a shard is a folder": (folder_instead_of_shard, [SECOND, "missing"]),
     "a shard ends early": (truncate(SECOND, -100), [SECOND, "tensor '", "truncated"]),
-    "a tensor is absent": (
-        lambda f: edit_json(f / INDEX, lambda v: v["weight_map"].update(ghost=FIRST)),
-        [f"/source/{FIRST}: tensor 'ghost'", f"listed in {INDEX}"],
-    ),
-    "a tensor is in another shard": (
-        lambda f: edit_json(f / INDEX, lambda v: v["weight_map"].update({EMBED: SECOND})), [SECOND, EMBED],
-    ),
     "index is not JSON": (replace_file(INDEX, b"weight_map"), [f"/source/{INDEX}: not JSON"]),
     "index is no object": (replace_file(INDEX, b"[]"), [INDEX, "expected an object, found list"]),
     "no weight_map": (replace_file(INDEX, b"{}"), [INDEX, "no usable weight_map"]),
@@ -610,6 +602,6 @@ def test_every_word_of_an_error_is_on_one_line(tmp_path: Path) -> None:
     """Names with line breaks, from the system or from a file, do not break the line."""
     check_refused(run("inspect", tmp_path / "a\nb"), "no such folder")
     source = write_checkpoint(tmp_path / "source", shards=2)
-    edit_json(source / INDEX, lambda value: value["weight_map"].update({"a\nb\r": FIRST}))
+    edit_json(source / INDEX, lambda value: value["weight_map"].update({"a\nb\r": 5}))
     check_refused(run("convert", source, tmp_path / "out"), "tensor 'a b '")
-    assert json.loads((source / INDEX).read_text())["weight_map"]["a\nb\r"] == FIRST
+    assert json.loads((source / INDEX).read_text())["weight_map"]["a\nb\r"] == 5

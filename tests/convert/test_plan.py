@@ -139,8 +139,7 @@ def test_extra_tensors(tmp_path: Path) -> None:
         (f"{Q}.weight", None, MissingTensorError, "missing"),
         ("model.norm.weight", None, MissingTensorError, "missing"),
         (f"{Q}.weight", torch.ones(64, 32).half(), ShapeError, r"expected \[64, 64\], found \[64, 32\]"),
-        (f"{Q}.weight", torch.ones(64, 64).long(), UnsupportedDtypeError, "F32 .*, found I64"),
-        ("model.norm.weight", torch.ones(64).double(), UnsupportedDtypeError, "F32 .*, found F64"),
+        (f"{Q}.weight", torch.ones(64, 64).long(), UnsupportedDtypeError, "F64 .*, found I64"),
         (f"{Q}.bias", torch.ones(64).half(), UnsupportedFeatureError, "says nothing"),
     ],
 )  # fmt: skip
@@ -196,3 +195,21 @@ def test_a_pattern_that_matches_nothing_is_refused(source: Path) -> None:
 def test_a_pattern_that_is_none_is_refused() -> None:
     with pytest.raises(ArgumentError, match="expected a regular expression"):
         ConvertOptions(keep=("(",))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64])
+def test_what_is_rounded_follows_those_that_share_its_input(
+    tmp_path: Path, half: torch.dtype, wide: torch.dtype
+) -> None:
+    """As a LoRA of q and v leaves them that is merged in float32."""
+    tensors = random_tensors(LLAMA | {"attention_bias": True}, half)
+    for name in [n for n in tensors if "q_proj" in n or "v_proj" in n]:
+        tensors[name] = tensors[name].to(wide)
+    folder = write_checkpoint(tmp_path / "merged", LLAMA | {"attention_bias": True}, tensors)
+    columns = OutlierChoice(np.arange(16, dtype=np.int32), 6.0)
+    for dtype in ("float16", "bfloat16"):
+        tasks = plan_of(folder, {Q: columns}, dtype=dtype).tasks
+        kinds = {task.half for task in tasks if isinstance(task, QuantizeTask)}
+        kinds |= {task.dtype for task in tasks if isinstance(task, KeepTask)}
+        assert kinds == {"BF16" if half == torch.bfloat16 else "F16"}

@@ -12,7 +12,7 @@ from ...formats.int8.names import BIAS, WEIGHT
 from ...formats.safetensors.dtypes import FLOAT_DTYPES
 from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import CONFIG_FILE, Checkpoint
-from ...formats.source.fp8 import FP8_DTYPES, scale_tensor
+from ...formats.source.fp8 import scale_tensor, scaled_weight
 from ...formats.source.matrix import Matrix, find_matrix
 from ...runtime.models.architecture import Architecture, Module, find_tensor
 
@@ -176,23 +176,19 @@ def _extras(
 
 
 _ACTIVATION_SCALES: Final = (
-    ".input_scale", ".output_scale", ".q_scale", ".k_scale", ".v_scale", ".input_activation_scale",
+    ".input_scale", ".output_scale", ".q_scale", ".k_scale", ".v_scale", ".kv_scale", ".prob_scale",
+    ".input_activation_scale", ".activation_scale",
 )  # fmt: skip
 
 
 def why_skipped(checkpoint: Checkpoint, tensor: StoredTensor) -> str | None:
     """Why a tensor of any model is left out; None if it is not."""
     name = tensor.name
-    weight = name.removesuffix("_inv").removesuffix("_scale")
-    if weight in checkpoint.tensors and checkpoint.tensors[weight].dtype in FP8_DTYPES:
-        if scale_tensor(checkpoint, weight) == tensor:
+    if (weight := scaled_weight(checkpoint.tensors, name)) is not None:
+        if scale_tensor(checkpoint, weight.name) == tensor:
             return "scales of an FP8 weight, which are multiplied into it"
-    elif name.endswith(_ACTIVATION_SCALES) and _has_fp8(checkpoint):
+    elif name.endswith(_ACTIVATION_SCALES) and checkpoint.has_fp8:
         return "a scale of FP8 activations, which there are none of"
     if tensor.dtype.startswith(("I", "U", "BOOL")):
         return f"not a weight of the model, and {tensor.dtype}"
     return None
-
-
-def _has_fp8(checkpoint: Checkpoint) -> bool:
-    return any(tensor.dtype in FP8_DTYPES for tensor in checkpoint.tensors.values())

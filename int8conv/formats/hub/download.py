@@ -17,7 +17,8 @@ from typing import Any, Final
 from ... import __version__
 from ...errors import ArgumentError, HubNotFoundError, MissingShardError, NotFoundError
 from ..safetensors.storage import WeightsFile
-from ..source.checkpoint import CONFIG_FILE, read_weight_map
+from ..source.checkpoint import CONFIG_FILE
+from ..source.index import read_weight_map
 from ..source.weight_files import (
     FORMATS,
     SAFETENSORS,

@@ -63,8 +63,8 @@ class Patience:
         if isinstance(error, OfflineModeIsEnabled | Int8convError):  # some are a ConnectionError
             return False
         names = {kind.__name__ for kind in type(error).__mro__}
-        if names & _UNREACHABLE and not self._reconnect:
-            return False
+        if names & _UNREACHABLE:
+            return self._reconnect
         return _status(error) in _PASSING_STATUS or bool(names & _PASSING_FAULTS)
 
 

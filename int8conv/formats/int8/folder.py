@@ -152,7 +152,7 @@ def open_converted(folder: str | os.PathLike[str]) -> ConvertedFolder:
     manifest = read_manifest(folder)
     if not (folder / INDEX_FILE).is_file():
         raise NotFoundError("no index", file=folder / INDEX_FILE, hint="copy the folder again")
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, only=INDEX_FILE, exact=True)
     _check_shards(checkpoint, manifest)
     linears = _collect_linears(checkpoint)
     _check_groups(checkpoint, manifest.inputs, linears)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from ..source.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
 from .folder import FolderLike, QuantizedLinear, open_folder
 from .manifest import FileRecord
 from .names import MANIFEST_FILE, is_padding
+
+BLOCK_CODES: Final = 1 << 20
+"""Codes that are looked at in one go."""
 
 
 def verify(path: FolderLike, *, progress: Progress = silent) -> int:
@@ -51,7 +55,7 @@ def verify(path: FolderLike, *, progress: Progress = silent) -> int:
             _verify_shard(converted.checkpoint, path, record, advance)
         total += size
     for linear in converted.linears.values():
-        _verify_linear(linear)
+        verify_linear(linear)
     return total
 
 
@@ -86,13 +90,14 @@ def _compare(found: str, expected: str | None, path: Path, tensor: str | None = 
         )  # fmt: skip
 
 
-def _verify_linear(linear: QuantizedLinear) -> None:
+def verify_linear(linear: QuantizedLinear) -> None:
+    """Hold codes and scales to the numeric rules, a block of rows at a time."""
     scale = read_array(linear.scale)
     if not (np.isfinite(scale) & (scale >= 0)).all():
         raise NumberError("row scale is negative or not finite", file=linear.scale.file,
                                    tensor=linear.scale.name)  # fmt: skip
     columns = read_array(linear.outlier_index) if linear.outlier_index else None
-    rows = max(1, (1 << 20) // max(linear.in_features, 1))
+    rows = max(1, BLOCK_CODES // max(linear.in_features, 1))
     for first in range(0, linear.out_features, rows):
         last = min(first + rows, linear.out_features)
         codes = read_rows(linear.weight, first, last).squeeze(-1)

@@ -27,30 +27,38 @@ ITEM_BYTES: Final[dict[str, int]] = {
     "F64": 8,
     "C64": 8,
 }
-"""Bytes an element, for every dtype whose elements are whole bytes."""
+"""Bytes per element, for every dtype whose elements are whole bytes."""
 
-FLOAT_DTYPES: Final = ("F16", "BF16", "F32")
-"""The dtypes that a source weight may have."""
+FLOAT_DTYPES: Final = ("F16", "BF16", "F32", "F64")
+"""The dtypes that a source weight may have; those of F64 are taken as F32."""
+
+FP8_DTYPES: Final = ("F8_E4M3", "F8_E5M2")
+"""8-bit floats that weights are stored in, with scales beside them."""
 
 _NUMPY: Final[dict[str, type[np.generic]]] = {
     "BOOL": np.bool_,
     "U8": np.uint8,
     "I8": np.int8,
+    "F8_E5M2": np.uint8,
+    "F8_E4M3": np.uint8,
+    "F8_E8M0": np.uint8,
     "I16": np.int16,
     "U16": np.uint16,
     "F16": np.float16,
-    "BF16": np.uint16,  # numpy has no bfloat16: its bits
+    "BF16": np.uint16,
     "I32": np.int32,
     "U32": np.uint32,
     "F32": np.float32,
     "I64": np.int64,
     "U64": np.uint64,
     "F64": np.float64,
+    "C64": np.complex64,
 }
+"""The bits of floats that numpy does not have."""
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
-    """The little-endian numpy dtype for a safetensors dtype; BF16 comes as uint16 bits."""
+    """The little-endian numpy dtype for a safetensors dtype; BF16 and 8-bit floats come as their bits, unsigned."""
     little: np.dtype[Any] = np.dtype(_NUMPY[dtype]).newbyteorder("<")
     return little
 

@@ -12,7 +12,7 @@ from .dtypes import numpy_dtype
 from .storage import WeightsFile
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredTensor:
     """Where one tensor's bytes are."""
 

@@ -11,20 +11,30 @@ from typing import Any
 
 from ...errors import (
     ArgumentError,
-    DuplicateTensorError,
-    JsonFileError,
+    CheckpointError,
     MissingShardError,
     MissingTensorError,
     NotFoundError,
-    UnsafePathError,
 )
-from ..int8.names import is_plain_file_name
-from ..json_file import INDEX, read_json
+from ..json_file import read_json
+from ..safetensors.dtypes import FP8_DTYPES
 from ..safetensors.header import Header, read_header
 from ..safetensors.storage import LocalFile, WeightsFile
 from ..safetensors.stored import StoredTensor
+from .adapter import MERGE, check_not_adapter, is_adapter_name
+from .git_lfs import check_not_pointer
+from .index import check_listed, read_weight_map, shard_of_each
 from .pickled import read_pickle
-from .weight_files import FORMATS, SAFETENSORS, WeightFormat, find_weight_files, weights_like
+from .weight_files import (
+    FORMATS,
+    SAFETENSORS,
+    WeightFiles,
+    WeightFormat,
+    candidates,
+    find_weight_files,
+    some,
+    weights_like,
+)
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = SAFETENSORS.index
@@ -40,12 +50,19 @@ class Checkpoint:
     headers: dict[str, Header]
     """By shard file name."""
     weight_map: dict[str, str] | None
-    """Tensor name to shard file name as the index has it; None for a single file without index."""
+    """Tensor name to shard file name; None without an index."""
+    notes: tuple[str, ...] = ()
+    """What was left out or is not as it should be, for the user."""
 
     @cached_property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(t.nbytes for t in self.tensors.values())
+
+    @cached_property
+    def has_fp8(self) -> bool:
+        """Whether a tensor holds 8-bit floats."""
+        return any(t.dtype in FP8_DTYPES for t in self.tensors.values())
 
     def tensor(self, name: str) -> StoredTensor:
         """The tensor of that name.
@@ -66,51 +83,89 @@ def open_checkpoint(
     folder: str | os.PathLike[str],
     remote: Mapping[str, WeightsFile] | None = None,
     only: str | None = None,
+    *,
+    exact: bool = False,
 ) -> Checkpoint:
     """Open a folder with ``config.json`` and safetensors files, or else PyTorch pickles: one, or several.
+
+    What is found is what transformers finds in the same folder.
 
     Args:
         folder: the folder.
         remote: weights files that belong to it and are elsewhere, by name.
         only: the one to take of several weights files, or indexes of them.
+        exact: take what the index lists and nothing else, and refuse what it lists for a file without it.
 
     Raises:
         NotFoundError: no such folder, or no checkpoint in it.
         ArgumentError: it is not clear which weights files are meant.
-        CheckpointError: index and shards do not hold together, or a pickle cannot be read safely.
+        CheckpointError: index and shards do not hold together, a pickle cannot be read safely, or what is there stands for
+            a checkpoint and is none: a Git LFS pointer, an adapter.
         SafetensorsError: a shard is malformed.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise NotFoundError(
-            "not a folder" if folder.exists() else "no such folder", file=folder,
-            hint="expected a Hugging Face checkpoint folder",
-        )  # fmt: skip
-    files: dict[str, WeightsFile] = {
-        path.name: LocalFile(path) for path in folder.iterdir() if path.is_file()
-    }
+    files, dangling = _list_files(folder)
     files |= remote or {}
-    found = find_weight_files(files, folder, only)
+    found = find_weight_files({*files, *dangling}, folder, only)
     if found is None:
+        check_not_adapter(folder, files)
         raise NotFoundError(
             "no checkpoint in this folder", file=folder,
             expected=" or ".join(kind.single for kind in FORMATS), found=weights_like(files),
         )  # fmt: skip
+    for name in {CONFIG_FILE, found.index} & dangling.keys():
+        raise _dangling(folder / str(name))
     config = read_json(folder / CONFIG_FILE)
     weight_map = read_weight_map(folder / found.index) if found.index else None
     headers = {}
     for shard in sorted(set(weight_map.values())) if weight_map else found.names:
+        if shard in dangling:
+            raise _dangling(folder / shard)
         if shard not in files:
             raise MissingShardError(
                 "shard is missing", file=folder / shard,
                 expected=f"the file that {found.index} names", hint="download the rest",
             )  # fmt: skip
         headers[shard] = _read_header(found.format, files[shard])
-    tensors = _locate(files, headers, weight_map, found.index)
-    return Checkpoint(folder, config, tensors, headers, weight_map)
+    if exact:
+        listed = weight_map or {}
+        check_listed(headers, listed, found.index, folder)
+        return Checkpoint(folder, config, _locate(files, headers, listed), headers, weight_map)
+    taken, notes = shard_of_each(headers, weight_map, folder)
+    notes += _left_out(folder, found, files, headers)
+    tensors = _locate(files, headers, taken)
+    return Checkpoint(folder, config, tensors, headers, weight_map and taken, notes)
+
+
+def _list_files(folder: Path) -> tuple[dict[str, WeightsFile], dict[str, str]]:
+    """The files of a folder by name, and the links in it that lead nowhere, with where they lead."""
+    if not folder.is_dir():
+        raise NotFoundError(
+            "not a folder" if folder.exists() else "no such folder", file=folder,
+            hint="expected a Hugging Face checkpoint folder",
+        )  # fmt: skip
+    files: dict[str, WeightsFile] = {}
+    dangling = {}
+    try:
+        for path in folder.iterdir():
+            if path.is_file():
+                files[path.name] = LocalFile(path)
+            elif path.is_symlink() and not path.exists():
+                dangling[path.name] = str(path)
+    except OSError as error:
+        raise NotFoundError(f"cannot be read: {error.strerror}", file=folder) from error
+    return files, dangling
+
+
+def _dangling(path: Path) -> NotFoundError:
+    return NotFoundError(
+        "is a link to a file that is not there", file=path, found=path.readlink(),
+        hint="download it again",
+    )  # fmt: skip
 
 
 def _read_header(kind: WeightFormat, file: WeightsFile) -> Header:
+    check_not_pointer(file)
     if kind is SAFETENSORS:
         return read_header(file)
     if not isinstance(file, LocalFile):
@@ -118,59 +173,39 @@ def _read_header(kind: WeightFormat, file: WeightsFile) -> Header:
     return read_pickle(file.path)
 
 
-def read_weight_map(path: Path) -> dict[str, str]:
-    """Tensor name to shard file name as an index has it.
-
-    Raises:
-        NotFoundError: there is no such file.
-        JsonFileError, UnsafePathError: it is malformed, or names a file outside the folder.
-    """
-    weight_map = read_json(path, limit=INDEX, strict=True).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise JsonFileError("no usable weight_map", file=path, expected="tensor name -> file name",
-                            found=type(weight_map).__name__)  # fmt: skip
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str):
-            raise JsonFileError("weight_map entry is not a file name", file=path, tensor=name,
-                                found=shard)  # fmt: skip
-        if not is_plain_file_name(shard):
-            raise UnsafePathError("weight_map names a file outside the folder", file=path,
-                                  tensor=name, expected="a plain file name", found=repr(shard))  # fmt: skip
-    return weight_map
-
-
 def _locate(
-    files: Mapping[str, WeightsFile],
-    headers: dict[str, Header],
-    weight_map: dict[str, str] | None,
-    index: str | None,
+    files: Mapping[str, WeightsFile], headers: Mapping[str, Header], shards: Mapping[str, str]
 ) -> dict[str, StoredTensor]:
-    listed = weight_map if weight_map is not None else _first_shards(files, headers)
-    tensors = {}
-    for shard, header in headers.items():
-        for info in header.tensors.values():
-            if listed.get(info.name) == shard:
-                offset = header.payload_offset + info.begin
-                tensors[info.name] = StoredTensor(
-                    info.name, info.dtype, info.shape, files[shard], offset, info.nbytes
-                )  # fmt: skip
-    for name, shard in listed.items():
-        if name not in tensors:
-            raise MissingTensorError(
-                f"listed in {index}, but not in its shard", file=files[shard], tensor=name
-            )
-    return tensors
+    """The tensors in the order of shards and offsets, each from the shard that is to be taken."""
+    return {
+        info.name: StoredTensor(
+            info.name, info.dtype, info.shape, files[shard],
+            header.payload_offset + info.begin, info.nbytes,
+        )
+        for shard, header in headers.items()
+        for info in header.tensors.values()
+        if shards.get(info.name) == shard
+    }  # fmt: skip
 
 
-def _first_shards(files: Mapping[str, WeightsFile], headers: dict[str, Header]) -> dict[str, str]:
-    """The shard of each tensor, where no index says it."""
-    listed: dict[str, str] = {}
-    for shard, header in headers.items():
-        for name in header.tensors:
-            if name in listed:
-                raise DuplicateTensorError(
-                    f"is in {listed[name]} too, and no index says which to use", file=files[shard],
-                    tensor=name, hint="merge tensor-parallel shards first",
-                )  # fmt: skip
-            listed[name] = shard
-    return listed
+def _left_out(
+    folder: Path, found: WeightFiles, files: Mapping[str, WeightsFile], taken: Mapping[str, Header]
+) -> tuple[str, ...]:
+    """A note of the weights that stand beside those which are taken."""
+    others = [name for name in candidates(files, found.format) if name not in taken]
+    if found.index is None and found.format.index in files:
+        try:
+            index = set(read_weight_map(folder / found.format.index).values())
+        except CheckpointError:
+            index = set()
+        if index != taken.keys():
+            others.insert(0, found.format.index)
+    notes = []
+    if others:
+        weights = found.index or some(found.names)
+        notes.append(f"the weights are those of {weights}; left out: {some(sorted(others))}")
+    if adapters := [name for name in files if is_adapter_name(name)]:
+        notes.append(
+            f"an adapter beside the weights is left out: {some(sorted(adapters))}; {MERGE}"
+        )
+    return tuple(notes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -9,16 +11,22 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import CompanionError, UnsupportedDtypeError
-from ..safetensors.dtypes import FLOAT_DTYPES
+from ...errors import CompanionError, ShapeError, UnsupportedDtypeError
+from ..safetensors.dtypes import FLOAT_DTYPES, FP8_DTYPES
 from ..safetensors.stored import StoredTensor, read_array
 from .checkpoint import CONFIG_FILE, Checkpoint
 
-FP8_DTYPES: Final = ("F8_E4M3", "F8_E5M2")
+SCALE_DTYPES: Final = (*FLOAT_DTYPES, "F8_E8M0")
 SCALE_SUFFIXES: Final = ("_scale_inv", "_scale")
 """After a weight's name. Both are multiplied with, whatever the first one's name says (DeepSeek-V3, README_WEIGHTS)."""
+_WEIGHT: Final = ".weight"
+_SCALE: Final = ".scale"
+"""In place of ``.weight``, as DeepSeek-V4 names them."""
 
-_USUAL_BLOCK: Final = 128
+_USUAL_BLOCK: Final = (128, 128)
+_SECTIONS: Final = ("quantization_config", "compression_config", "quantization")
+_PARTS: Final = ("text_config", "llm_config", "language_config")
+"""Of a config whose model has several, where it may say how its text model is quantized."""
 
 
 @dataclass(frozen=True)
@@ -36,58 +44,110 @@ class BlockScales:
         stored = read_array(self.tensor)
         if self.tensor.dtype == "BF16":
             stored = (stored.astype(np.uint32) << 16).view(np.float32)
+        elif self.tensor.dtype == "F8_E8M0":  # a power of two; 255 is NaN
+            stored = np.where(stored == 255, np.nan, np.ldexp(1.0, stored.astype(np.int32) - 127))
         return stored.astype(np.float32).reshape(self.shape)
+
+
+def is_fp8(tensor: StoredTensor) -> bool:
+    """Whether a tensor holds codes of 8-bit floats."""
+    return tensor.dtype in FP8_DTYPES
+
+
+def quantization_sections(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Where a config says how its weights are quantized, by key, as far as something is there."""
+    parts: list[tuple[str, Any]] = [("", config), *((f"{n}.", config.get(n)) for n in _PARTS)]
+    for name, part in parts:
+        for key in _SECTIONS if isinstance(part, dict) else ():
+            if part.get(key):
+                yield name + key, part[key]
 
 
 def find_scales(checkpoint: Checkpoint, weight: StoredTensor) -> BlockScales:
     """The scales of an FP8 weight ``[out, in]``, in whichever shard they are.
 
     One for the tensor (a scalar), one a row (``[out]`` or ``[out, 1]``), or one a block, whose size is the config's
-    ``weight_block_size`` or else 128 x 128.
+    ``weight_block_size`` or ``block_structure``, or else 128 x 128.
 
     Raises:
         CompanionError: there are none, or their shape does not fit.
         UnsupportedDtypeError: they are no floats.
+        ShapeError: the weight is no matrix.
     """
+    if len(weight.shape) != 2:
+        raise ShapeError("an FP8 weight that is no matrix", file=weight.file, tensor=weight.name,
+                         expected="[out, in]", found=list(weight.shape),
+                         hint="give a checkpoint in 16 bits")  # fmt: skip
     scale = scale_tensor(checkpoint, weight.name)
     if scale is None:
         raise CompanionError("an FP8 weight without scales", file=weight.file, tensor=weight.name,
-                             expected=" or ".join(weight.name + s for s in SCALE_SUFFIXES))  # fmt: skip
-    if scale.dtype not in FLOAT_DTYPES:
+                             expected=" or ".join(_scale_names(weight.name)))  # fmt: skip
+    if scale.dtype not in SCALE_DTYPES:
         raise UnsupportedDtypeError("unsupported dtype of a scale", file=scale.file, tensor=scale.name,
-                                    expected=" or ".join(FLOAT_DTYPES), found=scale.dtype)  # fmt: skip
+                                    expected=" or ".join(SCALE_DTYPES), found=scale.dtype)  # fmt: skip
     out, in_features = weight.shape
     if scale.shape in ((), (1,), (1, 1)):
         return BlockScales(scale, (1, 1), max(out, 1), max(in_features, 1))
     if scale.shape in ((out,), (out, 1)):
         return BlockScales(scale, (out, 1), 1, max(in_features, 1))
-    rows, columns = _block_size(checkpoint)
-    blocks = (-(-out // rows), -(-in_features // columns))
-    if scale.shape != blocks:
+    blocks = {
+        (-(-out // rows), -(-in_features // columns)): (rows, columns)
+        for rows, columns in _block_sizes(checkpoint) or [_USUAL_BLOCK]
+    }
+    if scale.shape not in blocks:
+        shapes = " or ".join(str(list(shape)) for shape in blocks)
         raise CompanionError(
             "scales do not fit their weight", file=scale.file, tensor=scale.name,
-            expected=f"[], [{out}], [{out}, 1] or {list(blocks)}", found=list(scale.shape),
+            expected=f"[], [{out}], [{out}, 1] or {shapes}", found=list(scale.shape),
         )  # fmt: skip
-    return BlockScales(scale, blocks, rows, columns)
+    counts = (scale.shape[0], scale.shape[1])
+    return BlockScales(scale, counts, *blocks[counts])
 
 
 def scale_tensor(checkpoint: Checkpoint, weight: str) -> StoredTensor | None:
     """The scales of a weight of that name, if there are any."""
-    found = (checkpoint.tensors.get(weight + suffix) for suffix in SCALE_SUFFIXES)
+    found = (checkpoint.tensors.get(name) for name in _scale_names(weight))
     return next((tensor for tensor in found if tensor is not None), None)
 
 
-def _block_size(checkpoint: Checkpoint) -> tuple[int, int]:
-    section = checkpoint.config.get("quantization_config")
-    size = section.get("weight_block_size") if isinstance(section, dict) else None
-    if size is None:
-        return _USUAL_BLOCK, _USUAL_BLOCK
-    if not (
+def scaled_weight(tensors: Mapping[str, StoredTensor], scale: str) -> StoredTensor | None:
+    """The FP8 weight that a tensor of that name holds the scales of, if it is one."""
+    names = [scale.removesuffix(s) for s in SCALE_SUFFIXES if scale.endswith(s)]
+    if scale.endswith(_SCALE):
+        names.append(scale.removesuffix(_SCALE) + _WEIGHT)
+    found = (tensors.get(name) for name in names)
+    return next((weight for weight in found if weight is not None and is_fp8(weight)), None)
+
+
+def _scale_names(weight: str) -> list[str]:
+    names = [weight + suffix for suffix in SCALE_SUFFIXES]
+    return [*names, weight.removesuffix(_WEIGHT) + _SCALE] if weight.endswith(_WEIGHT) else names
+
+
+def _block_sizes(checkpoint: Checkpoint) -> list[tuple[int, int]]:
+    """Those that the config gives: DeepSeek's for the model, compressed-tensors' for each group of linears."""
+    sizes = []
+    for key, section in quantization_sections(checkpoint.config):
+        if not isinstance(section, dict):
+            continue
+        sizes.append(("weight_block_size", section.get("weight_block_size")))
+        groups = section.get("config_groups")
+        for group in groups.values() if isinstance(groups, dict) else ():
+            weights = group.get("weights") if isinstance(group, dict) else None
+            if isinstance(weights, dict):
+                sizes.append((f"block_structure in {key}", weights.get("block_structure")))
+    return [_block_size(checkpoint, *size) for size in sizes if size[1] is not None]
+
+
+def _block_size(checkpoint: Checkpoint, key: str, size: object) -> tuple[int, int]:
+    if isinstance(size, str) and re.fullmatch(r"\d{1,9}x\d{1,9}", size, re.ASCII):
+        size = [int(n) for n in size.split("x")]  # as older releases wrote it
+    if (
         isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)
-    ):
-        raise CompanionError("malformed weight_block_size", file=checkpoint.folder / CONFIG_FILE,
-                             expected="two sizes above 0", found=size)  # fmt: skip
-    return size[0], size[1]
+    ):  # fmt: skip
+        return size[0], size[1]
+    raise CompanionError(f"malformed {key}", file=checkpoint.folder / CONFIG_FILE,
+                         expected="two sizes above 0", found=size)  # fmt: skip
 
 
 @cache

@@ -10,14 +10,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import UnsupportedDtypeError
+from ...errors import HalfOverflowError, UnsupportedDtypeError
 from ..safetensors.buffers import Buffers
 from ..safetensors.checksum import running_checksum
-from ..safetensors.dtypes import FLOAT_DTYPES, ITEM_BYTES
+from ..safetensors.dtypes import FLOAT_DTYPES, FP8_DTYPES, ITEM_BYTES
 from ..safetensors.storage import Reader, WeightsFile
 from ..safetensors.stored import StoredTensor
 from .checkpoint import Checkpoint
-from .fp8 import FP8_DTYPES, BlockScales, decoded, find_scales
+from .fp8 import BlockScales, decoded, find_scales
 
 Bits = npt.NDArray[Any]
 """uint16 (F16, BF16) or uint32 (F32)."""
@@ -57,8 +57,9 @@ class Matrix:
 
     @property
     def dtype(self) -> str:
-        """F16, BF16 or F32: of the values, which an FP8 weight has after its scales."""
-        return "F32" if self.scales is not None else self.stored.dtype
+        """F16, BF16 or F32: of the values, which an FP8 weight has after its scales; F64 is taken as F32."""
+        widened = self.scales is not None or self.stored.dtype == "F64"
+        return "F32" if widened else self.stored.dtype
 
     @property
     def nbytes(self) -> int:
@@ -82,7 +83,7 @@ def find_matrix(
 
     Raises:
         UnsupportedDtypeError: it is no float that can be read.
-        CompanionError: FP8 without scales that fit.
+        CompanionError, ShapeError: FP8 without scales that fit, or of a shape that has none.
     """
     plain = part is None and not transposed
     if stored.dtype in FP8_DTYPES and plain:
@@ -100,6 +101,8 @@ def as_rows(stored: StoredTensor, block_elements: int) -> Matrix:
     """A tensor of any shape as a matrix: the rows of its first axis, or shorter ones where those are too long."""
     rows = stored.shape[0] if stored.shape else 1
     columns = prod(stored.shape[1:])
+    if rows * columns == 0:  # whose axes may be of any length
+        return Matrix(replace(stored, shape=(0, 0)))
     if columns > block_elements:
         total = rows * columns
         columns = min(total & -total, _SHORT_ROW)  # a power of two that divides it
@@ -144,6 +147,8 @@ class MatrixReader:
         self.rows, self.columns = matrix.shape
         self.rows_per_block = max(1, min(self.rows, block_elements // max(self.columns, 1)))
         self.dtype = np.dtype(np.uint32 if matrix.dtype == "F32" else np.uint16)
+        self._wide = matrix.stored.dtype == "F64"
+        self._item = np.dtype(np.float64) if self._wide else self.dtype
         self._sum = running_checksum()
 
     def blocks(self) -> Iterator[tuple[int, Bits]]:
@@ -155,7 +160,8 @@ class MatrixReader:
             elif self._matrix.transposed:
                 yield from self._transposed(reader)
             else:
-                yield from self._stored(reader, self.dtype)
+                for first, stored in self._stored(reader, self._item):
+                    yield first, self._narrowed(stored, first) if self._wide else stored
 
     def checksum(self) -> str:
         """Of the stored bytes, once all blocks were read."""
@@ -179,16 +185,19 @@ class MatrixReader:
             values = np.take(table, codes, out=buffer[: len(codes)], mode="clip")
             down = np.arange(first, first + len(codes)) // scales.rows
             wide = factors[down]
-            values *= wide if scales.shape[1] == 1 else wide[:, across]
+            with np.errstate(
+                over="ignore", invalid="ignore"
+            ):  # what is not finite is refused by name
+                values *= wide if scales.shape[1] == 1 else wide[:, across]
             yield first, values.view(np.uint32)
 
     def _transposed(self, reader: Reader) -> Iterator[tuple[int, Bits]]:
         """Panels of the stored columns, each turned block by block."""
-        item, inner, begin = self.dtype.itemsize, self.columns, self._matrix.offset
+        item, inner, begin = self._item.itemsize, self.columns, self._matrix.offset
         wide = max(1, min(self.rows, _PANEL_BYTES // max(inner * item, 1)))
         for left in range(0, self.rows, wide):
             width = min(wide, self.rows - left)
-            panel = self._buffers.take("stored", (inner, width), self.dtype)
+            panel = self._buffers.take("stored", (inner, width), self._item)
             if width == self.rows:
                 reader.read_into(_bytes_of(panel), begin)
             else:
@@ -197,10 +206,25 @@ class MatrixReader:
                     reader.read_into(_bytes_of(panel[row]), place)
             for first in range(0, width, self.rows_per_block):
                 turned = panel[:, first : first + self.rows_per_block].T
-                bits = self._buffers.take("turned", turned.shape, self.dtype)
-                np.copyto(bits, turned)
+                if self._wide:
+                    bits = self._narrowed(turned, left + first)
+                else:
+                    bits = self._buffers.take("turned", turned.shape, self.dtype)
+                    np.copyto(bits, turned)
                 yield left + first, bits
         self._sum_all(reader)
+
+    def _narrowed(self, values: npt.NDArray[np.float64], first: int) -> Bits:
+        """F64 rounded to F32."""
+        narrow = self._buffers.take("narrowed", values.shape, np.float32)
+        with np.errstate(over="ignore"):
+            np.copyto(narrow, values, casting="same_kind")
+        lost = np.isinf(narrow) & np.isfinite(values)
+        if lost.any():
+            row = first + int(lost.any(axis=1).argmax())
+            raise HalfOverflowError(f"row {row} has a value that does not fit F32",
+                                    file=self._matrix.file, tensor=self._matrix.name)  # fmt: skip
+        return narrow.view(np.uint32)
 
     def _sum_all(self, reader: Reader) -> None:
         """In the order of the file, which panels do not have."""

@@ -1,4 +1,4 @@
-"""Which files of a checkpoint hold its weights, told by their names."""
+"""Which files of a checkpoint hold its weights, told by their names, in the order in which transformers looks for them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ class WeightFormat:
         """Of several files: names the file of each tensor."""
         return self.single + INDEX_SUFFIX
 
+    @property
+    def stem(self) -> str:
+        """What the names of several files start with."""
+        return self.single.rpartition(".")[0]
+
 
 SAFETENSORS: Final = WeightFormat("model.safetensors", (".safetensors",))
 PICKLES: Final = WeightFormat("pytorch_model.bin", (".bin", ".pth", ".pt"))
@@ -31,10 +36,12 @@ FORMATS: Final = (SAFETENSORS, PICKLES)
 """The first that a folder has is taken."""
 
 _NUMBERED: Final = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})(\.\w+)", re.ASCII)
-_OF_TRAINING: Final = re.compile(
-    r"(training_args|optimizer|scheduler|scaler|rng_state\w*|random_states\w*)\.\w+", re.ASCII
+_NOT_WEIGHTS: Final = re.compile(
+    r"(training_args|optimizer|scheduler|scaler|rng_state\w*|random_states\w*|adapter_model)\.\w+"
+    r"|\..*",  # hidden files: macOS leaves a '._NAME' beside each file on a foreign disk
+    re.ASCII | re.DOTALL,
 )
-"""What trainers leave beside the weights."""
+"""What trainers and systems leave beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,8 @@ def find_weight_files(
 ) -> WeightFiles | None:
     """The weights among a folder's files; None if there are none.
 
-    Standard names go before others: an index of another name, files numbered ``x-00001-of-00003``, a file on its own.
+    Standard names go before others, and one file before an index, as in transformers; then an index of another name, files
+    numbered ``x-00001-of-00003`` (``model-...`` before others), a file on its own.
 
     Args:
         names: of all files.
@@ -71,18 +79,23 @@ def find_weight_files(
     if only is not None:
         return _named(only, where)
     for kind in FORMATS:
-        if kind.index in names:
-            return WeightFiles(kind, kind.index)
         if kind.single in names:
             return WeightFiles(kind, None, (kind.single,))
+        if kind.index in names:
+            return WeightFiles(kind, kind.index)
     for kind in FORMATS:
         indexes = [name for name in names if _is_index(name, kind)]
-        files = [name for name in names if name.endswith(kind.suffixes) and not _of_training(name)]
+        files = candidates(names, kind)
         if len(indexes) == 1:
             return WeightFiles(kind, indexes[0])
         if files:
-            return WeightFiles(kind, None, _complete(files, where))
+            return WeightFiles(kind, None, _complete(files, kind, where))
     return None
+
+
+def candidates(names: Iterable[str], kind: WeightFormat) -> list[str]:
+    """The names that weights of that format may have."""
+    return [n for n in names if n.endswith(kind.suffixes) and not _NOT_WEIGHTS.fullmatch(n)]
 
 
 def is_weights_name(name: str) -> bool:
@@ -91,11 +104,8 @@ def is_weights_name(name: str) -> bool:
 
 
 def _is_index(name: str, kind: WeightFormat) -> bool:
-    return name.removesuffix(INDEX_SUFFIX).endswith(kind.suffixes) and name.endswith(INDEX_SUFFIX)
-
-
-def _of_training(name: str) -> bool:
-    return _OF_TRAINING.fullmatch(name) is not None
+    stem = name.removesuffix(INDEX_SUFFIX)
+    return stem != name and stem.endswith(kind.suffixes) and not name.startswith(".")
 
 
 def _named(name: str, where: object) -> WeightFiles:
@@ -108,31 +118,33 @@ def _named(name: str, where: object) -> WeightFiles:
     raise ArgumentError("not a weights file", file=f"{where}/{name}", expected=expected)
 
 
-def _complete(files: Collection[str], where: object) -> tuple[str, ...]:
+def _complete(files: Collection[str], kind: WeightFormat, where: object) -> tuple[str, ...]:
     """One file, or all that share a name and a number of files."""
     series: dict[tuple[str, str, str], dict[int, str]] = {}
     for name in files:
         match = _NUMBERED.fullmatch(name)
         key = (match[1], match[3], match[4]) if match else (name, "1", "")
         series.setdefault(key, {})[int(match[2]) if match else 1] = name
-    if len(series) > 1:
+    usual = [key for key in series if key[0] == kind.stem] if len(series) > 1 else list(series)
+    if len(usual) != 1:
         raise ArgumentError(
-            "several weights files, and no index", file=where, found=_some(sorted(files)),
+            "several weights files, and no index", file=where, found=some(sorted(files)),
             hint="pass one of the files instead of the folder",
         )  # fmt: skip
-    ((stem, total, suffix), numbers), *_ = series.items()
+    (stem, total, suffix), numbers = usual[0], series[usual[0]]
     for number in range(1, min(int(total), len(numbers) + 1) + 1):  # the total is only claimed
         if number not in numbers:
             name = f"{stem}-{number:0{len(total)}}-of-{total}{suffix}"
-            raise MissingShardError("shard is missing", file=f"{where}/{name}", found=_some(sorted(files)),
+            raise MissingShardError("shard is missing", file=f"{where}/{name}", found=some(sorted(files)),
                                     hint="download the rest")  # fmt: skip
     if len(numbers) > int(total):
         raise ArgumentError("more weights files than their names say", file=where, expected=total,
-                            found=_some(sorted(files)))  # fmt: skip
+                            found=some(sorted(files)))  # fmt: skip
     return tuple(numbers[number] for number in sorted(numbers))
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first of them, for a message."""
     first = list(names)
     return ", ".join(first[:3]) + (", ..." if len(first) > 3 else "")
 
@@ -140,4 +152,4 @@ def _some(names: Iterable[str]) -> str:
 def weights_like(names: Iterable[str]) -> str:
     """Some of the files that hold weights in whatever format, for a message."""
     suffixes = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".onnx", ".h5", ".msgpack")
-    return _some(sorted(n for n in names if n.endswith(suffixes))) or "no weights"
+    return some(sorted(n for n in names if n.endswith(suffixes))) or "no weights"

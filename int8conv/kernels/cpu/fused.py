@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -50,7 +51,7 @@ class FusedAttention:
     """The rows of qkv go by key heads: of each its queries, itself and its value."""
 
 
-FusedLinear = tuple[MixedWeight, "Tensor | None"]
+FusedLinear = tuple[MixedWeight, Tensor | None]
 """A weight and a bias."""
 
 
@@ -62,14 +63,14 @@ class FusedLayer:
         attention: see there.
         linears: qkv ``[(heads + 2 kv_heads) * head_dim, hidden]``, out, the FFN's wide one, down.
         activation: a key of ``ACTIVATIONS``.
-        paired: whether the wide one is ``[gate; up]``: the inner state is then ``act(gate) * up``.
+        gated: whether the wide one is ``[gate; up]``: the inner state is then ``act(gate) * up``.
         parallel: the FFN's input is ``x`` too.
         residual_multiplier: see above.
     """
 
     def __init__(
         self, norms: Sequence[FusedNorm | None], attention: FusedAttention, linears: Sequence[FusedLinear], activation: str,
-        paired: bool, *, parallel: bool = False, residual_multiplier: float = 1.0,
+        gated: bool, *, parallel: bool = False, residual_multiplier: float = 1.0,
     ) -> None:  # fmt: skip
         a = attention
         norm, post, mlp_norm, mlp_post = (_norm(each) for each in norms)
@@ -77,7 +78,7 @@ class FusedLayer:
         self._arguments = (
             *norm, *post, *qkv, a.by_heads, jit.array(a.query_gain), jit.array(a.key_gain), a.eps, a.interleaved, a.scale,
             a.softcap or 0.0, jit.array(a.slopes), a.window or 0, *out, parallel, float(residual_multiplier), *mlp_norm, *mlp_post,
-            *wide, ACTIVATIONS[activation], paired, *down,
+            *wide, ACTIVATIONS[activation], gated, *down,
         )  # fmt: skip
 
     def __call__(
@@ -98,8 +99,10 @@ class FusedLayer:
         """
         cos, sin = (_table(table, len(x)) for table in tables or (None, None))
         cache = keys.numpy(), values.numpy(), lengths.numpy()
-        with jit.threads() as (kernels, parts):
-            y = kernels.layer(x.numpy(), parts, *cache, cos, sin, *self._arguments)
+        with jit.threads() as parts:
+            from .jit_layer import layer  # takes half a second
+
+            y = layer(x.numpy(), parts, *cache, cos, sin, *self._arguments)
         return torch.from_numpy(y)
 
 
@@ -116,13 +119,13 @@ def prepare() -> None:
         layer(torch.ones(1, 64), tables, cache, cache, torch.zeros(1, dtype=torch.int64))
 
 
-def _norm(norm: FusedNorm | None) -> tuple[Any, ...]:
+def _norm(norm: FusedNorm | None) -> tuple[object, ...]:
     if norm is None:
         return jit.NO_NORM
     return 1 if norm.rms else 2, norm.eps, jit.array(norm.weight), jit.array(norm.bias)
 
 
-def _table(table: Tensor | None, batch: int) -> Any:
+def _table(table: Tensor | None, batch: int) -> npt.NDArray[np.float32]:
     """``[batch, rotated]``."""
     found = _NO_TABLE if table is None else table.numpy()
     if found.shape[0] != batch:

@@ -15,10 +15,10 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -55,29 +55,25 @@ def available() -> bool:
 def w8a16(x: Tensor, weight: MixedWeight) -> Tensor:
     """float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, outlier columns included, without bias."""
     y = torch.empty(x.shape[0], weight.out_features)
-    with threads() as (kernels, parts):
-        kernels.linear(
-            _array(x),
-            *NO_NORM,
-            *linear_arguments(weight),
-            0,
-            False,
-            _NO_RESIDUAL,
-            parts,
-            y.numpy(),
-        )
+    with threads() as parts:
+        from .jit_linear import linear  # takes half a second
+
+        arguments = linear_arguments(weight)
+        linear(_array(x), *NO_NORM, *arguments, 0, False, _NO_RESIDUAL, parts, y.numpy())
     return y
 
 
 def dense(x: Tensor, weight: Tensor) -> Tensor:
     """float32 ``[tokens, in]`` times a float16 or bfloat16 weight ``[out, in]``: float32 ``[tokens, out]``."""
     y = torch.empty(x.shape[0], weight.shape[0])
-    with threads() as (kernels, _):
-        kernels.dense(_array(x), _bits(weight), KINDS[weight.dtype], y.numpy())
+    with threads():
+        from .jit_linear import dense as compiled  # takes half a second
+
+        compiled(_array(x), _bits(weight), KINDS[weight.dtype], y.numpy())
     return y
 
 
-def linear_arguments(weight: MixedWeight, bias: Tensor | None = None) -> tuple[Any, ...]:
+def linear_arguments(weight: MixedWeight, bias: Tensor | None = None) -> tuple[object, ...]:
     """A weight and a bias ``[out]`` as the compiled functions take them."""
     index, columns = weight.outlier_index, weight.outlier_weight
     if index is None or columns is None:
@@ -87,30 +83,30 @@ def linear_arguments(weight: MixedWeight, bias: Tensor | None = None) -> tuple[A
     return weight.codes.numpy(), weight.scale.numpy(), *outliers, array(bias)
 
 
-def array(x: Tensor | None) -> Any:
+def array(x: Tensor | None) -> npt.NDArray[np.float32]:
     """float32 of any shape; None: ``[0]``."""
     return NOTHING if x is None else _array(x.float())
 
 
-def _array(x: Tensor) -> Any:
-    return x.detach().contiguous().numpy()
+def _array(x: Tensor) -> npt.NDArray[np.float32]:
+    found: npt.NDArray[np.float32] = x.detach().contiguous().numpy()
+    return found
 
 
-def _bits(weight: Tensor) -> Any:
-    return weight.detach().view(torch.uint16).numpy()
+def _bits(weight: Tensor) -> npt.NDArray[np.uint16]:
+    found: npt.NDArray[np.uint16] = weight.detach().view(torch.uint16).numpy()
+    return found
 
 
 @contextmanager
-def threads() -> Iterator[tuple[ModuleType, int]]:
-    """The compiled functions, on as many threads as PyTorch uses, and in how many parts to cut a weight's rows."""
+def threads() -> Iterator[int]:
+    """For compiled functions, as many threads as PyTorch uses: in how many parts to cut a weight's rows."""
     import numba
 
     with _LOCK, _telling():
-        from . import jit_kernels
-
         count = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
         numba.set_num_threads(count)
-        yield jit_kernels, count * _PARTS
+        yield count * _PARTS
 
 
 @contextmanager

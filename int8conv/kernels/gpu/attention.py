@@ -33,6 +33,26 @@ _SMALLEST_SCALE = tl.constexpr(2.0**-14)
 
 
 @triton.jit
+def _block_scores(
+    query, key, key_scales, slopes, head, s, here, length, scale, softcap,
+    ROWS: tl.constexpr, BLOCK_S: tl.constexpr, SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    """float32 ``[ROWS, BLOCK_S]`` of the query heads with the keys of positions ``s``; minus infinity where nothing is ``here``."""
+    if key_scales is not None:
+        key = halve_codes(key, query.dtype)
+    scores = dot16(query, tl.trans(key), tl.zeros((ROWS, BLOCK_S), tl.float32)) * scale
+    if key_scales is not None:
+        key_step = tl.load(key_scales + s, mask=here, other=0.0)
+        scores *= key_step.to(tl.float32)[None, :]
+    if SOFTCAP:
+        scores = softcap * tanh(scores / softcap)
+    if slopes is not None:
+        distance = (s - (length - 1)).to(tl.float32)
+        scores += tl.load(slopes + head)[:, None] * distance[None, :]
+    return tl.where(here[None, :], scores, float("-inf"))
+
+
+@triton.jit
 def attention_kernel(
     q, keys, values, key_scales, value_scales, lengths, slopes, partial, state,
     scale, softcap, window, D, kv_heads, q_stride, batch_stride, head_stride, position_stride,
@@ -59,6 +79,7 @@ def attention_kernel(
     query = tl.load(q + batch * q_stride + head[:, None] * D + d[None, :], mask=inside, other=0.0)
     base = batch * batch_stride + kv_head * head_stride
     scale_base = batch * scale_batch_stride + kv_head * scale_head_stride
+    step_base = None if key_scales is None else key_scales + scale_base
     peak = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     out = tl.zeros((ROWS, BLOCK_D), tl.float32)
@@ -68,18 +89,9 @@ def attention_kernel(
         wanted = here[:, None] if D_FITS else here[:, None] & (d < D)[None, :]
         where = s.to(tl.int64)[:, None] * position_stride + d[None, :]
         key = tl.load(keys + base + where, mask=wanted, other=0)
-        if key_scales is not None:
-            key = halve_codes(key, query.dtype)
-        scores = dot16(query, tl.trans(key), tl.zeros((ROWS, BLOCK_S), tl.float32)) * scale
-        if key_scales is not None:
-            key_step = tl.load(key_scales + scale_base + s, mask=here, other=0.0)
-            scores *= key_step.to(tl.float32)[None, :]
-        if SOFTCAP:
-            scores = softcap * tanh(scores / softcap)
-        if slopes is not None:
-            distance = (s - (length - 1)).to(tl.float32)
-            scores += tl.load(slopes + head_or_first)[:, None] * distance[None, :]
-        scores = tl.where(here[None, :], scores, float("-inf"))
+        scores = _block_scores(
+            query, key, step_base, slopes, head_or_first, s, here, length, scale, softcap, ROWS, BLOCK_S, SOFTCAP,
+        )  # fmt: skip
         higher = tl.maximum(peak, tl.max(scores, 1))
         shrink = tl.exp(peak - higher)
         weights = tl.exp(scores - higher[:, None])
@@ -152,16 +164,9 @@ def attend(
     Raises:
         ArgumentError: a shape, dtype or stride that does not fit.
     """
-    batch, heads, size = q.shape
-    kv_heads = keys.shape[1]
-    L.check_half("q", q)
-    if keys.shape[0] != batch or keys.shape[3] != size or heads % max(kv_heads, 1):
-        raise ArgumentError("shape of keys", expected=f"[{batch}, a divisor of {heads}, positions, {size}]", found=list(keys.shape))  # fmt: skip
-    if values.shape != keys.shape or values.stride() != keys.stride() or keys.stride(3) != 1:
-        raise ArgumentError("layout of values", expected="that of keys, last axis contiguous", found=values.stride())  # fmt: skip
+    _check(q, keys, values)
+    (batch, heads, size), kv_heads = q.shape, keys.shape[1]
     key_scales, value_scales, scale_strides = L.cache_scales(keys, values, scales, q.dtype)
-    if q.stride()[1:] != (size, 1):
-        raise ArgumentError("strides of q's heads", expected=(size, 1), found=q.stride()[1:])
     config = config or choose("attention", L.capability(q.device), tokens=batch * kv_heads)
     parts = config["splits"]
     partial = L.empty(batch, heads, parts, size, like=q, dtype=torch.float32)
@@ -185,3 +190,14 @@ def attend(
         BLOCK_P=L.power_of_two(parts), BLOCK_D=block_d, num_warps=4, num_stages=1,
     )  # fmt: skip
     return y
+
+
+def _check(q: Tensor, keys: Tensor, values: Tensor) -> None:
+    L.check_half("q", q)
+    batch, heads, size = q.shape
+    if keys.shape[0] != batch or keys.shape[3] != size or heads % max(keys.shape[1], 1):
+        raise ArgumentError("shape of keys", expected=f"[{batch}, a divisor of {heads}, positions, {size}]", found=list(keys.shape))  # fmt: skip
+    if values.shape != keys.shape or values.stride() != keys.stride() or keys.stride(3) != 1:
+        raise ArgumentError("layout of values", expected="that of keys, last axis contiguous", found=values.stride())  # fmt: skip
+    if q.stride()[1:] != (size, 1):
+        raise ArgumentError("strides of q's heads", expected=(size, 1), found=q.stride()[1:])

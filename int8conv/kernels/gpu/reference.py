@@ -206,6 +206,8 @@ def rotate_and_store(
         queries, new_keys = (_rotate(t, cos, sin, interleaved) for t in (queries, new_keys))
     sequences = torch.arange(q.shape[0]) // (q.shape[0] // batch)
     for i, (sequence, position) in enumerate(zip(sequences.tolist(), positions.tolist(), strict=True)):  # fmt: skip
+        if not 0 <= position < keys.shape[2]:
+            continue
         for kind, (cache, new) in enumerate(((keys, new_keys[i]), (values, new_values[i]))):
             if scales is not None:
                 new, scales[kind][sequence, :, position] = _coded(new)

@@ -18,6 +18,7 @@ TORCH_DTYPES: Final = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F32": torch.float32,
+    "F64": torch.float64,
     "I8": torch.int8,
     "I32": torch.int32,
 }

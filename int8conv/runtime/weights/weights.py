@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...formats.int8.folder import ConvertedFolder, QuantizedLinear
+from ...formats.safetensors.dtypes import FP8_DTYPES
 from ...formats.safetensors.storage import LocalFile
 from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import Checkpoint
-from ...formats.source.fp8 import FP8_DTYPES
 from ...formats.source.matrix import find_matrix
 from ...kernels.cpu import jit
 from ...kernels.dispatch import Mode

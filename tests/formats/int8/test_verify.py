@@ -11,7 +11,7 @@ import xxhash
 
 from int8conv.errors import ChecksumError, ConvertedFormatError, NotFoundError, NumberError
 from int8conv.formats.int8.folder import open_converted
-from int8conv.formats.int8.verify import verify
+from int8conv.formats.int8.verify import verify, verify_linear
 
 from ..damage import (
     INDEX,
@@ -201,3 +201,29 @@ def test_a_code_in_an_outlier_column(small: Path, code: int) -> None:
     write_tensor(small, name, struct.pack("<b", code), 63 * 160 + column)
     with rejected(NumberError, str(shard_of(small, name)), f"'{name}'", "outlier"):
         verify(open_converted(small))
+
+
+@pytest.mark.rule("N1")
+@pytest.mark.rule("N3")
+@pytest.mark.parametrize("rows", [1, 7, 64, 100])
+def test_every_row_of_every_block_is_looked_at(
+    small: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """The linear's 64 rows in blocks of one row, of 7 with a rest of one, in one block, in one that could be longer."""
+    monkeypatch.setattr("int8conv.formats.int8.verify.BLOCK_CODES", rows * 160 + 159)
+    name = f"{LINEAR}.weight"
+    path, good = shard_of(small, name), tensor_bytes(small, name)
+    (outlier,) = struct.unpack("<i", tensor_bytes(small, f"{LINEAR}.outlier_index")[:4])
+    linear = open_converted(small).linears[LINEAR]
+    offset, columns = linear.weight.offset, (0 if outlier else 1, outlier)
+    for row in range(64):
+        for column, code, problem in (
+            (columns[0], 0x80, "-128"),
+            (columns[1], 1, "outlier column"),
+        ):
+            position = row * 160 + column
+            overwrite(path, offset + position, bytes([code]))
+            with pytest.raises(NumberError, match=problem):
+                verify_linear(linear)
+            overwrite(path, offset + position, good[position : position + 1])
+    verify_linear(linear)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from int8conv.errors import CompanionError, UnsupportedDtypeError
+from int8conv.errors import CompanionError, ShapeError, UnsupportedDtypeError
 from int8conv.formats.source.checkpoint import open_checkpoint
 from int8conv.formats.source.fp8 import decoded, find_scales
 from int8conv.formats.source.matrix import MatrixReader, find_matrix
@@ -64,6 +64,63 @@ def test_blocks_are_128_wide_unless_the_config_says_otherwise(tmp_path: Path) ->
     edit_config(folder, quantization_config={"weight_block_size": [65, 100]})
     checkpoint = open_checkpoint(folder)
     assert find_scales(checkpoint, checkpoint.tensor(Q)).columns == 100
+
+
+GROUPS = {"group_0": {"weights": {"strategy": "block", "block_structure": [64, 32]}}}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"compression_config": {"config_groups": GROUPS}},
+        {"quantization_config": {"config_groups": GROUPS}},
+        {"text_config": {"quantization_config": {"weight_block_size": [64, 32]}}},
+        {
+            "quantization_config": {
+                "config_groups": {"a": {"weights": {"block_structure": "64x32"}}}
+            }
+        },
+        {"quantization_config": {"config_groups": GROUPS | {"b": None, "c": {"weights": 5}}}},
+        {"quantization_config": {"weight_block_size": [7, 7], "config_groups": GROUPS}},
+    ],
+)
+def test_wherever_the_config_gives_the_size_of_blocks(
+    tmp_path: Path, config: dict[str, object]
+) -> None:
+    tensors = {Q: torch.ones(130, 300).to(torch.float8_e4m3fn), f"{Q}_scale": torch.ones(3, 10)}
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, LLAMA | config, tensors))
+    scales = find_scales(checkpoint, checkpoint.tensor(Q))
+    assert (scales.rows, scales.columns, scales.shape) == (64, 32, (3, 10))
+
+
+@pytest.mark.parametrize("name", [f"{Q}_scale_inv", f"{Q}_scale", Q.replace("weight", "scale")])
+def test_scales_that_are_powers_of_two(tmp_path: Path, name: str) -> None:
+    """F8_E8M0, as DeepSeek-V3.2 has them; DeepSeek-V4 calls them ``.scale``."""
+    weight = torch.randn(4, 6).to(torch.float8_e4m3fn)
+    scale = torch.tensor([[2.0**-127], [2.0**-3], [1.0], [2.0**127]])
+    tensors = {Q: weight, name: scale.to(torch.float8_e8m0fnu)}
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, LLAMA, tensors))
+    matrix = find_matrix(checkpoint, checkpoint.tensor(Q))
+    assert matrix.scales is not None
+    np.testing.assert_array_equal(matrix.scales.values(), scale.numpy())
+    ((_, bits),) = MatrixReader(matrix, 100).blocks()
+    np.testing.assert_array_equal(bits.view(np.float32), (weight.float() * scale).numpy())
+
+
+def test_the_nan_of_powers_of_two(tmp_path: Path) -> None:
+    scale = torch.tensor([255], dtype=torch.uint8).view(torch.float8_e8m0fnu)
+    tensors = {Q: torch.ones(4, 6).to(torch.float8_e4m3fn), f"{Q}_scale": scale}
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, LLAMA, tensors))
+    scales = find_scales(checkpoint, checkpoint.tensor(Q))
+    assert np.isnan(scales.values()).all()
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 4, 4), (1, 2, 3, 4)])
+def test_a_weight_that_is_no_matrix_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    tensors = {Q: torch.ones(shape).to(torch.float8_e4m3fn), f"{Q}_scale": torch.ones(())}
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, LLAMA, tensors))
+    with pytest.raises(ShapeError, match=r"no matrix: expected \[out, in\]"):
+        find_matrix(checkpoint, checkpoint.tensor(Q))
 
 
 @pytest.mark.parametrize("size", [[128], [0, 128], "128", [128, 1.5]])

@@ -11,8 +11,10 @@ import xxhash
 from safetensors.torch import save_file
 from torch import Tensor
 
-from int8conv.errors import UnsupportedDtypeError
+from int8conv.errors import HalfOverflowError, UnsupportedDtypeError
 from int8conv.formats.safetensors.buffers import Buffers
+from int8conv.formats.safetensors.storage import LocalFile
+from int8conv.formats.safetensors.stored import StoredTensor
 from int8conv.formats.source import matrix
 from int8conv.formats.source.checkpoint import Checkpoint, open_checkpoint
 from int8conv.formats.source.matrix import Matrix, MatrixReader, as_rows, find_matrix
@@ -75,6 +77,32 @@ def test_one_of_a_stack(tmp_path: Path, transposed: bool) -> None:
         assert (source.name, source.nbytes) == (f"t[{part}]", 5 * 8 * 2)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("block_elements", [1, 40, 1 << 18])
+def test_f64_is_read_as_f32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transposed: bool, block_elements: int
+) -> None:
+    monkeypatch.setattr(matrix, "_PANEL_BYTES", 300)
+    stored = torch.randn(13, 21, dtype=torch.float64)
+    stored[0, 0], stored[1, 2], stored[12, 20] = 1 + 2**-24, 1e-310, -(2.0**127)
+    checkpoint = checkpoint_with(tmp_path, stored)
+    source = find_matrix(checkpoint, checkpoint.tensor("t"), transposed=transposed)
+    assert (source.dtype, source.nbytes) == ("F32", 13 * 21 * 8)
+    values, total = read(source, block_elements)
+    assert torch.equal(values, (stored.t() if transposed else stored).float())
+    assert total == checksum(stored)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_f64_past_f32_is_named(tmp_path: Path, transposed: bool) -> None:
+    stored = torch.zeros(3, 5, dtype=torch.float64)
+    stored[2, 4] = 1e39
+    checkpoint = checkpoint_with(tmp_path, stored)
+    source = find_matrix(checkpoint, checkpoint.tensor("t"), transposed=transposed)
+    with pytest.raises(HalfOverflowError, match=f"row {4 if transposed else 2} .* F32"):
+        read(source, 5)
+
+
 def test_buffers_are_shared(tmp_path: Path) -> None:
     checkpoint = checkpoint_with(tmp_path, torch.randn(4, 6).half())
     source = find_matrix(checkpoint, checkpoint.tensor("t"))
@@ -84,10 +112,17 @@ def test_buffers_are_shared(tmp_path: Path) -> None:
     assert np.shares_memory(first, second)
 
 
+@pytest.mark.parametrize("shape", [(2**40, 0), (0, 2**40), (10**9, 0, 64)])
+def test_no_elements_are_no_rows(shape: tuple[int, ...]) -> None:
+    """However long the other axes are: they cost a file nothing."""
+    stored = StoredTensor("t", "F16", shape, LocalFile(Path("no file")), 0, 0)
+    assert as_rows(stored, 8).shape == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("shape", "block", "rows"),
     [
-        ((), 8, (1, 1)), ((5,), 8, (5, 1)), ((0,), 8, (0, 1)), ((3, 0), 8, (3, 0)), ((4, 8), 8, (4, 8)),
+        ((), 8, (1, 1)), ((5,), 8, (5, 1)), ((0,), 8, (0, 0)), ((3, 0), 8, (0, 0)), ((4, 8), 8, (4, 8)),
         ((2, 2, 3), 8, (2, 6)), ((1, 3 * 2**20), 1 << 18, (768, 4096)), ((3, 7), 5, (21, 1)),
     ],
 )  # fmt: skip
@@ -106,5 +141,5 @@ def test_any_tensor_as_rows(
 
 def test_a_stack_of_fp8_is_refused(tmp_path: Path) -> None:
     checkpoint = checkpoint_with(tmp_path, torch.ones(2, 4, 4).to(torch.float8_e4m3fn))
-    with pytest.raises(UnsupportedDtypeError, match="F16 or BF16 or F32, found F8_E4M3"):
+    with pytest.raises(UnsupportedDtypeError, match="F16 or BF16 or F32 or F64, found F8_E4M3"):
         find_matrix(checkpoint, checkpoint.tensor("t"), part=1)

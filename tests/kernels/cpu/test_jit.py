@@ -15,7 +15,7 @@ from torch import Tensor
 
 from int8conv.kernels import reference
 from int8conv.kernels.cpu import jit
-from int8conv.kernels.cpu.jit_kernels import LONG
+from int8conv.kernels.cpu.jit_linear import LONG
 from int8conv.kernels.crossovers import COMPILED_TOKENS
 from int8conv.kernels.dispatch import dense_linear, mixed_linear
 from int8conv.kernels.weight import MixedWeight
@@ -118,9 +118,7 @@ def test_it_can_be_switched_off_and_is_not_imported_unused() -> None:
 def test_compiling_is_told_once_and_code_on_disk_is_not_compiled(tmp_path: Path) -> None:
     code = """
 import torch
-from int8conv.kernels import reference
 from int8conv.kernels.cpu import jit
-from int8conv.kernels.crossovers import COMPILED_TOKENS
 jit.on_compile(lambda: print("compiling"))
 for kind in (torch.float16, torch.bfloat16):
     jit.dense(torch.ones(1, 8), torch.ones(2, 8, dtype=kind))

@@ -91,9 +91,11 @@ def test_a_head_that_is_not_numbers_says_so() -> None:
     assert scales.isnan().nonzero().tolist() == [[1, 0, 0, 1, 0]]
 
 
-def test_a_position_past_the_capacity_is_not_written() -> None:
+@pytest.mark.parametrize("position", [4, 5])
+def test_a_position_past_the_capacity_is_not_written(position: int) -> None:
+    """The first one past it would be the next sequence's first."""
     q, k, v = inputs(1, 1, 2, 1, 16, torch.float16)
-    at = torch.tensor([5], dtype=torch.int32)
+    at = torch.tensor([position], dtype=torch.int32)
     memory = torch.full((2, 2, 1, 4, 16), 7.0).half()
     rotary.rotate_and_store(q, k, v, tables(12, 16), at, *memory[:, :1])
     assert (memory == 7).all()
@@ -102,6 +104,8 @@ def test_a_position_past_the_capacity_is_not_written() -> None:
     rotary.rotate_and_store(q, k, v, tables(12, 16), at, *codes[:, :1], scales=each)
     assert (codes == 7).all()
     assert (scales == 7).all()
+    reference.rotate_and_store(q, k, v, tables(12, 16), at, *memory[:, :1])
+    assert (memory == 7).all()
 
 
 def test_length_and_angles_are_kept() -> None:

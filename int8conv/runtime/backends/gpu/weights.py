@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ....formats.int8.folder import ConvertedFolder
+from ....formats.safetensors.dtypes import FP8_DTYPES
 from ....formats.source.checkpoint import Checkpoint
-from ....formats.source.fp8 import FP8_DTYPES
 from ....kernels.dispatch import Mode
 from ....kernels.weight import MixedWeight
 from ...models.architecture import Module, find_tensor

@@ -1,0 +1,82 @@
+"""The index of several weights files, and where it and they disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...errors import DuplicateTensorError, JsonFileError, MissingTensorError, UnsafePathError
+from ..int8.names import is_plain_file_name
+from ..json_file import INDEX, read_json
+from ..safetensors.header import Header
+from .weight_files import some
+
+
+def read_weight_map(path: Path) -> dict[str, str]:
+    """Tensor name to shard file name as an index has it.
+
+    Raises:
+        NotFoundError: there is no such file.
+        JsonFileError, UnsafePathError: it is malformed, or names a file outside the folder.
+    """
+    weight_map = read_json(path, limit=INDEX, strict=True).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise JsonFileError("no usable weight_map", file=path, expected="tensor name -> file name",
+                            found=type(weight_map).__name__)  # fmt: skip
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str):
+            raise JsonFileError("weight_map entry is not a file name", file=path, tensor=name,
+                                found=shard)  # fmt: skip
+        if not is_plain_file_name(shard):
+            raise UnsafePathError("weight_map names a file outside the folder", file=path,
+                                  tensor=name, expected="a plain file name", found=repr(shard))  # fmt: skip
+    return weight_map
+
+
+def check_listed(
+    headers: Mapping[str, Header], weight_map: Mapping[str, str], index: str | None, folder: Path
+) -> None:
+    """Raise MissingTensorError for a tensor that the index lists for a shard without it."""
+    for name, shard in weight_map.items():
+        if name not in headers[shard].tensors:
+            raise MissingTensorError(
+                f"listed in {index}, but not in its shard", file=folder / shard, tensor=name
+            )
+
+
+def shard_of_each(
+    headers: Mapping[str, Header], weight_map: Mapping[str, str] | None, folder: Path
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The shard that each tensor is taken from, and what the user should know.
+
+    As in transformers, an index only says which files there are: their headers say what is in them, and the last file that
+    has a tensor counts.
+
+    Raises:
+        DuplicateTensorError: two files have a tensor, and there is no index.
+    """
+    found: dict[str, str] = {}
+    twice = []
+    for shard, header in headers.items():
+        for name in header.tensors:
+            if name in found:
+                if weight_map is None:
+                    raise DuplicateTensorError(
+                        f"is in {found[name]} too, and no index says which to use", file=folder / shard,
+                        tensor=name, hint="merge tensor-parallel shards first",
+                    )  # fmt: skip
+                twice.append(f"{name} (in {found[name]} and {shard})")
+            found[name] = shard
+    notes = []
+    if twice:
+        notes.append(f"tensors in two files, of which the last is taken: {some(twice)}")
+    if weight_map is not None:
+        if stale := [name for name in weight_map if name not in found]:
+            notes.append(
+                f"tensors that the index lists and no file has ({len(stale)}): {some(stale)}"
+            )
+        if unlisted := [name for name in found if name not in weight_map]:
+            notes.append(
+                f"taken, though the index leaves them out ({len(unlisted)}): {some(unlisted)}"
+            )
+    return found, tuple(notes)

@@ -1,0 +1,124 @@
+"""The tests mirror the package: a module with logic in it has a test file of its own name, in the room of its name."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import int8conv
+
+PACKAGE = Path(int8conv.__file__).parent
+TESTS = Path(__file__).parent
+
+ELSEWHERE: dict[str, str] = {
+    "__init__": "tests/test_rooms.py",  # the names that it gives, and that it loads nothing
+    "cli/__init__": "tests/cli/test_main.py",
+    "kernels/cpu/jit_kernels": "tests/kernels/cpu/test_jit.py",  # compiled code, called through ``jit`` alone
+    "kernels/gpu/gemv": "tests/kernels/gpu/test_linear.py",  # a kernel of the linear, as gemm and skinny are
+    "runtime/models/families/__init__": "tests/runtime/models/test_families.py",
+}
+"""Modules with logic and no file of their own -> where it is tested instead."""
+
+ONE_FILE_FOR_ALL = {"runtime/models/families": "tests/runtime/models/test_families.py"}
+"""Rooms of modules of one kind, each of which runs through the same tests."""
+
+MISSING: frozenset[str] = frozenset(
+    {
+        "cli/generating",
+        "cli/outlier_report",
+        "convert/metadata_files",
+        "convert/outliers/selection",
+        "convert/source",
+        "formats/hub/failures",
+        "formats/json_file",
+        "formats/safetensors/stored",
+        "kernels/cpu/fused",
+        "kernels/cpu/integer",
+        "kernels/gpu/launch",
+        "kernels/gpu/primitives",
+        "kernels/gpu/reference",
+        "kernels/reference",
+        "kernels/tokens",
+        "kernels/weight",
+        "runtime/backends/gpu/activations",
+        "runtime/backends/gpu/attention",
+        "runtime/backends/gpu/cache",
+        "runtime/backends/gpu/experts",
+        "runtime/backends/gpu/kernels",
+        "runtime/backends/gpu/projections",
+        "runtime/backends/gpu/staging",
+        "runtime/backends/gpu/weights",
+        "runtime/backends/torch_backend",
+        "runtime/decoder/activations",
+        "runtime/decoder/attention",
+        "runtime/decoder/cache",
+        "runtime/decoder/decoder",
+        "runtime/decoder/experts",
+        "runtime/decoder/norms",
+        "runtime/decoder/rotary",
+        "runtime/generate/generation",
+        "runtime/generate/sampler",
+        "runtime/loader",
+        "runtime/measure/footprint_weights",
+        "runtime/measure/memory_use",
+        "runtime/measure/scoring",
+        "runtime/measure/traffic",
+        "runtime/measure/windows",
+        "runtime/models/config",
+        "runtime/models/rope",
+        "runtime/weights/mapping",
+    }
+)
+"""To be emptied."""
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").as_posix()
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def has_logic(path: Path) -> bool:
+    """Whether a function of it does something: more than a docstring or ``...``, which is all that protocols have."""
+    functions = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    return any(not all(_is_constant(line) for line in function.body) for function in functions)
+
+
+def _is_constant(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def own_test(name: str) -> Path:
+    room, _, module = name.rpartition("/")
+    return TESTS / room / f"test_{module}.py"
+
+
+def stands_in(name: str) -> Path:
+    """Where a module is tested, if not in a file of its own."""
+    room = name.rpartition("/")[0]
+    return TESTS.parent / (ELSEWHERE.get(name) or ONE_FILE_FOR_ALL.get(room, ""))
+
+
+LOGIC = [name for name, path in MODULES.items() if has_logic(path)]
+
+
+@pytest.mark.parametrize("name", [name for name in LOGIC if name not in MISSING])
+def test_a_module_with_logic_has_a_test_file(name: str) -> None:
+    found = [path for path in (own_test(name), stands_in(name)) if path.is_file()]
+    assert found, f"write {own_test(name).relative_to(TESTS.parent)}"
+    assert any("def test_" in path.read_text() for path in found)
+
+
+def test_exceptions_are_of_modules_without_a_file_and_name_one_that_is_there() -> None:
+    assert set(ELSEWHERE) <= set(LOGIC)
+    for name in ELSEWHERE:
+        assert not own_test(name).exists(), name
+    for path in (*ELSEWHERE.values(), *ONE_FILE_FOR_ALL.values()):
+        assert (TESTS.parent / path).is_file(), path
