@@ -214,7 +214,7 @@ def test_neither_path_nor_id(hub: HubServer, tmp_path: Path) -> None:
     ):
         done = command(*args)
         assert done.returncode == 1
-        check_error_line(done.stderr, args[1], "no such file or folder, and not a hub id")
+        check_error_line(done.stderr, args[1], "no such folder, and not a hub id")
 
 
 @pytest.mark.parametrize("where", ["beginning", "end"])

@@ -80,7 +80,7 @@ def resolve(source: str | os.PathLike[str], *, stream: bool = False) -> Source:
     parsed = parse_id(source) if isinstance(source, str) else None
     if parsed is None:
         raise NotFoundError(
-            "no such file or folder, and not a hub id", file=source,
+            "no such folder, and not a hub id", file=source,
             hint="expected a Hugging Face checkpoint folder, a weights file, or org/name[@revision]",
         )  # fmt: skip
     with quiet_library(), hub_errors(str(source)):

@@ -134,7 +134,7 @@ def _translated(error: BaseException, source: str) -> Int8convError:
             "incomplete in the hub cache, and HF_HUB_OFFLINE is set", file=source
         )
     if isinstance(error, hub.HFValidationError):
-        return NotFoundError("no such file or folder, and not a hub id", file=source)
+        return NotFoundError("no such folder, and not a hub id", file=source)
     if isinstance(error, hub.GatedRepoError):
         return HubAccessError(
             "access to this repository is gated", file=source,

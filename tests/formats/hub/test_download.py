@@ -85,7 +85,7 @@ def test_a_path_that_exists_wins(
 
 @pytest.mark.parametrize("name", ["no-such", "./no/such", "a/b/c", Path("some-org/x")])
 def test_neither_a_path_nor_an_id(hub: HubServer, name: str | Path) -> None:
-    with pytest.raises(NotFoundError, match="no such file or folder, and not a hub id"):
+    with pytest.raises(NotFoundError, match="no such folder, and not a hub id"):
         resolve(name)
     assert hub.requests == []
 
