@@ -6,7 +6,7 @@ MODEL := examples/small-llama
 OUT := out/small-llama-int8
 PROMPT := A vector is
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
 demo: $(VENV)/installed  ## convert the example checkpoint, look inside, generate
 	rm -rf $(OUT)
@@ -23,8 +23,12 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/installed-dev  ## the documentation site, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "open site/index.html, or with its search: $(PYTHON) -m http.server --directory site"
+
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) out site
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

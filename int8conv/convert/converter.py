@@ -73,7 +73,8 @@ def convert_checkpoint(
         max_shard_bytes: payload of an output file, at most (a larger group of linears gets a file of its own).
         keep: regular expressions; linears whose path one of them matches somewhere stay in 16 bits.
         quantize: the same, for further matrices that become int8: head, embeddings.
-        include, exclude: the same, for names of source tensors; the others are left out.
+        include: the same, for names of source tensors; the others are left out.
+        exclude: the same; these are left out.
         outlier_rule: ``"absmax"``, ``"error"`` or ``"paper"`` (see ``outliers``).
         max_outliers: share of an input's columns that stay in 16 bits at most, or 16 columns if that is more; 0: none.
         heavy_tails: what W8A8 does with an input whose activations are heavy-tailed outside of its columns: ``"16bit"`` multiplies

@@ -24,8 +24,9 @@ from .measure.fallback import FallbackReport, fallback_report
 from .measure.footprint import Footprint, Predictor, Setup, predictor_of
 from .models.generation_config import GenerationDefaults
 from .opening import OpenedModel
+from .text.detokenizer import Detokenizer
 from .text.stopping import read_stops
-from .text.tokenizer import Detokenizer, Tokenizer
+from .text.tokenizer import Tokenizer
 
 DEFAULT_NEW_TOKENS = 128
 

@@ -18,7 +18,7 @@ from int8conv.runtime.generate.generation import Continuation, continue_all
 from int8conv.runtime.generate.sampling import Sampling
 from int8conv.runtime.model import Model
 from int8conv.runtime.models.architecture import read_architecture
-from int8conv.runtime.text.tokenizer import Detokenizer
+from int8conv.runtime.text.detokenizer import Detokenizer
 
 TOLERANCE = 1e-4
 """Largest difference of two float32 logits that counts as equal."""

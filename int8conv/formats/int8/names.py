@@ -13,6 +13,9 @@ METADATA: Final = {"format": QUANT_METHOD, "version": str(VERSION)}
 OUTLIER_MULTIPLE: Final = 16
 """k is a multiple of this: kernels read so many outlier columns at a time."""
 
+SMALLEST_SCALE: Final = 2.0**-126
+"""Of a row that is not all zeros: the smallest normal float32."""
+
 WEIGHT: Final = "weight"
 SCALE: Final = "weight_scale"
 OUTLIER_INDEX: Final = "outlier_index"

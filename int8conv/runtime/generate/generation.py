@@ -12,8 +12,8 @@ from torch import Tensor
 from ..backends.interface import Step
 from ..decoder.cache import Cache
 from ..decoder.decoder import Decoder
+from ..text.detokenizer import Detokenizer
 from ..text.stopping import StopScanner
-from ..text.tokenizer import Detokenizer
 from .prefill import prefill
 from .sampler import Choice, Request, Sampled
 from .sampling import Sampling

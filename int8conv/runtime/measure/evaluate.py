@@ -141,7 +141,7 @@ def evaluate(
         EvaluationError: a text that cannot be used; an activation is NaN or infinite (names layer and channel).
         ArgumentError: an option out of range.
         SourceMismatchError: ``against`` is another kind of model.
-        The errors of ``load``.
+        Int8convError: what ``load`` raises.
     """
     if mode not in MODES:
         raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))

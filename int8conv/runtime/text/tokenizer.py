@@ -7,7 +7,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +35,13 @@ class Tokenizer:
     def __init__(self, tokenizer: RustTokenizer, folder: Path | None = None) -> None:
         self._tokenizer = tokenizer
         self._folder = folder
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = {token_id for token_id, token in added.items() if token.special}
+        kinds = _decoders(tokenizer)
+        self.byte_level = "ByteLevel" in kinds
+        """Whether tokens are bytes, in GPT-2's alphabet."""
+        self.byte_fallback = "ByteFallback" in kinds
+        """Whether characters outside the vocabulary are spelled in tokens of a byte, such as ``<0xE2>``."""
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -78,49 +85,20 @@ class Tokenizer:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
+    def visible(self, token_id: int) -> str | None:
+        """A token's spelling in the vocabulary; None if ``decode`` passes over it: a special token, or none at all."""
+        if token_id in self._special:
+            return None
+        spelling: str | None = self._tokenizer.id_to_token(token_id)
+        return spelling
 
-_CONTEXT = 6
-"""Tokens before a token that its text may depend on: spaces between words, characters of up to four tokens."""
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-"""How the first bytes of a character decode."""
-_PATIENCE = 8
-"""So many tokens that end in the middle of a character are no character: bytes that are not UTF-8."""
 
-
-class Detokenizer:
-    """Text as its tokens come.
-
-    A token's text is what it adds to the text of a few tokens before it: alone, many tokenizers drop the space in front. The
-    first bytes of a character wait for the others.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
-        """``prompt``: the tokens that stand before the text."""
-        self._tokenizer = tokenizer
-        self._shown = list(prompt[-_CONTEXT:])
-        if tokenizer.decode(self._shown).endswith(_INCOMPLETE):
-            self._shown = []
-        self._waiting: list[int] = []
-
-    def push(self, token: int) -> str:
-        """The next token -> the text that is complete with it; empty, if it has the first bytes of a character."""
-        self._waiting.append(token)
-        added = self._added()
-        if added.endswith(_INCOMPLETE) and len(self._waiting) < _PATIENCE:
-            return ""
-        self._shown = (self._shown + self._waiting)[-_CONTEXT:]
-        self._waiting = []
-        return added
-
-    def finish(self) -> str:
-        """What still waits, without the beginning of a character whose end is missing."""
-        added = self._added() if self._waiting else ""
-        self._waiting = []
-        return added.rstrip(_INCOMPLETE)
-
-    def _added(self) -> str:
-        before = self._tokenizer.decode(self._shown)
-        return self._tokenizer.decode(self._shown + self._waiting)[len(before) :]
+def _decoders(tokenizer: RustTokenizer) -> set[str]:
+    """Kinds of the decoders that turn tokens into text."""
+    if tokenizer.decoder is None:
+        return set()
+    decoder = json.loads(tokenizer.decoder.__getstate__())  # the library tells it nowhere else
+    return {each.get("type") for each in (decoder, *decoder.get("decoders", ()))}
 
 
 def _byte_level_bpe(folder: Path) -> RustTokenizer:

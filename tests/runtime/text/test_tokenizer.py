@@ -1,4 +1,4 @@
-"""Tokenizers as folders have them, and text that streams whole characters."""
+"""Tokenizers as folders have them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers.decoders import Metaspace
-from tokenizers.models import WordLevel
 
 from int8conv.errors import TokenizerError
-from int8conv.runtime.text.tokenizer import Detokenizer, Tokenizer
+from int8conv.runtime.text.tokenizer import Tokenizer
 
 TEXT = "A list of names: größer, 日本語, naïve 🙂.\n\tdef f(x): return x"
 
@@ -48,43 +46,14 @@ def test_bos_is_added_where_the_config_says_so(old_files: Path) -> None:
     assert Tokenizer.load(old_files).encode("A")[0] == 0
 
 
-def test_characters_of_several_tokens_come_whole(example: Path) -> None:
-    tokenizer = Tokenizer.load(example)
-    pieces = [p for p in push_all(Detokenizer(tokenizer), tokenizer.encode(TEXT)) if p]
-    assert "".join(pieces) == TEXT
-    assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
-    assert len(pieces) > 10
-
-
-def push_all(detokenizer: Detokenizer, token_ids: list[int]) -> list[str]:
-    return [*map(detokenizer.push, token_ids), detokenizer.finish()]
-
-
-def test_a_character_without_its_end_is_left_out(example: Path) -> None:
-    tokenizer = Tokenizer.load(example)
-    ids = tokenizer.encode("ok 🙂")
-    assert tokenizer.decode(ids[:-1]).endswith("\N{REPLACEMENT CHARACTER}")
-    assert "".join(push_all(Detokenizer(tokenizer), ids[:-1])) == "ok "
-
-
-def test_bytes_that_are_no_text_do_not_hold_it_up(example: Path) -> None:
-    tokenizer = Tokenizer.load(example)
-    (byte, *_) = tokenizer.encode("🙂", special=False)
-    ids = [byte] * 30 + tokenizer.encode("ok")
-    pieces = push_all(Detokenizer(tokenizer), ids)
-    assert "".join(pieces) == tokenizer.decode(ids)
-    assert sum(map(bool, pieces)) > 3
-
-
-def test_a_space_between_prompt_and_text_is_kept() -> None:
-    """Tokenizers in the manner of SentencePiece take the space off the first token of a text."""
-    vocabulary = {"▁Once": 0, "▁upon": 1, "▁a": 2, "<s>": 3}
-    rust = RustTokenizer(WordLevel(vocabulary, unk_token="<s>"))
-    rust.decoder = Metaspace()
-    rust.add_special_tokens(["<s>"])
-    tokenizer = Tokenizer(rust)
-    assert push_all(Detokenizer(tokenizer, [3, 0]), [1, 3, 2]) == [" upon", "", " a", ""]
-    assert push_all(Detokenizer(tokenizer), [1, 2]) == ["upon", " a", ""]
+def test_truncation_and_padding_of_the_file_are_off(example: Path, tmp_path: Path) -> None:
+    """Saved with a tokenizer that was used for training; they would cut every prompt."""
+    rust = RustTokenizer.from_file(str(example / "tokenizer.json"))
+    expected = rust.encode(TEXT).ids
+    rust.enable_truncation(5)
+    rust.enable_padding(length=64)
+    rust.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.load(tmp_path).encode(TEXT) == expected
 
 
 def test_no_tokenizer_is_named(tmp_path: Path) -> None:

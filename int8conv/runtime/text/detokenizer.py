@@ -1,0 +1,171 @@
+"""Text as its tokens come, equal to the text of all of them decoded at once.
+
+What a token adds may depend on tokens on either side of it, in three ways:
+
+- Many tokenizers drop the space in front of a text's first token: a token is decoded after the tokens before it.
+- Byte-level tokens (GPT-2) are bytes, not characters: the first bytes of a character wait for the others.
+- Byte fallback (SentencePiece: Llama 2, Mistral, Gemma) spells characters outside its vocabulary in tokens of a byte, ``<0xE2>``.
+  A run of them is UTF-8 as a whole, or one U+FFFD per byte: none of it is known before the run ends.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+_CONTEXT: Final = 6
+"""Tokens before a token that it is decoded after."""
+_PROMPT_WINDOW: Final = 64
+"""Tokens at a prompt's end that are looked at."""
+
+
+class Decoder(Protocol):
+    """What is asked of a tokenizer."""
+
+    byte_level: bool
+    byte_fallback: bool
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+
+    def visible(self, token_id: int) -> str | None:
+        """A token's spelling in the vocabulary; None if ``decode`` passes over it."""
+
+
+class Detokenizer:
+    """Text as its tokens come.
+
+    Args:
+        tokenizer: that the tokens are of.
+        prompt: the tokens before the text.
+    """
+
+    def __init__(self, tokenizer: Decoder, prompt: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._spelling = _spelling(tokenizer)
+        self._shown: list[int] = []
+        """The last tokens whose text was returned, or that of the prompt."""
+        self._waiting: list[int] = []
+        self._run = bytearray()
+        """Bytes at the end of what waits: of byte-fallback tokens, or the first ones of a byte-level character."""
+        self._sent = 0
+        """Characters of what waits that were returned already."""
+        self._begin(prompt)
+
+    def push(self, token: int) -> str:
+        """The next token -> the text that is certain with it, which may be empty."""
+        text = self._tokenizer.visible(token)
+        if text is None:
+            return ""
+        self._waiting.append(token)
+        data = self._spelling(text)
+        if self._tokenizer.byte_fallback and data is not None:
+            self._run += data
+            return ""
+        self._run = bytearray(
+            _unfinished(self._run + (data or b"")) if self._tokenizer.byte_level else b""
+        )
+        added = self._added(self._waiting)
+        if self._run:
+            added = added[:-1]  # what stands for the bytes of a character that is not complete
+        new, self._sent = added[self._sent :], len(added)
+        if not self._run:
+            self._settle()
+        return new
+
+    def finish(self) -> str:
+        """What still waits, without the beginning of a character whose end is missing."""
+        waiting, rest = self._waiting, _unfinished(self._run)
+        if self._tokenizer.byte_level and rest:
+            waiting = []
+        elif rest and _is_utf8(self._run[: -len(rest)]):
+            waiting = waiting[: -len(rest)]
+        added = self._added(waiting)[self._sent :] if waiting else ""
+        self._settle()
+        return added
+
+    def _begin(self, prompt: Sequence[int]) -> None:
+        """A run at the prompt's end is its own, but for the first bytes of a character that the text is to complete."""
+        spelled = [(token, self._tokenizer.visible(token)) for token in prompt[-_PROMPT_WINDOW:]]
+        tokens = [(token, self._spelling(text)) for token, text in spelled if text is not None]
+        if self._tokenizer.byte_fallback:
+            self._shown = [token for token, data in tokens if data is None][-_CONTEXT:]
+        else:
+            self._shown = [token for token, _ in tokens][-_CONTEXT:]
+        count, run = _begun([data for _, data in tokens])
+        if count:
+            self._waiting = [token for token, _ in tokens[-count:]]
+            self._run = bytearray(run)
+        if count and self._tokenizer.byte_level:
+            self._shown = self._shown[:-count]
+            self._sent = len(self._added(self._waiting)) - 1
+
+    def _settle(self) -> None:
+        self._shown = (self._shown + self._waiting)[-_CONTEXT:]
+        self._waiting, self._run, self._sent = [], bytearray(), 0
+
+    def _added(self, waiting: Sequence[int]) -> str:
+        before = self._tokenizer.decode(self._shown)
+        return self._tokenizer.decode([*self._shown, *waiting])[len(before) :]
+
+
+def _spelling(tokenizer: Decoder) -> Callable[[str], bytes | None]:
+    """Token text -> its bytes, where the tokenizer's tokens are bytes; None: it is characters."""
+    if tokenizer.byte_fallback:
+        return _fallback_byte
+    if tokenizer.byte_level:
+        return lambda token: (
+            bytes(map(_BYTES.__getitem__, token)) if set(token) <= _BYTES.keys() else token.encode()
+        )
+    return lambda token: None
+
+
+def _fallback_byte(token: str) -> bytes | None:
+    if len(token) != 6 or not (token.startswith("<0x") and token.endswith(">")):
+        return None
+    try:
+        return bytes([int(token[3:5], 16)])
+    except ValueError:
+        return None
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The character that stands for each byte in byte-level tokens (GPT-2's ``bytes_to_unicode``): visible ones of Latin-1 for
+    themselves, the others from U+0100 on."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in visible]
+    return {chr(b): b for b in visible} | {chr(0x100 + i): b for i, b in enumerate(others)}
+
+
+_BYTES: Final = _byte_alphabet()
+
+
+def _begun(tokens: Sequence[bytes | None]) -> tuple[int, bytes]:
+    """How many tokens at the end have the first bytes of a character in them, and those bytes."""
+    tail = list[bytes]()
+    for data in reversed(tokens[-4:]):
+        if data is None:
+            break
+        tail.insert(0, data)
+    begun, count = _unfinished(b"".join(tail)), 0
+    while sum(map(len, tail[len(tail) - count :])) < len(begun):
+        count += 1
+    return count, begun
+
+
+def _unfinished(data: bytes | bytearray) -> bytes:
+    """The first bytes of a character at the end, without its others."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(bytes(data))
+    begun = decoder.getstate()[0]
+    # the decoder also waits for the last byte of a surrogate, which is no character
+    return begun if len(begun.decode(errors="replace")) == 1 else b""
+
+
+def _is_utf8(data: bytes | bytearray) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
