@@ -146,7 +146,8 @@ def kurtosis(found: InputStats, tokens: int, channels: npt.NDArray[np.intp]) -> 
         float(found.squares[0, channels].sum()),
         float(found.fourths[0, channels].sum()),
     )
-    return fourths * tokens * len(channels) / squares**2 if squares else 0.0
+    # not over the square, which may be 0 or infinite where neither sum is
+    return fourths / squares / squares * tokens * len(channels) if squares else 0.0
 
 
 def _just_above(value: float) -> float:
