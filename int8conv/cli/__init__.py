@@ -16,6 +16,7 @@ import click
 
 from .. import __version__
 from ..errors import Int8convError
+from ..formats.safetensors.mapped import exit_if_truncated
 from .output import echo
 
 _COMMANDS = {
@@ -49,6 +50,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         code = 1
+        exit_if_truncated()
         try:
             return super().invoke(ctx)
         except Int8convError as error:

@@ -157,7 +157,9 @@ _SHOWN: Final = 10
     metavar="SIZE",
     help="Largest size of an output file, such as 500MB.",
 )
-@click.option("--force", is_flag=True, help="Replace OUT if it is a converted folder.")
+@click.option(
+    "--force", is_flag=True, help="Replace OUT if it is a converted folder and holds nothing else."
+)
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),

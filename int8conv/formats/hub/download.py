@@ -74,9 +74,9 @@ def resolve(source: str | os.PathLike[str], *, stream: bool = False) -> Source:
     """
     path = Path(source)
     if path.is_file() and is_weights_name(path.name):
-        return Source(path.parent, path.parent.resolve().name, only=path.name)
+        return Source(path.parent, _readable_name(path.parent), only=path.name)
     if path.exists():
-        return Source(path, path.resolve().name)
+        return Source(path, _readable_name(path))
     parsed = parse_id(source) if isinstance(source, str) else None
     if parsed is None:
         raise NotFoundError(
@@ -85,6 +85,11 @@ def resolve(source: str | os.PathLike[str], *, stream: bool = False) -> Source:
         )  # fmt: skip
     with quiet_library(), hub_errors(str(source)):
         return _download(str(source), *parsed, stream=stream)
+
+
+def _readable_name(folder: Path) -> str:
+    """A folder's name as text: one that is no UTF-8 can stand in no file of JSON."""
+    return os.fsencode(folder.resolve().name).decode("utf-8", "replace")
 
 
 def resolve_headers(source: str | os.PathLike[str]) -> Source:

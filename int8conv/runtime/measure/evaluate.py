@@ -87,6 +87,7 @@ class Evaluation:
     against: Comparison | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """Every figure, as JSON has it."""
         value = asdict(self)
         value["outlier_fallback"] = (
             None if self.outlier_fallback is None else self.outlier_fallback.to_json()

@@ -197,17 +197,34 @@ def test_a_dropped_connection_is_taken_up_where_it_stopped(
     assert waits == [WAITS[0]] * 2
 
 
-def test_patience_is_renewed_where_it_goes_on(
-    hub: HubServer, source: Path, waits: list[float]
+def test_a_failure_after_progress_is_a_first_one(
+    hub: HubServer,
+    file: WeightsFile,
+    data: bytes,
+    waits: list[float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each connection drops halfway through what is left: more often than anybody is patient without progress."""
-    size, drops = 64 << 20, len(WAITS) + 1
-    with (source / SAFETENSORS.single).open("wb") as opened:
-        opened.truncate(size)
-    file = resolve(ID, stream=True).remote[SAFETENSORS.single]
-    hub.fail("drop", CDN, times=drops)
-    assert len(read(file, 0, size)) == size
-    assert waits == [WAITS[0]] * drops
+    """Within one read: more drops than there are waits, each after bytes enough."""
+    monkeypatch.setattr("int8conv.formats.hub.remote._PROGRESS_BYTES", 100)
+    times = len(WAITS) + 2
+    assert len(data) >> times > 100  # a drop comes after half of the rest
+    hub.fail("drop", CDN, times=times)
+    assert read(file, 0, len(data)) == data
+    assert waits == [WAITS[0]] * times
+
+
+def test_failures_with_little_progress_use_up_the_patience(
+    hub: HubServer,
+    file: WeightsFile,
+    data: bytes,
+    waits: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("int8conv.formats.hub.remote._PROGRESS_BYTES", len(data))
+    hub.fail("drop", CDN, times=len(WAITS) + 1)
+    with pytest.raises(HubUnavailableError):
+        read(file, 0, len(data))
+    assert waits == list(WAITS)
 
 
 def test_connections_that_always_drop(

@@ -226,11 +226,8 @@ def test_no_index_is_an_error_for_a_single_file_too(converted: Path) -> None:
 
 
 @pytest.mark.rule("F10")
-@pytest.mark.parametrize(
-    ("file", "what"),
-    [(f, w) for f in ("config.json", MANIFEST, INDEX, SHARD) for w in ("folder", "pipe", "dangling link")
-     if (f, w) != ("config.json", "pipe")],
-)  # fmt: skip
+@pytest.mark.parametrize("file", ["config.json", MANIFEST, INDEX, SHARD])
+@pytest.mark.parametrize("what", ["folder", "pipe", "dangling link"])
 def test_something_that_is_no_regular_file(converted: Path, file: str, what: str) -> None:
     path = converted / file
     path.unlink()
