@@ -65,7 +65,6 @@ MISSING: frozenset[str] = frozenset(
         "runtime/backends/torch_attention",
         "runtime/backends/torch_backend",
         "runtime/decoder/decoder",
-        "runtime/decoder/mixture",
         "runtime/generate/prefill",
         "runtime/generate/sampler",
         "runtime/loader",

@@ -9,6 +9,7 @@ from ..errors import ArgumentError, MissingTensorError, UnsupportedModelError
 from ..formats.hub.download import Source
 from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint
 from ..formats.source.matrix import have_same_values
+from ..formats.source.metadata_files import find_metadata_files
 from ..runtime.models.architecture import Architecture, find_tensor, read_architecture
 from ..runtime.opening import open_unconverted
 from .generic import select_by_names
@@ -47,6 +48,7 @@ def open_source(
     checkpoint, excluded = _included(opened.checkpoint, options)
     architecture = None
     notes = list(checkpoint.notes)
+    notes += find_metadata_files(source.folder, checkpoint.config).notes
     try:
         architecture = _read_architecture(
             opened.checkpoint, source.folder / CONFIG_FILE, headers_only

@@ -313,7 +313,7 @@ def test_small_files_are_copied(tmp_path: Path, source: Path) -> None:
     }  # fmt: skip
     not_copied = {
         "pytorch_model.bin": b"x", "pytorch_model.bin.index.json": b"{}", "README.md": b"x",
-        "training_args.bin": b"x", "other.safetensors": b"x",
+        "training_args.bin": b"x", "other.safetensors": b"x", "train.txt": b"x", "trainer_state.json": b"{}",
     }  # fmt: skip
     for name, data in (copied | not_copied).items():
         (source / name).write_bytes(data)

@@ -19,6 +19,7 @@ from ...errors import ArgumentError, HubNotFoundError, MissingShardError, NotFou
 from ..safetensors.storage import WeightsFile
 from ..source.checkpoint import CONFIG_FILE
 from ..source.index import read_weight_map
+from ..source.metadata_files import CODE, NAMES
 from ..source.weight_files import (
     FORMATS,
     SAFETENSORS,
@@ -35,7 +36,7 @@ _PART: Final = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"
 _ID: Final = re.compile(rf"({_PART}/{_PART})(?:@(\w(?:[\w./+-]*[\w+-])?))?", re.ASCII)
 
 _SMALL_FILES: Final = (
-    "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*",
+    "*.json", CODE, *NAMES,
 )  # fmt: skip
 _NEVER: Final = ("*/*", "*.h5.index.json", "*.msgpack.index.json", "*.onnx.index.json")
 """Folders, in which repositories keep their weights in other formats, and those formats' indexes."""

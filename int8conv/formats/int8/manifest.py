@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import JsonFileError, UnknownVersionError, UnsafePathError
 from ..json_file import MANIFEST, read_json
-from .names import MANIFEST_FILE, QUANT_METHOD, VERSION, is_plain_file_name
+from .names import MANIFEST_FILE, QUANT_METHOD, VERSION, is_recorded_name
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _group(entry: object, path: Path) -> InputGroup:
 
 
 def _file(name: str, entry: object, path: Path) -> FileRecord:
-    if not is_plain_file_name(name):
+    if not is_recorded_name(name):
         raise UnsafePathError("names a file outside the folder", file=path,
                               expected="a plain file name", found=repr(name))  # fmt: skip
     shard = isinstance(entry, dict) and "tensors" in entry

@@ -10,6 +10,9 @@ MANIFEST_FILE: Final = "int8conv.json"
 PADDING_PREFIX: Final = "int8conv.padding."
 METADATA: Final = {"format": QUANT_METHOD, "version": str(VERSION)}
 
+TEMPLATES_FOLDER: Final = "additional_chat_templates"
+"""The one folder in a converted folder: further chat templates, where the source has them."""
+
 OUTLIER_MULTIPLE: Final = 16
 """k is a multiple of this: kernels read so many outlier columns at a time."""
 
@@ -35,6 +38,11 @@ def is_plain_file_name(name: str) -> bool:
     if name in ("", ".", "..") or set(name) & set("/\\\0"):
         return False
     return len(name.encode(errors="replace")) <= 255
+
+
+def is_recorded_name(name: str) -> bool:
+    """Whether a file of that name may stand in a manifest: one in the folder, or a chat template in the folder of those."""
+    return is_plain_file_name(name.removeprefix(f"{TEMPLATES_FOLDER}/"))
 
 
 def is_padding(name: str) -> bool:
