@@ -153,8 +153,8 @@ def test_what_is_a_float32_matrix(
 @pytest.mark.parametrize(
     ("name", "tensor", "error", "words"),
     [
-        (f"{Q}.weight", None, MissingTensorError, "absent"),
-        ("model.norm.weight", None, MissingTensorError, "absent"),
+        (f"{Q}.weight", None, MissingTensorError, "missing"),
+        ("model.norm.weight", None, MissingTensorError, "missing"),
         (f"{Q}.weight", torch.ones(64, 32).half(), ShapeError, r"expected \[64, 64\], found \[64, 32\]"),
         (f"{Q}.weight", torch.ones(64, 64).long(), UnsupportedDtypeError, "F64 .*, found I64"),
         (f"{Q}.bias", torch.ones(1, 64).half(), ShapeError, r"expected \[64\], found \[1, 64\]"),
