@@ -320,7 +320,7 @@ def test_what_is_the_same_rounded_and_left_out_is_counted(tmp_path: Path) -> Non
     }
     assert found.left_out == {"model.layers.0.rotary_emb.inv_freq": "computed, not learned"}
     write_tensor(tmp_path / "int8", "model.ids", b"\7", 8)
-    with rejected(SourceMismatchError, "'model.ids'", "is not what the source gives"):
+    with rejected(SourceMismatchError, "'model.ids'", "differs from the source"):
         qualities(tmp_path / "int8", source)
 
 
