@@ -13,6 +13,7 @@ from .. import __version__
 from ..errors import ArgumentError
 from ..formats.hub.download import resolve
 from ..formats.int8.layout import plan_layout
+from ..formats.int8.outlier_cap import CAP_SHARE
 from ..formats.int8.stats import read_stats
 from ..formats.int8.workspace import open_workspace
 from ..formats.json_file import dump_json
@@ -28,7 +29,7 @@ from .metadata_files import make_manifest, write_metadata_files
 from .options import DEFAULT_SHARD_BYTES, ConvertOptions, Outliers
 from .outliers.choose import choose
 from .outliers.collect import check_source
-from .outliers.rule import CAP_SHARE, HeavyTails, Rule
+from .outliers.rule import HeavyTails, Rule
 from .plan import QuantizeTask, make_plan
 from .report import ConvertReport, measured
 from .source import open_source
@@ -90,7 +91,7 @@ def convert_checkpoint(
         progress: called as the work goes on.
 
     Raises:
-        NotFoundError, CheckpointError, SafetensorsError: the source is absent or malformed; FileChangedError where it was
+        NotFoundError, CheckpointError, SafetensorsError: the source is missing or malformed; FileChangedError where it was
             changed meanwhile.
         HubError: it cannot be had from the hub.
         UnsupportedModelError: nothing in it looks like a linear.
@@ -113,7 +114,7 @@ def convert_checkpoint(
     )
     measured_before = None if stats is None else read_stats(stats)
     if stats is not None and outliers != "calibrated":
-        raise ArgumentError("stats are for calibrated outliers", expected="outliers calibrated",
+        raise ArgumentError("stats need calibrated outliers", expected="outliers calibrated",
                             found=outliers)  # fmt: skip
     if jobs is not None and jobs < 1:
         raise ArgumentError("jobs", expected="1 or more", found=jobs)
@@ -126,7 +127,7 @@ def convert_checkpoint(
     resolved = resolve(source, stream=stream)
     check_apart(out, resolved.folder)
     if stream and resolved.revision is None:
-        raise ArgumentError("stream is for sources on the hub", file=source, expected="org/name",
+        raise ArgumentError("stream needs a source on the hub", file=source, expected="org/name",
                             found="a local folder")  # fmt: skip
     source_watch = SourceWatch(resolved.folder)
     opened = open_source(resolved, options)

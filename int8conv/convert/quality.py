@@ -83,9 +83,9 @@ def compare_tensors(
 
     Raises:
         SourceMismatchError: the source is not the one that was converted; or a code, a row scale, an outlier column or a
-            kept tensor is not what the source gives.
+            kept tensor differs from the source.
         JsonFileError: the manifest's options are malformed.
-        NotFoundError, CheckpointError, SafetensorsError: the source is absent or malformed, or changed meanwhile.
+        NotFoundError, CheckpointError, SafetensorsError: the source is missing or malformed, or changed meanwhile.
     """
     opened = open_source(source, read_options(converted))
     pairs = list(_pairs(converted, opened))
@@ -111,7 +111,7 @@ def check_sqnr(folder: Path, qualities: Sequence[TensorQuality], limit: float) -
     low = sorted((q for q in qualities if q.order < limit), key=lambda q: q.order)
     if low:
         raise QualityError(
-            f"SQNR is too low, and so for {len(low)} of {len(qualities)} tensors",
+            f"SQNR is below the limit for {len(low)} of {len(qualities)} tensors",
             file=folder, tensor=low[0].name, expected=f"at least {limit:g} dB",
             found=f"{low[0].order:.1f} dB",
             hint="keep it in 16 bits, or more of its columns; or lower the limit",
@@ -145,7 +145,7 @@ def _pairs(converted: ConvertedFolder, opened: OpenedSource) -> Iterator[_Pair]:
         raise SourceMismatchError("not the source that was converted: lacks a tensor",
                                   file=opened.checkpoint.folder, tensor=name)  # fmt: skip
     for name in records:
-        raise SourceMismatchError("a tensor of the source is absent", file=converted.folder,
+        raise SourceMismatchError("a tensor of the source is missing", file=converted.folder,
                                   tensor=name, hint="copy the folder again")  # fmt: skip
 
 
@@ -246,7 +246,7 @@ def _check_rows(
     if not same.all():
         wrong = ~same.reshape(len(same), -1).all(axis=1)
         raise SourceMismatchError(
-            f"row {first + int(wrong.argmax())} is not what the source gives", file=tensor.file,
+            f"row {first + int(wrong.argmax())} differs from the source", file=tensor.file,
             tensor=tensor.name, hint="the folder is damaged, or was converted from another source",
         )  # fmt: skip
 

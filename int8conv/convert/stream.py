@@ -327,5 +327,5 @@ def non_finite_weight(source: StoredTensor | Matrix, row: int) -> NonFiniteWeigh
     """The error for a NaN or an infinity in a source tensor."""
     return NonFiniteWeightError(
         f"NaN or infinity in row {row}", file=source.file, tensor=source.name,
-        expected="finite weights", hint="the source is damaged, or was trained to this: repair it",
+        expected="finite weights", hint="the source is damaged, or its training diverged: repair it",
     )  # fmt: skip

@@ -230,7 +230,7 @@ def named_output_errors(out: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise NoSpaceError(
                 "no space left to write it", file=out,
-                hint="free some and run the same command again: it goes on from there",
+                hint="free some space and run the same command again to resume",
             ) from error  # fmt: skip
         if error.errno in _NOT_WRITABLE:
             raise NotWritableError(f"cannot be written: {error.strerror}", file=out) from error

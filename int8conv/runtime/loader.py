@@ -70,7 +70,7 @@ def load_opened(
     """``load`` for a model whose headers are read already."""
     converted, architecture = opened.converted, opened.architecture
     if converted is None and mode is not None:
-        raise ArgumentError("mode is for converted folders", file=opened.folder, found=repr(mode),
+        raise ArgumentError("mode applies to converted folders only", file=opened.folder, found=repr(mode),
                             hint="an unconverted checkpoint runs in its own precision")  # fmt: skip
     chosen = choose_dtype(dtype, place.kind, opened)
     cached = cache_dtype(kv_cache, chosen, place.kind)

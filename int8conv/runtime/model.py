@@ -227,7 +227,7 @@ class Model:
         length = token_ids.shape[1]
         if length + new_tokens > self.config.max_positions or length == 0:
             raise GenerationError(
-                f"{length} tokens of prompt and {new_tokens} new ones do not fit the context",
+                f"{length} prompt tokens and {new_tokens} new tokens do not fit the context",
                 expected=f"1 to {self.config.max_positions} positions",
                 found=length + new_tokens,
             )  # fmt: skip

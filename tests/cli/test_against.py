@@ -131,7 +131,7 @@ def test_a_flipped_byte_is_named(tmp_path: Path, source: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        ({"seed": 1}, "is not what the source gives"),
+        ({"seed": 1}, "differs from the source"),
         ({"dtype": torch.bfloat16}, "another dtype or shape"),
         ({"config": OPT}, "has a tensor that was not there"),
     ],

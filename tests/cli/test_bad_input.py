@@ -158,7 +158,7 @@ SOURCES: dict[str, tuple[Damage, list[str]]] = {
     ),
     "no layers": (after_config(num_hidden_layers=0), ["'num_hidden_layers'", "found 0"]),
     "more layers than there are": (
-        after_config(num_hidden_layers=3), ["/source: ", "model.layers.2.input_layernorm.weight", "absent"],
+        after_config(num_hidden_layers=3), ["/source: ", "model.layers.2.input_layernorm.weight", "missing"],
     ),
     # A safetensors file
     "an empty file": (replace_file(FILE, b""), [FILE, "expected at least 8 bytes, found 0"]),
@@ -217,7 +217,7 @@ SOURCES: dict[str, tuple[Damage, list[str]]] = {
     ),
     "a tensor short": (
         lambda f: write_checkpoint(f, tensors={n: t for n, t in random_tensors(LLAMA).items() if n != Q}),
-        ["/source: ", Q, "absent"],
+        ["/source: ", Q, "missing"],
     ),
     "NaN in a quantized weight": (with_value(Q, 3, float("nan")), [FILE, Q, "NaN or infinity in row 3"]),
     "infinity in a quantized weight": (with_value(Q, 63, float("inf")), [FILE, Q, "NaN or infinity in row 63"]),
@@ -466,12 +466,12 @@ BROKEN: dict[str, tuple[Damage, list[str]]] = {
     "manifest is not JSON": (replace_file("int8conv.json", b"{"), ["/int8conv.json: not JSON"]),
     "a field of the manifest": (
         lambda f: edit_json(f / "int8conv.json", lambda v: v.pop("inputs")),
-        ["/int8conv.json: field 'inputs' is absent or malformed"],
+        ["/int8conv.json: field 'inputs' is missing or malformed"],
     ),
     "no index of shards": (remove(INDEX), [INDEX]),
     "no shard": (remove(SHARD), [SHARD, "shard is missing"]),
     "a shard ends early": (truncate(SHARD, -1), [SHARD]),
-    "no scale": (without("weight_scale"), [SHARD, "without its companion", "weight_scale, found no such tensor"]),
+    "no scale": (without("weight_scale"), [SHARD, "lacks its companion", "weight_scale, found no such tensor"]),
     "no outlier weight": (without("outlier_weight"), [SHARD, "outlier_index", "outlier_weight, found no such tensor"]),
     "no outlier index": (without("outlier_index"), [SHARD, "outlier_weight", "outlier_index, found no such tensor"]),
     "a column out of range": (

@@ -143,7 +143,7 @@ def test_no_gpu_is_one_clear_line(example_int8: Path, command: list[str]) -> Non
 
 def test_a_mode_is_for_converted_folders(example: Path) -> None:
     result = run("generate", example, "-p", "Once", "--mode", "w8a8")
-    check_refused(result, example, "mode is for converted folders")
+    check_refused(result, example, "mode applies to converted folders only")
 
 
 def test_outliers_are_reported_on_stderr(example_int8: Path) -> None:

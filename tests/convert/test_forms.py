@@ -122,7 +122,7 @@ def test_shards_of_tensor_parallelism_are_refused(tmp_path: Path) -> None:
     write_config(tmp_path / "source")
     for number in (1, 2):
         torch.save(random_tensors(LLAMA), tmp_path / "source" / f"x-{number}-of-2.pth")
-    with rejected(DuplicateTensorError, "x-2-of-2.pth", "x-1-of-2.pth", "merged first"):
+    with rejected(DuplicateTensorError, "x-2-of-2.pth", "x-1-of-2.pth", "merge tensor-parallel"):
         convert_checkpoint(tmp_path / "source", tmp_path / "int8", outliers="none")
 
 

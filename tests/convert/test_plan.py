@@ -136,8 +136,8 @@ def test_extra_tensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "tensor", "error", "words"),
     [
-        (f"{Q}.weight", None, MissingTensorError, "absent"),
-        ("model.norm.weight", None, MissingTensorError, "absent"),
+        (f"{Q}.weight", None, MissingTensorError, "missing"),
+        ("model.norm.weight", None, MissingTensorError, "missing"),
         (f"{Q}.weight", torch.ones(64, 32).half(), ShapeError, r"expected \[64, 64\], found \[64, 32\]"),
         (f"{Q}.weight", torch.ones(64, 64).long(), UnsupportedDtypeError, "F64 .*, found I64"),
         (f"{Q}.bias", torch.ones(64).half(), UnsupportedFeatureError, "says nothing"),

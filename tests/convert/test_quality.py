@@ -181,13 +181,13 @@ def one_more(data: bytes, position: int) -> bytes:
 @pytest.mark.parametrize("kind", ["weight", "weight_scale", "outlier_weight", "norm"])
 @pytest.mark.parametrize("seed", range(4))
 def test_one_changed_byte_is_named(pair: Path, copied: Path, kind: str, seed: int) -> None:
-    """Even one step of a code, the lowest bits of a scale: what is not what the source gives is a difference."""
+    """Even one step of a code, the lowest bits of a scale: what differs from the source is a difference."""
     path = outlier_linear(copied) if kind == "outlier_weight" else LINEAR
     name = "model.norm.weight" if kind == "norm" else f"{path}.{kind}"
     data = tensor_bytes(copied, name)
     position = int(np.random.default_rng(seed).integers(len(data) // 4)) * 4  # of a low byte
     write_tensor(copied, name, one_more(data, position), position)
-    with rejected(SourceMismatchError, str(copied), f"'{name}'", "is not what the source gives"):
+    with rejected(SourceMismatchError, str(copied), f"'{name}'", "differs from the source"):
         qualities(copied, pair / "source")
 
 
@@ -295,7 +295,7 @@ def test_a_manifest_without_sums_of_the_source(pair: Path, copied: Path, sums: o
 def test_a_tensor_that_the_folder_lacks(pair: Path, copied: Path, tmp_path: Path) -> None:
     tensors = {"lost.weight": {"dtype": "F16", "shape": [2], "xxh3_128": "0" * 32}}
     edit_json(copied / "int8conv.json", lambda m: m["source"]["tensors"].update(tensors))
-    with rejected(SourceMismatchError, str(copied), "'lost.weight'", "absent"):
+    with rejected(SourceMismatchError, str(copied), "'lost.weight'", "missing"):
         qualities(copied, pair / "source")
 
 

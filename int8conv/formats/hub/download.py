@@ -81,7 +81,7 @@ def resolve(source: str | os.PathLike[str], *, stream: bool = False) -> Source:
     parsed = parse_id(source) if isinstance(source, str) else None
     if parsed is None:
         raise NotFoundError(
-            "no such folder, and not a hub id either", file=source,
+            "no such folder, and not a hub id", file=source,
             hint="expected a Hugging Face checkpoint folder, a weights file, or org/name[@revision]",
         )  # fmt: skip
     with quiet_library(), hub_errors(str(source)):
@@ -127,7 +127,7 @@ def _download(source: str, repository: str, revision: str | None, *, stream: boo
     if kind is not SAFETENSORS:
         raise ArgumentError(
             "only safetensors files can be streamed", file=source, found=shards[0],
-            hint="without --stream it is downloaded",
+            hint="omit --stream to download it",
         )  # fmt: skip
     remote = {
         name: RemoteFile(repository, folder.name, name, files[name].size, _content_id(files[name]))

@@ -229,7 +229,7 @@ def _collect_linears(checkpoint: Checkpoint) -> dict[str, QuantizedLinear]:
 def _need(tensors: dict[str, StoredTensor], name: str, beside: StoredTensor, what: str) -> None:
     if name not in tensors:
         raise CompanionError(
-            f"{what} stands without its companion", file=beside.file, tensor=beside.name,
+            f"{what} lacks its companion", file=beside.file, tensor=beside.name,
             expected=name, found="no such tensor",
         )  # fmt: skip
 
@@ -281,7 +281,7 @@ def _check_groups(
     grouped = Counter(path for group in groups for path in group.linears)
     for path in grouped:
         if path not in linears:
-            raise CompanionError("an input names a linear that is not there", file=manifest,
+            raise CompanionError("an input names a linear that does not exist", file=manifest,
                                  tensor=f"{path}.{WEIGHT}")  # fmt: skip
     for path in linears:
         if grouped[path] != 1:

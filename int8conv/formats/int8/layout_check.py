@@ -65,7 +65,7 @@ def _check_one_shard(checkpoint: Checkpoint, group: InputGroup) -> None:
     for tensor in others:
         if tensor.file != first.file:
             raise LayoutError(
-                f"stands in another shard than '{first.name}', which shares its input",
+                f"is in another shard than '{first.name}', which shares its input",
                 file=tensor.file, tensor=tensor.name, expected=first.file.name,
             )  # fmt: skip
 

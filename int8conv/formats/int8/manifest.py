@@ -101,7 +101,7 @@ def _field(value: object, name: str, kind: type | tuple[type, ...], path: Path) 
     if not isinstance(found, kind) or isinstance(found, bool) or negative:
         kinds = kind if isinstance(kind, tuple) else (kind,)
         raise JsonFileError(
-            f"field '{name}' is absent or malformed", file=path,
+            f"field '{name}' is missing or malformed", file=path,
             expected=" or ".join(k.__name__ for k in kinds),
             found=found if negative else type(found).__name__,
         )  # fmt: skip

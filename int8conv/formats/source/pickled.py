@@ -76,7 +76,7 @@ def _locate(path: Path, name: str, tensor: Any) -> TensorInfo:
                               found=str(getattr(tensor, "dtype", type(tensor).__name__)))  # fmt: skip
     start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
     if start is None or not tensor.is_contiguous():
-        raise PickleFileError("tensor does not stand in row order in the file", file=path, tensor=name,
+        raise PickleFileError("tensor is not stored in row-major order", file=path, tensor=name,
                               hint="convert the checkpoint to safetensors first")  # fmt: skip
     begin = start + tensor.storage_offset() * ITEM_BYTES[dtype]
     end = begin + tensor.numel() * ITEM_BYTES[dtype]

@@ -220,7 +220,7 @@ def _open(
 def _open_source(path: str | os.PathLike[str], place: Placement) -> _Model:
     opened = open_model(path)
     if opened.converted is not None:
-        raise ArgumentError("against is for the source", file=path, found="a converted folder")
+        raise ArgumentError("against expects the source", file=path, found="a converted folder")
     return _source(opened, place)
 
 
@@ -279,6 +279,6 @@ def _check_finite(model: _Model, stream: BlockStream, layer: int) -> None:
         if not bool(finite.all()):
             channel = int((~finite).nonzero()[0])
             raise EvaluationError(
-                f"activation is NaN or infinite behind layer {layer} in channel {channel}",
+                f"activation is NaN or infinite after layer {layer} in channel {channel}",
                 file=model.folder, hint="the model overflows on this text",
             )  # fmt: skip

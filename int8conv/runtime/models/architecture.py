@@ -99,7 +99,7 @@ def read_architecture(
     Raises:
         UnknownFamilyError: the ``model_type`` is not known.
         UnsupportedFeatureError: a key of the config asks for something that the decoder does not have.
-        JsonFileError: a key is absent or malformed.
+        JsonFileError: a key is missing or malformed.
     """
     family = find_family(config, file)
     raw = RawConfig(config, file)

@@ -13,14 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from int8conv.convert.outliers.collect import systematic_dimensions
-from int8conv.convert.outliers.rule import (
-    Choosing,
-    OutlierChoice,
-    choose_all,
-    kurtosis,
-    most_outliers,
-)
+from int8conv.convert.outliers.rule import Choosing, OutlierChoice, choose_all, kurtosis
 from int8conv.convert.outliers.rule import choose_outliers as choose
+from int8conv.formats.int8.outlier_cap import most_outliers
 from int8conv.formats.int8.stats import InputStats, Stats
 
 TOKENS = 1000

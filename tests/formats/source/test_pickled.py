@@ -146,7 +146,7 @@ def test_a_malicious_shard_of_the_index_does_not_run(tmp_path: Path) -> None:
         ([torch.zeros(2)], ["expected tensors by name, found list"]),
         ({"a": 3}, ["'a'", "int"]),
         ({"a": torch.zeros(2, dtype=torch.complex64)}, ["'a'", "complex64"]),
-        ({"a": torch.zeros(2, 3).t()}, ["'a'", "row order"]),
+        ({"a": torch.zeros(2, 3).t()}, ["'a'", "row-major order"]),
     ],
     ids=["a list", "a number", "complex", "transposed"],
 )
