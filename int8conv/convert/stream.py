@@ -28,9 +28,10 @@ from ..formats.int8.names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
 from ..formats.int8.writer import Flusher, ShardWriter
 from ..formats.safetensors.buffers import Buffers
 from ..formats.safetensors.checksum import running_checksum
+from ..formats.safetensors.dtypes import FLOAT_DTYPES
 from ..formats.safetensors.storage import LocalFile
 from ..formats.safetensors.stored import StoredTensor, stored_checksum
-from ..formats.source.matrix import Matrix, MatrixReader, as_rows
+from ..formats.source.matrix import Matrix, MatrixReader, as_bytes, as_rows
 from ..progress import Advance
 from ..runtime.devices import find_torch_device
 from .journal import Journal
@@ -285,6 +286,8 @@ def _quantize(task: QuantizeTask, worker: _Worker) -> TaskResult:
 
 
 def _keep(task: KeepTask, worker: _Worker) -> TaskResult:
+    if task.source.dtype not in FLOAT_DTYPES and isinstance(task.source, StoredTensor):
+        return _copy(task.name, task.source, worker)
     output, rounded = _Output(worker, task.name), 0
     source = task.source
     if not isinstance(source, Matrix):
@@ -304,6 +307,17 @@ def _keep(task: KeepTask, worker: _Worker) -> TaskResult:
         output.write(half)
         worker.progress(len(bits) * source.nbytes // max(source.shape[0], 1))
     return TaskResult(reader.checksum(), {output.name: output.checksum()}, rounded)
+
+
+def _copy(name: str, source: StoredTensor, worker: _Worker) -> TaskResult:
+    """Integers and masks, byte by byte."""
+    output = _Output(worker, name)
+    reader = MatrixReader(as_bytes(source), worker.block_elements, worker.buffers)
+    for _, data in reader.blocks():
+        worker.watch.lap("read")
+        output.write(data)
+        worker.progress(len(data))
+    return TaskResult(reader.checksum(), {name: output.checksum()})
 
 
 def _to_half(
