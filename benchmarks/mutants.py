@@ -35,8 +35,8 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "resume: any checksum of a tensor is enough", "convert/stream.py",
-        "if all(worker.writers[name].checksum(name) == value for name, value in written):",
-        "if any(worker.writers[name].checksum(name) == value for name, value in written):",
+        "if not all(writers[name].checksum(name) == value for name, value in written):",
+        "if not any(writers[name].checksum(name) == value for name, value in written):",
         "tests/convert/test_resume.py::test_each_checksum_of_a_tensor_has_to_match",
     ),
     Mutant(
