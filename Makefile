@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 MODEL := examples/small-llama
 OUT := out/small-llama-int8
 PROMPT := A vector is
+# A file's tests run in one worker, which shares their fixtures; files in the order of tests/conftest.py, slow ones first.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check clean
+.PHONY: demo test check check-fast docs clean
 
 demo: $(VENV)/installed  ## convert the example checkpoint, look inside, generate
 	rm -rf $(OUT)
@@ -16,15 +18,22 @@ demo: $(VENV)/installed  ## convert the example checkpoint, look inside, generat
 	$(BIN)/int8conv generate $(OUT) --prompt "$(PROMPT)" --max-new-tokens 40
 
 test: $(VENV)/installed-dev check  ## style, types, whole test suite
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(PYTEST)
+
+check-fast: $(VENV)/installed-dev check  ## the same for the inner loop: without the slow tests
+	$(PYTEST) -m "not slow"
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/installed-dev  ## the documentation site, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "open site/index.html, or with its search: $(PYTHON) -m http.server --directory site"
+
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) out site
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -230,6 +230,7 @@ def _work(
     )
     os.dup2(out, 1)
     os.dup2(err, 2)
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))
     os.chdir(folder.parent)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     addresses = pages * resource.getpagesize() + ADDRESSES
@@ -291,6 +292,7 @@ def run_command(
     except SystemExit as error:
         code = error.code
     except BaseException as error:
+        watch.inside = False  # what follows reads the lines that it shows
         code = type(error).__name__
         findings.append(("traceback", _place(error)))
     finally:

@@ -15,6 +15,40 @@ from int8conv.convert.converter import convert_checkpoint
 
 from .checkpoints import write_checkpoint
 
+SLOW = (
+    "benchmarks",
+    "cli/test_attack.py",
+    "cli/test_chat.py",
+    "cli/test_generate.py",
+    "cli/test_hub.py",
+    "cli/test_main.py",
+    "cli/test_plot.py",
+    "convert/outliers/test_calibrate.py",
+    "convert/rounding/test_device.py",
+    "convert/test_converter.py",
+    "convert/test_full_disk.py",
+    "convert/test_properties.py",
+    "convert/test_quality.py",
+    "convert/test_resume.py",
+    "formats/hub/test_download.py",
+    "formats/hub/test_remote.py",
+    "formats/int8/test_layout.py",
+    "formats/int8/test_mutated.py",
+    "kernels/cpu/test_jit.py",
+    "kernels/gpu",
+    "kernels/test_dispatch.py",
+    "runtime/backends",
+    "runtime/measure/test_bench.py",
+    "runtime/measure/test_evaluate.py",
+    "runtime/measure/test_footprint.py",
+    "runtime/models/test_families.py",
+    "runtime/test_against_transformers.py",
+    "test_docs.py",
+)
+"""Files, and rooms of them, that ``make check-fast`` leaves out: those that take the most processor time, as the marker ``slow``."""
+
+TESTS = Path(__file__).parent
+
 os.environ.setdefault(
     "TRITON_INTERPRET", "1"
 )  # kernels are tested on CPU tensors; read when triton is imported
@@ -26,6 +60,20 @@ os.environ.setdefault(
 signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a job in the background ignores it, and so would what it starts
+
+
+def is_slow(path: Path) -> bool:
+    """Whether a test file is one of ``SLOW``, or in a room of it."""
+    name = path.relative_to(TESTS).as_posix()
+    return any(name == entry or name.startswith(f"{entry}/") for entry in SLOW)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow ones, and begin with them: workers then end at about the same time."""
+    for item in items:
+        if is_slow(item.path):
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")

@@ -46,9 +46,7 @@ HEAVY = {"torch", "triton", "tokenizers", "huggingface_hub"}
 
 ROOM_MODULES, MEDIAN_LINES, MODULE_LINES, FUNCTION_LINES = 16, 120, 400, 60
 LONG_FUNCTIONS = {
-    "cli.eval:command",
     "convert.converter:convert_checkpoint",
-    "convert.outliers.calibrate:calibrate",
 }
 
 

@@ -16,16 +16,17 @@ import click
 
 from .. import __version__
 from ..errors import Int8convError
+from ..formats.safetensors.mapped import exit_if_truncated
 from .output import echo
 
 _COMMANDS = {
     "convert": "Convert a checkpoint folder to int8.",
-    "calibrate": "Measure a checkpoint's activations.",
+    "calibrate": "Measure the activations of a checkpoint.",
     "inspect": "Show what is inside a converted folder.",
     "footprint": "Predict the memory that a model needs.",
-    "eval": "Measure perplexity, and the distance from the source.",
+    "eval": "Measure perplexity, and the divergence from the source.",
     "generate": "Continue a prompt.",
-    "chat": "Talk with a model.",
+    "chat": "Chat with a model.",
     "bench": "Measure speed, loading and memory.",
 }
 
@@ -49,6 +50,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         code = 1
+        exit_if_truncated()
         try:
             return super().invoke(ctx)
         except Int8convError as error:
@@ -79,5 +81,5 @@ def main() -> None:
     """Convert checkpoints to int8 once, offline, and run them.
 
     SRC is a Hugging Face checkpoint folder, PATH a converted one (or, where noted, a source). Where noted, either may also be
-    the id of one on the hub, org/name or org/name@revision, which is downloaded.
+    a hub id, org/name or org/name@revision, which is downloaded.
     """

@@ -15,7 +15,7 @@ SHOWN = 10
 def show_comparison(compared: SourceComparison, limit: float) -> None:
     """The worst linears, and a line with the worst and the median; ``limit`` is an SQNR in dB."""
     if not compared.tensors:
-        echo("", "no int8 tensors; all others are the source's bit for bit")
+        echo("", "no int8 tensors" + _others(compared))
         return
     echo()
     ordered = compared.worst_first
@@ -32,8 +32,24 @@ def show_comparison(compared: SourceComparison, limit: float) -> None:
     echo(
         "",
         f"{len(ordered)} int8 tensors: worst SQNR {_db(compared.worst_sqnr_db)} ({ordered[0].name}), "
-        f"median {_db(compared.median_sqnr_db)}; all else is the source's bit for bit",
+        f"median {_db(compared.median_sqnr_db)}{_others(compared)}",
     )
+
+
+def _others(compared: SourceComparison) -> str:
+    """What became of all else."""
+    rounded, left_out = compared.rounded, compared.left_out
+    if not rounded and not left_out:
+        return f"; all else, {compared.same} tensors and the config, is the source's bit for bit"
+    text = f"; the source's bit for bit: {compared.same} tensors and the config"
+    if rounded:
+        values = sum(rounded.values())
+        text += f"; rounded from float32: {len(rounded)} tensors ({values:,} values changed)"
+    if left_out:
+        name, why = next(iter(left_out.items()))
+        more = f", and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        text += f"; left out: {name} ({why}){more}"
+    return text
 
 
 def _db(sqnr: float | None, *, unit: bool = True) -> str:

@@ -17,24 +17,39 @@ _COUNT = click.IntRange(min=1)
 
 @click.command("bench")
 @click.argument("path", type=click.Path())
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="cpu, cuda (PyTorch's current GPU) or cuda:N.",
+)
 @click.option(
     "--mode", type=click.Choice(["w8a8", "w8a16"]),
-    help="8- or 16-bit activations; default: by the number of tokens.",
+    help="Activations in 8 or 16 bits; default: chosen by the number of tokens.",
 )  # fmt: skip
-@click.option("--dtype", help="Of activations and cache; default: as for generate.")
-@click.option("--prompt-tokens", type=_COUNT, default=128, show_default=True, help="A sequence.")
-@click.option("--new-tokens", type=_COUNT, default=32, show_default=True, help="A sequence.")
-@click.option("--batch", type=_COUNT, default=1, show_default=True, help="Sequences.")
-@click.option("--runs", type=_COUNT, default=3, show_default=True, help="Medians are printed.")
+@click.option("--dtype", help="Dtype of activations and KV cache; default: as for generate.")
+@click.option(
+    "--prompt-tokens",
+    type=_COUNT,
+    default=128,
+    show_default=True,
+    help="Prompt tokens per sequence.",
+)
+@click.option(
+    "--new-tokens", type=_COUNT, default=32, show_default=True, help="New tokens per sequence."
+)
+@click.option("--batch", type=_COUNT, default=1, show_default=True, help="Number of sequences.")
+@click.option(
+    "--runs", type=_COUNT, default=3, show_default=True, help="Number of runs; medians are printed."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(path: str, as_json: bool, **options: Any) -> None:
-    """Measure how fast PATH (a converted folder, or a source in its own precision) loads, reads a prompt and writes.
+    """Measure how fast PATH (a converted folder, or a source in its own precision) loads, processes a prompt and decodes.
 
-    The prompt is random tokens. Decoding is compared with the memory's bandwidth as measured, the peak of memory with what
-    'int8conv footprint' predicts.
+    The prompt consists of random tokens. Decoding speed is compared with the measured memory bandwidth, and peak memory with
+    what 'int8conv footprint' predicts.
 
-    PATH may be the id of one on the hub, org/name or org/name@revision, which is downloaded.
+    PATH may be a hub id, org/name or org/name@revision, which is downloaded.
     """
     from ..runtime.measure.bench import benchmark
 

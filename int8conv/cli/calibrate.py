@@ -16,24 +16,29 @@ if TYPE_CHECKING:
 @click.command("calibrate")
 @click.argument("src", type=click.Path(), nargs=-1, required=True)
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), required=True, help="The statistics file to write."
+    "-o", "--out", type=click.Path(path_type=Path), required=True, help="Statistics file to write."
 )  # fmt: skip
-@click.option("--merge", is_flag=True, help="SRC are statistics files, to be added up.")
+@click.option("--merge", is_flag=True, help="Merge the statistics files SRC.")
 @click.option(
     "--text",
     "texts",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="UTF-8 text to run, may be given several times; default: a built-in one of several kinds.",
+    help="UTF-8 text file to run; repeatable; default: a built-in mix of texts.",
 )
 @click.option(
     "--tokens",
     type=click.IntRange(min=1),
-    help="Of all texts, drawn as whole windows; default: all.",
+    help="Number of tokens to run, sampled as whole windows of all texts; default: all.",
 )
-@click.option("--context", type=click.IntRange(min=2), help="Tokens of a window; default: 256.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the drawing.")
-@click.option("--device", default="cpu", show_default=True, help="Where the model runs.")
+@click.option("--context", type=click.IntRange(min=2), help="Tokens per window; default: 256.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed for choosing windows.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Device to run the model on: cpu, cuda or cuda:N.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     src: tuple[str, ...],
@@ -46,9 +51,9 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Run a text through the checkpoint SRC in its own precision and record what activations do, for 'convert --stats'.
+    """Run text through the checkpoint SRC in its own precision and record activation statistics for 'convert --stats'.
 
-    One block of the model is in memory at a time. With --merge, SRC are statistics files of one checkpoint instead.
+    One block of the model is in memory at a time. With --merge, the SRC are statistics files of one checkpoint.
     """
     from ..convert.outliers.summary import summarize_stats
     from ..formats.int8.stats import STATISTICS

@@ -16,15 +16,15 @@ from .output import echo, echo_text
 
 @click.command("chat")
 @click.argument("path", type=click.Path())
-@click.option("--system", help="What the model is told before the first message.")
-@generation_options
+@click.option("--system", help="System message, sent before the first message.")
+@generation_options(1024)
 def command(path: str, system: str | None, **options: Any) -> None:
-    """Talk with PATH (a converted folder, or a source in its own precision): a line is a message, the reply comes as it is made.
+    """Chat with PATH (a converted folder, or a source in its own precision): each line is a message; the reply is streamed.
 
-    The conversation is put in the form of the checkpoint's chat template, and stays in the cache. Ctrl-D ends it. --max-new-tokens
-    is for a reply; its default is 1024. What is not given is as the checkpoint's generation_config.json says.
+    The conversation is formatted with the checkpoint's chat template and kept in the KV cache. Ctrl-D ends it. Options that are
+    not given default to the checkpoint's generation_config.json.
 
-    PATH may be the id of one on the hub, org/name or org/name@revision, which is downloaded.
+    PATH may be a hub id, org/name or org/name@revision, which is downloaded.
     """
     from ..runtime.chat import Chat
 

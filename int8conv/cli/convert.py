@@ -23,7 +23,7 @@ def hint_at_interrupt() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        notes(["the same command goes on from here"])
+        notes(["run the same command again to resume"])
         raise
 
 
@@ -89,65 +89,65 @@ _SHOWN: Final = 10
     type=click.Choice(["calibrated", "data-free", "none"]),
     default="calibrated",
     show_default=True,
-    help="Which input columns stay in 16 bits: those that a run of the model shows, a guess from norms and weights, or none.",
+    help="Input columns to keep in 16 bits: found by running the model, estimated from norms and weights, or none.",
 )
 @click.option(
     "--stats",
     type=click.Path(path_type=Path),
-    help="Statistics of SRC by 'int8conv calibrate', instead of a short run on a built-in text.",
+    help="Statistics of SRC from 'int8conv calibrate', instead of a short run on a built-in text.",
 )
 @click.option(
     "--outlier-rule",
     type=click.Choice(["absmax", "error", "paper"]),
     default="absmax",
     show_default=True,
-    help="Columns far above the median channel, of largest expected error, or LLM.int8()'s systematic dimensions.",
+    help="Keep columns far above the median channel, those with the largest expected error, or LLM.int8()'s systematic dimensions.",
 )
 @click.option(
     "--max-outliers",
     type=click.FloatRange(0, 1),
     default=0.01,
     show_default=True,
-    metavar="SHARE",
-    help="Of an input's columns in 16 bits, at most (or 16, if that is more); 0: none, but the outlier fallback.",
+    metavar="FRACTION",
+    help="Largest fraction of an input's columns to keep in 16 bits (at least 16 columns); 0: none, only the outlier fallback.",
 )
 @click.option(
     "--heavy-tails",
     type=click.Choice(["16bit", "8bit"]),
     default="16bit",
     show_default=True,
-    help="Activations of heavy-tailed inputs in W8A8: in 16 bits (exact), or in 8 as all others.",
+    help="In W8A8, keep activations of heavy-tailed inputs in 16 bits (exact), or quantize them like all others.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "bfloat16"]),
     default="float16",
     show_default=True,
-    help="16-bit type for what stays in 16 bits of a 32-bit source.",
+    help="16-bit dtype for tensors of a 32-bit source that are not quantized.",
 )
 @click.option(
     "--keep",
     multiple=True,
     metavar="REGEX",
-    help="Keep linears whose path matches in 16 bits; may be given several times.",
+    help="Keep linears whose path matches in 16 bits; repeatable.",
 )
 @click.option(
     "--quantize",
     multiple=True,
     metavar="REGEX",
-    help="Quantize head, embeddings or other matrices whose path matches too.",
+    help="Also quantize the head, embeddings or other matrices whose path matches; repeatable.",
 )
 @click.option(
     "--include",
     multiple=True,
     metavar="REGEX",
-    help="Take only tensors whose name matches; may be given several times.",
+    help="Convert only tensors whose name matches; repeatable.",
 )
 @click.option(
     "--exclude",
     multiple=True,
     metavar="REGEX",
-    help="Leave out tensors whose name matches; may be given several times.",
+    help="Leave out tensors whose name matches; repeatable.",
 )
 @click.option(
     "--max-shard-size",
@@ -155,23 +155,33 @@ _SHOWN: Final = 10
     default="5GB",
     show_default=True,
     metavar="SIZE",
-    help="Of a file's tensors, such as 500MB.",
+    help="Largest size of an output file, such as 500MB.",
 )
-@click.option("--force", is_flag=True, help="Replace OUT if it is a converted folder.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Tensors at once; default: processors.")
+@click.option(
+    "--force", is_flag=True, help="Replace OUT if it is a converted folder and holds nothing else."
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Tensors to process in parallel; default: one per processor.",
+)
 @click.option(
     "--max-memory",
     type=parse_size,
     default="256MB",
     show_default=True,
     metavar="SIZE",
-    help="Of the process while it streams; calibration comes on top.",
+    help="Memory limit while streaming; calibration needs more.",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where to quantize: cpu or cuda.")
-@click.option("--stream", is_flag=True, help="Read a hub's weights from there and store none.")
-@click.option("--dry-run", is_flag=True, help="Show what would be done, from headers alone.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: the report, or the dry run.")
-@click.option("-v", "--verbose", is_flag=True, help="Show where time and precision went.")
+@click.option(
+    "--device", default="cpu", show_default=True, help="Device to quantize on: cpu, cuda or cuda:N."
+)
+@click.option("--stream", is_flag=True, help="Stream weights from the hub without storing them.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, from headers only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report, or the dry run, as JSON.")
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Show time by stage and the least exact linears."
+)
 def command(
     src: str,
     out: Path,
@@ -189,10 +199,10 @@ def command(
 ) -> None:
     """Convert the checkpoint folder SRC to int8 in the new folder OUT.
 
-    SRC may be the id of one on the hub, org/name or org/name@revision: what it needs is downloaded to the hub library's cache.
+    SRC may be a hub id, org/name or org/name@revision; the files needed are downloaded to the hub library's cache.
 
-    Linears of attention and FFN become int8 with a scale for each row; embeddings, head, norms and biases stay in 16 bits.
-    OUT appears whole or not at all; a conversion that was stopped goes on when the same command is run again.
+    Linears of attention and FFN become int8 with one scale per row; embeddings, head, norms and biases stay in 16 bits.
+    OUT appears complete or not at all; an interrupted conversion resumes when the same command is run again.
     """
     from ..convert.converter import convert_checkpoint
     from ..convert.options import ConvertOptions

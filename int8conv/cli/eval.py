@@ -3,41 +3,56 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .output import echo, print_json, progress_bars, table
 
+if TYPE_CHECKING:
+    from ..runtime.measure.evaluate import Evaluation
+
 
 @click.command("eval")
 @click.argument("path", type=click.Path())
 @click.option(
-    "--text", type=click.Path(path_type=Path), required=True, help="UTF-8 text to predict."
+    "--text", type=click.Path(path_type=Path), required=True, help="UTF-8 text file to evaluate on."
 )
-@click.option("--against", metavar="SRC", help="PATH's source: also compare with it.")
+@click.option("--against", metavar="SRC", help="Source of PATH to compare with.")
 @click.option(
     "--mode", type=click.Choice(["w8a8", "w8a16"]), default="w8a8", show_default=True,
-    help="8- or 16-bit activations.",
+    help="Activations in 8 or 16 bits.",
 )  # fmt: skip
 @click.option(
     "--kv-cache", type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
-    help="Let PATH's keys and values pass through such a cache; default: as activations.",
+    help="Dtype of the KV cache to simulate for PATH; default: that of activations.",
 )  # fmt: skip
 @click.option(
-    "--device", default="cpu", show_default=True, help="cpu, or cuda: PyTorch's current GPU."
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="cpu, cuda (PyTorch's current GPU) or cuda:N.",
 )
-@click.option("--window", type=click.IntRange(min=2), help="Tokens; default: 512.")
+@click.option("--window", type=click.IntRange(min=2), help="Tokens per window; default: 512.")
 @click.option(
-    "--stride", type=click.IntRange(min=1), help="Tokens between windows; default: --window."
+    "--stride",
+    type=click.IntRange(min=1),
+    help="Tokens from one window to the next; default: --window.",
 )
-@click.option("--tokens", type=click.IntRange(min=2), help="From the text's start; default: all.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=2),
+    help="Number of tokens to use, from the start of the text; default: all.",
+)
 @click.option(
     "--outlier-fallback/--no-outlier-fallback",
     default=True,
     show_default=True,
-    help="The outlier fallback of W8A8.",
+    help="In W8A8, multiply outlier activations in 16 bits.",
 )
-@click.option("--report-outliers", is_flag=True, help="Show what the outlier fallback took.")
+@click.option(
+    "--report-outliers", is_flag=True, help="Show which values the outlier fallback handled."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     path: str,
@@ -55,7 +70,7 @@ def command(
 ) -> None:
     """Perplexity of PATH (a converted folder, or a source in float32) on a text; with --against, how far it is from its source.
 
-    One block of one model is in memory at a time; on a GPU, all of a converted one and one block of its source.
+    One block of one model is in memory at a time; on a GPU, the whole converted model and one block of its source.
     """
     from ..runtime.measure.evaluate import evaluate
 
@@ -76,8 +91,17 @@ def command(
     if as_json:
         print_json(result.to_json())
         return
+    show(Path(path).name, result)
+    if report_outliers and result.outlier_fallback is not None:
+        from .outlier_report import show_fallback
+
+        show_fallback(result.outlier_fallback)
+
+
+def show(name: str, result: Evaluation) -> None:
+    """The figures, beside those of the source if there is one."""
     dtype = "" if result.dtype == "float32" else f", {result.dtype}"
-    cache = "" if kv_cache is None else f", {kv_cache} KV cache"
+    cache = "" if result.kv_cache is None else f", {result.kv_cache} KV cache"
     rows: list[list[object]] = [
         [f"perplexity, {result.mode or 'source'}{dtype}{cache}", f"{result.perplexity:.4f}"]
     ]
@@ -90,7 +114,7 @@ def command(
             ["KL divergence, worst", f"{compared.kl_worst:.3e} nats at token {compared.worst_position}"],
             ["same most likely token", f"{compared.top1:.2%}"],
         ]  # fmt: skip
-    table(["", Path(path).name], rows)
+    table(["", name], rows)
     if compared is not None:
         echo()
         table(
@@ -102,7 +126,3 @@ def command(
         f"{result.scored:,} of {result.tokens:,} tokens scored, windows of {result.window} every "
         f"{result.stride}; text {result.text}",
     )
-    if report_outliers and result.outlier_fallback is not None:
-        from .outlier_report import show_fallback
-
-        show_fallback(result.outlier_fallback)

@@ -19,28 +19,39 @@ _BATCHES: Final = (1, 4, 16, 64)
 
 @click.command("footprint")
 @click.argument("path", type=click.Path())
-@click.option("--context", type=click.IntRange(min=1), help="Positions; default: all of the model.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences.")  # fmt: skip
 @click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), help="Default: cpu; with --vram cuda."
+    "--context",
+    type=click.IntRange(min=1),
+    help="Positions per sequence; default: the model's maximum.",
 )
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Number of sequences.")  # fmt: skip
+@click.option("--device", help="cpu, cuda or cuda:N; default: cpu, or cuda with --vram.")
 @click.option(
-    "--dtype", type=click.Choice(_FLOATS), help="Of activations; default: float32 on a CPU, float16 on a GPU."
+    "--dtype", type=click.Choice(_FLOATS), help="Dtype of activations; default: float32 on a CPU, float16 on a GPU."
 )  # fmt: skip
-@click.option("--kv-cache", type=click.Choice([*_FLOATS, "int8"]), help="Default: --dtype.")
-@click.option("--mode", type=click.Choice(["w8a8", "w8a16"]), help="Default: by the number of tokens.")  # fmt: skip
-@click.option("--unconverted", is_flag=True, help="A source as it is, not as convert would make it.")  # fmt: skip
+@click.option(
+    "--kv-cache",
+    type=click.Choice([*_FLOATS, "int8"]),
+    help="Dtype of the KV cache; default: --dtype.",
+)
+@click.option("--mode", type=click.Choice(["w8a8", "w8a16"]), help="Activations in 8 or 16 bits; default: chosen by the number of tokens.")  # fmt: skip
+@click.option("--unconverted", is_flag=True, help="Predict for the source itself, not for its converted form.")  # fmt: skip
 @click.option(
     "--vram", type=parse_size, metavar="SIZE",
-    help="Memory that there is, such as 24GB: whether it fits, and what the most is that does.",
+    help="Available memory, such as 24GB: report whether it fits, and the largest context and batch that do.",
 )  # fmt: skip
-@click.option("--table", "show_table", is_flag=True, help="Totals over usual contexts and batches.")
+@click.option(
+    "--table",
+    "show_table",
+    is_flag=True,
+    help="Also print totals for common contexts and batch sizes.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     path: str, context: int | None, batch: int, device: str | None, vram: int | None, show_table: bool, as_json: bool,
     unconverted: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Predict the memory that PATH needs, against 16 bits; reads headers only.
+    """Predict the memory that PATH needs, compared with 16 bits, from headers only.
 
     PATH is a converted folder, a source (predicted as convert would make it), a folder or file with nothing but a
     config.json of a known family, or the id of one on the hub, org/name or org/name@revision.

@@ -18,30 +18,40 @@ if TYPE_CHECKING:
 
 @click.command("generate")
 @click.argument("path", type=click.Path())
-@click.option("--prompt", "-p", "given", multiple=True, help="Text to continue; -: from stdin.")
 @click.option(
-    "--prompt-file", "files", multiple=True, type=click.Path(), help="A file with such a text."
+    "--prompt", "-p", "given", multiple=True, help="Text to continue; - reads stdin; repeatable."
 )
-@generation_options
-@click.option("--logprobs", is_flag=True, help="Print each new token's log-probability afterwards.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, an object a prompt.")
 @click.option(
-    "--report-memory", is_flag=True, help="On stderr: the peak, beside what footprint predicts."
+    "--prompt-file",
+    "files",
+    multiple=True,
+    type=click.Path(),
+    help="File with a text to continue; repeatable.",
 )
-@click.option("--report-outliers", is_flag=True, help="On stderr: what the outlier fallback took.")
+@generation_options(128)
+@click.option("--logprobs", is_flag=True, help="Also print the log-probability of each new token.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per prompt.")
+@click.option(
+    "--report-memory", is_flag=True, help="Print peak memory and the prediction to stderr."
+)
+@click.option(
+    "--report-outliers",
+    is_flag=True,
+    help="Print which values the outlier fallback handled to stderr.",
+)
 def command(
     path: str, given: tuple[str, ...], files: tuple[str, ...], as_json: bool, report_memory: bool,
     report_outliers: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Continue a prompt with PATH (a converted folder, or a source in its own precision); text comes as it is made.
+    """Continue a prompt with PATH (a converted folder, or a source in its own precision); the text is streamed.
 
-    Several prompts, by --prompt and --prompt-file repeated, are continued together, and printed one after the other. A line
-    break at the end of a file or of stdin is not part of the prompt.
+    Several prompts, given by repeating --prompt and --prompt-file, are continued together and printed one after the other. A
+    line break at the end of a file or of stdin is not part of the prompt.
 
-    What is not given (temperature, top-k, top-p, min-p, repetition penalty, number of tokens, stop strings) is as the
-    checkpoint's generation_config.json says; without one, or with do_sample not true in it, the most likely token is taken.
+    Options that are not given (temperature, top-k, top-p, min-p, repetition penalty, number of tokens, stop strings) default to
+    the checkpoint's generation_config.json; without one, or unless it sets do_sample, decoding is greedy.
 
-    PATH may be the id of one on the hub, org/name or org/name@revision, which is downloaded.
+    PATH may be a hub id, org/name or org/name@revision, which is downloaded.
     """
     if not given and not files:
         raise click.UsageError("Missing option '--prompt' / '-p' or '--prompt-file'.")

@@ -17,38 +17,44 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _SAMPLING: Final = (
-    click.option("--max-new-tokens", "-n", type=click.IntRange(min=0), help="Default: 128."),
-    click.option("--temperature", "-t", type=float, help="0: the most likely token each time."),
-    click.option("--top-k", type=int, help="Draw from the k most likely tokens; 0: from all."),
-    click.option("--top-p", type=float, help="Draw from the fewest tokens of this probability."),
-    click.option("--min-p", type=float, help="Draw from tokens this likely in parts of the likeliest."),
-    click.option("--repetition-penalty", type=float, help="Above 1: what has occurred becomes less likely."),
-    click.option("--stop", multiple=True, help="Text to end at, not printed; may be repeated."),
-    click.option("--seed", type=int, help="Makes drawing repeatable."),
+    click.option("--temperature", "-t", type=float, help="Sampling temperature; 0: greedy."),
+    click.option("--top-k", type=int, help="Sample from the k most likely tokens; 0: from all."),
+    click.option("--top-p", type=float, help="Sample from the smallest set of tokens with this total probability."),
+    click.option("--min-p", type=float, help="Sample from tokens at least this likely relative to the most likely one."),
+    click.option("--repetition-penalty", type=float, help="Above 1: tokens that have occurred become less likely."),
+    click.option("--stop", multiple=True, help="Stop at this text, which is not printed; repeatable."),
+    click.option("--seed", type=int, help="Seed for sampling."),
 )  # fmt: skip
 _LOADING: Final = (
     click.option(
         "--mode", type=click.Choice(["w8a8", "w8a16"]),
-        help="8- or 16-bit activations; default: by the number of tokens.",
+        help="Activations in 8 or 16 bits; default: chosen by the number of tokens.",
     ),
-    click.option("--dtype", help="float32, float16 or bfloat16; default: float32 on a CPU, on a GPU the checkpoint's 16 bits."),
+    click.option("--dtype", help="Dtype of activations: float32, float16 or bfloat16; default: float32 on a CPU, the checkpoint's 16-bit dtype on a GPU."),
     click.option(
         "--kv-cache", type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
-        help="What keys and values are kept in; default: --dtype.",
+        help="Dtype of the KV cache; default: --dtype.",
     ),
-    click.option("--device", default="cpu", show_default=True, help="cpu, or cuda: PyTorch's current GPU."),
-    click.option("--outlier-fallback/--no-outlier-fallback", default=True, show_default=True, help="The outlier fallback of W8A8."),
-    click.option("--verbose", "-v", is_flag=True, help="On stderr: how fast the weights were loaded."),
+    click.option("--device", default="cpu", show_default=True, help="cpu, cuda (PyTorch's current GPU) or cuda:N."),
+    click.option("--outlier-fallback/--no-outlier-fallback", default=True, show_default=True, help="In W8A8, multiply outlier activations in 16 bits."),
+    click.option("--verbose", "-v", is_flag=True, help="Print loading time to stderr."),
 )  # fmt: skip
 _COMPILING: Final = "int8conv: note: compiling for this processor; later runs find it done"
 _LOADING_NAMES: Final = ("mode", "dtype", "kv_cache", "device", "outlier_fallback")
 
 
-def generation_options(command: _Command) -> _Command:
-    """How tokens are drawn, and how the model is loaded."""
-    for option in reversed((*_SAMPLING, *_LOADING)):
-        command = option(command)
-    return command
+def generation_options(new_tokens: int) -> Callable[[_Command], _Command]:
+    """How many tokens are generated (``new_tokens`` where nobody says), how they are chosen, and how the model is loaded."""
+    limit = click.option(
+        "--max-new-tokens", "-n", type=click.IntRange(min=0), help=f"Default: {new_tokens}."
+    )
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed((limit, *_SAMPLING, *_LOADING)):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def load_model(path: str, options: dict[str, Any]) -> Model:

@@ -20,29 +20,27 @@ if TYPE_CHECKING:
 @click.argument("path", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every tensor.")
 @click.option("--tensors", is_flag=True, help="Also list every tensor.")
-@click.option("--verify", is_flag=True, help="Re-read every byte against its checksum.")
-@click.option(
-    "--against", metavar="SRC", help="Compare every tensor with the source it was made from."
-)
+@click.option("--verify", is_flag=True, help="Check every byte against its checksum.")
+@click.option("--against", metavar="SRC", help="Compare every tensor with the source of PATH.")
 @click.option(
     "--min-sqnr",
     type=float,
     default=30,
     show_default=True,
     metavar="DB",
-    help="With --against: exit code 1 if an int8 tensor's SQNR is below.",
+    help="With --against: exit with code 1 if the SQNR of an int8 tensor is lower.",
 )
 @click.option(
     "--plot",
     "picture",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Draw a map of outliers and each layer's error: .png or .svg (needs matplotlib).",
+    help="Plot outlier channels and the error of each layer to a .png or .svg file (needs matplotlib).",
 )
 @click.option(
     "--stats",
     type=click.Path(path_type=Path),
-    help="With --plot: the source's statistics, for the magnitude of every channel.",
+    help="With --plot: statistics of the source, to show the magnitude of every channel.",
 )
 def command(
     path: str,
@@ -54,9 +52,9 @@ def command(
     picture: Path | None,
     stats: Path | None,
 ) -> None:
-    """Show what is inside the converted folder PATH: kinds, layers, outlier columns, bytes against 16 bits.
+    """Show what is inside the converted folder PATH: kinds, layers, outlier columns, size compared with 16 bits.
 
-    PATH may be the id of one on the hub, org/name or org/name@revision, which is downloaded.
+    PATH may be a hub id, org/name or org/name@revision, which is downloaded.
     """
     from ..formats.int8.folder import open_folder
     from ..formats.int8.summary import inspect_folder

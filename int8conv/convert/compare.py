@@ -19,7 +19,13 @@ class SourceComparison:
 
     folder: Path
     tensors: tuple[TensorQuality, ...]
-    """Of every int8 tensor, in the order of the file; all others are the source's bit for bit."""
+    """Of every int8 tensor, in the order of the file."""
+    same: int
+    """Other tensors that are the source's bit for bit; the config is too."""
+    rounded: dict[str, int]
+    """Tensors rounded from float32 to 16 bits (of int8 ones, their outlier columns), and how many values that changed."""
+    left_out: dict[str, str]
+    """Tensors of the source that the folder does not have, and why."""
 
     @property
     def worst_first(self) -> list[TensorQuality]:
@@ -45,7 +51,7 @@ class SourceComparison:
         check_sqnr(self.folder, self.tensors, min_sqnr_db)
 
     def to_json(self, min_sqnr_db: float) -> dict[str, Any]:
-        """Figures of every tensor; a figure is null where nothing was lost."""
+        """Figures of every tensor, null where nothing was lost; and what became of all else."""
         return {
             "min_sqnr_db": min_sqnr_db,
             "worst_sqnr_db": self.worst_sqnr_db,
@@ -57,6 +63,9 @@ class SourceComparison:
                 }
                 for q in self.tensors
             },
+            "same": self.same,
+            "rounded": self.rounded,
+            "left_out": self.left_out,
         }  # fmt: skip
 
 
@@ -81,5 +90,7 @@ def compare(
         NotFoundError, HubError, CheckpointError, SafetensorsError, ConvertedFormatError: one of the two cannot be read.
     """
     converted = open_folder(path)
-    tensors = compare_tensors(converted, resolve(source), progress, jobs=jobs)
-    return SourceComparison(converted.folder, tuple(tensors))
+    found = compare_tensors(converted, resolve(source), progress, jobs=jobs)
+    return SourceComparison(
+        converted.folder, tuple(found.linears), found.same, found.rounded, found.left_out
+    )

@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from .. import __version__
 from ..errors import ArgumentError
 from ..formats.hub.download import resolve
 from ..formats.int8.layout import plan_layout
-from ..formats.int8.stats import Stats, read_stats
+from ..formats.int8.outlier_cap import CAP_SHARE
+from ..formats.int8.stats import read_stats
 from ..formats.int8.workspace import open_workspace
 from ..formats.json_file import dump_json
 from ..formats.outputs import check_apart, check_folder
 from ..formats.safetensors.checksum import checksum, checksum_range
+from ..formats.safetensors.storage import LocalFile
 from ..formats.source.checkpoint import Checkpoint
 from ..progress import Progress, counted, silent
 from ..runtime.devices import DeviceLike, find_torch_device
@@ -26,15 +27,15 @@ from .journal import Journal
 from .memory import DEFAULT_MAX_MEMORY, plan_workers
 from .metadata_files import make_manifest, write_metadata_files
 from .options import DEFAULT_SHARD_BYTES, ConvertOptions, Outliers
+from .outliers.choose import choose
 from .outliers.collect import check_source
-from .outliers.data_free import RULE as DATA_FREE_RULE
-from .outliers.data_free import choose_data_free
-from .outliers.rule import CAP_SHARE, HeavyTails, OutlierChoice, Rule, choose_all
+from .outliers.rule import HeavyTails, Rule
 from .plan import QuantizeTask, make_plan
 from .report import ConvertReport, measured
-from .source import OpenedSource, open_source
+from .source import open_source
 from .stopwatch import Stopwatch
 from .stream import run_tasks
+from .watch import SourceWatch
 
 
 def convert_checkpoint(
@@ -72,7 +73,8 @@ def convert_checkpoint(
         max_shard_bytes: payload of an output file, at most (a larger group of linears gets a file of its own).
         keep: regular expressions; linears whose path one of them matches somewhere stay in 16 bits.
         quantize: the same, for further matrices that become int8: head, embeddings.
-        include, exclude: the same, for names of source tensors; the others are left out.
+        include: the same, for names of source tensors; the others are left out.
+        exclude: the same; these are left out.
         outlier_rule: ``"absmax"``, ``"error"`` or ``"paper"`` (see ``outliers``).
         max_outliers: share of an input's columns that stay in 16 bits at most, or 16 columns if that is more; 0: none.
         heavy_tails: what W8A8 does with an input whose activations are heavy-tailed outside of its columns: ``"16bit"`` multiplies
@@ -89,7 +91,8 @@ def convert_checkpoint(
         progress: called as the work goes on.
 
     Raises:
-        NotFoundError, CheckpointError, SafetensorsError: the source is absent or malformed.
+        NotFoundError, CheckpointError, SafetensorsError: the source is missing or malformed; FileChangedError where it was
+            changed meanwhile.
         HubError: it cannot be had from the hub.
         UnsupportedModelError: nothing in it looks like a linear.
         CalibrationError: the model cannot be run on the calibration text.
@@ -111,7 +114,7 @@ def convert_checkpoint(
     )
     measured_before = None if stats is None else read_stats(stats)
     if stats is not None and outliers != "calibrated":
-        raise ArgumentError("stats are for calibrated outliers", expected="outliers calibrated",
+        raise ArgumentError("stats need calibrated outliers", expected="outliers calibrated",
                             found=outliers)  # fmt: skip
     if jobs is not None and jobs < 1:
         raise ArgumentError("jobs", expected="1 or more", found=jobs)
@@ -124,8 +127,9 @@ def convert_checkpoint(
     resolved = resolve(source, stream=stream)
     check_apart(out, resolved.folder)
     if stream and resolved.revision is None:
-        raise ArgumentError("stream is for sources on the hub", file=source, expected="org/name",
+        raise ArgumentError("stream needs a source on the hub", file=source, expected="org/name",
                             found="a local folder")  # fmt: skip
+    source_watch = SourceWatch(resolved.folder)
     opened = open_source(resolved, options)
     if measured_before is not None:
         groups = opened.architecture.groups() if opened.architecture else ()
@@ -142,7 +146,9 @@ def convert_checkpoint(
     ):
         if not journal.resumed:
             workspace.clear()
-        choices, calibration, notes = _choose(opened, options, measured_before, journal, progress)
+        choices, calibration, notes = choose(
+            opened, options, measured_before, journal, source_watch, progress
+        )
         watch.lap("calibrate")
         if journal.outdated:
             notes += ("an unfinished attempt had another source or options: started again",)
@@ -154,9 +160,11 @@ def convert_checkpoint(
             progress=counted(progress, "convert", plan.source_bytes),
         )  # fmt: skip
         manifest = make_manifest(resolved, options, plan, results, calibration)
-        write_metadata_files(
-            workspace.folder, opened.checkpoint, options, layouts, manifest, results
-        )
+        with source_watch.named_errors(opened.checkpoint):
+            write_metadata_files(
+                workspace.folder, opened.checkpoint, options, layouts, manifest, results
+            )
+        source_watch.check(opened.checkpoint, plan.tasks, results)
         workspace.commit()
         watch.lap("flush")
     return ConvertReport(
@@ -177,53 +185,17 @@ def convert_checkpoint(
 def _fingerprint(
     checkpoint: Checkpoint, options: ConvertOptions, stats: str | os.PathLike[str] | None
 ) -> str:
-    """Changes with the options, the statistics, the release, and the source's config, headers, file sizes and times of change."""
+    """Changes with the options, the statistics, the release, and the source's config, tokenizer, headers, and stamps of files."""
     files = {str(t.file): t.file for t in checkpoint.tensors.values()}
+    tokenizer = [p for p in checkpoint.folder.iterdir() if p.name.startswith("tokenizer")]
+    files |= {str(path): LocalFile(path) for path in tokenizer if path.is_file()}
     identity = {
         "generator": __version__,
         "options": asdict(options),
         "stats": None if stats is None else checksum_range(Path(stats)),
-        "source": str(checkpoint.folder.resolve()),
+        "source": os.fsencode(checkpoint.folder.resolve()).hex(),
         "config": checkpoint.config,
-        "files": {name: file.stamp() for name, file in files.items()},
+        "files": sorted([os.fsencode(name).hex(), file.stamp()] for name, file in files.items()),
         "tensors": [[t.name, t.dtype, t.shape, t.offset] for t in checkpoint.tensors.values()],
     }
     return checksum(dump_json(identity))
-
-
-def _choose(
-    opened: OpenedSource,
-    options: ConvertOptions,
-    stats: Stats | None,
-    journal: Journal,
-    progress: Progress,
-) -> tuple[dict[str, OutlierChoice], dict[str, Any] | None, tuple[str, ...]]:
-    """The outlier columns of each input, how they were found, and notes for the user; from the journal if it has them."""
-    if options.outliers == "none":
-        return {}, None, ()
-    if "outliers" not in journal.entries:
-        notes = []
-        if options.outliers == "data-free" or opened.architecture is None:
-            found = choose_data_free(opened.checkpoint, opened.selection, options.max_outliers)
-            about: dict[str, Any] = {"rule": DATA_FREE_RULE}
-        else:
-            if stats is None:
-                from .outliers.calibrate import calibrate_opened  # needs torch
-
-                stats = calibrate_opened(opened.checkpoint, opened.architecture, progress)
-            found = choose_all(stats, options.choosing)
-            about = {
-                "texts": [text for text, _ in stats.texts], "tokens": stats.tokens,
-                "context": stats.context, "rule": options.choosing.describe(),
-            }  # fmt: skip
-            if stats.random:
-                notes.append("the source has no usable tokenizer: calibrated on random tokens")
-        entry = {
-            "choices": {path: choice.to_json() for path, choice in found.items()},
-            "calibration": about,
-            "notes": notes,
-        }
-        journal.record("outliers", entry)
-    recorded = journal.entries["outliers"]
-    choices = {path: OutlierChoice.from_json(v) for path, v in recorded["choices"].items()}
-    return choices, recorded["calibration"], tuple(recorded["notes"])

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
 from .. import __version__
-from ..errors import NotFoundError
 from ..formats.hub.download import Source
 from ..formats.int8.layout import ShardLayout
 from ..formats.int8.manifest import FileRecord, Manifest
 from ..formats.int8.names import MANIFEST_FILE, QUANT_METHOD, VERSION, is_padding
 from ..formats.int8.writer import write_file
 from ..formats.json_file import dump_json
-from ..formats.safetensors.checksum import checksum
+from ..formats.regular_file import open_to_write, write_all
+from ..formats.safetensors.checksum import checksum, running_checksum
 from ..formats.source.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
+from ..formats.source.metadata_files import (
+    MOST_BYTES,
+    find_metadata_files,
+    open_metadata_file,
+)
 from .options import ConvertOptions
 from .plan import Plan
 from .stream import TaskResult
+
+_BLOCK_BYTES: Final = 1 << 20
 
 
 def make_manifest(
@@ -59,13 +67,14 @@ def write_metadata_files(
     section = {"quant_method": QUANT_METHOD, "version": VERSION, "outliers": options.outliers}
     section["dtype"] = options.dtype
     files = {CONFIG_FILE: dump_json(checkpoint.config | {"quantization_config": section})}
-    files |= dict(_copied_files(checkpoint.folder))
     weight_map = {
         t.name: layout.name for layout in layouts for t in layout.tensors if not is_padding(t.name)
     }
     total = sum(layout.nbytes - len(layout.header) for layout in layouts)
     files[INDEX_FILE] = dump_json({"metadata": {"total_size": total}, "weight_map": weight_map})
-    records = {name: FileRecord(len(data), checksum(data)) for name, data in files.items()}
+    copied = find_metadata_files(checkpoint.folder, checkpoint.config).names
+    records = {name: _copy(checkpoint.folder, name, staging) for name in copied}
+    records |= {name: FileRecord(len(data), checksum(data)) for name, data in files.items()}
     sums = {name: value for result in results for name, value in result.checksums.items()}
     for layout in layouts:
         tensors = {t.name: sums[t.name] for t in layout.tensors if not is_padding(t.name)}
@@ -77,20 +86,19 @@ def write_metadata_files(
         write_file(staging / name, data)
 
 
-_COPIED_SUFFIXES: Final = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
-_COPIED_PREFIXES: Final = ("LICENSE", "NOTICE", "USE_POLICY")
-
-
-def _copied_files(folder: Path) -> list[tuple[str, bytes]]:
-    """Tokenizer, generation and licence files, as they are."""
-    copied = []
-    for path in sorted(folder.iterdir()):
-        name = path.name
-        wanted = path.suffix in _COPIED_SUFFIXES or name.startswith(_COPIED_PREFIXES)
-        own = name in (CONFIG_FILE, MANIFEST_FILE) or name.endswith(".index.json")
-        if wanted and not own and path.is_file():
-            try:
-                copied.append((name, path.read_bytes()))
-            except OSError as error:
-                raise NotFoundError(f"cannot be read: {error.strerror}", file=path) from error
-    return copied
+def _copy(folder: Path, name: str, staging: Path) -> FileRecord:
+    """A file as it is, block by block."""
+    running, nbytes = running_checksum(), 0
+    target = staging / name
+    target.parent.mkdir(exist_ok=True)
+    with (
+        open(open_metadata_file(folder, name), "rb", buffering=0) as source,
+        open(open_to_write(target), "r+b", buffering=0) as copy,
+    ):
+        copy.truncate(0)
+        while nbytes <= MOST_BYTES and (block := source.read(_BLOCK_BYTES)):
+            running.update(block)
+            write_all(copy.fileno(), block)
+            nbytes += len(block)
+        os.fsync(copy.fileno())
+    return FileRecord(nbytes, running.hexdigest())

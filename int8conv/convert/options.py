@@ -10,7 +10,8 @@ from typing import Any, Final, Literal
 from ..errors import ArgumentError, JsonFileError
 from ..formats.int8.folder import ConvertedFolder
 from ..formats.int8.names import MANIFEST_FILE
-from .outliers.rule import CAP_SHARE, HEAVY_TAILS, RULES, Choosing, HeavyTails, Rule
+from ..formats.int8.outlier_cap import CAP_SHARE
+from .outliers.rule import HEAVY_TAILS, RULES, Choosing, HeavyTails, Rule
 from .outliers.selection import Patterns
 
 Outliers = Literal["calibrated", "data-free", "none"]
@@ -49,7 +50,7 @@ class ConvertOptions:
                 raise ArgumentError(name, expected=" or ".join(choices), found=getattr(self, name))
         if not 0 <= self.max_outliers <= 1:
             raise ArgumentError(
-                "max_outliers", expected="a share from 0 to 1", found=self.max_outliers
+                "max_outliers", expected="a fraction from 0 to 1", found=self.max_outliers
             )
         if self.dtype not in HALVES:
             raise ArgumentError("dtype", expected=" or ".join(HALVES), found=self.dtype)

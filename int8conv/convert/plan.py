@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UnsupportedDtypeError
+from ..errors import UnsupportedModelError
 from ..formats.int8.layout import Run, TensorSpec, Unit
 from ..formats.int8.manifest import InputGroup
 from ..formats.int8.names import BIAS, KINDS, OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
@@ -17,7 +18,7 @@ from ..formats.safetensors.stored import StoredTensor
 from ..formats.source.matrix import Matrix
 from .options import ConvertOptions
 from .outliers.rule import NO_OUTLIERS, OutlierChoice
-from .outliers.selection import Group, Kept, Selection
+from .outliers.selection import Kept, Linear, Selection
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class QuantizeTask:
 
 @dataclass(frozen=True)
 class KeepTask:
-    """A tensor that stays in 16 bits, rounded to ``dtype`` if the source has 32."""
+    """A tensor that stays as it is, or is rounded to ``dtype`` if it is a float32 matrix."""
 
     name: str
     source: StoredTensor | Matrix
@@ -76,69 +77,89 @@ def make_plan(
 ) -> Plan:
     """Plan the conversion of a source.
 
+    A group is one matrix, so linears of an input whose outlier columns or biases would differ in dtype are groups of their own.
+
     Args:
         selection: what becomes int8 and what stays.
         outliers: the choice for each input, by the group's ``input``; none where absent.
         options: among them the 16-bit type for tensors that the source has in F32 or FP8.
 
     Raises:
-        UnsupportedDtypeError: linears that share an input differ.
+        UnsupportedModelError: two tensors would have one name.
     """
     tasks: list[Task] = []
     units: list[Unit] = []
     inputs: list[InputGroup] = []
-    half = options.half
     for item in selection.items:
         if isinstance(item, Kept):
-            kept = KeepTask(item.name, item.source, _half(item.source, half), item.kind)
+            kept = KeepTask(item.name, item.source, _kept_dtype(item, options.half), item.kind)
             tasks.append(kept)
             units.append(((_spec(kept),),))
             continue
-        paths = tuple(linear.path for linear in item.linears)
         choice = outliers.get(item.input, NO_OUTLIERS)
-        group, biases = _group_tasks(item, choice, half)
-        _check_same_dtype([(task.source, task.half) for task in group])
-        _check_same_dtype([(task.source, task.dtype) for task in biases])
-        tasks += [*group, *biases]
-        units.append(_group_unit(group, biases))
-        in_features = item.linears[0].weight.shape[1]
-        inputs.append(InputGroup(paths, in_features, len(choice.columns), choice.threshold))
+        for linears, half in _by_dtype(item.linears, options.half):
+            group, biases = _group_tasks(linears, choice, half, item.kind)
+            tasks += [*group, *biases]
+            units.append(_group_unit(group, biases))
+            paths = tuple(linear.path for linear in linears)
+            in_features = linears[0].weight.shape[1]
+            inputs.append(InputGroup(paths, in_features, len(choice.columns), choice.threshold))
+    _check_names(units, tasks)
     return Plan(tuple(tasks), tuple(units), tuple(inputs), selection.skipped)
 
 
+def _by_dtype(linears: Sequence[Linear], half: str) -> Iterator[tuple[list[Linear], str]]:
+    """Linears of one input by the dtypes of their outlier columns and biases; a float32 weight goes with 16-bit siblings."""
+    halves = {x.weight.dtype for x in linears} - _ROUNDED
+    rounded = halves.pop() if len(halves) == 1 else half
+    found: dict[tuple[str, str | None], list[Linear]] = {}
+    for x in linears:
+        dtype = rounded if x.weight.dtype in _ROUNDED else x.weight.dtype
+        found.setdefault((dtype, None if x.bias is None else _small_dtype(x.bias)), []).append(x)
+    for (dtype, _), members in found.items():
+        yield members, dtype
+
+
 def _group_tasks(
-    group: Group, choice: OutlierChoice, half: str
+    linears: Sequence[Linear], choice: OutlierChoice, half: str, kind: str
 ) -> tuple[list[QuantizeTask], list[KeepTask]]:
     weights, biases = [], []
-    weight_half = _shared_half([x.weight for x in group.linears], half)
-    bias_half = _shared_half([x.bias for x in group.linears if x.bias is not None], half)
-    for x in group.linears:
-        dtype = _half(x.weight, weight_half)
-        weights.append(QuantizeTask(x.path, x.weight, choice.columns, dtype, group.kind))
+    for x in linears:
+        weights.append(QuantizeTask(x.path, x.weight, choice.columns, half, kind))
         if x.bias is not None:
-            name, dtype = f"{x.path}.{BIAS}", _half(x.bias, bias_half)
-            biases.append(KeepTask(name, x.bias, dtype, group.kind))
+            biases.append(KeepTask(f"{x.path}.{BIAS}", x.bias, _small_dtype(x.bias), kind))
     return weights, biases
 
 
-def _half(tensor: StoredTensor | Matrix, half: str) -> str:
-    return half if tensor.dtype in _ROUNDED else tensor.dtype
+def _kept_dtype(kept: Kept, half: str) -> str:
+    """Only float32 matrices are rounded: what is small, or no operand of a product, is worth its bits."""
+    source = kept.source
+    if source.dtype not in _ROUNDED:
+        return source.dtype
+    long_axes = sum(size > 1 for size in source.shape)
+    is_matrix = long_axes >= 2 and kept.name.endswith(f".{WEIGHT}")
+    return half if is_matrix or long_axes >= 3 else "F32"
 
 
-def _shared_half(tensors: Sequence[StoredTensor | Matrix], half: str) -> str:
-    """What those become that have to be rounded: the one 16-bit type of the others, with which they are one matrix."""
-    others = {tensor.dtype for tensor in tensors} - _ROUNDED
-    return others.pop() if len(others) == 1 else half
+def _small_dtype(tensor: StoredTensor) -> str:
+    """Of what is no matrix; doubles are taken as float32."""
+    return "F32" if tensor.dtype in _ROUNDED else tensor.dtype
 
 
-def _check_same_dtype(run: Sequence[tuple[StoredTensor | Matrix, str]]) -> None:
-    """A run of a group is one matrix, so it has one dtype."""
-    for tensor, dtype in run:
-        if dtype != run[0][1]:
-            raise UnsupportedDtypeError(
-                f"would be kept in another dtype than '{run[0][0].name}', which shares its input",
-                file=tensor.file, tensor=tensor.name, expected=run[0][1], found=dtype,
+def _check_names(units: Sequence[Unit], tasks: Sequence[Task]) -> None:
+    """A stack ``P`` becomes ``P.0``, which may be there already."""
+    names = Counter(spec.name for unit in units for run in unit for spec in run)
+    for name, count in names.items():
+        if count > 1:
+            source = next(t.source for t in tasks if name.startswith(_output_name(t)))
+            raise UnsupportedModelError(
+                "two tensors of the output would have this name", file=source.file, tensor=name,
+                hint="leave one of them out with --exclude",
             )  # fmt: skip
+
+
+def _output_name(task: Task) -> str:
+    return task.path if isinstance(task, QuantizeTask) else task.name
 
 
 def _spec(task: KeepTask) -> TensorSpec:

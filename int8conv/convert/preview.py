@@ -14,9 +14,10 @@ import numpy as np
 
 from ..formats.hub.download import resolve_headers
 from ..formats.int8.layout import plan_layout
+from ..formats.int8.outlier_cap import most_outliers
 from .memory import DEFAULT_MAX_MEMORY, plan_workers
 from .options import ConvertOptions
-from .outliers.rule import OutlierChoice, most_outliers
+from .outliers.rule import OutlierChoice
 from .outliers.selection import Group
 from .plan import Task, make_plan
 from .source import OpenedSource, open_source

@@ -1,4 +1,4 @@
-"""Hold a converted folder against its source: how exact each linear is, and that all else is bit for bit the same.
+"""Hold a converted folder against its source: how exact each linear is, and what of all else is the same, rounded or left out.
 
 For a weight ``w`` and what the folder stands for ``v``: SQNR = 10 log10(sum w^2 / sum (w - v)^2) in dB, over the whole
 matrix. Codes and row scales are computed again by the formula of SPEC.md section 1.1, without the converter's quantizer, and
@@ -24,8 +24,10 @@ from ..errors import QualityError, SourceMismatchError
 from ..formats.hub.download import Source
 from ..formats.int8.folder import ConvertedFolder, QuantizedLinear
 from ..formats.int8.names import BIAS
+from ..formats.safetensors.dtypes import FLOAT_DTYPES
 from ..formats.safetensors.stored import StoredTensor, read_array, read_rows
-from ..formats.source.matrix import Matrix, MatrixReader, as_rows
+from ..formats.source.checkpoint import CONFIG_FILE
+from ..formats.source.matrix import Matrix, MatrixReader, as_bytes, as_rows
 from ..progress import Advance, Progress, counted, silent
 from .options import read_options
 from .outliers.selection import Kept
@@ -57,6 +59,20 @@ class TensorQuality:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """A converted folder against its source."""
+
+    linears: list[TensorQuality]
+    """Every quantized one, in the order of the source's selection."""
+    same: int
+    """Tensors that are the source's bit for bit."""
+    rounded: dict[str, int]
+    """Tensors rounded from float32 to 16 bits (outlier columns: by the linear's weight), and values that it changed."""
+    left_out: dict[str, str]
+    """Tensors of the source that the folder does not have, and why."""
+
+
+@dataclass(frozen=True)
 class _Pair:
     """Something of the folder, and the tensor that it was made of."""
 
@@ -72,8 +88,8 @@ def compare_tensors(
     progress: Progress = silent,
     *,
     jobs: int | None = None,
-) -> list[TensorQuality]:
-    """The quality of every quantized linear.
+) -> Comparison:
+    """The quality of every quantized linear, and what became of everything else.
 
     Args:
         converted: the folder.
@@ -82,13 +98,15 @@ def compare_tensors(
         jobs: tensors to work on at once; None: one for each processor.
 
     Raises:
-        SourceMismatchError: the source is not the one that was converted; or a code, a row scale, an outlier column or a
-            kept tensor is not what the source gives.
+        SourceMismatchError: the source is not the one that was converted; or a code, a row scale, an outlier column, a
+            kept tensor or a key of the config differs from the source.
         JsonFileError: the manifest's options are malformed.
-        NotFoundError, CheckpointError, SafetensorsError: the source is absent or malformed, or changed meanwhile.
+        NotFoundError, CheckpointError, SafetensorsError: the source is missing or malformed, or changed meanwhile.
     """
     opened = open_source(source, read_options(converted))
-    pairs = list(_pairs(converted, opened))
+    _check_config(converted, opened)
+    left_out = dict(opened.selection.skipped)
+    pairs = list(_pairs(converted, opened, left_out))
     advance = counted(progress, "compare", sum(pair.source.nbytes for pair in pairs))
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as executor:
         futures = [executor.submit(_compare, pair, advance) for pair in pairs]
@@ -97,7 +115,26 @@ def compare_tensors(
         except BaseException:
             executor.shutdown(wait=True, cancel_futures=True)
             raise
-    return [quality for quality in results if quality is not None]
+    kept = [pair for pair in pairs if isinstance(pair.converted, StoredTensor)]
+    rounded = {
+        pair.source.name: result.rounded for pair, result in zip(pairs, results, strict=True) if result.is_rounded
+    }  # fmt: skip
+    linears = [result.quality for result in results if result.quality is not None]
+    same = len(kept) - sum(pair.source.name in rounded for pair in kept)
+    return Comparison(linears, same, rounded, left_out)
+
+
+def _check_config(converted: ConvertedFolder, opened: OpenedSource) -> None:
+    """The config is the source's but for the section that says how it was quantized."""
+    mine, yours = dict(converted.config), dict(opened.checkpoint.config)
+    for config in (mine, yours):
+        config.pop("quantization_config", None)
+    for key in sorted(mine.keys() | yours.keys()):
+        if key not in mine or key not in yours or mine[key] != yours[key]:
+            raise SourceMismatchError(
+                f"key '{key}' is not what the source has", file=converted.folder / CONFIG_FILE,
+                expected=repr(yours.get(key)), found=repr(mine.get(key)),
+            )  # fmt: skip
 
 
 def median_sqnr(qualities: Sequence[TensorQuality]) -> float | None:
@@ -111,15 +148,21 @@ def check_sqnr(folder: Path, qualities: Sequence[TensorQuality], limit: float) -
     low = sorted((q for q in qualities if q.order < limit), key=lambda q: q.order)
     if low:
         raise QualityError(
-            f"SQNR is too low, and so for {len(low)} of {len(qualities)} tensors",
+            f"SQNR is below the limit for {len(low)} of {len(qualities)} tensors",
             file=folder, tensor=low[0].name, expected=f"at least {limit:g} dB",
             found=f"{low[0].order:.1f} dB",
             hint="keep it in 16 bits, or more of its columns; or lower the limit",
         )  # fmt: skip
 
 
-def _pairs(converted: ConvertedFolder, opened: OpenedSource) -> Iterator[_Pair]:
-    """Everything that is to be compared; raises SourceMismatchError before anything is read, if names or shapes differ."""
+def _pairs(
+    converted: ConvertedFolder, opened: OpenedSource, left_out: dict[str, str]
+) -> Iterator[_Pair]:
+    """Everything that is to be compared; raises SourceMismatchError before anything is read, if names or shapes differ.
+
+    What an earlier release left out, and this one would keep, is added to ``left_out``.
+    """
+    _check_left_out(converted, opened)
     recorded = converted.manifest.source.get("tensors")
     records: dict[str, Any] = dict(recorded) if isinstance(recorded, dict) else {}
     linears, kept = dict(converted.linears), {t.name: t for t in converted.others()}
@@ -135,7 +178,10 @@ def _pairs(converted: ConvertedFolder, opened: OpenedSource) -> Iterator[_Pair]:
 
     for item in opened.selection.items:
         if isinstance(item, Kept):
-            yield pair(kept.pop(item.name, None), item.source)
+            if item.name in converted.manifest.skipped and item.name not in kept:
+                left_out[item.name] = converted.manifest.skipped[item.name]
+            else:
+                yield pair(kept.pop(item.name, None), item.source)
             continue
         for x in item.linears:
             yield pair(linears.pop(x.path, None), x.weight)
@@ -145,8 +191,19 @@ def _pairs(converted: ConvertedFolder, opened: OpenedSource) -> Iterator[_Pair]:
         raise SourceMismatchError("not the source that was converted: lacks a tensor",
                                   file=opened.checkpoint.folder, tensor=name)  # fmt: skip
     for name in records:
-        raise SourceMismatchError("a tensor of the source is absent", file=converted.folder,
+        raise SourceMismatchError("a tensor of the source is missing", file=converted.folder,
                                   tensor=name, hint="copy the folder again")  # fmt: skip
+
+
+def _check_left_out(converted: ConvertedFolder, opened: OpenedSource) -> None:
+    """The source lacks nothing that was left out, and has nothing more that would be."""
+    recorded, found = converted.manifest.skipped, opened.selection.skipped
+    for name in found.keys() - recorded.keys():
+        raise SourceMismatchError("not the source that was converted: has a tensor that was not there",
+                                  file=opened.checkpoint.folder, tensor=name)  # fmt: skip
+    for name in recorded.keys() - found.keys() - opened.checkpoint.tensors.keys():
+        raise SourceMismatchError("not the source that was converted: lacks a tensor",
+                                  file=opened.checkpoint.folder, tensor=name)  # fmt: skip
 
 
 def _check_record(
@@ -162,23 +219,40 @@ def _check_record(
                               f"{source.dtype} {list(source.shape)}")  # fmt: skip
 
 
-def _compare(pair: _Pair, advance: Advance) -> TensorQuality | None:
+@dataclass
+class _Result:
+    """What a comparison of two tensors found."""
+
+    quality: TensorQuality | None = None
+    is_rounded: bool = False
+    rounded: int = 0
+
+
+def _compare(pair: _Pair, advance: Advance) -> _Result:
     source = pair.source
-    matrix = source if isinstance(source, Matrix) else as_rows(source, _BLOCK_ELEMENTS)
-    reader, quality = MatrixReader(matrix, _BLOCK_ELEMENTS), None
+    if isinstance(source, Matrix):
+        matrix = source
+    elif source.dtype in FLOAT_DTYPES:
+        matrix = as_rows(source, _BLOCK_ELEMENTS)
+    else:
+        matrix = as_bytes(source)
+        if isinstance(pair.converted, StoredTensor) and pair.converted.dtype != source.dtype:
+            raise _not_the_source(source, "another dtype", pair.converted.dtype, source.dtype)
+    reader, result = MatrixReader(matrix, _BLOCK_ELEMENTS), _Result()
     with np.errstate(all="ignore"):  # a source that is not the one converted may hold anything
         if isinstance(pair.converted, QuantizedLinear):
-            quality = _compare_linear(pair.converted, matrix, reader, advance)
+            result.quality = _compare_linear(pair.converted, matrix, reader, advance, result)
         else:
-            _compare_kept(pair.converted, matrix, reader, advance)
+            _compare_kept(pair.converted, matrix, reader, advance, result)
     if reader.checksum() != pair.checksum:  # after the values: where they differ they say more
         raise _not_the_source(source, "another checksum", pair.checksum, reader.checksum())
-    return quality
+    return result
 
 
 def _compare_linear(
-    linear: QuantizedLinear, source: Matrix, reader: MatrixReader, advance: Advance
-) -> TensorQuality:
+    linear: QuantizedLinear, source: Matrix, reader: MatrixReader, advance: Advance,
+    result: _Result,
+) -> TensorQuality:  # fmt: skip
     scale = read_array(linear.scale)
     columns = read_array(linear.outlier_index) if linear.outlier_index else np.empty(0, np.int32)
     signal = noise = largest = 0.0
@@ -188,7 +262,7 @@ def _compare_linear(
         error = np.zeros(weight.shape)
         if linear.outlier_weight is not None:
             kept = read_rows(linear.outlier_weight, first, last)
-            _check_bits(source, bits[:, columns], linear.outlier_weight, kept, first)
+            _check_bits(source, bits[:, columns], linear.outlier_weight, kept, first, result)
             error[:, columns] = weight[:, columns] - _values(kept, linear.outlier_weight.dtype)
         signal += float(np.square(weight, dtype=np.float64).sum())
         weight[:, columns] = 0
@@ -218,20 +292,26 @@ def _codes(weight: _Values, scale: _Values) -> _Values:
 
 
 def _compare_kept(
-    tensor: StoredTensor, source: Matrix, reader: MatrixReader, advance: Advance
-) -> None:
+    tensor: StoredTensor, source: Matrix, reader: MatrixReader, advance: Advance,
+    result: _Result,
+) -> None:  # fmt: skip
+    if source.dtype not in FLOAT_DTYPES:
+        tensor = replace(tensor, dtype=source.dtype)
     rows = replace(tensor, shape=source.shape)
     for first, bits in reader.blocks():
-        _check_bits(source, bits, tensor, read_rows(rows, first, first + len(bits)), first)
+        found = read_rows(rows, first, first + len(bits))
+        _check_bits(source, bits, tensor, found, first, result)
         advance(source.nbytes * len(bits) // max(reader.rows, 1))
 
 
 def _check_bits(
-    source: Matrix, bits: Bits, tensor: StoredTensor, found: npt.NDArray[Any], first: int
-) -> None:
-    """A block in 16 bits is the source's, bit for bit, or its rounding."""
+    source: Matrix, bits: Bits, tensor: StoredTensor, found: npt.NDArray[Any], first: int, result: _Result
+) -> None:  # fmt: skip
+    """A block is the source's, bit for bit, or its rounding, which is counted."""
     if source.dtype == "F32" != tensor.dtype:
-        bits, _ = round_to_half(np.ascontiguousarray(bits).view(np.float32), tensor.dtype)
+        bits, changed = round_to_half(np.ascontiguousarray(bits).view(np.float32), tensor.dtype)
+        result.is_rounded = True
+        result.rounded += changed
     elif source.dtype != tensor.dtype:
         raise SourceMismatchError("not in the source's dtype", file=tensor.file, tensor=tensor.name,
                                   expected=source.dtype, found=tensor.dtype)  # fmt: skip
@@ -246,7 +326,7 @@ def _check_rows(
     if not same.all():
         wrong = ~same.reshape(len(same), -1).all(axis=1)
         raise SourceMismatchError(
-            f"row {first + int(wrong.argmax())} is not what the source gives", file=tensor.file,
+            f"row {first + int(wrong.argmax())} differs from the source", file=tensor.file,
             tensor=tensor.name, hint="the folder is damaged, or was converted from another source",
         )  # fmt: skip
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from ..errors import ArgumentError, MissingTensorError, UnsupportedModelError
 from ..formats.hub.download import Source
 from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint
 from ..formats.source.matrix import have_same_values
+from ..formats.source.metadata_files import find_metadata_files
 from ..runtime.models.architecture import Architecture, find_tensor, read_architecture
 from ..runtime.opening import open_unconverted
-from .generic import select_by_names
+from .by_name.generic import select_by_names
 from .options import ConvertOptions
 from .outliers.selection import Selection, matches, select_modules
+
+ADAPTER_CONFIG: Final = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ def open_source(
     checkpoint, excluded = _included(opened.checkpoint, options)
     architecture = None
     notes = list(checkpoint.notes)
+    notes += find_metadata_files(source.folder, checkpoint.config).notes
     try:
         architecture = _read_architecture(
             opened.checkpoint, source.folder / CONFIG_FILE, headers_only
@@ -68,7 +73,11 @@ def open_source(
                                 hint="change --include or --exclude") from None  # fmt: skip
         raise
     selection = replace(selection, skipped=selection.skipped | excluded)
-    return OpenedSource(checkpoint, architecture, selection, tuple(notes))
+    if (source.folder / ADAPTER_CONFIG).is_file():
+        notes.append(
+            f"{ADAPTER_CONFIG}: the adapter that stands beside the weights is not part of the output; merge it first"
+        )
+    return OpenedSource(checkpoint, architecture, selection, (*notes, *selection.notes))
 
 
 def _read_architecture(checkpoint: Checkpoint, file: Path, headers_only: bool) -> Architecture:

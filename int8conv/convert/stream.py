@@ -5,6 +5,7 @@ A worker holds one block. Offsets are planned, so the bytes do not depend on the
 
 from __future__ import annotations
 
+import math
 import queue
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +16,22 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import HalfOverflowError, NonFiniteWeightError, NotFoundError, TruncatedFileError
+from ..errors import (
+    FileChangedError,
+    HalfOverflowError,
+    NonFiniteWeightError,
+    NotFoundError,
+    TruncatedFileError,
+)
 from ..formats.int8.layout import ShardLayout
 from ..formats.int8.names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
 from ..formats.int8.writer import Flusher, ShardWriter
 from ..formats.safetensors.buffers import Buffers
 from ..formats.safetensors.checksum import running_checksum
-from ..formats.safetensors.stored import StoredTensor
-from ..formats.source.matrix import Matrix, MatrixReader, as_rows
+from ..formats.safetensors.dtypes import FLOAT_DTYPES
+from ..formats.safetensors.storage import LocalFile
+from ..formats.safetensors.stored import StoredTensor, stored_checksum
+from ..formats.source.matrix import Matrix, MatrixReader, as_bytes, as_rows
 from ..progress import Advance
 from ..runtime.devices import find_torch_device
 from .journal import Journal
@@ -48,6 +57,24 @@ class TaskResult:
     """Largest difference between a weight and its dequantized code, on the same sample."""
     resumed: bool = False
     """Done by an earlier attempt."""
+
+    @classmethod
+    def recorded(cls, entry: Any, names: Sequence[str]) -> TaskResult | None:
+        """That of a journal's entry, if it can be one of a task that writes tensors of those names."""
+        try:
+            result = cls(**entry, resumed=True)
+        except TypeError:
+            return None
+        sums, errors = result.checksums, (result.sqnr_db or 0.0, result.max_error)
+        if (
+            not isinstance(sums, dict)
+            or set(sums) != set(names)
+            or type(result.rounded) is not int
+            or result.rounded < 0
+            or not all(isinstance(e, int | float) and math.isfinite(e) for e in errors)
+        ):
+            return None
+        return result
 
 
 class Quantizer(Protocol):
@@ -176,22 +203,37 @@ def _run_once(task: Task, worker: _Worker, journal: Journal | None) -> TaskResul
     if journal is None:
         return _run(task, worker)
     key = f"tensor {task.source.name}"
-    if (entry := journal.entries.get(key)) is not None:
-        recorded = TaskResult(**entry, resumed=True)
-        written = recorded.checksums.items()
-        if all(worker.writers[name].checksum(name) == value for name, value in written):
-            worker.watch.lap("verify")
-            worker.progress(task.source.nbytes)
-            return recorded
+    recorded = TaskResult.recorded(journal.entries.get(key), _names(task))
+    if recorded is not None and _still_true(task, recorded, worker.writers):
+        worker.watch.lap("verify")
+        worker.progress(task.source.nbytes)
+        return recorded
     result = _run(task, worker)
     journal.record(key, {k: v for k, v in asdict(result).items() if k != "resumed"})
     return result
 
 
+def _names(task: Task) -> list[str]:
+    """Of the tensors that a task writes."""
+    if not isinstance(task, QuantizeTask):
+        return [task.name]
+    kinds = (WEIGHT, SCALE, *((OUTLIER_INDEX, OUTLIER_WEIGHT) if len(task.columns) else ()))
+    return [f"{task.path}.{kind}" for kind in kinds]
+
+
+def _still_true(task: Task, recorded: TaskResult, writers: Mapping[str, ShardWriter]) -> bool:
+    """Whether all that was written is there, and the source is what it was made of (on a hub, it can be nothing else)."""
+    written = recorded.checksums.items()
+    if not all(writers[name].checksum(name) == value for name, value in written):
+        return False
+    local = isinstance(task.source.file, LocalFile)
+    return not local or stored_checksum(task.source) == recorded.source_checksum
+
+
 def _run(task: Task, worker: _Worker) -> TaskResult:
     try:
         return _quantize(task, worker) if isinstance(task, QuantizeTask) else _keep(task, worker)
-    except (NotFoundError, TruncatedFileError) as error:
+    except (FileChangedError, NotFoundError, TruncatedFileError) as error:
         raise error.about(task.source.name) from error
 
 
@@ -244,6 +286,8 @@ def _quantize(task: QuantizeTask, worker: _Worker) -> TaskResult:
 
 
 def _keep(task: KeepTask, worker: _Worker) -> TaskResult:
+    if task.source.dtype not in FLOAT_DTYPES and isinstance(task.source, StoredTensor):
+        return _copy(task.name, task.source, worker)
     output, rounded = _Output(worker, task.name), 0
     source = task.source
     if not isinstance(source, Matrix):
@@ -263,6 +307,17 @@ def _keep(task: KeepTask, worker: _Worker) -> TaskResult:
         output.write(half)
         worker.progress(len(bits) * source.nbytes // max(source.shape[0], 1))
     return TaskResult(reader.checksum(), {output.name: output.checksum()}, rounded)
+
+
+def _copy(name: str, source: StoredTensor, worker: _Worker) -> TaskResult:
+    """Integers and masks, byte by byte."""
+    output = _Output(worker, name)
+    reader = MatrixReader(as_bytes(source), worker.block_elements, worker.buffers)
+    for _, data in reader.blocks():
+        worker.watch.lap("read")
+        output.write(data)
+        worker.progress(len(data))
+    return TaskResult(reader.checksum(), {name: output.checksum()})
 
 
 def _to_half(
@@ -286,5 +341,5 @@ def non_finite_weight(source: StoredTensor | Matrix, row: int) -> NonFiniteWeigh
     """The error for a NaN or an infinity in a source tensor."""
     return NonFiniteWeightError(
         f"NaN or infinity in row {row}", file=source.file, tensor=source.name,
-        expected="finite weights", hint="the source is damaged, or was trained to this: repair it",
+        expected="finite weights", hint="the source is damaged, or its training diverged: repair it",
     )  # fmt: skip

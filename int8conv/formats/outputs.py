@@ -29,7 +29,7 @@ from ..errors import (
     OutputOverlapError,
 )
 from .int8.manifest import read_manifest
-from .int8.names import MANIFEST_FILE
+from .int8.names import MANIFEST_FILE, TEMPLATES_FOLDER
 from .regular_file import open_regular, write_all
 from .safetensors.checksum import checksum
 from .source.weight_files import WeightFiles, find_weight_files
@@ -86,16 +86,27 @@ def check_is_output(out: Path, name: Path | None = None) -> None:
             f"output exists and is not a converted folder; it is not replaced ({error.problem})", file=name,
             hint="remove it yourself, or choose another output",
         ) from error  # fmt: skip
-    with os.scandir(out) as entries:
-        foreign = [
-            e.name for e in entries if e.name not in known or e.is_dir(follow_symlinks=False)
-        ]
+    foreign = [name for name, is_dir in _entries(out) if name not in known or is_dir]
     if foreign:
         raise OutputExistsError(
             f"output holds what its {MANIFEST_FILE} does not name; it is not replaced", file=name,
             found=", ".join(sorted(foreign)[:3]) + ", ..." * (len(foreign) > 3),
             hint="move that elsewhere, or choose another output",
         )  # fmt: skip
+
+
+def _entries(out: Path) -> Iterator[tuple[str, bool]]:
+    """Name of each entry, and whether it is a folder; of the folder of chat templates, its entries instead."""
+    with os.scandir(out) as entries:
+        for entry in entries:
+            is_dir = entry.is_dir(follow_symlinks=False)
+            if is_dir and entry.name == TEMPLATES_FOLDER:
+                with os.scandir(entry.path) as templates:
+                    for inner in templates:
+                        name = f"{TEMPLATES_FOLDER}/{inner.name}"
+                        yield name, inner.is_dir(follow_symlinks=False)
+            else:
+                yield entry.name, is_dir
 
 
 def check_apart(out: Path, source: Path) -> None:
@@ -219,7 +230,7 @@ def named_output_errors(out: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise NoSpaceError(
                 "no space left to write it", file=out,
-                hint="free some and run the same command again: it goes on from there",
+                hint="free some space and run the same command again to resume",
             ) from error  # fmt: skip
         if error.errno in _NOT_WRITABLE:
             raise NotWritableError(f"cannot be written: {error.strerror}", file=out) from error

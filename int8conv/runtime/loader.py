@@ -55,6 +55,7 @@ def load(
         ArgumentError: an unknown device, mode, dtype or kv_cache; a mode for an unconverted checkpoint.
         UnsupportedModelError: a family, or a feature of its config, that the runtime does not know.
         CheckpointError, SafetensorsError, ConvertedFormatError: a malformed folder.
+        FileChangedError: somebody wrote to its files meanwhile.
     """
     place = find_placement(device)
     if mode is not None and mode not in MODES:
@@ -69,7 +70,7 @@ def load_opened(
     """``load`` for a model whose headers are read already."""
     converted, architecture = opened.converted, opened.architecture
     if converted is None and mode is not None:
-        raise ArgumentError("mode is for converted folders", file=opened.folder, found=repr(mode),
+        raise ArgumentError("mode applies to converted folders only", file=opened.folder, found=repr(mode),
                             hint="an unconverted checkpoint runs in its own precision")  # fmt: skip
     chosen = choose_dtype(dtype, place.kind, opened)
     cached = cache_dtype(kv_cache, chosen, place.kind)
@@ -82,8 +83,10 @@ def load_opened(
         decoder = Decoder(architecture, weights, chosen, cached)
         defaults = read_generation_defaults(opened.folder, opened.config)
         model = Model(opened, decoder, defaults, mode)
+        model.check_files = weights.check_files
         if place.kind == "cuda":
             model.loading = cast("DeviceConverted | DeviceCheckpoint", weights).files.finish()
+    weights.check_files()
     if isinstance(weights, ConvertedWeights):
         model.fallback_counters = weights.counters
     return model

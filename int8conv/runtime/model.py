@@ -52,6 +52,8 @@ class Model:
         """How tokens are chosen unless ``generate`` is told otherwise; from generation_config.json as well."""
         self.end_tokens = self.defaults.end_tokens
         self.fallback_counters: Mapping[str, FallbackCounter] = {}
+        self.check_files: Callable[[], None] = lambda: None
+        """Raises FileChangedError if the files of the weights were changed in place since they were opened."""
         self.loading: Loading | None = None
         """What went to the GPU, and how fast."""
 
@@ -221,10 +223,11 @@ class Model:
         return limit
 
     def _check_tokens(self, token_ids: Tensor, new_tokens: int) -> None:
+        self.check_files()
         length = token_ids.shape[1]
         if length + new_tokens > self.config.max_positions or length == 0:
             raise GenerationError(
-                f"{length} tokens of prompt and {new_tokens} new ones do not fit the context",
+                f"{length} prompt tokens and {new_tokens} new tokens do not fit the context",
                 expected=f"1 to {self.config.max_positions} positions",
                 found=length + new_tokens,
             )  # fmt: skip

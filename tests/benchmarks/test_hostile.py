@@ -23,7 +23,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 @pytest.mark.parametrize(
     "arguments",
-    [["--count", "300", "--no-scripted"], ["--area", "scripted", "--count", "1000"]],
+    [["--count", "200", "--no-scripted"], ["--area", "scripted", "--count", "1000"]],
     ids=["mutations", "scripted"],
 )
 def test_a_short_campaign_finds_nothing(arguments: list[str]) -> None:
@@ -35,7 +35,7 @@ def test_a_short_campaign_finds_nothing(arguments: list[str]) -> None:
     name, cases, read, refused, findings, _ = total.split()
     assert (name, findings) == ("all", "0")
     assert int(cases) == int(read) + int(refused)
-    assert int(cases) >= 200
+    assert int(cases) >= 190
     assert int(read) > 20
     assert int(refused) > 100
 

@@ -49,7 +49,7 @@ def test_the_ten_worst_and_a_last_line(example: Path, example_int8: Path) -> Non
     assert [sqnr for _, sqnr in rows] == sorted(sqnr for _, sqnr in rows)
     last = shown.stdout.splitlines()[-1]
     assert last.startswith(f"42 int8 tensors: worst SQNR {rows[0][1]} dB ({rows[0][0]}), median ")
-    assert last.endswith("all else is the source's bit for bit")
+    assert last.endswith("; all else, 14 tensors and the config, is the source's bit for bit")
     assert "below" not in shown.stdout
     assert "x of 16 bits" in shown.stdout  # what inspect shows anyway
 
@@ -101,9 +101,24 @@ def test_the_default_limit_finds_a_ruined_linear(tmp_path: Path) -> None:
 def test_a_folder_without_int8_tensors(tmp_path: Path, source: Path) -> None:
     convert_checkpoint(source, tmp_path / "kept", outliers="none", keep=["."])
     shown = succeed("inspect", tmp_path / "kept", "--against", source).stdout
-    assert shown.splitlines()[-1] == "no int8 tensors; all others are the source's bit for bit"
+    assert shown.splitlines()[-1] == (
+        "no int8 tensors; all else, 21 tensors and the config, is the source's bit for bit"
+    )
     value = json.loads(succeed("inspect", tmp_path / "kept", "--against", source, "--json").stdout)
     assert value["quality"]["worst_sqnr_db"] is None
+
+
+def test_what_was_rounded_or_left_out_is_said(tmp_path: Path) -> None:
+    tensors = random_tensors(LLAMA, torch.float32)
+    buffers = {f"model.layers.{i}.rotary_emb.inv_freq": torch.ones(4) for i in range(2)}
+    source = write_checkpoint(tmp_path / "source", LLAMA, tensors | buffers)
+    convert_checkpoint(source, tmp_path / "int8", outliers="none")
+    shown = succeed("inspect", tmp_path / "int8", "--against", source).stdout
+    assert re.search(
+        r"; the source's bit for bit: 5 tensors and the config; rounded from float32: 2 tensors \([\d,]+ values changed\); "
+        r"left out: model\.layers\.0\.rotary_emb\.inv_freq \(computed, not learned\), and 1 more$",
+        shown.splitlines()[-1],
+    )
 
 
 def test_what_loses_nothing_is_called_exact(tmp_path: Path) -> None:
@@ -131,9 +146,9 @@ def test_a_flipped_byte_is_named(tmp_path: Path, source: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        ({"seed": 1}, "is not what the source gives"),
+        ({"seed": 1}, "differs from the source"),
         ({"dtype": torch.bfloat16}, "another dtype or shape"),
-        ({"config": OPT}, "has a tensor that was not there"),
+        ({"config": OPT}, "is not what the source has"),
     ],
     ids=["weights", "dtype", "model"],
 )

@@ -39,7 +39,9 @@ def test_json_of_a_source(example: Path) -> None:
 
 def test_refused(example: Path, tmp_path: Path) -> None:
     check_refused(run("bench", tmp_path / "absent"), "absent")
-    check_refused(run("bench", example, *SIZES, "--mode", "w8a8"), "mode is for converted folders")
+    check_refused(
+        run("bench", example, *SIZES, "--mode", "w8a8"), "mode applies to converted folders only"
+    )
     check_refused(run("bench", example, "--prompt-tokens", 5000), "does not fit", 5032)
     check_refused(run("bench", example, *SIZES, "--device", "tpu"), "expected cpu or cuda")
     assert run("bench", example, "--runs", 0).exit_code == 2

@@ -182,6 +182,6 @@ main(["convert", *sys.argv[1:], "--outliers", "none"], prog_name="int8conv")
     before = snapshot(tmp_path)
     done = run_apart(source, tmp_path / "out", code=code)
     assert (done.returncode, done.stdout) == (130, "")
-    note = "int8conv: note: the same command goes on from here\n"
+    note = "int8conv: note: run the same command again to resume\n"
     assert done.stderr == note + "int8conv: interrupted\n"
     assert without_workspace(snapshot(tmp_path)) == before

@@ -77,9 +77,7 @@ def test_expected_errors_are_near_measured_ones(example: Path, example_int8: Pat
 
     converted = open_converted(example_int8)
     expected = expected_errors(converted)
-    for quality in compare_tensors(
-        converted, resolve(str(example)), lambda stage, done, total: None
-    ):
+    for quality in compare_tensors(converted, resolve(str(example))).linears:
         assert quality.sqnr_db is not None
         measured = 10 ** (-quality.sqnr_db / 20)
         assert expected[quality.name.removesuffix(".weight")] == pytest.approx(measured, rel=0.05)

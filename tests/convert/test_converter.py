@@ -30,6 +30,7 @@ from int8conv.errors import (
     OutputOverlapError,
 )
 from int8conv.formats.int8.folder import ConvertedFolder, open_converted
+from int8conv.formats.int8.summary import inspect_folder
 from int8conv.formats.int8.verify import verify
 from int8conv.formats.safetensors.stored import read_array
 
@@ -123,8 +124,9 @@ def test_every_tensor(
         if path in converted.linears and name.endswith(".weight"):
             check_linear(found, path, tensor, half)
         else:
-            assert found[name].dtype == half
-            assert bits(found[name]) == bits(tensor.to(half))
+            expected = tensor.to(half) if tensor.ndim > 1 else tensor
+            assert found[name].dtype == expected.dtype
+            assert bits(found[name]) == bits(expected)
     section = {"quant_method": "int8conv", "version": 1, "outliers": outliers, "dtype": dtype}
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written == config | {"quantization_config": section}
@@ -165,10 +167,10 @@ def test_a_report(tmp_path: Path, source: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_rounded_values_are_counted(tmp_path: Path, dtype: str) -> None:
-    """Only those that are kept, and that changed."""
+    """Only those of matrices that are kept, and that changed."""
     tensors = random_tensors(TIED, torch.float32)
-    kept = [n for n in tensors if "norm" in n or "embed" in n]
-    tensors["model.norm.weight"].fill_(1.0)
+    kept = [n for n in tensors if "embed" in n]
+    tensors["model.embed_tokens.weight"][:7] = 1.0
     source = write_checkpoint(tmp_path / "source", TIED, tensors)
     report = convert_checkpoint(source, tmp_path / "out", dtype=dtype, outliers="none")
     changed = sum(int((tensors[n].to(HALVES[dtype]).float() != tensors[n]).sum()) for n in kept)
@@ -176,7 +178,7 @@ def test_rounded_values_are_counted(tmp_path: Path, dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "row"), [("model.embed_tokens.weight", 70), ("model.norm.weight", 9), (f"{Q}.weight", 3)]
+    ("name", "row"), [("model.embed_tokens.weight", 70), (f"{Q}.weight", 3)]
 )  # fmt: skip
 def test_overflow_is_refused(tmp_path: Path, name: str, row: int) -> None:
     """In a quantized weight too, if it stands in an outlier column; outside of them int8 takes any range."""
@@ -191,6 +193,28 @@ def test_overflow_is_refused(tmp_path: Path, name: str, row: int) -> None:
     assert (caught.value.tensor, caught.value.file) == (name, str(source / "model.safetensors"))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     convert_checkpoint(source, tmp_path / "out", dtype="bfloat16")
+
+
+def test_integers_and_masks_are_kept_bit_for_bit(tmp_path: Path) -> None:
+    """Of every length, also beyond a block."""
+    generator = torch.Generator().manual_seed(0)
+    extra = {
+        "model.tid2eid": torch.randint(-(2**62), 2**62, (70_000,), generator=generator),
+        "model.layers.0.table": torch.randint(-128, 128, (3, 5, 7), generator=generator).char(),
+        "model.codes": torch.arange(600_000, dtype=torch.int32).reshape(2, -1).to(torch.uint8),
+        "model.mask": torch.tensor([True, False, True]),
+        "model.steps": torch.tensor(7),
+        "model.none": torch.zeros(0, 4, dtype=torch.int16),
+    }
+    source = write_checkpoint(tmp_path / "source", LLAMA, random_tensors(LLAMA) | extra)
+    converted = convert_and_verify(source, tmp_path / "out", outliers="none")
+    found = load_all(tmp_path / "out")
+    for name, tensor in extra.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    kinds = {row.label: row.tensors for row in inspect_folder(converted).kinds}
+    assert kinds["integers and masks"] == 6
+    assert kinds["int8 weights"] == 14
 
 
 def test_one_file_and_several_give_the_same_shards(tmp_path: Path) -> None:
@@ -314,7 +338,7 @@ def test_small_files_are_copied(tmp_path: Path, source: Path) -> None:
     }  # fmt: skip
     not_copied = {
         "pytorch_model.bin": b"x", "pytorch_model.bin.index.json": b"{}", "README.md": b"x",
-        "training_args.bin": b"x", "other.safetensors": b"x",
+        "training_args.bin": b"x", "other.safetensors": b"x", "train.txt": b"x", "trainer_state.json": b"{}",
     }  # fmt: skip
     for name, data in (copied | not_copied).items():
         (source / name).write_bytes(data)

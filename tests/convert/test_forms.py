@@ -113,7 +113,7 @@ def test_inspect_against_a_file(tmp_path: Path) -> None:
     convert_checkpoint(given, tmp_path / "int8", outliers="none")
     command = [sys.executable, "-m", "int8conv", "inspect", tmp_path / "int8", "--against"]
     shown = subprocess.run([*command, given], capture_output=True, text=True, check=True)
-    assert "all else is the source's bit for bit" in shown.stdout
+    assert "tensors and the config, is the source's bit for bit" in shown.stdout
     other = subprocess.run([*command, given.parent], capture_output=True, text=True, check=False)
     assert (other.returncode, other.stderr.count("\n")) == (1, 1)
 
@@ -122,7 +122,7 @@ def test_shards_of_tensor_parallelism_are_refused(tmp_path: Path) -> None:
     write_config(tmp_path / "source")
     for number in (1, 2):
         torch.save(random_tensors(LLAMA), tmp_path / "source" / f"x-{number}-of-2.pth")
-    with rejected(DuplicateTensorError, "x-2-of-2.pth", "x-1-of-2.pth", "merged first"):
+    with rejected(DuplicateTensorError, "x-2-of-2.pth", "x-1-of-2.pth", "merge tensor-parallel"):
         convert_checkpoint(tmp_path / "source", tmp_path / "int8", outliers="none")
 
 

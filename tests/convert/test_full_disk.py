@@ -72,9 +72,7 @@ def rounds_on_a_disk(source: Path, disk: Path, size: int, rooms: list[int]) -> l
             reasons.append(f"{name}: {tried.stderr.strip()}")
             continue
         command = [*probe, sys.executable, "-c", ROUNDS, str(source), str(disk), *map(str, rooms)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, check=False, timeout=120
-        )
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stderr
         rounds: list[Any] = json.loads(done.stdout)
         return rounds

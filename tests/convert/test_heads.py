@@ -14,7 +14,7 @@ from torch import Tensor
 import int8conv
 from int8conv.convert.converter import convert_checkpoint
 from int8conv.convert.options import ConvertOptions
-from int8conv.convert.outliers.calibrate import calibrate_source
+from int8conv.convert.outliers.calibrate import calibrate
 from int8conv.convert.source import open_source
 from int8conv.errors import ArgumentError, UnsupportedModelError
 from int8conv.formats.hub.download import resolve
@@ -127,7 +127,7 @@ def test_a_reward_model_keeps_its_score(tmp_path: Path) -> None:
     del tensors["lm_head.weight"]
     score = torch.randn(1, 64).half()
     write_checkpoint(tmp_path / "source", LLAMA, tensors | {"score.weight": score})
-    assert calibrate_source(tmp_path / "source").tokens > 0
+    assert calibrate(tmp_path / "source").tokens > 0
     convert_checkpoint(tmp_path / "source", tmp_path / "out")
     stored = load_file(tmp_path / "out" / "model-00001-of-00001.safetensors")
     assert torch.equal(stored["score.weight"], score)

@@ -10,17 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from int8conv.convert.converter import convert_checkpoint
 from int8conv.convert.options import ConvertOptions
 from int8conv.convert.outliers.rule import OutlierChoice
-from int8conv.convert.outliers.selection import select_modules
+from int8conv.convert.outliers.selection import Kept, Selection, select_modules
 from int8conv.convert.plan import KeepTask, Plan, QuantizeTask, make_plan
 from int8conv.errors import (
     ArgumentError,
     MissingTensorError,
     ShapeError,
     UnsupportedDtypeError,
-    UnsupportedFeatureError,
+    UnsupportedModelError,
 )
+from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.source.checkpoint import open_checkpoint
 from int8conv.runtime.models.architecture import read_architecture
 
@@ -100,12 +102,14 @@ def test_a_choice_holds_for_every_linear_of_its_group(source: Path) -> None:
         (torch.float32, "bfloat16", "BF16"),
     ],
 )
-def test_only_float32_is_rounded(
+def test_only_float32_matrices_are_rounded(
     tmp_path: Path, dtype: torch.dtype, half: str, expected: str
 ) -> None:
     plan = plan_of(write_checkpoint(tmp_path / "source", OPT, dtype=dtype), dtype=half)
     for task in plan.tasks:
-        assert (task.half if isinstance(task, QuantizeTask) else task.dtype) == expected
+        small = dtype == torch.float32 and len(task.source.shape) == 1
+        found = task.half if isinstance(task, QuantizeTask) else task.dtype
+        assert found == ("F32" if small else expected)
 
 
 def test_source_bytes_are_those_of_the_tensors_read(source: Path) -> None:
@@ -113,7 +117,7 @@ def test_source_bytes_are_those_of_the_tensors_read(source: Path) -> None:
 
 
 def test_extra_tensors(tmp_path: Path) -> None:
-    """A float tensor of no module is kept, another is left out; each by name."""
+    """A tensor of no module is kept as it is; what is computed is left out, by name."""
     tied = LLAMA | {"tie_word_embeddings": True}
     plan = plan_with(
         tmp_path / "source",
@@ -126,21 +130,35 @@ def test_extra_tensors(tmp_path: Path) -> None:
     )
     assert plan.skipped == {
         "model.layers.0.self_attn.rotary_emb.inv_freq": "computed, not learned",
-        "model.position_ids": "not a weight of the model, and I64",
     }
-    kept = plan.tasks[-1]
-    assert isinstance(kept, KeepTask)
-    assert (kept.source.name, kept.dtype) == ("model.router.gate", "F16")
+    kept = {t.name: t.dtype for t in plan.tasks if isinstance(t, KeepTask)}
+    assert (kept["model.router.gate"], kept["model.position_ids"]) == ("F32", "I64")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("a.A_log", (64, 16), "F32"), ("a.bias", (64,), "F32"), ("a.dt_bias", (1, 64, 1), "F32"), ("a.scale", (), "F32"),
+        ("a.weight", (64, 1), "F32"), ("a.weight", (64, 16), "F16"), ("experts.up", (2, 64, 16), "F16"),
+        ("conv.weight", (64, 1, 4), "F16"), ("pos_embed", (1, 7, 64), "F32"),
+    ],
+)  # fmt: skip
+def test_what_is_a_float32_matrix(
+    tmp_path: Path, name: str, shape: tuple[int, ...], expected: str
+) -> None:
+    plan = plan_with(tmp_path / "source", {name: torch.zeros(shape)})
+    assert next(t.dtype for t in plan.tasks if isinstance(t, KeepTask) and t.name == name) == expected  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("name", "tensor", "error", "words"),
     [
-        (f"{Q}.weight", None, MissingTensorError, "absent"),
-        ("model.norm.weight", None, MissingTensorError, "absent"),
+        (f"{Q}.weight", None, MissingTensorError, "missing"),
+        ("model.norm.weight", None, MissingTensorError, "missing"),
         (f"{Q}.weight", torch.ones(64, 32).half(), ShapeError, r"expected \[64, 64\], found \[64, 32\]"),
         (f"{Q}.weight", torch.ones(64, 64).long(), UnsupportedDtypeError, "F64 .*, found I64"),
-        (f"{Q}.bias", torch.ones(64).half(), UnsupportedFeatureError, "says nothing"),
+        (f"{Q}.bias", torch.ones(1, 64).half(), ShapeError, r"expected \[64\], found \[1, 64\]"),
+        ("model.extra.weight", torch.ones(64, 64).char(), UnsupportedDtypeError, "found I8"),
     ],
 )  # fmt: skip
 def test_a_source_that_is_not_what_its_config_implies(
@@ -152,18 +170,54 @@ def test_a_source_that_is_not_what_its_config_implies(
 
 
 @pytest.mark.parametrize("kind", ["weight", "bias"])
-def test_linears_that_share_an_input_must_share_a_dtype(tmp_path: Path, kind: str) -> None:
-    """Their outlier columns and biases are one matrix."""
-    name = f"model.decoder.layers.1.self_attn.k_proj.{kind}"
-    tensor = random_tensors(OPT)[name].bfloat16()
-    with pytest.raises(UnsupportedDtypeError, match="expected F16, found BF16") as caught:
-        plan_with(tmp_path / "source", {name: tensor}, OPT)
-    assert caught.value.tensor == name
+def test_linears_of_an_input_in_several_dtypes_are_several_groups(
+    tmp_path: Path, kind: str
+) -> None:
+    """Their outlier columns and biases could not be one matrix."""
+    path = "model.decoder.layers.1.self_attn"
+    name = f"{path}.k_proj.{kind}"
+    plan = plan_with(tmp_path / "source", {name: random_tensors(OPT)[name].bfloat16()}, OPT)
+    inputs = [group.linears for group in plan.inputs if path in group.linears[0]]
+    assert inputs == [(f"{path}.q_proj", f"{path}.v_proj"), (f"{path}.k_proj",), (f"{path}.out_proj",)]  # fmt: skip
 
 
-def test_float32_beside_float16_is_fine(tmp_path: Path) -> None:
-    name = "model.decoder.layers.1.self_attn.k_proj.weight"
-    plan_with(tmp_path / "source", {name: random_tensors(OPT)[name].float()}, OPT)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_float32_weight_goes_with_its_siblings(tmp_path: Path, dtype: torch.dtype) -> None:
+    """As LoRA merged in float32 for q and v leaves it."""
+    tensors = random_tensors(LLAMA, dtype)
+    path = "model.layers.1.self_attn"
+    for role in "qv":
+        tensors[f"{path}.{role}_proj.weight"] = tensors[f"{path}.{role}_proj.weight"].float()
+    plan = plan_of(write_checkpoint(tmp_path / "source", LLAMA, tensors))
+    assert tuple(f"{path}.{role}_proj" for role in "qkv") in [group.linears for group in plan.inputs]  # fmt: skip
+    halves = {t.half for t in plan.tasks if isinstance(t, QuantizeTask)}
+    assert halves == {"F16" if dtype == torch.float16 else "BF16"}
+
+
+def test_biases_that_the_config_does_not_announce_stand_beside_their_weights(
+    tmp_path: Path,
+) -> None:
+    tensors = random_tensors(LLAMA)
+    for role, size in (("q", 64), ("k", 32), ("v", 32)):
+        tensors[f"model.layers.0.self_attn.{role}_proj.bias"] = torch.ones(size).half()
+    tensors["model.layers.2.mlp.down_proj.weight"] = torch.ones(64, 160).half()
+    tensors["model.norm.bias"] = torch.ones(64).half()
+    write_checkpoint(tmp_path / "source", LLAMA, tensors)
+    report = convert_checkpoint(tmp_path / "source", tmp_path / "out", outliers="none")
+    why = "; kept, and not used (nor does transformers)"
+    assert report.notes == (
+        f"model.layers.0.self_attn.q_proj.bias and 3 more: the config says nothing of them{why}",
+        f"model.layers.2.mlp.down_proj.weight: of layers beyond the config's 2{why}",
+    )
+    found = open_converted(tmp_path / "out").checkpoint.tensors
+    assert set(tensors) <= set(found)
+
+
+def test_names_that_would_occur_twice_are_refused(tmp_path: Path) -> None:
+    stored = open_checkpoint(write_checkpoint(tmp_path)).tensors["model.norm.weight"]
+    selection = Selection((Kept("a", stored, "small"), Kept("a", stored, "small")), {})
+    with pytest.raises(UnsupportedModelError, match="two tensors of the output"):
+        make_plan(selection, {}, ConvertOptions())
 
 
 @pytest.mark.parametrize(
@@ -211,5 +265,6 @@ def test_what_is_rounded_follows_those_that_share_its_input(
     for dtype in ("float16", "bfloat16"):
         tasks = plan_of(folder, {Q: columns}, dtype=dtype).tasks
         kinds = {task.half for task in tasks if isinstance(task, QuantizeTask)}
-        kinds |= {task.dtype for task in tasks if isinstance(task, KeepTask)}
         assert kinds == {"BF16" if half == torch.bfloat16 else "F16"}
+        biases = {task.name: task.dtype for task in tasks if isinstance(task, KeepTask)}
+        assert biases[f"{Q}.bias"] == "F32"  # no matrix

@@ -58,7 +58,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def qualities(folder: Path, source: Path) -> list[TensorQuality]:
-    return compare_tensors(open_converted(folder), resolve(source))
+    return compare_tensors(open_converted(folder), resolve(source)).linears
 
 
 def dequantized(folder: Path, path: str) -> tuple[Tensor, int]:
@@ -181,13 +181,13 @@ def one_more(data: bytes, position: int) -> bytes:
 @pytest.mark.parametrize("kind", ["weight", "weight_scale", "outlier_weight", "norm"])
 @pytest.mark.parametrize("seed", range(4))
 def test_one_changed_byte_is_named(pair: Path, copied: Path, kind: str, seed: int) -> None:
-    """Even one step of a code, the lowest bits of a scale: what is not what the source gives is a difference."""
+    """Even one step of a code, the lowest bits of a scale: what differs from the source is a difference."""
     path = outlier_linear(copied) if kind == "outlier_weight" else LINEAR
     name = "model.norm.weight" if kind == "norm" else f"{path}.{kind}"
     data = tensor_bytes(copied, name)
     position = int(np.random.default_rng(seed).integers(len(data) // 4)) * 4  # of a low byte
     write_tensor(copied, name, one_more(data, position), position)
-    with rejected(SourceMismatchError, str(copied), f"'{name}'", "is not what the source gives"):
+    with rejected(SourceMismatchError, str(copied), f"'{name}'", "differs from the source"):
         qualities(copied, pair / "source")
 
 
@@ -282,7 +282,66 @@ def test_another_source_is_named(
     change(tmp_path / "other", dtype)
     with pytest.raises(SourceMismatchError) as caught:
         qualities(pair / "int8", tmp_path / "other")
-    assert "tensor '" in str(caught.value)
+    assert "tensor '" in str(caught.value) or "key '" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("rope_theta", 5e5), ("eos_token_id", 3), ("hidden_act", None)]
+)
+def test_another_config_is_named(pair: Path, tmp_path: Path, key: str, value: object) -> None:
+    source = Path(shutil.copytree(pair / "source", tmp_path / "source"))
+    edit_json(source / "config.json", lambda config: config.update({key: value}))
+    with rejected(SourceMismatchError, str(pair / "int8" / "config.json"), f"key '{key}'", f"expected {value!r}"):  # fmt: skip
+        qualities(pair / "int8", source)
+
+
+def test_an_extra_head_in_the_source_is_named(tmp_path: Path) -> None:
+    tied = LLAMA | {"tie_word_embeddings": True}
+    tensors = random_tensors(tied)
+    convert_checkpoint(write_checkpoint(tmp_path / "a", tied, tensors), tmp_path / "int8", outliers="none")  # fmt: skip
+    for folder, row in (("copy", 0), ("other", 1)):
+        head = tensors["model.embed_tokens.weight"].clone()
+        head[0] += row
+        source = write_checkpoint(tmp_path / folder, tied, tensors | {"lm_head.weight": head})
+        with rejected(SourceMismatchError, "'lm_head.weight'", "was not there"):
+            qualities(tmp_path / "int8", source)
+
+
+def test_what_is_the_same_rounded_and_left_out_is_counted(tmp_path: Path) -> None:
+    tensors = random_tensors(LLAMA, torch.float32)
+    tensors |= {"model.ids": torch.arange(9), "model.layers.0.rotary_emb.inv_freq": torch.ones(4)}
+    source = write_checkpoint(tmp_path / "source", LLAMA, tensors)
+    convert_checkpoint(source, tmp_path / "int8", outliers="none")
+    found = compare_tensors(open_converted(tmp_path / "int8"), resolve(source))
+    assert found.same == 5 + 1  # norms and integers
+    rounded = ("model.embed_tokens.weight", "lm_head.weight")
+    assert found.rounded == {
+        name: int((tensors[name].half().float() != tensors[name]).sum()) for name in rounded
+    }
+    assert found.left_out == {"model.layers.0.rotary_emb.inv_freq": "computed, not learned"}
+    write_tensor(tmp_path / "int8", "model.ids", b"\7", 8)
+    with rejected(SourceMismatchError, "'model.ids'", "differs from the source"):
+        qualities(tmp_path / "int8", source)
+
+
+def test_outlier_columns_of_float32_are_counted_as_rounded(tmp_path: Path) -> None:
+    tensors = random_tensors(LLAMA, torch.float32)
+    source = write_checkpoint(tmp_path / "source", LLAMA, tensors)
+    report = convert_checkpoint(source, tmp_path / "int8", max_outliers=0.25)
+    found = compare_tensors(open_converted(tmp_path / "int8"), resolve(source))
+    assert sum(found.rounded.values()) == report.rounded
+    assert f"{LINEAR}.weight" in found.rounded
+
+
+def test_what_earlier_releases_left_out_is_left_out(tmp_path: Path) -> None:
+    tensors = random_tensors(LLAMA)
+    source = write_checkpoint(tmp_path / "source", LLAMA, tensors)
+    convert_checkpoint(source, tmp_path / "int8", outliers="none")
+    write_checkpoint(source, LLAMA, tensors | {"model.ids": torch.arange(4)})
+    why = "not a weight of the model, and I64"
+    edit_json(tmp_path / "int8" / "int8conv.json", lambda m: m.update(skipped={"model.ids": why}))
+    found = compare_tensors(open_converted(tmp_path / "int8"), resolve(source))
+    assert found.left_out == {"model.ids": why}
 
 
 @pytest.mark.parametrize("sums", [None, [], {}, {f"{LINEAR}.weight": 3}], ids=str)
@@ -295,7 +354,7 @@ def test_a_manifest_without_sums_of_the_source(pair: Path, copied: Path, sums: o
 def test_a_tensor_that_the_folder_lacks(pair: Path, copied: Path, tmp_path: Path) -> None:
     tensors = {"lost.weight": {"dtype": "F16", "shape": [2], "xxh3_128": "0" * 32}}
     edit_json(copied / "int8conv.json", lambda m: m["source"]["tensors"].update(tensors))
-    with rejected(SourceMismatchError, str(copied), "'lost.weight'", "absent"):
+    with rejected(SourceMismatchError, str(copied), "'lost.weight'", "missing"):
         qualities(copied, pair / "source")
 
 
@@ -317,7 +376,7 @@ from int8conv.convert.quality import compare_tensors
 from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.hub.download import resolve
 found = compare_tensors(open_converted(sys.argv[1]), resolve(sys.argv[2]))
-print(json.dumps([len(found), "torch" in sys.modules]))
+print(json.dumps([len(found.linears), "torch" in sys.modules]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code, pair / "int8", pair / "source"],

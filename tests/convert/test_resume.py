@@ -8,15 +8,25 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from int8conv.convert.converter import ConvertReport, convert_checkpoint
 from int8conv.convert.journal import JOURNAL_FILE, Journal
+from int8conv.convert.outliers.calibrate import calibrate
 from int8conv.errors import NoSpaceError, NotFoundError
 from int8conv.formats.int8.folder import open_converted
+from int8conv.formats.int8.stats import Stats, write_stats
 from int8conv.formats.int8.verify import verify
+from int8conv.formats.safetensors.checksum import checksum
+from int8conv.formats.safetensors.header import read_header
+
+from ..checkpoints import LLAMA, edit_config, random_tensors
 
 WORKSPACE = ".out.partial"
 
@@ -206,14 +216,183 @@ convert_checkpoint(sys.argv[1], sys.argv[2], outliers="none", jobs=1)
 
 
 def test_the_last_line_of_a_key_counts(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, "a")
-    journal.record("x", 1)
-    journal.record("x", 2)
-    assert Journal(tmp_path, "a").entries == {"x": 2}
+    with closing(Journal(tmp_path, "a")) as journal:
+        journal.record("x", 1)
+        journal.record("x", 2)
+    with closing(Journal(tmp_path, "a")) as journal:
+        assert journal.entries == {"x": 2}
 
 
 def test_another_fingerprint_starts_an_empty_journal(tmp_path: Path) -> None:
-    Journal(tmp_path, "a").record("x", 1)
-    journal = Journal(tmp_path, "b")
+    with closing(Journal(tmp_path, "a")) as journal:
+        journal.record("x", 1)
+    with closing(Journal(tmp_path, "b")) as journal:
+        pass
     assert (journal.resumed, journal.outdated, journal.entries) == (False, True, {})
     assert json.loads((tmp_path / JOURNAL_FILE).read_text()) == {"fingerprint": "b"}
+
+
+def test_each_checksum_of_a_tensor_has_to_match(source: Path, stopped: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:  # fmt: skip
+    """Codes that are whole do not make up for a scale that is not: one wrong value in every scale that was written."""
+    (shard,) = (stopped / "folder").glob("*.safetensors")
+    header = read_header(shard)
+    data = bytearray(shard.read_bytes())
+    for name, info in header.tensors.items():
+        if name.endswith(".weight_scale"):
+            data[header.payload_offset + info.begin] ^= 1
+    shard.write_bytes(data)
+    go_on(source, tmp_path)
+    assert contents(tmp_path / "out") == expected
+
+
+def test_a_changed_config_is_noticed(source: Path, stopped: Path, tmp_path: Path) -> None:
+    edit_config(source, rms_norm_eps=1e-5)
+    report = go_on(source, tmp_path)
+    assert report.resumed == 0
+    assert any("started again" in note for note in report.notes)
+    convert_checkpoint(source, tmp_path / "fresh", outliers="none")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_a_changed_tokenizer_is_noticed(source: Path, stopped: Path, tmp_path: Path) -> None:
+    (source / "tokenizer_config.json").write_text("{}")
+    assert go_on(source, tmp_path).resumed == 0
+
+
+def scaled(stats: Stats, factor: float) -> Stats:
+    """Statistics of which the first channels of every input stand out so much more."""
+    inputs = {}
+    for path, found in stats.inputs.items():
+        absmax = found.absmax.copy()
+        absmax[:16] *= factor
+        inputs[path] = replace(found, absmax=absmax)
+    return replace(stats, inputs=inputs)
+
+
+def test_other_statistics_are_noticed(source: Path, tmp_path: Path) -> None:
+    """The file's contents count, not its name."""
+    measured, file = calibrate(source), tmp_path / "stats"
+    write_stats(measured, file)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "convert" and done >= total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert_checkpoint(source, tmp_path / "out", stats=file, jobs=1, progress=stop)
+    write_stats(scaled(measured, 1000), file)
+    report = convert_checkpoint(source, tmp_path / "out", stats=file)
+    assert report.resumed == 0
+    convert_checkpoint(source, tmp_path / "fresh", stats=file)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+    write_stats(measured, file)
+    convert_checkpoint(source, tmp_path / "first", stats=file)
+    assert contents(tmp_path / "first") != contents(tmp_path / "fresh")  # so that it matters
+
+
+def test_a_source_whose_time_was_set_back_is_read_again(
+    source: Path, stopped: Path, tmp_path: Path
+) -> None:
+    """As by rsync or cp -p: same size, same time, same inode, other weights."""
+    file = source / "model.safetensors"
+    stat = file.stat()
+    save_file(random_tensors(LLAMA, seed=1), tmp_path / "other", {"format": "pt"})
+    assert (tmp_path / "other").stat().st_size == stat.st_size
+    with file.open("r+b") as opened:
+        opened.write((tmp_path / "other").read_bytes())
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    report = go_on(source, tmp_path)
+    assert report.resumed == 0
+    convert_checkpoint(source, tmp_path / "fresh", outliers="none")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def an_unknown_field(value: dict[str, Any]) -> None:
+    value["command"] = "rm"
+
+
+def no_checksums(value: dict[str, Any]) -> None:
+    value["checksums"] = {}
+
+
+def other_checksums(value: dict[str, Any]) -> None:
+    value["checksums"] = ["a"]
+
+
+def a_negative_count(value: dict[str, Any]) -> None:
+    value["rounded"] = -1
+
+
+def a_count_of_another_type(value: dict[str, Any]) -> None:
+    value["rounded"] = "many"
+
+
+def an_infinite_error(value: dict[str, Any]) -> None:
+    value["max_error"] = 1e999
+
+
+def a_text_for_an_error(value: dict[str, Any]) -> None:
+    value["sqnr_db"] = "good"
+
+
+def nothing(value: dict[str, Any]) -> None:
+    value.clear()
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        an_unknown_field, no_checksums, other_checksums, a_negative_count, a_count_of_another_type,
+        an_infinite_error, a_text_for_an_error, nothing,
+    ],
+)  # fmt: skip
+def test_a_tampered_journal_costs_time_only(
+    source: Path,
+    stopped: Path,
+    tmp_path: Path,
+    expected: dict[str, bytes],
+    change: Callable[[dict[str, Any]], None],
+    signed: bool,
+) -> None:
+    """Changed by hand, or by somebody who knows how lines are summed."""
+    lines = [json.loads(line) for line in (stopped / JOURNAL_FILE).read_text().splitlines()]
+    fingerprint = lines[0]["fingerprint"]
+    for line in lines[1:]:
+        change(line["value"])
+        if signed:
+            body = json.dumps({"key": line["key"], "value": line["value"]})
+            line["sum"] = checksum(f"{fingerprint} {body}".encode())
+    (stopped / JOURNAL_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert go_on(source, tmp_path).resumed == 0
+    assert contents(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize(
+    "text", [b"\0" * 1000, b"[" * 100_000 + b"\n", b'{"fingerprint": []}\n', b"null\n", b"\xff\xfe\n"]
+)  # fmt: skip
+def test_a_journal_that_is_none_costs_time_only(
+    source: Path, stopped: Path, tmp_path: Path, expected: dict[str, bytes], text: bytes
+) -> None:
+    (stopped / JOURNAL_FILE).write_bytes(text)
+    assert go_on(source, tmp_path).resumed == 0
+    assert contents(tmp_path / "out") == expected
+
+
+def test_a_journal_of_any_length_is_not_read_into_memory(
+    source: Path, stopped: Path, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    os.truncate(stopped / JOURNAL_FILE, 1 << 40)  # a sparse file
+    assert go_on(source, tmp_path).resumed == 0
+    assert contents(tmp_path / "out") == expected
+
+
+def test_lines_go_on_where_the_whole_ones_end(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path, "a")) as journal:
+        journal.record("x", 1)
+    with (tmp_path / JOURNAL_FILE).open("ab") as file:
+        file.write(b'{"key": "y", "val')
+    with closing(Journal(tmp_path, "a")) as journal:
+        journal.record("z", 3)
+    with closing(Journal(tmp_path, "a")) as journal:
+        assert journal.entries == {"x": 1, "z": 3}

@@ -40,6 +40,33 @@ def test_a_seed_repeats(model: Model) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_a_sampling_is_what_its_fields_are_as_keywords(model: Model) -> None:
+    fields: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "seed": 1}
+    expected = model.generate("The function", max_new_tokens=12, **fields)
+    sampling = int8conv.Sampling(**fields)
+    assert model.generate("The function", sampling, max_new_tokens=12) == expected
+    other = int8conv.Sampling(temperature=0.3, seed=1)
+    changed = model.generate("The function", other, max_new_tokens=12, temperature=1.0, top_p=0.95)
+    assert changed == expected != model.generate("The function", other, max_new_tokens=12)
+    batch = model.generate_batch(["The function"] * 2, sampling, max_new_tokens=12)
+    assert batch == model.generate_batch(["The function"] * 2, max_new_tokens=12, **fields)
+
+
+def test_a_sampling_takes_the_place_of_what_the_checkpoint_asks_for(converted: Path) -> None:
+    config = {"do_sample": True, "temperature": 0.5, "top_k": 7, "repetition_penalty": 1.5}
+    (converted / "generation_config.json").write_text(json.dumps(config))
+    model = int8conv.load(converted)
+    assert model.sampling == int8conv.Sampling(0.5, top_k=7, repetition_penalty=1.5)
+    greedy = model.generate([5, 6], int8conv.Sampling(), max_new_tokens=4)
+    (converted / "generation_config.json").unlink()
+    assert int8conv.load(converted).generate([5, 6], max_new_tokens=4).token_ids == greedy.token_ids
+
+
+def test_an_option_that_is_none_of_samplings_is_refused(model: Model) -> None:
+    with pytest.raises(TypeError, match="temprature"):
+        model.generate("A", temprature=0.7)  # type: ignore[call-arg]
+
+
 def test_text_comes_in_pieces(model: Model) -> None:
     pieces: list[str] = []
     generation = model.generate("The function", max_new_tokens=20, on_text=pieces.append)
@@ -203,7 +230,7 @@ def test_unknown_options_are_refused(example_int8: Path, options: Any, message: 
 def test_what_cannot_be_loaded(example: Path, source: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         int8conv.load(tmp_path / "nothing")
-    with pytest.raises(ArgumentError, match="mode is for converted folders"):
+    with pytest.raises(ArgumentError, match="mode applies to converted folders only"):
         int8conv.load(example, mode="w8a8")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))

@@ -43,6 +43,7 @@ from ...runtime.weights.mapping import TORCH_DTYPES, MappedFiles
 from ...runtime.weights.streaming import BlockStream
 from ...runtime.weights.weights import CheckpointWeights, Lookup
 from ..stream import non_finite_weight
+from ..watch import SourceWatch
 from .collect import fingerprint
 
 CONTEXT: Final = 256
@@ -86,12 +87,14 @@ def calibrate(
     if out is not None:
         check_file(Path(out), STATISTICS, [Path(source)])  # before any work
     resolved = resolve(source)
+    watch = SourceWatch(resolved.folder)
     opened = open_unconverted(resolved)
     stats = calibrate_opened(
         opened.checkpoint, opened.architecture, progress, texts=[Path(text) for text in texts], tokens=tokens,
         context=context, seed=seed, device=device,
     )  # fmt: skip
     stats = replace(stats, source=resolved.id, fingerprint=fingerprint(opened.checkpoint))
+    watch.check_files(opened.checkpoint, strict=True)
     if out is not None:
         write_stats(stats, Path(out), [Path(source), resolved.folder])
     return stats

@@ -53,12 +53,12 @@ def check_source(
         raise StatsError(
             f"statistics of another checkpoint ('{stats.source}')", file=file,
             expected=f"fingerprint {found}", found=stats.fingerprint,
-            hint="calibrate this one",
+            hint="calibrate this checkpoint",
         )  # fmt: skip
     for path, in_features in inputs.items():
         found_channels = len(stats.inputs[path].absmax) if path in stats.inputs else None
         if found_channels != in_features:
-            raise StatsError("not the channels that the checkpoint has", file=file,
+            raise StatsError("wrong number of channels", file=file,
                              tensor=f"{path}.absmax", expected=in_features, found=found_channels)  # fmt: skip
 
 

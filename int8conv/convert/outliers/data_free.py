@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ...formats.int8.names import OUTLIER_MULTIPLE
+from ...formats.int8.outlier_cap import CAP_SHARE, most_outliers
 from ...formats.safetensors.dtypes import FLOAT_DTYPES
 from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import Checkpoint
 from ...formats.source.matrix import Matrix, MatrixReader, as_rows
 from ..rounding.float16_bits import widen
-from .rule import CAP_SHARE, FACTOR, OutlierChoice, most_outliers
+from .rule import FACTOR, OutlierChoice
 from .selection import Group, Selection
 
 RULE: Final = "data-free: norm gains and column magnitudes >= 4 * median"

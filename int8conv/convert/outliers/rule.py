@@ -13,7 +13,6 @@ keep nearly every column.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Context
 from typing import Any, Final, Literal
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...formats.int8.names import OUTLIER_MULTIPLE
+from ...formats.int8.outlier_cap import CAP_COLUMNS, CAP_SHARE, most_outliers
 from ...formats.int8.stats import InputStats, Stats
 from .collect import systematic_dimensions
 
@@ -31,8 +31,6 @@ HeavyTails = Literal["16bit", "8bit"]
 HEAVY_TAILS: Final[tuple[HeavyTails, ...]] = ("16bit", "8bit")
 
 FACTOR: Final = 4.0
-CAP_SHARE: Final = 0.01
-CAP_COLUMNS: Final = 16
 HEAVY_KURTOSIS: Final = 16.0
 """Of values outside the columns: a normal distribution has 3, inputs behind a norm 3 to 9, gated FFNs' second inputs 40 and more."""
 
@@ -148,18 +146,8 @@ def kurtosis(found: InputStats, tokens: int, channels: npt.NDArray[np.intp]) -> 
         float(found.squares[0, channels].sum()),
         float(found.fourths[0, channels].sum()),
     )
-    return fourths * tokens * len(channels) / squares**2 if squares else 0.0
-
-
-def most_outliers(in_features: int, share: float = CAP_SHARE) -> int:
-    """The cap for an input of so many columns."""
-    cap = max(CAP_COLUMNS, int(share * in_features)) if share else 0
-    return min(cap, in_features) // OUTLIER_MULTIPLE * OUTLIER_MULTIPLE
-
-
-def threshold_counts(choices: Mapping[str, OutlierChoice]) -> int:
-    """Inputs whose activations are multiplied in 16 bits throughout."""
-    return sum(choice.threshold == 0.0 for choice in choices.values())
+    # not over the square, which may be 0 or infinite where neither sum is
+    return fourths / squares / squares * tokens * len(channels) if squares else 0.0
 
 
 def _just_above(value: float) -> float:

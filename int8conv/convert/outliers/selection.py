@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ...errors import ArgumentError, UnsupportedFeatureError
+from ...errors import ArgumentError
 from ...formats.int8.names import BIAS, WEIGHT
 from ...formats.safetensors.dtypes import FLOAT_DTYPES
 from ...formats.safetensors.stored import StoredTensor
-from ...formats.source.checkpoint import CONFIG_FILE, Checkpoint
+from ...formats.source.checkpoint import Checkpoint
 from ...formats.source.fp8 import scale_tensor, scaled_weight
 from ...formats.source.matrix import Matrix, find_matrix
 from ...runtime.models.architecture import Architecture, Module, find_tensor
@@ -39,7 +39,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Kept:
-    """A tensor that stays in 16 bits; an FP8 matrix is widened to them."""
+    """A tensor that is not quantized; an FP8 matrix is widened to 16 bits."""
 
     name: str
     source: StoredTensor | Matrix
@@ -53,6 +53,8 @@ class Selection:
     items: tuple[Group | Kept, ...]
     skipped: dict[str, str]
     """Tensors that are left out, and why."""
+    notes: tuple[str, ...] = ()
+    """What the user should know."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,6 @@ def select_modules(
     Raises:
         ArgumentError: a pattern matches nothing.
         MissingTensorError, ShapeError, UnsupportedDtypeError, CompanionError: the source is not what its config implies.
-        UnsupportedFeatureError: a module has a tensor that the config says nothing of.
     """
     modules = architecture.modules
     patterns.check(
@@ -111,8 +112,19 @@ def select_modules(
             items.append(Group((_linear(checkpoint, module),), module.kind, module.path))
         else:
             items += _kept(checkpoint, module)
-    extras, skipped = _extras(checkpoint, architecture)
-    return Selection((*items, *extras), skipped)
+    taken = {t.name for item in items for t in _tensors(item)}
+    extras, skipped = _extras(checkpoint, architecture, taken)
+    return Selection((*items, *extras), skipped, tuple(_notes(architecture, items, extras)))
+
+
+def _tensors(item: Group | Kept) -> Iterator[StoredTensor | Matrix]:
+    if isinstance(item, Kept):
+        yield item.source
+        return
+    for x in item.linears:
+        yield x.weight
+        if x.bias is not None:
+            yield x.bias
 
 
 def _quantizable(module: Module) -> bool:
@@ -126,7 +138,10 @@ def _linear(checkpoint: Checkpoint, module: Module) -> Linear:
 
 
 def _bias(checkpoint: Checkpoint, module: Module) -> StoredTensor | None:
-    return find_tensor(checkpoint, module, BIAS) if module.bias else None
+    """A linear's; also one that the config says nothing of, which has to stand beside its weight and which nobody uses."""
+    if module.bias or f"{module.path}.{BIAS}" in checkpoint.tensors:
+        return find_tensor(checkpoint, module, BIAS)
+    return None
 
 
 def _kept(checkpoint: Checkpoint, module: Module) -> Iterator[Kept]:
@@ -139,42 +154,68 @@ def keep(checkpoint: Checkpoint, tensor: StoredTensor, kind: str) -> Kept:
     """A tensor as it stays.
 
     Raises:
-        UnsupportedDtypeError: it is no float, or FP8 and not a matrix.
+        UnsupportedDtypeError: a weight of integers, which another program quantized; or FP8 and not a matrix.
         CompanionError: FP8 without scales that fit.
     """
-    if tensor.dtype in FLOAT_DTYPES:
+    integers = tensor.dtype.startswith(("I", "U", "BOOL")) and not tensor.name.endswith(
+        f".{WEIGHT}"
+    )
+    if tensor.dtype in FLOAT_DTYPES or integers:
         return Kept(tensor.name, tensor, kind)
     return Kept(tensor.name, find_matrix(checkpoint, tensor), kind)
 
 
 def _extras(
-    checkpoint: Checkpoint, architecture: Architecture
+    checkpoint: Checkpoint, architecture: Architecture, taken: Collection[str]
 ) -> tuple[list[Kept], dict[str, str]]:
     """Tensors that no module of the decoder has: kept as they are, but for those that are redundant."""
-    modules = {m.path: m for m in architecture.modules}
-    planned = {f"{m.path}.{WEIGHT}" for m in architecture.modules}
-    planned |= {f"{m.path}.{BIAS}" for m in architecture.modules if m.bias}
     head = architecture.family.names["head"] + ".weight"
     extras, skipped = [], {}
     for name, tensor in checkpoint.tensors.items():
-        if name in planned:
+        if name in taken:
             continue
         if (reason := why_skipped(checkpoint, tensor)) is not None:
             skipped[name] = reason
-        elif name.rpartition(".")[0] in modules:
-            raise UnsupportedFeatureError(
-                f"{CONFIG_FILE} says nothing of this tensor, which belongs to a module that the model uses",
-                file=tensor.file, tensor=name,
-            )  # fmt: skip
         elif name == head and architecture.config.tied:
             skipped[name] = "tied to the token embedding"
         elif name.endswith(architecture.family.skipped):
-            skipped[name] = "computed, not learned"
+            skipped[name] = COMPUTED
         else:
             extras.append(keep(checkpoint, tensor, "matches no rule"))
     return extras, skipped
 
 
+def _notes(
+    architecture: Architecture, items: Sequence[Group | Kept], extras: Sequence[Kept]
+) -> Iterator[str]:
+    modules = {m.path: m for m in architecture.modules}
+    names = [t.name for item in (*items, *extras) for t in _tensors(item)]
+    parents = ((name, *name.rpartition(".")[::2]) for name in names)
+    unannounced = [
+        name for name, path, kind in parents
+        if path in modules and not (kind == WEIGHT or (kind == BIAS and modules[path].bias))
+    ]  # fmt: skip
+    if unannounced:
+        yield f"{_some(unannounced)}: the config says nothing of them; kept, and not used (nor does transformers)"
+    before, _, _ = architecture.family.names["attn_norm"].partition("{}")
+    numbers = ((name, name.removeprefix(before).partition(".")[0]) for name in names)
+    count = architecture.config.num_layers
+    beyond = [
+        name for name, number in numbers
+        if name.startswith(before) and re.fullmatch("[0-9]{1,9}", number) and int(number) >= count
+    ]  # fmt: skip
+    if beyond:
+        yield f"{_some(beyond)}: of layers beyond the config's {count}; kept, and not used (nor does transformers)"
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+COMPUTED: Final = "computed, not learned"
+_BUFFER: Final = re.compile(
+    r"(^|\.)(masked_bias|attn_mask|attention_mask|causal_mask|(\w+_)?inv_freq|rotary_emb\.(cos|sin)_cached)$"
+)
 _ACTIVATION_SCALES: Final = (
     ".input_scale", ".output_scale", ".q_scale", ".k_scale", ".v_scale", ".kv_scale", ".prob_scale",
     ".input_activation_scale", ".activation_scale",
@@ -189,6 +230,13 @@ def why_skipped(checkpoint: Checkpoint, tensor: StoredTensor) -> str | None:
             return "scales of an FP8 weight, which are multiplied into it"
     elif name.endswith(_ACTIVATION_SCALES) and checkpoint.has_fp8:
         return "a scale of FP8 activations, which there are none of"
-    if tensor.dtype.startswith(("I", "U", "BOOL")):
-        return f"not a weight of the model, and {tensor.dtype}"
+    if _BUFFER.search(name) or _is_causal_mask(tensor):
+        return COMPUTED
     return None
+
+
+def _is_causal_mask(tensor: StoredTensor) -> bool:
+    """The first GPTs call theirs ``bias``, ``[1, 1, positions, positions]``."""
+    shape = tensor.shape
+    square = len(shape) >= 3 and shape[-1] == shape[-2] and set(shape[:-2]) == {1}
+    return square and tensor.name.endswith(f".{BIAS}")

@@ -19,6 +19,7 @@ from ...errors import ArgumentError, HubNotFoundError, MissingShardError, NotFou
 from ..safetensors.storage import WeightsFile
 from ..source.checkpoint import CONFIG_FILE
 from ..source.index import read_weight_map
+from ..source.metadata_files import CODE, NAMES
 from ..source.weight_files import (
     FORMATS,
     SAFETENSORS,
@@ -35,7 +36,7 @@ _PART: Final = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"
 _ID: Final = re.compile(rf"({_PART}/{_PART})(?:@(\w(?:[\w./+-]*[\w+-])?))?", re.ASCII)
 
 _SMALL_FILES: Final = (
-    "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*",
+    "*.json", CODE, *NAMES,
 )  # fmt: skip
 _NEVER: Final = ("*/*", "*.h5.index.json", "*.msgpack.index.json", "*.onnx.index.json")
 """Folders, in which repositories keep their weights in other formats, and those formats' indexes."""
@@ -74,17 +75,22 @@ def resolve(source: str | os.PathLike[str], *, stream: bool = False) -> Source:
     """
     path = Path(source)
     if path.is_file() and is_weights_name(path.name):
-        return Source(path.parent, path.parent.resolve().name, only=path.name)
+        return Source(path.parent, _readable_name(path.parent), only=path.name)
     if path.exists():
-        return Source(path, path.resolve().name)
+        return Source(path, _readable_name(path))
     parsed = parse_id(source) if isinstance(source, str) else None
     if parsed is None:
         raise NotFoundError(
-            "no such folder, and not a hub id either", file=source,
+            "no such folder, and not a hub id", file=source,
             hint="expected a Hugging Face checkpoint folder, a weights file, or org/name[@revision]",
         )  # fmt: skip
     with quiet_library(), hub_errors(str(source)):
         return _download(str(source), *parsed, stream=stream)
+
+
+def _readable_name(folder: Path) -> str:
+    """A folder's name as text: one that is no UTF-8 can stand in no file of JSON."""
+    return os.fsencode(folder.resolve().name).decode("utf-8", "replace")
 
 
 def resolve_headers(source: str | os.PathLike[str]) -> Source:
@@ -121,7 +127,7 @@ def _download(source: str, repository: str, revision: str | None, *, stream: boo
     if kind is not SAFETENSORS:
         raise ArgumentError(
             "only safetensors files can be streamed", file=source, found=shards[0],
-            hint="without --stream it is downloaded",
+            hint="omit --stream to download it",
         )  # fmt: skip
     remote = {
         name: RemoteFile(repository, folder.name, name, files[name].size, _content_id(files[name]))

@@ -28,11 +28,8 @@ WAITS: Final = (1, 2, 4, 8)
 _LONGEST_WAIT: Final = 300
 """The hub counts requests over five minutes."""
 _PASSING_STATUS: Final = {408, 429, 500, 502, 503, 504}
-_PASSING_FAULTS: Final = {
-    "TimeoutException", "NetworkError", "RemoteProtocolError",
-    "Timeout", "ConnectionError", "ChunkedEncodingError",
-}  # fmt: skip
-"""Classes by name, or of their bases: the library has changed the HTTP client whose errors these are, and may again."""
+_PASSING_FAULTS: Final = {"TimeoutException", "NetworkError", "RemoteProtocolError", "ConnectionError"}  # fmt: skip
+"""Classes by name, or of their bases: httpx's (the library's version 2 has them from httpx2), and Python's."""
 _UNREACHABLE: Final = {"ConnectError", "ConnectTimeout", "ConnectionRefusedError", "ProxyError"}
 
 
@@ -134,10 +131,10 @@ def _translated(error: BaseException, source: str) -> Int8convError:
     found = f"HTTP {status}"
     if isinstance(error, hub.OfflineModeIsEnabled | hub.LocalEntryNotFoundError):
         return HubUnavailableError(
-            "not complete in the hub's cache, and HF_HUB_OFFLINE is set", file=source
+            "incomplete in the hub cache, and HF_HUB_OFFLINE is set", file=source
         )
     if isinstance(error, hub.HFValidationError):
-        return NotFoundError("no such folder, and not a hub id either", file=source)
+        return NotFoundError("no such folder, and not a hub id", file=source)
     if isinstance(error, hub.GatedRepoError):
         return HubAccessError(
             "access to this repository is gated", file=source,
@@ -145,7 +142,7 @@ def _translated(error: BaseException, source: str) -> Int8convError:
         )  # fmt: skip
     if status in (401, 403):
         return HubAccessError(
-            "the hub gives no access to such a repository", file=source, found=found,
+            "the hub denies access to this repository", file=source, found=found,
             hint="check the name, and set HF_TOKEN to a token that may read it",
         )  # fmt: skip
     if isinstance(error, hub.RevisionNotFoundError):
@@ -156,12 +153,12 @@ def _translated(error: BaseException, source: str) -> Int8convError:
         return HubNotFoundError("a file is not on the hub", file=source)
     if status == 429:
         return HubUnavailableError(
-            "the hub refuses so many requests", file=source, found=found,
+            "too many requests to the hub", file=source, found=found,
             hint="try again later; with a token in HF_TOKEN it may allow more",
         )  # fmt: skip
     if status is not None:
         return HubUnavailableError(
-            "the hub fails", file=source, found=found, hint="try again later"
+            "the hub returned an error", file=source, found=found, hint="try again later"
         )
     if isinstance(error, OSError) and error.errno and error.filename:  # the cache's disk
         kind = NoSpaceError if error.errno == errno.ENOSPC else NotWritableError

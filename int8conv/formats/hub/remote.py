@@ -131,7 +131,7 @@ class _RemoteReader:
         self._position = begin
 
     def _send(self, location: str | None, begin: int, end: int) -> Any:
-        """The answer, whose body is still to come; of the library's ``requests`` (before 1.0) or ``httpx``."""
+        """The answer, whose body is still to come."""
         from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
@@ -143,18 +143,12 @@ class _RemoteReader:
             library_name="int8conv", library_version=__version__,
         )  # fmt: skip
         headers |= {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
-        session: Any = get_session()
-        seconds = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        if callable(getattr(session, "stream", None)):  # which is a flag in requests
-            response = self._body.enter_context(
-                session.stream("GET", location or url, headers=headers, timeout=seconds)
+        response = self._body.enter_context(
+            get_session().stream(
+                "GET", location or url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
             )
-            self._chunks = response.iter_raw()  # as it comes
-        else:
-            response = self._body.enter_context(
-                session.get(location or url, headers=headers, timeout=seconds, stream=True)
-            )
-            self._chunks = response.iter_content(1 << 16)
+        )
+        self._chunks = response.iter_raw()  # as it comes
         return response
 
 
@@ -170,8 +164,8 @@ def _check_answer(file: RemoteFile, response: Any, begin: int) -> None:
     encoding = response.headers.get("Content-Encoding", "identity")
     if response.status_code != 206 or match is None or encoding != "identity":
         raise HubUnavailableError(
-            "the server does not give parts of files", file=file, expected="HTTP 206",
-            found=f"HTTP {response.status_code}", hint="without --stream it is downloaded",
+            "the server does not support range requests", file=file, expected="HTTP 206",
+            found=f"HTTP {response.status_code}", hint="omit --stream to download it",
         )  # fmt: skip
     if (int(match[1]), int(match[2])) != (begin, file.nbytes):
         raise _changed(file, f"from byte {begin} of {file.nbytes}", shown)

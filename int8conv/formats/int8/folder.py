@@ -229,7 +229,7 @@ def _collect_linears(checkpoint: Checkpoint) -> dict[str, QuantizedLinear]:
 def _need(tensors: dict[str, StoredTensor], name: str, beside: StoredTensor, what: str) -> None:
     if name not in tensors:
         raise CompanionError(
-            f"{what} stands without its companion", file=beside.file, tensor=beside.name,
+            f"{what} lacks its companion", file=beside.file, tensor=beside.name,
             expected=name, found="no such tensor",
         )  # fmt: skip
 
@@ -281,7 +281,7 @@ def _check_groups(
     grouped = Counter(path for group in groups for path in group.linears)
     for path in grouped:
         if path not in linears:
-            raise CompanionError("an input names a linear that is not there", file=manifest,
+            raise CompanionError("an input names a linear that does not exist", file=manifest,
                                  tensor=f"{path}.{WEIGHT}")  # fmt: skip
     for path in linears:
         if grouped[path] != 1:
@@ -295,6 +295,7 @@ def _check_groups(
 
 def _check_group(group: InputGroup, linears: dict[str, QuantizedLinear]) -> None:
     shared: npt.NDArray[Any] | None = None
+    biased = linears[group.linears[0]].bias is not None
     for path in group.linears:
         linear = linears[path]
         if (linear.in_features, linear.outliers) != (group.in_features, group.outliers):
@@ -303,6 +304,11 @@ def _check_group(group: InputGroup, linears: dict[str, QuantizedLinear]) -> None
                 file=linear.weight.file, tensor=linear.weight.name,
                 expected=f"in {group.in_features}, k {group.outliers}",
                 found=f"in {linear.in_features}, k {linear.outliers}",
+            )  # fmt: skip
+        if (linear.bias is not None) != biased:
+            raise CompanionError(
+                "some linears of one input have a bias, and some have none", file=linear.weight.file,
+                tensor=linear.weight.name, expected=f"{'a' if biased else 'no'} bias",
             )  # fmt: skip
         if linear.outlier_index is None:
             continue

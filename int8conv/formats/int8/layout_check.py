@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 from ...errors import LayoutError
+from ..safetensors.header import Header
 from ..safetensors.stored import StoredTensor
 from ..source.checkpoint import Checkpoint
 from .layout import PAYLOAD_ALIGNMENT, RUN_ALIGNMENT
 from .manifest import InputGroup
-from .names import KINDS
+from .names import KINDS, PADDING_PREFIX, is_padding
 
 
 def check_layout(checkpoint: Checkpoint, groups: Sequence[InputGroup]) -> None:
-    """Raise LayoutError where a payload or a run is not aligned, or a group's tensors do not stand together."""
+    """Raise LayoutError where a payload or a run is not aligned, a group's tensors are apart, or padding is out of place."""
     for shard, header in checkpoint.headers.items():
         if header.payload_offset % PAYLOAD_ALIGNMENT:
             raise LayoutError(
@@ -36,6 +38,25 @@ def check_layout(checkpoint: Checkpoint, groups: Sequence[InputGroup]) -> None:
                 "tensor is not aligned", file=tensor.file, tensor=tensor.name,
                 expected=f"offset a multiple of {RUN_ALIGNMENT}", found=tensor.offset,
             )  # fmt: skip
+    for shard, header in checkpoint.headers.items():
+        _check_padding(header, checkpoint.folder / shard)
+
+
+def _check_padding(header: Header, file: Path) -> None:
+    """Padding fills the bytes before a run up to its alignment, and is counted; its bytes are for ``verify``."""
+    tensors = list(header.tensors.values())
+    paddings = [(place, t) for place, t in enumerate(tensors) if is_padding(t.name)]
+    for number, (place, t) in enumerate(paddings):
+        problem = None
+        if t.name != f"{PADDING_PREFIX}{number}":
+            problem = f"expected the name '{PADDING_PREFIX}{number}'"
+        elif t.dtype != "U8" or len(t.shape) != 1 or not 0 < t.nbytes < RUN_ALIGNMENT:
+            problem = f"expected U8 [n] with n from 1 to {RUN_ALIGNMENT - 1}"
+        elif t.end % RUN_ALIGNMENT or t.begin % RUN_ALIGNMENT == 0 or place + 1 == len(tensors):
+            problem = "expected to fill the bytes before an aligned tensor"
+        if problem:
+            raise LayoutError(f"malformed padding: {problem}", file=file, tensor=t.name,
+                              found=f"{t.dtype} {list(t.shape)} at {t.begin}")  # fmt: skip
 
 
 def _check_one_shard(checkpoint: Checkpoint, group: InputGroup) -> None:
@@ -44,7 +65,7 @@ def _check_one_shard(checkpoint: Checkpoint, group: InputGroup) -> None:
     for tensor in others:
         if tensor.file != first.file:
             raise LayoutError(
-                f"stands in another shard than '{first.name}', which shares its input",
+                f"is in another shard than '{first.name}', which shares its input",
                 file=tensor.file, tensor=tensor.name, expected=first.file.name,
             )  # fmt: skip
 

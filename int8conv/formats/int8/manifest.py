@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import JsonFileError, UnknownVersionError, UnsafePathError
 from ..json_file import MANIFEST, read_json
-from .names import MANIFEST_FILE, QUANT_METHOD, VERSION, is_plain_file_name
+from .names import MANIFEST_FILE, QUANT_METHOD, VERSION, is_recorded_name
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _field(value: object, name: str, kind: type | tuple[type, ...], path: Path) 
     if not isinstance(found, kind) or isinstance(found, bool) or negative:
         kinds = kind if isinstance(kind, tuple) else (kind,)
         raise JsonFileError(
-            f"field '{name}' is absent or malformed", file=path,
+            f"field '{name}' is missing or malformed", file=path,
             expected=" or ".join(k.__name__ for k in kinds),
             found=found if negative else type(found).__name__,
         )  # fmt: skip
@@ -130,7 +130,7 @@ def _group(entry: object, path: Path) -> InputGroup:
 
 
 def _file(name: str, entry: object, path: Path) -> FileRecord:
-    if not is_plain_file_name(name):
+    if not is_recorded_name(name):
         raise UnsafePathError("names a file outside the folder", file=path,
                               expected="a plain file name", found=repr(name))  # fmt: skip
     shard = isinstance(entry, dict) and "tensors" in entry

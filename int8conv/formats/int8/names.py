@@ -10,8 +10,14 @@ MANIFEST_FILE: Final = "int8conv.json"
 PADDING_PREFIX: Final = "int8conv.padding."
 METADATA: Final = {"format": QUANT_METHOD, "version": str(VERSION)}
 
+TEMPLATES_FOLDER: Final = "additional_chat_templates"
+"""The one folder in a converted folder: further chat templates, where the source has them."""
+
 OUTLIER_MULTIPLE: Final = 16
 """k is a multiple of this: kernels read so many outlier columns at a time."""
+
+SMALLEST_SCALE: Final = 2.0**-126
+"""Of a row that is not all zeros: the smallest normal float32."""
 
 WEIGHT: Final = "weight"
 SCALE: Final = "weight_scale"
@@ -32,6 +38,11 @@ def is_plain_file_name(name: str) -> bool:
     if name in ("", ".", "..") or set(name) & set("/\\\0"):
         return False
     return len(name.encode(errors="replace")) <= 255
+
+
+def is_recorded_name(name: str) -> bool:
+    """Whether a file of that name may stand in a manifest: one in the folder, or a chat template in the folder of those."""
+    return is_plain_file_name(name.removeprefix(f"{TEMPLATES_FOLDER}/"))
 
 
 def is_padding(name: str) -> bool:

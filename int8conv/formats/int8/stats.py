@@ -265,13 +265,13 @@ def _read_input(path: Path, header: Header, reader: Reader, input_: str) -> Inpu
         name = f"{input_}.{kind}"
         info = header.tensors.get(name)
         if info is None:
-            raise StatsError("absent from the statistics", file=path, tensor=name)
+            raise StatsError("missing from the statistics", file=path, tensor=name)
         channels = arrays["absmax"].shape if arrays else info.shape[-1:]
         shape = (2, *channels) if kind in _PAIRS else channels
         wide = channels != () and channels[0] > MOST_CHANNELS
         if info.dtype != dtype or info.shape != shape or not channels or wide:
             raise StatsError(
-                "not what statistics have", file=path, tensor=name, expected=f"{dtype} {list(shape)}",
+                "wrong dtype or shape", file=path, tensor=name, expected=f"{dtype} {list(shape)}",
                 found=f"{info.dtype} {list(info.shape)}",
             )  # fmt: skip
         data = bytearray(info.end - info.begin)

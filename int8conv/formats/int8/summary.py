@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Final
 
+from ..safetensors.dtypes import FLOAT_DTYPES
 from ..safetensors.stored import StoredTensor
 from .folder import ConvertedFolder, FolderLike, open_folder
-from .names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, is_padding
+from .names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT, is_padding
 
-_LAYER: Final = re.compile(r"\.(\d+)\.")
+_LAYER: Final = re.compile(r"\.([0-9]{1,9})\.")
 _KINDS: Final = {
     SCALE: "row scales",
     OUTLIER_INDEX: "outlier indices",
@@ -102,7 +103,7 @@ def inspect_folder(path: FolderLike) -> FolderSummary:
     layers: dict[str, Row] = {}
     total = Row("total")
     for tensor in tensors:
-        kind, nbytes_16bit = _classify(tensor)
+        kind, nbytes_16bit = _classify(tensor, converted)
         layer = layer_of(tensor.name)
         for rows, label in ((kinds, kind), (layers, _OUTSIDE if layer is None else str(layer))):
             rows.setdefault(label, Row(label)).add(tensor, nbytes_16bit)
@@ -132,14 +133,16 @@ def layer_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _classify(tensor: StoredTensor) -> tuple[str, int]:
+def _classify(tensor: StoredTensor, converted: ConvertedFolder) -> tuple[str, int]:
     """Kind, and bytes of the same parameters in 16 bits."""
-    kind = tensor.name.rpartition(".")[2]
-    if tensor.dtype == "I8":
+    path, _, kind = tensor.name.rpartition(".")
+    if tensor.dtype == "I8" and kind == WEIGHT and path in converted.linears:
         return "int8 weights", 2 * tensor.nbytes
     if kind in _KINDS:
         return _KINDS[kind], 0
-    return "kept in 16 bits", 2 * prod(tensor.shape)
+    if tensor.dtype not in FLOAT_DTYPES:
+        return "integers and masks", tensor.nbytes
+    return "kept in 32 bits" if tensor.dtype == "F32" else "kept in 16 bits", 2 * prod(tensor.shape)
 
 
 def _padding_bytes(converted: ConvertedFolder) -> int:

@@ -10,11 +10,12 @@ import numpy as np
 from ...errors import ChecksumError, NotFoundError, NumberError
 from ...progress import Advance, Progress, counted, silent
 from ..safetensors.checksum import checksum_range, read_blocks, running_checksum
+from ..safetensors.dtypes import ITEM_BYTES
 from ..safetensors.stored import read_array, read_rows
 from ..source.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
 from .folder import FolderLike, QuantizedLinear, open_folder
 from .manifest import FileRecord
-from .names import MANIFEST_FILE, is_padding
+from .names import MANIFEST_FILE, SMALLEST_SCALE, is_padding
 
 BLOCK_CODES: Final = 1 << 20
 """Codes that are looked at in one go."""
@@ -32,7 +33,8 @@ def verify(path: FolderLike, *, progress: Progress = silent) -> int:
 
     Raises:
         ChecksumError: a file, a header or a tensor differs from its checksum, or has none.
-        NumberError: a code of -128, a code in an outlier column, a bad scale, padding that is not zero.
+        NumberError: a code of -128, in an outlier column or of a row with scale 0; a bad scale; a NaN or infinity; padding that
+            is not zero.
         NotFoundError: a file that the manifest lists is missing.
         HubError, CheckpointError, SafetensorsError, ConvertedFormatError: the folder cannot be opened.
     """
@@ -73,11 +75,27 @@ def _verify_shard(checkpoint: Checkpoint, path: Path, record: FileRecord, advanc
             ):
                 raise NumberError("padding is not zero", file=path, tensor=info.name)
         else:
-            running = running_checksum()
+            running, finite = running_checksum(), True
             for block in read_blocks(path, offset, info.nbytes):
                 running.update(block)
+                finite = finite and _is_finite(block, info.dtype)
                 advance(len(block))
             _compare(running.hexdigest(), record.tensors.get(info.name), path, info.name)
+            if not finite:
+                raise NumberError("a value is NaN or infinite", file=path, tensor=info.name)
+
+
+_EXPONENTS: Final = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000}
+"""The bits that are all set in a NaN and in an infinity."""
+
+
+def _is_finite(block: memoryview, dtype: str) -> bool:
+    """Through the bits, as numpy is slow with 16-bit floats; True for what is no float of the format."""
+    if dtype not in _EXPONENTS or len(block) % ITEM_BYTES[dtype]:  # truncated: the checksum tells
+        return True
+    bits = np.frombuffer(block, "<u4" if dtype == "F32" else "<u2")
+    exponent = bits.dtype.type(_EXPONENTS[dtype])
+    return not bool(((bits & exponent) == exponent).any())
 
 
 def _compare(found: str, expected: str | None, path: Path, tensor: str | None = None) -> None:
@@ -93,9 +111,13 @@ def _compare(found: str, expected: str | None, path: Path, tensor: str | None = 
 def verify_linear(linear: QuantizedLinear) -> None:
     """Hold codes and scales to the numeric rules, a block of rows at a time."""
     scale = read_array(linear.scale)
-    if not (np.isfinite(scale) & (scale >= 0)).all():
-        raise NumberError("row scale is negative or not finite", file=linear.scale.file,
-                                   tensor=linear.scale.name)  # fmt: skip
+    positive = np.isfinite(scale) & (scale >= SMALLEST_SCALE)
+    allowed = positive | ((scale == 0) & ~np.signbit(scale))
+    if not allowed.all():
+        raise NumberError(
+            "a row scale is not one that the format allows", file=linear.scale.file, tensor=linear.scale.name,
+            expected="0, or at least 2^-126 and finite", found=scale[~allowed][0],
+        )  # fmt: skip
     columns = read_array(linear.outlier_index) if linear.outlier_index else None
     rows = max(1, BLOCK_CODES // max(linear.in_features, 1))
     for first in range(0, linear.out_features, rows):
@@ -107,3 +129,6 @@ def verify_linear(linear: QuantizedLinear) -> None:
         if columns is not None and codes[:, columns].any():
             raise NumberError("a code in an outlier column is not 0",
                                        file=linear.weight.file, tensor=linear.weight.name)  # fmt: skip
+        if codes[scale[first:last] == 0].any():
+            raise NumberError("a code of a row with scale 0 is not 0", file=linear.weight.file,
+                              tensor=linear.weight.name)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +23,25 @@ def running_checksum() -> xxhash.xxh3_128:
 
 
 def read_blocks(path: Path, offset: int = 0, nbytes: int | None = None) -> Iterator[memoryview]:
-    """Blocks of a file's range through one buffer (each valid until the next); all that follows if no length."""
+    """Blocks of 1 MiB of a file's range through one buffer (each valid until the next); all that follows if no length.
+
+    Only the last one is shorter, so that no block but that of a truncated file ends within an element.
+    """
     with path.open("rb", buffering=0) as file:
         left = os.fstat(file.fileno()).st_size - offset if nbytes is None else nbytes
         file.seek(offset)
         buffer = memoryview(bytearray(min(_BLOCK_BYTES, max(left, 1))))
-        while left > 0 and (count := file.readinto(buffer[: min(left, len(buffer))])):
+        while left > 0 and (count := _fill(file, buffer[: min(left, len(buffer))])):
             left -= count
             yield buffer[:count]
+
+
+def _fill(file: io.FileIO, buffer: memoryview) -> int:
+    """Bytes read: as many as fit, fewer only at the file's end."""
+    done = 0
+    while done < len(buffer) and (count := file.readinto(buffer[done:])):
+        done += count
+    return done
 
 
 def checksum_range(path: Path, offset: int = 0, nbytes: int | None = None) -> str:

@@ -139,6 +139,8 @@ def _parse_json(text: bytes, file: object) -> dict[str, Any]:
 
 
 def _check_metadata(metadata: object, file: object) -> dict[str, str]:
+    if metadata is None:  # as the library that others write with accepts it
+        return {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise HeaderSyntaxError("__metadata__ is not an object of strings", file=file)
     return metadata

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from .checksum import running_checksum
 from .dtypes import numpy_dtype
 from .storage import WeightsFile
+
+_BLOCK_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,35 @@ class StoredTensor:
     offset: int
     """Of the first byte, from the start of the file."""
     nbytes: int
+
+
+class Stored(Protocol):
+    """What lies in a file in one piece."""
+
+    @property
+    def file(self) -> WeightsFile:
+        """Where it is."""
+
+    @property
+    def offset(self) -> int:
+        """Of the first byte."""
+
+    @property
+    def nbytes(self) -> int:
+        """How long it is."""
+
+
+def stored_checksum(stored: Stored) -> str:
+    """Of the bytes as they stand in the file, read block by block."""
+    running, left, offset = running_checksum(), stored.nbytes, stored.offset
+    buffer = memoryview(bytearray(min(_BLOCK_BYTES, max(left, 1))))
+    with stored.file.open(offset + left) as reader:
+        while left > 0:
+            block = buffer[: min(left, len(buffer))]
+            reader.read_into(block, offset)
+            running.update(block)
+            left, offset = left - len(block), offset + len(block)
+    return running.hexdigest()
 
 
 def read_array(tensor: StoredTensor) -> npt.NDArray[Any]:

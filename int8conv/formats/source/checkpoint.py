@@ -74,7 +74,7 @@ class Checkpoint:
             return self.tensors[name]
         except KeyError:
             raise MissingTensorError(
-                "absent from the checkpoint, but the config asks for it",
+                "missing from the checkpoint, but required by the config",
                 file=self.folder, tensor=name,
             ) from None  # fmt: skip
 
@@ -169,7 +169,7 @@ def _read_header(kind: WeightFormat, file: WeightsFile) -> Header:
     if kind is SAFETENSORS:
         return read_header(file)
     if not isinstance(file, LocalFile):
-        raise ArgumentError("a pickle cannot be read from afar", file=file)
+        raise ArgumentError("a PyTorch pickle cannot be streamed", file=file)
     return read_pickle(file.path)
 
 

@@ -62,8 +62,8 @@ def shard_of_each(
             if name in found:
                 if weight_map is None:
                     raise DuplicateTensorError(
-                        f"is in {found[name]} too, and no index says which counts", file=folder / shard,
-                        tensor=name, hint="shards of tensor parallelism have to be merged first",
+                        f"is in {found[name]} too, and no index says which to use", file=folder / shard,
+                        tensor=name, hint="merge tensor-parallel shards first",
                     )  # fmt: skip
                 twice.append(f"{name} (in {found[name]} and {shard})")
             found[name] = shard

@@ -20,7 +20,13 @@ from .checkpoint import Checkpoint
 from .fp8 import BlockScales, decoded, find_scales
 
 Bits = npt.NDArray[Any]
-"""uint16 (F16, BF16) or uint32 (F32)."""
+"""uint16 (F16, BF16), uint32 (F32) or uint8 (the bytes of anything else)."""
+_BITS: Final[dict[str, type[np.unsignedinteger[Any]]]] = {
+    "F16": np.uint16,
+    "BF16": np.uint16,
+    "F32": np.uint32,
+    "U8": np.uint8,
+}
 
 _SHORT_ROW: Final = 1 << 12
 _COMPARED: Final = 1 << 20
@@ -132,6 +138,11 @@ def have_same_values(first: StoredTensor, second: StoredTensor) -> bool:
     return True
 
 
+def as_bytes(stored: StoredTensor) -> Matrix:
+    """A tensor of any dtype as a column of its bytes."""
+    return Matrix(replace(stored, dtype="U8", shape=(stored.nbytes, 1)))
+
+
 class MatrixReader:
     """Reads a matrix as blocks of whole rows and sums the bytes that it read.
 
@@ -146,7 +157,7 @@ class MatrixReader:
         self._buffers = buffers or Buffers()
         self.rows, self.columns = matrix.shape
         self.rows_per_block = max(1, min(self.rows, block_elements // max(self.columns, 1)))
-        self.dtype = np.dtype(np.uint32 if matrix.dtype == "F32" else np.uint16)
+        self.dtype = np.dtype(_BITS[matrix.dtype])
         self._wide = matrix.stored.dtype == "F64"
         self._item = np.dtype(np.float64) if self._wide else self.dtype
         self._sum = running_checksum()

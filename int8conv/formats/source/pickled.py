@@ -7,6 +7,7 @@ read like any other file, a block of rows at a time.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ def _load(path: Path) -> Any:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    heard, log.disabled = log.disabled, True  # the error says what it would
     try:
         with FakeTensorMode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old storage classes that a pickle may name
@@ -62,6 +65,8 @@ def _load(path: Path) -> Any:
             f"cannot be read safely: {reason}", file=path, expected="what torch.save writes of tensors",
             hint="convert it to safetensors where you trust it",
         ) from error  # fmt: skip
+    finally:
+        log.disabled = heard
 
 
 def _locate(path: Path, name: str, tensor: Any) -> TensorInfo:
@@ -71,7 +76,7 @@ def _locate(path: Path, name: str, tensor: Any) -> TensorInfo:
                               found=str(getattr(tensor, "dtype", type(tensor).__name__)))  # fmt: skip
     start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
     if start is None or not tensor.is_contiguous():
-        raise PickleFileError("tensor does not stand in row order in the file", file=path, tensor=name,
+        raise PickleFileError("tensor is not stored in row-major order", file=path, tensor=name,
                               hint="convert the checkpoint to safetensors first")  # fmt: skip
     begin = start + tensor.storage_offset() * ITEM_BYTES[dtype]
     end = begin + tensor.numel() * ITEM_BYTES[dtype]

@@ -129,7 +129,7 @@ def _complete(files: Collection[str], kind: WeightFormat, where: object) -> tupl
     if len(usual) != 1:
         raise ArgumentError(
             "several weights files, and no index", file=where, found=some(sorted(files)),
-            hint="name the one to take instead of the folder",
+            hint="pass one of the files instead of the folder",
         )  # fmt: skip
     (stem, total, suffix), numbers = usual[0], series[usual[0]]
     for number in range(1, min(int(total), len(numbers) + 1) + 1):  # the total is only claimed

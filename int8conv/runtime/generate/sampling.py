@@ -141,6 +141,6 @@ def _is_extreme(option: float) -> bool:
 def not_numbers(found: object) -> GenerationError:
     """The error for logits that nothing can be drawn from."""
     return GenerationError(
-        "the model's logits are not numbers", expected="finite values", found=found,
+        "the model's logits are NaN or infinite", expected="finite values", found=found,
         hint="16-bit activations overflow in some models: try float32, or bfloat16",
     )  # fmt: skip

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from ...formats.int8.outlier_cap import most_outliers
 from ...kernels.crossovers import TOKENS_AT_ONCE, W8A16_TOKENS
 from ..decoder.working_sizes import (
     PREFILL_TOKENS,
@@ -19,7 +20,6 @@ from ..decoder.working_sizes import (
     WIDENED_ON_GPU,
 )
 from ..models.config import DecoderConfig
-from .footprint_weights import most_columns
 
 Device = Literal["cpu", "cuda"]
 SLACK: Final = 0.6
@@ -64,10 +64,10 @@ class Pass:
         if not self.quantized:
             return 0
         if self.device == "cuda":
-            return tokens * (in_features + 2 * most_columns(in_features)) * (2 if heavy else 1)
+            return tokens * (in_features + 2 * most_outliers(in_features)) * (2 if heavy else 1)
         few = min(tokens, TOKENS_AT_ONCE)
         digits = 3 if self._is_w8a16 else 2 if heavy else 0
-        columns = most_columns(in_features) * (out_features + few) * 4
+        columns = most_outliers(in_features) * (out_features + few) * 4
         if not digits:
             return few * max(9 * in_features, 5 * in_features + 8 * out_features) + columns
         inner = max((4 + 9 * digits) * in_features, (4 + 5 * digits) * in_features + 8 * digits * out_features)  # fmt: skip

@@ -87,6 +87,7 @@ class Evaluation:
     against: Comparison | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """Every figure, as JSON has it."""
         value = asdict(self)
         value["outlier_fallback"] = (
             None if self.outlier_fallback is None else self.outlier_fallback.to_json()
@@ -141,7 +142,7 @@ def evaluate(
         EvaluationError: a text that cannot be used; an activation is NaN or infinite (names layer and channel).
         ArgumentError: an option out of range.
         SourceMismatchError: ``against`` is another kind of model.
-        The errors of ``load``.
+        Int8convError: what ``load`` raises.
     """
     if mode not in MODES:
         raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
@@ -219,7 +220,7 @@ def _open(
 def _open_source(path: str | os.PathLike[str], place: Placement) -> _Model:
     opened = open_model(path)
     if opened.converted is not None:
-        raise ArgumentError("against is for the source", file=path, found="a converted folder")
+        raise ArgumentError("against expects the source", file=path, found="a converted folder")
     return _source(opened, place)
 
 
@@ -278,6 +279,6 @@ def _check_finite(model: _Model, stream: BlockStream, layer: int) -> None:
         if not bool(finite.all()):
             channel = int((~finite).nonzero()[0])
             raise EvaluationError(
-                f"activation is NaN or infinite behind layer {layer} in channel {channel}",
+                f"activation is NaN or infinite after layer {layer} in channel {channel}",
                 file=model.folder, hint="the model overflows on this text",
             )  # fmt: skip

@@ -7,12 +7,9 @@ from math import prod
 from typing import Final
 
 from ...formats.int8.folder import ConvertedFolder
-from ...formats.int8.names import OUTLIER_MULTIPLE
+from ...formats.int8.outlier_cap import most_outliers
 from ..models.architecture import Architecture, Kind, Module
 
-OUTLIER_SHARE: Final = 0.01
-OUTLIER_COLUMNS: Final = 16
-"""``convert`` keeps at most so many of an input's columns in 16 bits, or so many if that is more."""
 _FAULT_AROUND: Final = 1 << 16
 """Bytes of a file that Linux maps when one of them is read and the rest is in memory anyway."""
 
@@ -64,17 +61,11 @@ def estimated_weights(architecture: Architecture) -> Counter[str]:
             sizes[_LABELS[module.kind]] += prod(module.shape) * 2
             continue
         out_features, in_features = module.shape
-        columns = most_columns(in_features)
+        columns = most_outliers(in_features)
         sizes["int8 weights"] += out_features * in_features
         sizes["row scales"] += 4 * out_features
         sizes["outlier columns"] += columns * (4 + 2 * out_features)
     return sizes
-
-
-def most_columns(in_features: int) -> int:
-    """Outlier columns of an input at most."""
-    cap = min(max(OUTLIER_COLUMNS, int(OUTLIER_SHARE * in_features)), in_features)
-    return cap // OUTLIER_MULTIPLE * OUTLIER_MULTIPLE
 
 
 def parameter_count(architecture: Architecture) -> int:

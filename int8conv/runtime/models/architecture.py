@@ -15,6 +15,8 @@ from .reference_fields import FIELDS
 from .stored import as_stored
 
 Kind = Literal["embedding", "norm", "attention", "ffn", "router", "projection", "head"]
+MOST_HEAD_DIM: Final = 1 << 16
+"""Channels, for which rotary tables are made before any tensor is read; heads have some hundreds."""
 MOST_EXPERTS: Final = 100_000
 """In all layers; the largest models have 25,000."""
 _KEYS_SHOWN: Final = 8
@@ -97,7 +99,7 @@ def read_architecture(
     Raises:
         UnknownFamilyError: the ``model_type`` is not known.
         UnsupportedFeatureError: a key of the config asks for something that the decoder does not have.
-        JsonFileError: a key is absent or malformed.
+        JsonFileError: a key is missing or malformed.
     """
     family = find_family(config, file)
     raw = RawConfig(config, file)
@@ -155,6 +157,8 @@ def _check_sizes(config: DecoderConfig, raw: RawConfig) -> None:
         raise raw.unsupported(
             "num_key_value_heads", config.num_kv_heads, f"a divisor of {config.num_heads}"
         )
+    if config.head_dim > MOST_HEAD_DIM:
+        raise raw.unsupported("head_dim", config.head_dim, f"at most {MOST_HEAD_DIM:,}")
     if config.rope is not None:
         rotated = int(config.head_dim * config.rope.share)
         if rotated % 2 or not 0 < rotated <= config.head_dim:

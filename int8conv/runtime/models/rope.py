@@ -43,7 +43,7 @@ def read_rope(raw: RawConfig, share: float | None = None, theta: float = 10000.0
 
     Raises:
         UnsupportedFeatureError: a kind of scaling, or a key of it, that is not known.
-        JsonFileError: a key is absent or malformed.
+        JsonFileError: a key is missing or malformed.
     """
     base = raw.values.get("rope_theta")
     rope = Rope(theta if base is None else _positive(raw, "rope_theta", base))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UnsupportedDtypeError
+from ...formats.safetensors.mapped import check_length, map_file
 from ...formats.safetensors.storage import LocalFile, WeightsFile
 from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.matrix import Matrix, MatrixReader
@@ -57,12 +58,16 @@ class MappedFiles:
         flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=first.offset)
         return flat.reshape(shape)
 
+    def check(self) -> None:
+        """Raise FileChangedError if a mapped file was changed in place since its header was read."""
+        for file, mapping in self._maps.items():
+            check_length(mapping)
+            file.check_unchanged()
+
     def _map(self, file: WeightsFile) -> mmap.mmap:
         assert isinstance(file, LocalFile)  # nothing else is mapped
         if file not in self._maps:
-            with file.path.open("rb") as opened:
-                # copy-on-write: torch wants a writable buffer, and the file must never change
-                self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._maps[file] = map_file(file)
         return self._maps[file]
 
 

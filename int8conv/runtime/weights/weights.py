@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...errors import OutlierIndexError
 from ...formats.int8.folder import ConvertedFolder, QuantizedLinear
 from ...formats.safetensors.dtypes import FP8_DTYPES
 from ...formats.safetensors.storage import LocalFile
@@ -78,6 +79,10 @@ class CheckpointWeights:
 
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
         return self._read(find_tensor(self.checkpoint, module, kind)).to(self.device)
+
+    def check_files(self) -> None:
+        """As that of ``ConvertedWeights``."""
+        self._files.check()
 
     def _read(self, stored: StoredTensor) -> Tensor:
         if stored.dtype in FP8_DTYPES:
@@ -208,12 +213,25 @@ class ConvertedWeights:
         return MixedWeight(
             codes=self._files.fused([linear.weight for linear in linears]).squeeze(-1),
             scale=self._files.fused([linear.scale for linear in linears]),
-            outlier_index=self._files.tensor(index) if index is not None else None,
+            outlier_index=self._checked(index, first.in_features) if index is not None else None,
             outlier_weight=self._files.fused(slices) if slices else None,
             threshold=threshold,
             counter=counter,
             activation_bits=16 if stored == 0 else 8,
         )
+
+    def _checked(self, index: StoredTensor, in_features: int) -> Tensor:
+        """A copy of outlier columns: kernels read where they say, so nobody may change them after they were checked."""
+        columns = self._files.tensor(index).clone()
+        if bool(((columns < 0) | (columns >= in_features)).any()):
+            raise OutlierIndexError("outlier column out of range", file=index.file, tensor=index.name,
+                                    expected=f"0..{in_features - 1}")  # fmt: skip
+        return columns
+
+    def check_files(self) -> None:
+        """Raise FileChangedError if a mapped file was changed in place since its header was read."""
+        if isinstance(self._files, MappedFiles):
+            self._files.check()
 
     def _bias(self, modules: Sequence[Module]) -> Tensor | None:
         if not modules[0].bias:

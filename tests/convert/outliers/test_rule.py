@@ -13,14 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from int8conv.convert.outliers.collect import systematic_dimensions
-from int8conv.convert.outliers.rule import (
-    Choosing,
-    OutlierChoice,
-    choose_all,
-    kurtosis,
-    most_outliers,
-)
+from int8conv.convert.outliers.rule import Choosing, OutlierChoice, choose_all, kurtosis
 from int8conv.convert.outliers.rule import choose_outliers as choose
+from int8conv.formats.int8.outlier_cap import most_outliers
 from int8conv.formats.int8.stats import InputStats, Stats
 
 TOKENS = 1000
@@ -277,3 +272,14 @@ def test_the_papers_rule() -> None:
 def test_no_systematic_dimension() -> None:
     assert systematic_dimensions(layers({})).tolist() == []
     assert systematic_dimensions(replace(layers({}), normalised=())).tolist() == []
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-90, 1.0, 1e90, 1e150])
+def test_kurtosis_does_not_depend_on_the_scale(scale: float) -> None:
+    """Nor on whether the square of a sum is a float."""
+    zeros = np.zeros(2)
+    found = InputStats(
+        np.ones(2, np.float32), np.zeros(2, np.int64), np.stack([np.array([2.0, 4.0]) * scale, zeros]),
+        np.stack([np.array([3.0, 6.0]) * scale, zeros]) * scale, np.ones(2, np.float32),
+    )  # fmt: skip
+    assert kurtosis(found, 10, np.arange(2)) == pytest.approx(9 * 10 * 2 / 36)

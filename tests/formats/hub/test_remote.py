@@ -197,6 +197,36 @@ def test_a_dropped_connection_is_taken_up_where_it_stopped(
     assert waits == [WAITS[0]] * 2
 
 
+def test_a_failure_after_progress_is_a_first_one(
+    hub: HubServer,
+    file: WeightsFile,
+    data: bytes,
+    waits: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Within one read: more drops than there are waits, each after bytes enough."""
+    monkeypatch.setattr("int8conv.formats.hub.remote._PROGRESS_BYTES", 100)
+    times = len(WAITS) + 2
+    assert len(data) >> times > 100  # a drop comes after half of the rest
+    hub.fail("drop", CDN, times=times)
+    assert read(file, 0, len(data)) == data
+    assert waits == [WAITS[0]] * times
+
+
+def test_failures_with_little_progress_use_up_the_patience(
+    hub: HubServer,
+    file: WeightsFile,
+    data: bytes,
+    waits: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("int8conv.formats.hub.remote._PROGRESS_BYTES", len(data))
+    hub.fail("drop", CDN, times=len(WAITS) + 1)
+    with pytest.raises(HubUnavailableError):
+        read(file, 0, len(data))
+    assert waits == list(WAITS)
+
+
 def test_connections_that_always_drop(
     hub: HubServer, file: WeightsFile, waits: list[float]
 ) -> None:
@@ -265,7 +295,7 @@ def test_a_server_that_ignores_ranges(hub: HubServer, source: Path) -> None:
     file = resolve(ID, stream=True).remote[SAFETENSORS.single]
     hub.fail("whole", CDN)
     sent = hub.sent
-    with pytest.raises(HubUnavailableError, match=r"does not give parts of files.*HTTP 200"):
+    with pytest.raises(HubUnavailableError, match=r"does not support range requests.*HTTP 200"):
         read(file, 0, 1000)
     assert hub.sent - sent < 32 << 20
 
@@ -297,7 +327,7 @@ def test_a_range_that_the_file_no_longer_has(hub: HubServer, file: WeightsFile) 
 
 def test_a_compressed_answer(hub: HubServer, file: WeightsFile) -> None:
     hub.fail("other headers", CDN, headers={"Content-Encoding": "gzip"})
-    with pytest.raises(HubUnavailableError, match="does not give parts of files"):
+    with pytest.raises(HubUnavailableError, match="does not support range requests"):
         read(file, 0, 1000)
 
 

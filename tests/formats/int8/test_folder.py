@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -177,7 +178,14 @@ def test_a_shard_without_a_version(converted: Path) -> None:
         open_converted(converted)
 
 
-@pytest.mark.parametrize("metadata", [{}, {"format": "pt"}, {"version": "1"}])
+@pytest.mark.rule("H11")
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {}, {"format": "pt"}, {"version": "1"}, {"format": "INT8CONV", "version": "1"},
+        {"format": "int8conv", "version": "1", "more": ""},
+    ],
+)  # fmt: skip
 def test_a_shard_of_another_writer(converted: Path, metadata: dict[str, str]) -> None:
     edit_header(converted / SHARD, lambda header: header.update(__metadata__=metadata))
     refresh(converted)
@@ -215,6 +223,31 @@ def test_no_index_is_an_error_for_a_single_file_too(converted: Path) -> None:
     )
     with rejected(NotFoundError, str(converted / INDEX)):
         open_converted(converted)
+
+
+@pytest.mark.rule("F10")
+@pytest.mark.parametrize("file", ["config.json", MANIFEST, INDEX, SHARD])
+@pytest.mark.parametrize("what", ["folder", "pipe", "dangling link"])
+def test_something_that_is_no_regular_file(converted: Path, file: str, what: str) -> None:
+    path = converted / file
+    path.unlink()
+    if what == "folder":
+        path.mkdir()
+    elif what == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nothing")
+    with pytest.raises((NotFoundError, NotConvertedError, MissingShardError), match=file):
+        open_converted(converted)
+
+
+@pytest.mark.rule("F10")
+def test_links_to_files_are_followed(converted: Path, tmp_path: Path) -> None:
+    """As in the hub library's cache."""
+    for name in ("config.json", MANIFEST, INDEX, SHARD):
+        (converted / name).rename(converted / f"{name}.blob")
+        (converted / name).symlink_to(f"{name}.blob")
+    verify(open_converted(converted))
 
 
 @pytest.mark.rule("F4")
@@ -340,6 +373,14 @@ def test_an_int8_weight_without_its_scale(converted: Path) -> None:
     rename_tensor(converted, f"{Q}.weight_scale", f"{Q}.scale")
     with rejected(CompanionError, str(converted / SHARD), f"'{Q}.weight'", f"{Q}.weight_scale"):
         open_converted(converted)
+
+
+@pytest.mark.rule("M4")
+@pytest.mark.parametrize("path", [SMALL_Q, SMALL_K, SMALL_V])
+def test_a_group_of_which_only_some_have_a_bias(small: Path, path: str) -> None:
+    rename_tensor(small, f"{path}.bias", f"other{path[-6]}.bias")
+    with rejected(CompanionError, str(shard_of(small, f"{path}.weight")), "bias", "_proj.weight'"):
+        open_converted(small)
 
 
 @pytest.mark.rule("C2")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from itertools import count, pairwise
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from int8conv.convert.converter import convert_checkpoint
 from int8conv.errors import LayoutError
 from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.int8.layout import ShardLayout, TensorSpec, Unit, plan_layout
+from int8conv.formats.int8.verify import verify
 from int8conv.formats.safetensors.dtypes import ITEM_BYTES
 from int8conv.formats.safetensors.header import (
     LENGTH_BYTES,
@@ -31,6 +32,7 @@ from ...checkpoints import write_checkpoint
 from ..damage import (
     INDEX,
     MANIFEST,
+    Piece,
     edit_json,
     padding,
     pieces,
@@ -362,3 +364,136 @@ def test_units_fill_shards_in_order() -> None:
         ["c", "int8conv.padding.0", "d"],
         ["e"],
     ]
+
+
+def first_padding(folder: Path) -> tuple[Path, list[Piece], int]:
+    """A shard, its pieces, and the place of its first padding among them."""
+    path = folder / "model-00001-of-00003.safetensors"
+    parts = pieces(path)
+    return path, parts, next(i for i, p in enumerate(parts) if p[0] == "int8conv.padding.0")
+
+
+@pytest.mark.rule("L6")
+@pytest.mark.rule("L3")
+@pytest.mark.parametrize("name", ["01", "00", "-1", "", "x", "9" * 5000])
+def test_padding_of_another_name(small: Path, name: str) -> None:
+    path, parts, at = first_padding(small)
+    _, *rest = parts[at]
+    parts[at] = (f"int8conv.padding.{name}", *rest)  # type: ignore[assignment]
+    write_pieces(path, parts)
+    refresh(small)
+    with rejected(LayoutError, str(path), f"'int8conv.padding.{name}'"[:300], "padding.0'"):
+        open_converted(small)
+
+
+@pytest.mark.rule("L6")
+@pytest.mark.rule("L3")
+def test_padding_that_is_counted_in_another_order(small: Path) -> None:
+    path, parts, _ = first_padding(small)
+    swapped = {
+        "int8conv.padding.0": "int8conv.padding.1",
+        "int8conv.padding.1": "int8conv.padding.0",
+    }
+    write_pieces(path, [(swapped.get(name, name), *rest) for name, *rest in parts])  # type: ignore[misc]
+    refresh(small)
+    with rejected(LayoutError, str(path), "'int8conv.padding.1'", "padding.0'"):
+        open_converted(small)
+
+
+@pytest.mark.rule("L6")
+@pytest.mark.rule("L3")
+@pytest.mark.parametrize("dtype", ["I8", "BOOL"])
+def test_padding_of_another_dtype(small: Path, dtype: str) -> None:
+    path, parts, at = first_padding(small)
+    name, _, shape, data = parts[at]
+    parts[at] = (name, dtype, shape, data)
+    write_pieces(path, parts)
+    refresh(small)
+    with rejected(LayoutError, str(path), f"'{name}'", "U8"):
+        open_converted(small)
+
+
+@pytest.mark.rule("L6")
+@pytest.mark.rule("L3")
+@pytest.mark.parametrize("shape", [lambda n: [1, n], lambda n: [n, 1], lambda n: [n, 1, 1]])
+def test_padding_of_another_shape(small: Path, shape: Callable[[int], list[int]]) -> None:
+    path, parts, at = first_padding(small)
+    name, dtype, (size,), data = parts[at]
+    parts[at] = (name, dtype, shape(size), data)
+    write_pieces(path, parts)
+    refresh(small)
+    with rejected(LayoutError, str(path), f"'{name}'", "U8 [n]"):
+        open_converted(small)
+
+
+@pytest.mark.rule("L6")
+@pytest.mark.rule("L3")
+@pytest.mark.parametrize("more", [1, 256])
+def test_padding_that_is_longer_than_it_need_be(small: Path, more: int) -> None:
+    """By one byte before an empty tensor, which nothing else holds to a place; by 256 before the first run."""
+    path, parts, at = first_padding(small)
+    if more == 1:
+        size = len(parts[at][3])
+        parts[at : at + 1] = [padding(0, size - 1), ("int8conv.padding.1", "U8", [1], b"\0")]
+        parts[at + 2 :] = renumbered(parts[at + 2 :], 2)
+    else:
+        parts = [padding(0, 256), *renumbered(parts, 1)]
+    write_pieces(path, parts)
+    refresh(small)
+    with rejected(LayoutError, str(path), "'int8conv.padding.0'"):
+        open_converted(small)
+
+
+@pytest.mark.rule("L6")
+@pytest.mark.rule("L3")
+def test_padding_of_no_bytes(small: Path) -> None:
+    path, parts, _ = first_padding(small)
+    write_pieces(path, [padding(0, 0), *renumbered(parts, 1)])
+    refresh(small)
+    with rejected(LayoutError, str(path), "'int8conv.padding.0'"):
+        open_converted(small)
+
+
+@pytest.mark.rule("L6")
+@pytest.mark.rule("L3")
+def test_padding_after_the_last_run(small: Path) -> None:
+    path, parts, _ = first_padding(small)
+    number = sum(p[0].startswith("int8conv.padding.") for p in parts)
+    used = sum(len(p[3]) for p in parts) % 256
+    write_pieces(path, [*parts, padding(number, 256 - used)])
+    refresh(small)
+    with rejected(LayoutError, str(path), f"'int8conv.padding.{number}'"):
+        open_converted(small)
+
+
+def renumbered(parts: Sequence[Piece], start: int) -> list[Piece]:
+    """The same pieces with padding counted from ``start``."""
+    numbers = count(start)
+    return [
+        (f"int8conv.padding.{next(numbers)}", *p[1:]) if p[0].startswith("int8conv.padding.") else p
+        for p in parts
+    ]
+
+
+@pytest.mark.rule("L4")
+def test_kinds_in_another_order_are_read(small: Path) -> None:
+    """A reader does not depend on it."""
+    path = shard_of(small, f"{Q}.weight")
+    parts = [p for p in pieces(path) if not p[0].startswith("int8conv.padding.")]
+    scales = [p for p in parts if p[0] in [f"{x}.weight_scale" for x in (Q, K, V)]]
+    rest = [p for p in parts if p not in scales]
+    weights = [p for p in rest if p[0] in [f"{x}.weight" for x in (Q, K, V)]]
+    at = rest.index(weights[0])
+    placed: list[Piece] = []
+    for run in [*([p] for p in rest[:at]), scales, weights, *([p] for p in rest[at + 3 :])]:
+        used = sum(len(p[3]) for p in placed)
+        number = sum(p[0].startswith("int8conv.padding.") for p in placed)
+        follows = run[0][0].rpartition(".")[2] in KINDS and run[0][0].startswith((K, V))
+        if used % 256 and not follows:
+            placed.append(padding(number, 256 - used % 256))
+        placed += run
+    write_pieces(path, placed)
+    refresh(small)
+    opened = open_converted(small)
+    assert opened.linears[Q].scale.offset < opened.linears[Q].weight.offset
+    verify(opened)

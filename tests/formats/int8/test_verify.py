@@ -22,6 +22,7 @@ from ..damage import (
     payload_offset,
     read_shard,
     rejected,
+    restate_tensor,
     shard_of,
     tensor_bytes,
     write_tensor,
@@ -200,6 +201,79 @@ def test_a_code_in_an_outlier_column(small: Path, code: int) -> None:
     (column,) = struct.unpack("<i", tensor_bytes(small, f"{LINEAR}.outlier_index")[-4:])
     write_tensor(small, name, struct.pack("<b", code), 63 * 160 + column)
     with rejected(NumberError, str(shard_of(small, name)), f"'{name}'", "outlier"):
+        verify(open_converted(small))
+
+
+@pytest.mark.rule("N2")
+@pytest.mark.parametrize("scale", [-0.0, 1e-45, 2.0**-126 - 2.0**-149])
+def test_a_scale_that_is_no_normal_number(small: Path, scale: float) -> None:
+    """Subnormal ones would come out differently where they are flushed to zero."""
+    name = f"{LINEAR}.weight_scale"
+    write_tensor(small, name, struct.pack("<f", scale), 4 * 63)
+    with rejected(NumberError, str(shard_of(small, name)), f"'{name}'", "2^-126"):
+        verify(open_converted(small))
+
+
+@pytest.mark.rule("N2")
+@pytest.mark.rule("N7")
+@pytest.mark.parametrize("row", [0, 63])
+def test_codes_of_a_row_with_scale_zero(small: Path, row: int) -> None:
+    name = f"{LINEAR}.weight"
+    write_tensor(small, f"{LINEAR}.weight_scale", struct.pack("<f", 0.0), 4 * row)
+    with rejected(NumberError, str(shard_of(small, name)), f"'{name}'", "scale 0"):
+        verify(open_converted(small))
+    write_tensor(small, name, bytes(160), 160 * row)
+    verify(open_converted(small))
+    write_tensor(small, f"{LINEAR}.weight_scale", struct.pack("<f", 2.0**-126), 4 * row)
+    verify(open_converted(small))
+
+
+@pytest.mark.rule("N8")
+@pytest.mark.parametrize("bits", [0x7C00, 0xFC00, 0x7C01, 0xFFFF])
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{LINEAR}.outlier_weight", f"{LINEAR}.bias", "model.decoder.embed_tokens.weight",
+        "model.decoder.final_layer_norm.weight",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("place", [0, -2])
+def test_a_value_that_is_not_finite(small: Path, name: str, bits: int, place: int) -> None:
+    size = len(tensor_bytes(small, name))
+    write_tensor(small, name, struct.pack("<H", bits), place % size)
+    with rejected(NumberError, str(shard_of(small, name)), f"'{name}'", "NaN"):
+        verify(open_converted(small))
+
+
+@pytest.mark.rule("N8")
+@pytest.mark.parametrize(
+    ("dtype", "bits", "finite"),
+    [
+        ("BF16", 0x7F80, False), ("BF16", 0xFFC1, False), ("BF16", 0x7F7F, True), ("BF16", 0x7C00, True),
+        ("F16", 0x7BFF, True),
+    ],
+)  # fmt: skip
+def test_what_is_finite_depends_on_the_dtype(
+    small: Path, dtype: str, bits: int, finite: bool
+) -> None:
+    name = "model.decoder.final_layer_norm.weight"
+    restate_tensor(small, name, dtype=dtype)
+    write_tensor(small, name, struct.pack("<H", bits) * (len(tensor_bytes(small, name)) // 2))
+    if finite:
+        verify(open_converted(small))
+        return
+    with rejected(NumberError, str(shard_of(small, name)), f"'{name}'"):
+        verify(open_converted(small))
+
+
+@pytest.mark.rule("N8")
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_float32_value_that_is_not_finite(small: Path, value: float) -> None:
+    name = "model.decoder.final_layer_norm.weight"
+    (elements,) = read_shard(shard_of(small, name))[0][name]["shape"]
+    restate_tensor(small, name, dtype="F32", shape=[elements // 2])
+    write_tensor(small, name, struct.pack("<f", value), 4)
+    with rejected(NumberError, str(shard_of(small, name)), f"'{name}'"):
         verify(open_converted(small))
 
 

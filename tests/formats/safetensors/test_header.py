@@ -328,11 +328,19 @@ def test_bytes_after_the_last_tensor(good: Path) -> None:
 
 
 @pytest.mark.rule("H10")
-@pytest.mark.parametrize("metadata", [[], "pt", 1, None, {"format": 1}, {"a": "b", "c": None}])
+@pytest.mark.parametrize("metadata", [[], "pt", 1, {"format": 1}, {"a": "b", "c": None}])
 def test_metadata_that_is_not_an_object_of_strings(good: Path, metadata: object) -> None:
     edit_header(good, lambda header: header.update(__metadata__=metadata), alignment=1)
     with rejected(HeaderSyntaxError, str(good), "__metadata__"):
         read_header(good)
+
+
+def test_metadata_that_is_null_is_none(good: Path) -> None:
+    before = read_header(good)
+    edit_header(good, lambda header: header.update(__metadata__=None), alignment=1)
+    after = read_header(good)
+    assert after.tensors == before.tensors
+    assert after.metadata == {}
 
 
 def a_tensor(header: Json) -> tuple[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import zipfile
 from collections import OrderedDict
@@ -145,7 +146,7 @@ def test_a_malicious_shard_of_the_index_does_not_run(tmp_path: Path) -> None:
         ([torch.zeros(2)], ["expected tensors by name, found list"]),
         ({"a": 3}, ["'a'", "int"]),
         ({"a": torch.zeros(2, dtype=torch.complex64)}, ["'a'", "complex64"]),
-        ({"a": torch.zeros(2, 3).t()}, ["'a'", "row order"]),
+        ({"a": torch.zeros(2, 3).t()}, ["'a'", "row-major order"]),
     ],
     ids=["a list", "a number", "complex", "transposed"],
 )
@@ -208,3 +209,23 @@ def test_mutated_pickles_give_our_errors_only(tmp_path: Path) -> None:
         except (PickleFileError, TruncatedFileError):
             continue
         assert all(0 <= info.begin <= info.end <= len(data) for info in header.tensors.values())
+
+
+def test_nothing_of_torch_stands_before_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It logs what it cannot make a fake tensor of."""
+    write_pickle(tmp_path, {"a": torch.zeros(2)})
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+
+    def load(*_: object, **__: object) -> None:
+        log.error("failed while attempting to run meta")
+        raise RuntimeError("a storage that is too small")
+
+    monkeypatch.setattr(torch, "load", load)
+    monkeypatch.setattr(log, "handlers", [logging.StreamHandler()])
+    with pytest.raises(PickleFileError, match="a storage that is too small"):
+        read_pickle(tmp_path / FILE)
+    assert capfd.readouterr().err == ""
+    log.error("heard again")
+    assert "heard again" in capfd.readouterr().err

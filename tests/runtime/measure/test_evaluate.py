@@ -140,7 +140,7 @@ def test_options_out_of_range(example: Path, example_int8: Path, text: Path) -> 
         evaluate(example, text, tokens=1)
     with pytest.raises(ArgumentError, match="mode"):
         evaluate(example_int8, text, mode="w4a4")  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match="against is for the source"):
+    with pytest.raises(ArgumentError, match="against expects the source"):
         evaluate(example_int8, text, against=example_int8)
 
 
@@ -164,5 +164,5 @@ def test_an_activation_that_overflows(example: Path, text: Path, tmp_path: Path)
     source = write_checkpoint(tmp_path / "source", LLAMA | {"vocab_size": 8192}, tensors)
     edit_config(source, vocab_size=8192)
     shutil.copy(example / "tokenizer.json", source)
-    with pytest.raises(EvaluationError, match="behind layer 1 in channel 7"):
+    with pytest.raises(EvaluationError, match="after layer 1 in channel 7"):
         evaluate(source, text, window=64, tokens=64)

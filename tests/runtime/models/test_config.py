@@ -76,6 +76,15 @@ def test_more_heads_than_width(model_type: str) -> None:
         read_architecture(config, ())
 
 
+@pytest.mark.parametrize(
+    "change", [{"head_dim": 2**16 + 2}, {"head_dim": 2**32}, {"hidden_size": 2**32}]
+)
+def test_a_head_wider_than_any(change: dict[str, Any]) -> None:
+    """Nothing is made of it, whether or not the tensors have it."""
+    with pytest.raises(UnsupportedFeatureError, match=r"'head_dim'.*at most 65,536"):
+        read_architecture(LLAMA | change, ())
+
+
 SCALINGS: list[dict[str, Any]] = [
     {"rope_type": "linear", "factor": 2.0}, {"rope_type": "dynamic", "factor": 2.0},
     {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32},

@@ -73,7 +73,7 @@ class Watched:
     name = "watched"
 
     def __init__(self) -> None:
-        self.together = threading.Barrier(3, timeout=20)
+        self.together = threading.Barrier(3)
 
     def size(self) -> int:
         return 3 * 4096

@@ -20,9 +20,10 @@ from int8conv.convert.source import open_source
 from int8conv.errors import ArgumentError, UnsupportedModelError
 from int8conv.formats.hub.download import resolve
 from int8conv.formats.int8.folder import open_converted
+from int8conv.formats.int8.summary import inspect_folder
 from int8conv.formats.safetensors.stored import read_array
 
-from ..checkpoints import LLAMA, edit_config, put_fp8, random_tensors, write_checkpoint
+from ...checkpoints import LLAMA, edit_config, put_fp8, random_tensors, write_checkpoint
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -145,19 +146,167 @@ def test_names_that_do_not_mean_a_linear(tmp_path: Path) -> None:
     tensors["layers.0.position_ids"] = torch.zeros(64, dtype=torch.int64)
     assert unknown(tmp_path, tensors) == (
         {"layers.0.gate_proj", "h.1"},
-        kept | {"layers.0.narrow.weight"},
+        kept | {"layers.0.narrow.weight", "layers.0.position_ids"},
     )
 
 
-def test_a_stack_that_could_be_either_way_is_kept(tmp_path: Path) -> None:
+# as public models call them
+CHOOSING = {
+    "model.language_model.layers.0.router.proj": (128, 64),
+    "model.layers.0.block_sparse_moe.router.layer": (40, 64),
+    "model.layers.0.mlp.gate.router_mlp.0": (64, 64),
+    "model.layers.0.mlp.gate.wg": (64, 64),
+    "model.layers.0.mlp.router": (64, 64),
+    "model.layers.0.mlp.gate": (64, 64),
+    "model.layers.0.feed_forward.expert_gate": (64, 64),
+    "model.layers.61.shared_head.head": (128, 64),
+    "decoder.lm_heads.0": (128, 64),
+    "talker.code_predictor.lm_head.0": (128, 64),
+    "medusa_head.0.1": (128, 64),
+    "decoder.model.decoder.embed_tokens.0": (128, 64),
+    "talker.code_predictor.model.codec_embedding.0": (128, 64),
+    "model.layers.0.linear_attn.in_proj_a": (64, 64),
+    "model.layers.0.linear_attn.in_proj_b": (64, 64),
+    "model.layers.0.linear_attn.in_proj_ba": (64, 64),
+    "model.layers.0.self_attn.indexer.weights_proj": (64, 64),
+    "model.layers.0.self_attn.b_proj": (64, 64),
+    "model.layers.0.self_attn.f_a_proj": (64, 64),
+    "model.layers.0.self_attn.g_b_proj": (64, 64),
+    "backbone.layers.0.mixer.x_proj": (64, 64),
+    "backbone.layers.0.mixer.dt_proj": (64, 64),
+    "model.layers.0.self_attn.q_proj.lora_A.default": (32, 64),
+    "model.layers.0.adapter.up": (64, 64),
+}
+LINEARS = {
+    "model.layers.0.mlp.proj_up_gate": (64, 64),
+    "model.layers.0.mlp.linear_gate": (64, 64),
+    "model.layers.0.self_attn.output_gate": (64, 64),
+    "model.layers.0.self_attn.q_a_proj": (64, 64),
+    "model.layers.0.self_attn.kv_a_proj_with_mqa": (64, 64),
+    "model.layers.61.eh_proj": (64, 128),
+    "model.layers.1.ffn.gate": (96, 64),
+    "model.layers.1.ffn.up": (96, 64),
+    "model.layers.0.linear_attn.in_proj_qkvz": (64, 64),
+    "backbone.layers.0.mixer.in_proj": (64, 64),
+}
+
+
+def test_what_chooses_looks_up_or_recurs_stays(tmp_path: Path) -> None:
+    shapes = CHOOSING | LINEARS
+    tensors = {f"{path}.weight": torch.zeros(shape).half() for path, shape in shapes.items()}
+    assert unknown(tmp_path, tensors) == (set(LINEARS), {f"{path}.weight" for path in CHOOSING})
+
+
+SENSES = (
+    "model.visual.blocks.0.attn.qkv", "model.vision_tower.layers.0.mlp.fc1", "audio_tower.layers.0.fc1",
+    "multi_modal_projector.layers.0", "visual.merger.mlp.0",
+)  # fmt: skip
+
+
+def test_vision_and_audio_stay_and_it_is_said(tmp_path: Path) -> None:
+    tensors = {f"{path}.weight": torch.zeros(64, 64).half() for path in SENSES}
+    text = {"model.layers.0.q_proj.weight": torch.zeros(320, 64).half()}
+    assert unknown(tmp_path / "a", tensors | text) == ({"model.layers.0.q_proj"}, set(tensors))
+    notes = open_source(resolve(tmp_path / "a"), ConvertOptions()).notes
+    assert notes[1:] == (
+        "vision, audio and projectors stay in 16 bits (50% of the bytes): --quantize REGEX makes them int8",
+    )
+    linears, _ = unknown(tmp_path / "b", tensors | text, quantize=("visual",))
+    assert linears == {"model.layers.0.q_proj", SENSES[0], SENSES[-1]}
+    linears, kept = unknown(tmp_path / "c", tensors)  # there is nothing else
+    assert (linears, kept) == (set(SENSES), set())
+
+
+def test_a_stack_that_could_be_either_way_is_kept_and_named(tmp_path: Path) -> None:
     tensors = {
         "layers.0.experts.up": torch.zeros(2, 64, 64).half(),
         "layers.0.experts.down": torch.zeros(2, 48, 96).half(),
+        "layers.1.experts.up": torch.zeros(2, 64, 64).half(),
         "layers.0.proj.weight": torch.zeros(64, 64).half(),
     }
     linears, kept = unknown(tmp_path, tensors)
     assert linears == {"layers.0.proj"}
-    assert kept == {"layers.0.experts.up", "layers.0.experts.down"}
+    assert kept == set(tensors) - {"layers.0.proj.weight"}
+    why = "of the bytes): by name and shape it may not be a linear"
+    assert open_source(resolve(tmp_path), ConvertOptions()).notes[1:] == (
+        f"layers.*.experts.down stays in 16 bits (31% {why}",
+        f"layers.*.experts.up stays in 16 bits (55% {why}",
+    )
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_square_stack_lies_as_its_sibling_does(tmp_path: Path, turned: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    up = torch.randn(3, 64, 64, generator=generator).half()
+    down = torch.randn(3, *((32, 64) if turned else (64, 32)), generator=generator).half()
+    stacks = {"layers.0.experts.gate_up_proj": up, "layers.0.experts.down_proj": down}
+    write_checkpoint(tmp_path / "source", {"model_type": "new", "hidden_size": 64}, stacks)
+    convert_checkpoint(tmp_path / "source", tmp_path / "out", outliers="none")
+    found = dequantized(tmp_path / "out")
+    assert len(found) == 6
+    for path, stack in stacks.items():
+        for part, matrix in enumerate(stack):
+            check_close(found[f"{path}.{part}"], matrix.t() if turned else matrix)
+
+
+def test_the_experts_of_dbrx_are_one_matrix_without_a_suffix(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    config = {"model_type": "dbrx", "d_model": 64, "ffn_config": {"moe_num_experts": 4}}
+    stacks = {
+        f"transformer.blocks.0.ffn.experts.mlp.{name}": torch.randn(4 * 96, 64, generator=generator).half()
+        for name in ("w1", "v1", "w2")
+    }  # fmt: skip
+    router = {"transformer.blocks.0.ffn.router.layer.weight": torch.ones(4, 64).half()}
+    write_checkpoint(tmp_path / "source", config, stacks | router)
+    convert_checkpoint(tmp_path / "source", tmp_path / "out", outliers="none")
+    found = dequantized(tmp_path / "out")
+    assert len(found) == 12
+    for path, stack in stacks.items():
+        for part, matrix in enumerate(stack.view(4, 96, 64)):
+            check_close(found[f"{path}.{part}"], matrix.t() if path.endswith("w2") else matrix)
+
+
+def test_a_stack_whose_parts_would_take_a_name_is_kept(tmp_path: Path) -> None:
+    tensors = {
+        "layers.0.experts.up": torch.zeros(2, 96, 64).half(),
+        "layers.0.experts.up.0.weight": torch.zeros(64, 64).half(),
+    }
+    assert unknown(tmp_path, tensors) == ({"layers.0.experts.up.0"}, {"layers.0.experts.up"})
+
+
+def test_a_bias_that_does_not_fit_keeps_its_linear(tmp_path: Path) -> None:
+    """A reader of the format takes it for the linear's."""
+    tensors = {f"layers.{i}.proj.weight": torch.ones(64, 32).half() for i in range(3)}
+    tensors |= {
+        "layers.0.proj.bias": torch.ones(1, 64).half(),
+        "layers.1.proj.bias": torch.ones(64),
+    }
+    write_checkpoint(tmp_path / "source", {"model_type": "new"}, tensors)
+    convert_checkpoint(tmp_path / "source", tmp_path / "out", outliers="none")
+    assert set(open_converted(tmp_path / "out").linears) == {"layers.1.proj", "layers.2.proj"}
+
+
+def test_masks_and_other_buffers_are_left_out(tmp_path: Path) -> None:
+    mask = torch.full((8, 8), float("-inf")).triu(1).half()
+    buffers = {
+        "text_model.attn_mask": mask,
+        "transformer.h.0.attn.attention.bias": torch.ones(1, 1, 8, 8).tril().bool(),
+        "transformer.h.0.attn.attention.masked_bias": torch.tensor(-1e9),
+        "layers.0.rotary_emb.inv_freq": torch.ones(4),
+    }
+    tensors = buffers | {"layers.0.proj.weight": torch.ones(64, 64).half()}
+    write_checkpoint(tmp_path / "source", {"model_type": "new"}, tensors)
+    convert_checkpoint(tmp_path / "source", tmp_path / "out", outliers="none")
+    opened = open_converted(tmp_path / "out")
+    assert opened.manifest.skipped == dict.fromkeys(buffers, "computed, not learned")
+    assert set(opened.linears) == {"layers.0.proj"}
+
+
+def test_layer_numbers_of_any_length(tmp_path: Path) -> None:
+    tensors = {f"layers.{'9' * 5000}.proj.weight": torch.ones(64, 64).half()}
+    write_checkpoint(tmp_path / "source", {"model_type": "new"}, tensors)
+    convert_checkpoint(tmp_path / "source", tmp_path / "out", outliers="none")
+    assert inspect_folder(open_converted(tmp_path / "out")).total.tensors == 2
 
 
 def test_layers_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""The files beside the weights that belong to a model: tokenizer, generation, processors, its own code, licence; told by their names.
+
+What a stranger has put beside them (a corpus, logs of a training run, what another quantizer or trainer wrote) is not copied.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
+
+from ...errors import Int8convError, NotFoundError
+from ..int8.names import MANIFEST_FILE, TEMPLATES_FOLDER, is_plain_file_name
+from ..json_file import read_json
+from ..regular_file import open_within
+from .checkpoint import CONFIG_FILE
+from .git_lfs import check_not_pointer
+from .weight_files import INDEX_SUFFIX, some, weights_like
+
+NAMES: Final = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "generation_config.json", "chat_template.json", "*.jinja", "merges.txt", "encoder.json",
+    "*vocab*.json", "*vocab*.txt", "*vocab*.bpe", "*.model", "*.model.v*", "*.spm", "*.tiktoken",
+    "tekken.json", "bpe.codes", "dict.txt", "normalizer.json", "params.json",
+    "*processor_config.json", "configuration.json",
+    "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*",
+)  # fmt: skip
+"""Patterns, as of ``fnmatch``."""
+CODE: Final = "*.py"
+"""Where a config's ``auto_map`` names classes of the model's own."""
+MOST_BYTES: Final = 256 << 20
+"""Of a file: the largest vocabularies have some 40 MB."""
+
+_WITH_CODE: Final = (
+    "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
+)  # fmt: skip
+_UNMENTIONED: Final = ("README*", ".*", "*.gguf", "*.onnx", "*.h5", "*.msgpack", CONFIG_FILE, MANIFEST_FILE)  # fmt: skip
+"""What is not copied, and nobody expects to be."""
+
+
+@dataclass(frozen=True)
+class MetadataFiles:
+    """Names within the folder, and a note of what is left out."""
+
+    names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def find_metadata_files(folder: Path, config: Mapping[str, Any]) -> MetadataFiles:
+    """The files that go along with a model.
+
+    Raises:
+        NotFoundError: one cannot be read.
+        PointerFileError: a Git LFS pointer stands in place of one.
+    """
+    with_code = _has_code(folder, config)
+    names, others = [], []
+    for name in sorted(_listed(folder)):
+        if (
+            name.endswith(INDEX_SUFFIX)
+            or weights_like([name]) == name
+            or _matches(name, _UNMENTIONED)
+        ):
+            continue
+        inner = name.startswith(f"{TEMPLATES_FOLDER}/") and name.endswith(".jinja")
+        wanted = inner or _matches(name, NAMES) or (with_code and fnmatchcase(name, CODE))
+        reason = _why_not(folder, name) if wanted else ""
+        if reason is None:
+            names.append(name)
+        else:
+            others.append(name + (f" ({reason})" if reason else ""))
+    notes = (f"files that are not copied ({len(others)}): {some(others)}",) if others else ()
+    return MetadataFiles(tuple(names), notes)
+
+
+def open_metadata_file(folder: Path, name: str) -> int:
+    """A descriptor to read one of them.
+
+    Raises:
+        NotFoundError: it cannot be read, or leads out of the folder.
+    """
+    try:
+        return open_within(folder, name)
+    except OSError as error:
+        raise NotFoundError(f"cannot be read: {error.strerror}", file=folder / name) from error
+
+
+def _listed(folder: Path) -> Iterator[str]:
+    for path in folder.iterdir():
+        if path.is_file():
+            yield path.name
+    templates = folder / TEMPLATES_FOLDER
+    if templates.is_dir() and not templates.is_symlink():
+        for path in templates.iterdir():
+            if path.is_file():
+                yield f"{TEMPLATES_FOLDER}/{path.name}"
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _why_not(folder: Path, name: str) -> str | None:
+    """Why a file that is wanted is not copied; None if it is."""
+    last = name.rpartition("/")[2]
+    if not is_plain_file_name(last) or not last.isprintable():
+        return "its name"
+    target = Path(os.path.realpath(folder / name))
+    try:
+        fd = open_within(folder, name)
+    except OSError as error:
+        if not target.is_file():
+            raise NotFoundError(f"cannot be read: {error.strerror}", file=folder / name) from error
+        if os.access(target, os.R_OK):
+            return str(error.strerror)
+        raise NotFoundError(f"cannot be read: {error.strerror}", file=folder / name) from error
+    try:
+        size = os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+    if size > MOST_BYTES:
+        return f"{size >> 20} MiB"
+    check_not_pointer(folder / name)
+    return None
+
+
+def _has_code(folder: Path, config: Mapping[str, Any]) -> bool:
+    if config.get("auto_map"):
+        return True
+    for name in _WITH_CODE:
+        try:
+            if (folder / name).is_file() and read_json(folder / name).get("auto_map"):
+                return True
+        except Int8convError:
+            continue
+    return False
