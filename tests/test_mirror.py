@@ -17,6 +17,8 @@ TESTS = Path(__file__).parent
 ELSEWHERE: dict[str, str] = {
     "__init__": "tests/test_rooms.py",  # the names that it gives, and that it loads nothing
     "cli/__init__": "tests/cli/test_main.py",
+    "convert/by_name/expert_stacks": "tests/convert/by_name/test_generic.py",  # stacks of whole checkpoints
+    "convert/outliers/choose": "tests/convert/test_resume.py",  # what a journal has of it, sound and tampered with
     # compiled code, called through ``jit`` alone
     "kernels/cpu/jit_attention": "tests/kernels/cpu/test_jit.py",
     "kernels/cpu/jit_layer": "tests/kernels/cpu/test_jit.py",
