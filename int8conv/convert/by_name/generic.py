@@ -105,8 +105,8 @@ def _chosen(kinds: Mapping[str, str], patterns: Patterns) -> set[str]:
 
 
 def _linears(checkpoint: Checkpoint, tensor: StoredTensor, path: str) -> tuple[Linear, ...]:
-    """The linears that a tensor could be: one for a matrix, one an expert for a stack, none for anything else."""
-    if not tensor.dtype.startswith(("F", "BF")):
+    """The linears that a tensor could be: one for a matrix, one per expert for a stack, none for anything else."""
+    if not tensor.dtype.startswith(("F", "BF")) or 0 in tensor.shape:
         return ()
     if len(tensor.shape) == 2 and tensor.name.endswith(f".{WEIGHT}"):
         matrix = find_matrix(checkpoint, tensor, transposed=_is_conv1d(checkpoint.config, path))

@@ -274,6 +274,17 @@ def test_a_stack_whose_parts_would_take_a_name_is_kept(tmp_path: Path) -> None:
     assert unknown(tmp_path, tensors) == ({"layers.0.experts.up.0"}, {"layers.0.experts.up"})
 
 
+def test_a_stack_without_a_byte_is_no_linear(tmp_path: Path) -> None:
+    """It may name any number of experts, in a header of a few bytes."""
+    empty = {"model.layers.0.mlp.experts.gate_up": torch.empty(1_000_000_000, 0, 64)}
+    config, tensors = LLAMA | {"model_type": "unknown"}, random_tensors(LLAMA)
+    source = write_checkpoint(tmp_path / "source", config, tensors | empty)
+    opened = open_source(resolve(source), ConvertOptions())
+    paths = [x.path for i in opened.selection.items if isinstance(i, Group) for x in i.linears]
+    assert paths
+    assert not any("experts" in path for path in paths)
+
+
 def test_a_bias_that_does_not_fit_keeps_its_linear(tmp_path: Path) -> None:
     """A reader of the format takes it for the linear's."""
     tensors = {f"layers.{i}.proj.weight": torch.ones(64, 32).half() for i in range(3)}
