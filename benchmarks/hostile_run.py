@@ -99,6 +99,8 @@ class Watch:
                 return
             writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             follow = not (isinstance(flags, int) and flags & os.O_NOFOLLOW)
+            if not follow and _is_plain(path):
+                return  # in a folder that was opened before, and looked at here then: the event does not say which
             where = self._place(path, None, follow)
             allowed = where == Path(os.devnull) or self._within(where)
             if not allowed and (writes or not self._readable & {where, *where.parents}):
@@ -129,6 +131,12 @@ class Watch:
 
     def _within(self, path: Path) -> bool:
         return self.folder == path or self.folder in path.parents
+
+
+def _is_plain(path: Any) -> bool:
+    """Whether a path is the name of a file, which leads nowhere."""
+    name = os.fsdecode(path)
+    return name not in ("", ".", "..") and "/" not in name
 
 
 def run_batch(

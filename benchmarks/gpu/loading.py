@@ -17,6 +17,7 @@ from int8conv.formats.source.checkpoint import open_checkpoint
 from int8conv.runtime.backends.gpu.files import DeviceFiles, DeviceTensors
 from int8conv.runtime.backends.gpu.staging import Staging
 from int8conv.runtime.measure.traffic import cached_share
+from int8conv.runtime.weights.mapping import TORCH_DTYPES
 
 from .random_folder import folders
 from .session import F16, Row, Session, out_of_time, skipped
@@ -57,7 +58,8 @@ def _load(session: Session, folder: Path, dtype: torch.dtype | None, readers: in
     session.forget()
     with contextlib.suppress(AttributeError, RuntimeError):  # pinned memory that PyTorch keeps
         torch._C._host_emptyCache()
-    tensors = list(open_checkpoint(folder).tensors.values())
+    found = open_checkpoint(folder).tensors.values()
+    tensors = [tensor for tensor in found if tensor.dtype in TORCH_DTYPES]  # no padding
     staging = Staging(session.device, readers=readers, stage_bytes=stage)
     if dtype is None:
         files: DeviceFiles | DeviceTensors = DeviceFiles(session.device, staging)

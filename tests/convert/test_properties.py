@@ -80,7 +80,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 def convert(source: Path, out: Path, case: Case, **options: Any) -> None:
     """With the case's outlier columns in place of calibrated ones."""
-    chosen = mock.patch.object(converter, "_choose", lambda *a: (case.choices, None, ()))
+    chosen = mock.patch.object(converter, "choose", lambda *a: (case.choices, None, ()))
     with chosen:
         converter.convert_checkpoint(
             source, out, quantize=[r"mixer$"] if needs_asking(case) else [],

@@ -106,7 +106,7 @@ def _chosen(kinds: Mapping[str, str], patterns: Patterns) -> set[str]:
 
 def _linears(checkpoint: Checkpoint, tensor: StoredTensor, path: str) -> tuple[Linear, ...]:
     """The linears that a tensor could be: one for a matrix, one per expert for a stack, none for anything else."""
-    if not tensor.dtype.startswith(("F", "BF")) or 0 in tensor.shape:
+    if not tensor.dtype.startswith(("F", "BF")):
         return ()
     if len(tensor.shape) == 2 and tensor.name.endswith(f".{WEIGHT}"):
         matrix = find_matrix(checkpoint, tensor, transposed=_is_conv1d(checkpoint.config, path))
@@ -116,7 +116,7 @@ def _linears(checkpoint: Checkpoint, tensor: StoredTensor, path: str) -> tuple[L
         fits = bias.dtype in FLOAT_DTYPES and bias.shape == matrix.shape[:1]
         return (Linear(path, matrix, bias),) if fits else ()
     stack = as_stack(checkpoint, tensor)
-    if stack is None:
+    if stack is None or not stack[0].nbytes:  # an empty one may claim any number of experts
         return ()
     stored, turned = stack
     return tuple(

@@ -180,7 +180,8 @@ def test_source_index(folder: Path, watch: Watch) -> None:
     for number in range(1200):
         (folder / INDEX).write_bytes(mutated_json(rng, index))
         watch.case(plan_of(folder), number)
-    assert set(watch.outcomes) >= {"JsonFileError", "UnsafePathError", "MissingTensorError"}
+    # tensors are found where they are, whatever an index says of them, as transformers finds them
+    assert set(watch.outcomes) >= {"JsonFileError", "UnsafePathError", "good"}
 
 
 @pytest.mark.parametrize("config", [LLAMA, OPT], ids=["llama", "opt"])

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from int8conv.runtime.measure.footprint_weights import (
     estimated_weights,
     loaded_weights,
-    most_columns,
     parameter_count,
     unread_rows,
 )
@@ -47,16 +44,6 @@ def test_as_convert_would_make_them() -> None:
     assert found["row scales"] == 4 * rows
     assert found["outlier columns"] == 16 * (4 * 2 * 7 + 2 * rows)
     assert found["norms"] == 2 * 5 * 64
-
-
-@pytest.mark.parametrize(
-    ("in_features", "columns"),
-    [(8, 0), (15, 0), (16, 16), (1600, 16), (3199, 16), (3200, 32), (4096, 32), (4800, 48)],
-)
-def test_columns_are_sixteen_or_a_hundredth_in_multiples_of_sixteen(
-    in_features: int, columns: int
-) -> None:
-    assert most_columns(in_features) == columns
 
 
 def test_rows_that_no_token_reaches_stay_in_the_file() -> None:

@@ -18,8 +18,9 @@ from tokenizers import decoders, models, pre_tokenizers
 from int8conv.errors import Int8convError, JsonFileError, NotFoundError, TokenizerError
 from int8conv.runtime.text import rendering, template_process
 from int8conv.runtime.text.chat_template import ChatTemplate
+from int8conv.runtime.text.detokenizer import Detokenizer
 from int8conv.runtime.text.rendering import RENDERER, Renderer, RenderingError
-from int8conv.runtime.text.tokenizer import Detokenizer, Tokenizer
+from int8conv.runtime.text.tokenizer import Tokenizer
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 GROWING = "{% set ns = namespace(a='aaaaaaaaaaaaaaaa') %}{% for i in range(90000) %}{% set ns.a = ns.a ~ ns.a %}{% endfor %}{{ ns.a }}"
