@@ -43,5 +43,5 @@ def test_refused(example: Path, tmp_path: Path) -> None:
         run("bench", example, *SIZES, "--mode", "w8a8"), "mode applies to converted folders only"
     )
     check_refused(run("bench", example, "--prompt-tokens", 5000), "does not fit", 5032)
-    check_refused(run("bench", example, *SIZES, "--device", "tpu"), "expected cpu or cuda")
+    check_refused(run("bench", example, *SIZES, "--device", "tpu"), "expected cpu, cuda or cuda:N")
     assert run("bench", example, "--runs", 0).exit_code == 2

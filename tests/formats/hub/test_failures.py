@@ -183,7 +183,7 @@ def test_the_cause_behind_what_is_not_in_the_cache() -> None:
         (answer(404, hub.RepositoryNotFoundError), HubNotFoundError, "repository"),
         (answer(401, hub.RepositoryNotFoundError), HubAccessError, "HF_TOKEN"),
         (answer(404), HubNotFoundError, "a file is not on the hub"),
-        (answer(429), HubUnavailableError, "so many requests"),
+        (answer(429), HubUnavailableError, "too many requests"),
         (answer(500), HubUnavailableError, "HTTP 500"),
         (answer(418), HubUnavailableError, "HTTP 418"),
         (httpx.ConnectError("no route\nto host"), HubUnavailableError, "no route"),

@@ -21,7 +21,7 @@ from ..damage import MANIFEST, rejected
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 Q = "model.decoder.layers.0.self_attn.q_proj"
-EXTRA = "model.extra.table"
+EXTRA = "model.extra.weight"
 
 
 def tensors_with_outliers(dtype: torch.dtype) -> dict[str, Tensor]:
@@ -32,7 +32,7 @@ def tensors_with_outliers(dtype: torch.dtype) -> dict[str, Tensor]:
             tensor[5] = 40
         if name.endswith("bias"):
             tensor[:32] *= 2.0**-14
-    tensors[EXTRA] = (torch.arange(32) / 7 * 2.0 ** torch.arange(-26, 6)).to(dtype)
+    tensors[EXTRA] = (torch.arange(32) / 7 * 2.0 ** torch.arange(-26, 6)).to(dtype).view(16, 2)
     return tensors
 
 
@@ -89,6 +89,9 @@ def test_32_bits_are_rounded_to_nearest_even_and_counted(tmp_path: Path, asked: 
     changed = 0
     for name, exact in expected.items():
         stored = read_tensor(opened.checkpoint.tensors[name])
+        if exact.ndim < 2:  # no matrix: stays in 32 bits
+            assert torch.equal(bits(stored), bits(exact))
+            continue
         assert stored.dtype == half
         assert torch.equal(bits(stored), bits(exact.to(half)))
         error = (stored.double() - exact.double()).abs()
@@ -109,10 +112,8 @@ def test_32_bits_are_rounded_to_nearest_even_and_counted(tmp_path: Path, asked: 
 @pytest.mark.parametrize(
     ("name", "place"),
     [
-        ("model.decoder.final_layer_norm.weight", (3,)),
-        (f"{Q}.bias", (63,)),
         ("model.decoder.embed_positions.weight", (65, 63)),
-        (EXTRA, (31,)),
+        (EXTRA, (15, 1)),
     ],
 )
 def test_a_value_that_would_overflow_is_refused(
@@ -129,13 +130,23 @@ def test_a_value_that_would_overflow_is_refused(
 
 
 @pytest.mark.rule("N5")
+@pytest.mark.parametrize("name", ["model.decoder.final_layer_norm.weight", f"{Q}.bias"])
+def test_what_is_no_matrix_keeps_values_that_16_bits_lack(tmp_path: Path, name: str) -> None:
+    tensors = tensors_with_outliers(torch.float32)
+    tensors[name][3] = 1e30
+    convert_checkpoint(write_checkpoint(tmp_path / "source", OPT, tensors), tmp_path / "out", outliers="none")  # fmt: skip
+    stored = open_converted(tmp_path / "out").checkpoint.tensor(name)
+    assert torch.equal(bits(read_tensor(stored)), bits(tensors[name]))
+
+
+@pytest.mark.rule("N5")
 def test_the_largest_value_that_fits_is_kept(tmp_path: Path) -> None:
     tensors = tensors_with_outliers(torch.float32)
-    tensors[EXTRA][0] = 65519.996
+    tensors[EXTRA][0, 0] = 65519.996
     source = write_checkpoint(tmp_path / "source", OPT, tensors)
     convert_checkpoint(source, tmp_path / "out", outliers="none")
     extra = open_converted(tmp_path / "out").checkpoint.tensor(EXTRA)
-    assert read_tensor(extra)[0] == 65504
+    assert read_tensor(extra)[0, 0] == 65504
 
 
 @pytest.mark.rule("N4")

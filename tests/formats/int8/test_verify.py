@@ -66,18 +66,17 @@ def test_one_flipped_bit_of_a_tensor(small: Path, tensor: str, where: int) -> No
 
 @pytest.mark.rule("M3")
 def test_one_flipped_bit_anywhere_in_a_payload(small: Path) -> None:
-    opened = open_converted(small)
     choose = random.Random(0)
-    for shard in opened.checkpoint.headers:
+    for shard in open_converted(small).checkpoint.headers:
         good = (small / shard).read_bytes()
         for _ in range(10):
             position = choose.randrange(payload_offset(small / shard), len(good))
             flipped = good[position] ^ 1 << choose.randrange(8)
             overwrite(small / shard, position, bytes([flipped]))
             with pytest.raises((ChecksumError, ConvertedFormatError), match=shard):
-                verify(opened)
+                verify(open_converted(small))
             overwrite(small / shard, position, good[position : position + 1])
-    verify(opened)
+    verify(open_converted(small))
 
 
 @pytest.mark.rule("M3")
@@ -298,6 +297,6 @@ def test_every_row_of_every_block_is_looked_at(
             position = row * 160 + column
             overwrite(path, offset + position, bytes([code]))
             with pytest.raises(NumberError, match=problem):
-                verify_linear(linear)
+                verify_linear(open_converted(small).linears[LINEAR])
             overwrite(path, offset + position, good[position : position + 1])
-    verify_linear(linear)
+    verify_linear(open_converted(small).linears[LINEAR])

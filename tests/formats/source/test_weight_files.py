@@ -88,7 +88,7 @@ def test_a_missing_number_is_named(names: list[str], missing: str) -> None:
     ],
 )
 def test_files_of_which_any_could_be_meant(names: list[str]) -> None:
-    with rejected(ArgumentError, "folder", names[0], "name the one"):
+    with rejected(ArgumentError, "folder", names[0], "pass one of the files"):
         find_weight_files(names, "folder")
 
 

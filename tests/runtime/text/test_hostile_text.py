@@ -212,6 +212,11 @@ def test_a_panic_is_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
         """As pyo3's PanicException: no Exception."""
 
     class Panicking:
+        decoder = None
+
+        def get_added_tokens_decoder(self) -> dict[int, object]:
+            return {}
+
         def encode(self, text: str, **_: object) -> object:
             os.write(2, b"thread '<unnamed>' panicked at somewhere.rs:1\n")
             raise Panic("called `Option::unwrap()` on a `None` value")
