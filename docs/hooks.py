@@ -88,12 +88,17 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def command_names() -> list[str]:
-    return main.list_commands(click.Context(main))
+    return main.list_commands(_context())
+
+
+def _context() -> click.Context:
+    """The group's own, with its settings: ``-h`` is one of them."""
+    return main.make_context("int8conv", [], resilient_parsing=True)
 
 
 def command_page(name: str) -> str:
     """A command's help, with its options as a table."""
-    context = click.Context(main, info_name="int8conv")
+    context = _context()
     command = main.get_command(context, name)
     assert command is not None
     inner = click.Context(command, info_name=name, parent=context)

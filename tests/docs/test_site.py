@@ -85,7 +85,7 @@ def test_no_page_asks_for_anything_from_elsewhere(site: Path, pages: dict[str, H
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_documented(pages: dict[str, HtmlPage], name: str) -> None:
-    context = click.Context(main)
+    context = main.make_context("int8conv", [], resilient_parsing=True)
     command = main.get_command(context, name)
     assert command is not None
     assert command.help

@@ -52,7 +52,10 @@ def test_a_converted_folder_against_its_source(pair: tuple[Path, Path], text: Pa
     assert cpu.against is not None
     assert gpu.against is not None
     assert gpu.against.perplexity == cpu.against.perplexity  # the source, in float32 on either
-    assert gpu.perplexity == pytest.approx(cpu.perplexity, rel=2e-3)
+    # After a rounding to float16 some activations fall on the other side of the threshold, or of the middle between two int8
+    # values: with integer activations the two differ by a part of what either of them differs from the source.
+    near = 2e-3 if mode == "w8a16" else cpu.against.layers[-1].relative_rms / 4
+    assert gpu.perplexity == pytest.approx(cpu.perplexity, rel=near)
     assert [each.layer for each in gpu.against.layers] == [0, 1]
     for ours, theirs in zip(gpu.against.layers, cpu.against.layers, strict=True):
         assert ours.relative_rms == pytest.approx(theirs.relative_rms, rel=0.3)
