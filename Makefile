@@ -8,7 +8,7 @@ PROMPT := A vector is
 # A file's tests run in one worker, which shares their fixtures; files in the order of tests/conftest.py, slow ones first.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check check-fast docs clean
+.PHONY: demo test test-lm-eval check check-fast docs clean
 
 demo: $(VENV)/installed  ## convert the example checkpoint, look inside, generate
 	rm -rf $(OUT)
@@ -22,6 +22,11 @@ test: $(VENV)/installed-dev check  ## style, types, whole test suite
 
 check-fast: $(VENV)/installed-dev check  ## the same for the inner loop: without the slow tests
 	$(PYTEST) -m "not slow"
+
+test-lm-eval:  ## the tests of int8conv.lm_eval, with the harness in an environment of its own
+	$(PYTHON) -m venv $(VENV)-lm-eval
+	$(VENV)-lm-eval/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[lm-eval,test]'
+	$(VENV)-lm-eval/bin/python -m pytest tests/lm_eval
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

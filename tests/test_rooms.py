@@ -31,6 +31,7 @@ ALLOWED = {
     "runtime.text": ("errors", "progress", "formats", "runtime.text"),
     "convert": ("errors", "progress", "formats", "kernels", "runtime", "convert"),
     "cli": ("errors", "progress", "formats", "kernels", "runtime", "convert", "cli"),
+    "lm_eval": ("errors", "progress", "kernels", "runtime", "lm_eval"),
 }
 """Room -> rooms and modules that it may import; the longest name that fits counts. ``__init__`` is open to all."""
 

@@ -31,7 +31,7 @@ class ChatTemplate:
         self.special_tokens = dict(special_tokens)
         """Such as ``eos_token``."""
         self._file = file
-        self._source = source
+        self.source = source
         self._render(None)
 
     @classmethod
@@ -75,7 +75,7 @@ class ChatTemplate:
     def _render(self, variables: Mapping[str, Any] | None) -> str:
         """None: compile only."""
         try:
-            return RENDERER.render(self._source, variables)
+            return RENDERER.render(self.source, variables)
         except RenderingError as error:
             where = "" if error.line is None else f" in line {error.line}"
             text = " ".join(str(error).split())
