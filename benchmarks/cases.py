@@ -136,7 +136,8 @@ def _judge(case: Case, row: Row, source: Path | bytes, out: Path, env: Mapping[s
     if converted.peak_mib > case.peak_mib:
         row.wrong.append(f"convert took {converted.peak_mib:.0f} MiB of {case.peak_mib}")
     footprint = row.done["footprint"] = int8conv("footprint", source, env=env)
-    row.wrong += _said("footprint", footprint, case.refused)
+    refused = case.refused if "footprint" in case.refuses else None
+    row.wrong += _said("footprint", footprint, refused)
     row.wrong += [
         f"footprint does not say /{words}/" for words in case.footprint
         if not re.search(words, footprint.stdout + footprint.stderr)

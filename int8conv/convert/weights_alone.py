@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from ..formats.int8.layout import TensorSpec
-from ..formats.int8.names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE
-from ..formats.int8.summary import inspect_folder
+from ..formats.int8.names import WEIGHT
+from ..formats.int8.summary import inspect_folder, kind_of
 from ..formats.safetensors.dtypes import FLOAT_DTYPES, FP8_DTYPES
 from ..formats.safetensors.stored import StoredTensor
 from ..runtime.opening import open_model
@@ -20,12 +20,6 @@ from .options import ConvertOptions
 from .plan import make_plan
 from .preview import most_columns
 from .source import open_source
-
-_KINDS: Final = {
-    SCALE: "row scales",
-    OUTLIER_INDEX: "outlier indices",
-    OUTLIER_WEIGHT: "outlier columns",
-}
 
 
 @dataclass(frozen=True)
@@ -86,9 +80,8 @@ def weights_alone(path: str | os.PathLike[str], *, convert: bool = True) -> Weig
 def _by_kind(specs: Iterable[TensorSpec]) -> dict[str, int]:
     sizes: Counter[str] = Counter()
     for spec in specs:
-        quantized = spec.dtype == "I8" and len(spec.shape) == 3
-        kind = _KINDS.get(spec.name.rpartition(".")[2], "kept in 16 bits")
-        sizes["int8 weights" if quantized else kind] += spec.nbytes
+        codes = spec.dtype == "I8" and len(spec.shape) == 3 and spec.name.endswith(f".{WEIGHT}")
+        sizes[kind_of(spec.name, spec.dtype, quantized=codes)] += spec.nbytes
     return dict(sizes.most_common())
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from .helpers import check_refused, read_raw_header, run, succeed
 
@@ -100,44 +98,24 @@ def test_a_table_of_usual_sizes(example_int8: Path) -> None:
     assert "total by context and batch" in succeed("footprint", example_int8, "--table").stdout
 
 
-@pytest.fixture(scope="module")
-def unknown(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A family that nobody knows: 2 linears of 64 x 32, a router, a norm, an embedding."""
-    folder = tmp_path_factory.mktemp("unknown")
-    linears = {f"blocks.{n}.up.weight": torch.ones(64, 32).half() for n in range(2)}
-    others = {
-        "blocks.0.gate.weight": torch.ones(4, 32).half(), "norm.weight": torch.ones(32),
-        "embed.weight": torch.ones(50, 32).half(), "steps": torch.ones(3, dtype=torch.int64),
-    }  # fmt: skip
-    save_file(linears | others, folder / "model.safetensors")
-    (folder / "config.json").write_text('{"model_type": "sphinx", "hidden_size": 32}')
-    return folder
+@pytest.fixture
+def unknown(source: Path) -> Path:
+    config = json.loads((source / "config.json").read_text()) | {"model_type": "sphinx"}
+    (source / "config.json").write_text(json.dumps(config))
+    return source
 
 
-def test_an_unknown_family_has_weights(unknown: Path, tmp_path: Path) -> None:
-    kept = 2 * (4 * 32 + 50 * 32) + 4 * 32 + 3 * 8
+def test_an_unknown_family_has_weights(unknown: Path) -> None:
     value = report(unknown)
-    assert value["weights"] == {
-        "int8 weights": 2 * 64 * 32, "outlier columns": 2 * 64 * 16 * 2, "outlier indices": 2 * 16 * 4,
-        "row scales": 2 * 64 * 4, "kept in 16 bits": kept,
-    }  # fmt: skip
-    assert value["weights_total"] == sum(value["weights"].values())
-    assert value["fp16"]["weights"] == 2 * (2 * 64 * 32 + 4 * 32 + 50 * 32 + 32) + 3 * 8
+    assert value["weights_total"] == sum(value["weights"].values()) > 0
     assert value["kv_cache"] is value["activations"] is value["total"] is None
-    assert report(unknown, "--unconverted")["weights"] == {
-        "F16": 2 * (2 * 64 * 32 + 4 * 32 + 50 * 32), "F32": 4 * 32, "I64": 3 * 8,
-    }  # fmt: skip
-    succeed("convert", unknown, tmp_path / "int8", "--outliers", "none")
-    converted = report(tmp_path / "int8")["weights"]
-    assert (converted["int8 weights"], converted["row scales"]) == (2 * 64 * 32, 2 * 64 * 4)
-    assert "outlier columns" not in converted
-
+    assert report(unknown, "--vram", "1GB")["vram"]["fits"] is None
+    assert report(unknown, "--vram", "1kB")["vram"]["fits"] is False
     shown = succeed("footprint", unknown, "--vram", "1kB")
     assert "unknown model_type 'sphinx'" in shown.stderr
-    assert "KV cache and activations take is not known" in shown.stderr
+    assert "what KV cache and activations take is not known" in shown.stderr
     assert "do not fit in 1.0 kB" in shown.stdout
-    assert shown.stdout.count("unknown") >= 4
-    assert report(unknown, "--vram", "1GB")["vram"]["fits"] is None
+    assert shown.stdout.count("unknown") == 4
 
 
 def test_an_unknown_config_alone_says_nothing(unknown: Path, tmp_path: Path) -> None:
