@@ -28,7 +28,8 @@ from ..formats.damage import rejected
 
 CONFIG = {"model_type": "x", "quantization_config": None, "größe": 1}
 OPTIONS = ConvertOptions(outliers="none", dtype="bfloat16", keep=("head",))
-INPUTS = (InputGroup(("a", "b"), 16, 0, 1.5),)
+D = "d.outlier_weight"
+INPUTS = (InputGroup(("a", "b"), 16, 0, 1.5), InputGroup(("d",), 32, 16, None))
 
 
 def digest(data: bytes) -> str:
@@ -82,11 +83,11 @@ def staging(tmp_path: Path) -> Path:
 
 
 def write(staging: Path, folder: Path) -> Any:
-    """Two shards: ``b`` has 30 bytes, so padding stands before ``a``, and ``d`` has a shard of its own."""
-    specs = TensorSpec("b", "BF16", (3, 5)), TensorSpec("a", "BF16", (300,)), TensorSpec("d", "U8", (900,))  # fmt: skip
+    """Two shards: ``b`` has 30 bytes, so padding stands before ``a``, and ``D`` has a shard of its own."""
+    specs = TensorSpec("b", "BF16", (3, 5)), TensorSpec("a", "BF16", (300,)), TensorSpec(D, "BF16", (450,))  # fmt: skip
     layouts = plan_layout([((spec,),) for spec in specs], max_shard_bytes=1024)
     manifest = Manifest("us", {"tensors": {}}, {}, None, INPUTS)
-    results = [*RESULTS, TaskResult("5" * 32, {"d": "6" * 32})]
+    results = [*RESULTS, TaskResult("5" * 32, {D: "6" * 32})]
     checkpoint = Checkpoint(folder, CONFIG, {}, {}, None)
     write_metadata_files(staging, checkpoint, OPTIONS, layouts, manifest, results)
     return layouts
@@ -95,13 +96,19 @@ def write(staging: Path, folder: Path) -> Any:
 def test_every_file(staging: Path, folder: Path) -> None:
     one, two = write(staging, folder)
     config = json.loads((staging / "config.json").read_text())
-    section = {"quant_method": "int8conv", "version": 1, "outliers": "none", "dtype": "bfloat16"}
+    section = {
+        "quant_method": "int8conv", "version": 1, "outliers": "none", "dtype": "bfloat16",
+        "groups": [
+            {"linears": ["a", "b"], "outliers": 0, "dtype": None, "threshold": 1.5},
+            {"linears": ["d"], "outliers": 16, "dtype": "BF16", "threshold": None},
+        ],
+    }  # fmt: skip
     assert config == CONFIG | {"quantization_config": section}
     assert "größe" in (staging / "config.json").read_text()
     index = json.loads((staging / "model.safetensors.index.json").read_text())
     assert index == {
         "metadata": {"total_size": 256 + 600 + 900},
-        "weight_map": {"b": one.name, "a": one.name, "d": two.name},
+        "weight_map": {"b": one.name, "a": one.name, D: two.name},
     }
     for name in ("tokenizer.json", "LICENSE", "additional_chat_templates/rag.jinja"):
         assert (staging / name).read_bytes() == (folder / name).read_bytes()
@@ -127,7 +134,7 @@ def test_the_manifest_has_every_file_but_itself(staging: Path, folder: Path) -> 
         assert (record.bytes, record.xxh3_128) == (len(data), digest(data))
         assert record.header_bytes is record.tensors is None
     assert found.files[one.name].tensors == {"b": "2" * 32, "a": "4" * 32}
-    assert found.files[two.name].tensors == {"d": "6" * 32}
+    assert found.files[two.name].tensors == {D: "6" * 32}
 
 
 def test_the_manifest_is_written_last(staging: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
