@@ -19,6 +19,10 @@ from int8conv.runtime.text.tokenizer import Tokenizer
 
 from .layouts import TEXTS, special, write_json, write_pair
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:builtin type:DeprecationWarning"
+)  # SentencePiece's bindings
+
 SENTENCES = ["the cat sat on the mat", "a list of names", "größer naïve", "12345 the list"] * 8
 
 
