@@ -5,6 +5,7 @@ What its converters build is a ``tokenizers.Tokenizer`` too, and is all that is 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,14 +84,14 @@ def _is_text(file: Path) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    from transformers.utils import logging
+    from transformers.utils import logging as theirs
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    before = theirs.get_verbosity()
+    theirs.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        theirs.set_verbosity(before)
 
 
 def _missing(folder: Path, kind: str | None, library: str) -> TokenizerError:
