@@ -40,12 +40,12 @@ MUTANTS = (
         "tests/convert/test_resume.py::test_each_checksum_of_a_tensor_has_to_match",
     ),
     Mutant(
-        "resume: other statistics are not noticed", "convert/converter.py",
+        "resume: other statistics are not noticed", "convert/prepare.py",
         '"stats": None if stats is None else checksum_range(Path(stats)),', '"stats": None,',
         "tests/convert/test_resume.py::test_other_statistics_are_noticed",
     ),
     Mutant(
-        "resume: a changed config is not noticed", "convert/converter.py",
+        "resume: a changed config is not noticed", "convert/prepare.py",
         '"config": checkpoint.config,', '"config": None,',
         "tests/convert/test_resume.py::test_a_changed_config_is_noticed",
     ),

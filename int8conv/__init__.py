@@ -4,7 +4,7 @@
     model = int8conv.load("out")
     print(model.generate("Once").text)
 
-Importing this module imports neither torch nor numpy; the names below are loaded when first used.
+Importing this module imports neither torch nor numpy; the names below are loaded on first use.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ _HOMES: Final = {
 """The module that each name is loaded from; the imports above tell type checkers the same."""
 
 
-if not TYPE_CHECKING:  # a checker would take every name for one of ours
+if not TYPE_CHECKING:  # with it, a type checker would accept any name
 
     def __getattr__(name: str) -> object:
         if name not in _HOMES:

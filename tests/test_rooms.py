@@ -45,9 +45,6 @@ NEEDS_TORCH = {"convert.outliers.calibrate", "convert.rounding.device", "runtime
 HEAVY = {"torch", "triton", "tokenizers", "huggingface_hub"}
 
 ROOM_MODULES, MEDIAN_LINES, MODULE_LINES, FUNCTION_LINES = 16, 120, 400, 60
-LONG_FUNCTIONS = {
-    "convert.converter:convert_checkpoint",
-}
 
 
 def modules() -> list[Path]:
@@ -166,7 +163,10 @@ def test_rooms_modules_and_functions_stay_small() -> None:
     for name, path in NAMES.items():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
                 lines = (node.end_lineno or 0) - node.lineno + 1
+                if body is not node.body:  # many documented arguments make no function long
+                    lines -= (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
                 if lines > FUNCTION_LINES:
                     long[f"{name}:{node.name}"] = lines
-    assert set(long) <= LONG_FUNCTIONS, dict(long)
+    assert dict(long) == {}

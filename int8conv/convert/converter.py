@@ -6,36 +6,26 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from .. import __version__
-from ..errors import ArgumentError
-from ..formats.hub.download import resolve
-from ..formats.int8.layout import plan_layout
+from ..formats.int8.layout import ShardLayout, plan_layout
+from ..formats.int8.manifest import Manifest
 from ..formats.int8.outlier_cap import CAP_SHARE
-from ..formats.int8.stats import read_stats
-from ..formats.int8.workspace import open_workspace
-from ..formats.json_file import dump_json
-from ..formats.outputs import check_apart, check_folder
-from ..formats.safetensors.checksum import checksum, checksum_range
-from ..formats.safetensors.storage import LocalFile
-from ..formats.source.checkpoint import Checkpoint
+from ..formats.int8.workspace import Workspace, open_workspace
 from ..progress import Progress, counted, silent
-from ..runtime.devices import DeviceLike, find_torch_device
+from ..runtime.devices import DeviceLike
 from .journal import Journal
-from .memory import DEFAULT_MAX_MEMORY, plan_workers
+from .memory import DEFAULT_MAX_MEMORY
 from .metadata_files import make_manifest, write_metadata_files
 from .options import DEFAULT_SHARD_BYTES, ConvertOptions, Outliers
 from .outliers.choose import choose
-from .outliers.collect import check_source
 from .outliers.rule import HeavyTails, Rule
-from .plan import QuantizeTask, make_plan
+from .plan import Plan, QuantizeTask, make_plan
+from .prepare import Prepared, Resources, prepare
 from .report import ConvertReport, measured
-from .source import open_source
 from .stopwatch import Stopwatch
-from .stream import run_tasks
-from .watch import SourceWatch
+from .stream import TaskResult, run_tasks
 
 
 def convert_checkpoint(
@@ -112,90 +102,79 @@ def convert_checkpoint(
         max_outliers,
         heavy_tails,
     )
-    measured_before = None if stats is None else read_stats(stats)
-    if stats is not None and outliers != "calibrated":
-        raise ArgumentError("stats need calibrated outliers", expected="outliers calibrated",
-                            found=outliers)  # fmt: skip
-    if jobs is not None and jobs < 1:
-        raise ArgumentError("jobs", expected="1 or more", found=jobs)
-    device = str(device)
-    if device != "cpu":  # which needs no torch
-        find_torch_device(device)
+    resources = Resources(jobs, max_memory, str(device))
     out = Path(out)
-    check_apart(out, Path(source))  # before any work
-    check_folder(out, force=force)
-    resolved = resolve(source, stream=stream)
-    check_apart(out, resolved.folder)
-    if stream and resolved.revision is None:
-        raise ArgumentError("stream needs a source on the hub", file=source, expected="org/name",
-                            found="a local folder")  # fmt: skip
-    source_watch = SourceWatch(resolved.folder)
-    opened = open_source(resolved, options)
-    if measured_before is not None:
-        groups = opened.architecture.groups() if opened.architecture else ()
-        inputs = {first.path: first.shape[1] for first, *_ in groups}
-        check_source(measured_before, opened.checkpoint, inputs, stats)
-    plan = make_plan(opened.selection, {}, options)  # refuse a bad source before calibrating on it
-    workers = plan_workers(plan, jobs or os.cpu_count() or 1, max_memory)
-    workers = replace(workers, device=device)
+    prepared = prepare(source, out, options, resources, stats=stats, stream=stream, force=force)
     watch.lap("open")
-    fingerprint = _fingerprint(opened.checkpoint, options, stats)
     with (
-        open_workspace(out, force=force, source=resolved.folder) as workspace,
-        closing(Journal(workspace.path, fingerprint)) as journal,
+        open_workspace(out, force=force, source=prepared.resolved.folder) as workspace,
+        closing(Journal(workspace.path, prepared.fingerprint)) as journal,
     ):
-        if not journal.resumed:
-            workspace.clear()
-        choices, calibration, notes = choose(
-            opened, options, measured_before, journal, source_watch, progress
-        )
-        watch.lap("calibrate")
-        if journal.outdated:
-            notes += ("an unfinished attempt had another source or options: started again",)
-        plan = make_plan(opened.selection, choices, options)
-        layouts = plan_layout(plan.units, max_shard_bytes=options.max_shard_bytes)
-        workspace.keep_only([layout.name for layout in layouts])
-        results = run_tasks(
-            plan.tasks, layouts, workspace.folder, workers, journal=journal, watch=watch,
-            progress=counted(progress, "convert", plan.source_bytes),
-        )  # fmt: skip
-        manifest = make_manifest(resolved, options, plan, results, calibration)
-        with source_watch.named_errors(opened.checkpoint):
-            write_metadata_files(
-                workspace.folder, opened.checkpoint, options, layouts, manifest, results
-            )
-        source_watch.check(opened.checkpoint, plan.tasks, results)
+        written = _write(prepared, workspace, journal, watch, progress)
         workspace.commit()
         watch.lap("flush")
+    notes = prepared.opened.notes + written.notes + tuple(workspace.notes)
+    return _report(written, notes, watch, seconds=time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What the workspace holds when it is complete."""
+
+    plan: Plan
+    layouts: list[ShardLayout]
+    results: list[TaskResult]
+    manifest: Manifest
+    notes: tuple[str, ...]
+
+
+def _write(
+    prepared: Prepared,
+    workspace: Workspace,
+    journal: Journal,
+    watch: Stopwatch,
+    progress: Progress,
+) -> _Written:
+    """Choose the outlier columns, then stream every tensor; what an earlier attempt left is used."""
+    opened, options = prepared.opened, prepared.options
+    if not journal.resumed:
+        workspace.clear()
+    choices, calibration, notes = choose(
+        opened, options, prepared.statistics, journal, prepared.source_watch, progress
+    )
+    watch.lap("calibrate")
+    if journal.outdated:
+        notes += ("an unfinished attempt had another source or options: started again",)
+    plan = make_plan(opened.selection, choices, options)
+    layouts = plan_layout(plan.units, max_shard_bytes=options.max_shard_bytes)
+    workspace.keep_only([layout.name for layout in layouts])
+    results = run_tasks(
+        plan.tasks, layouts, workspace.folder, prepared.workers, journal=journal, watch=watch,
+        progress=counted(progress, "convert", plan.source_bytes),
+    )  # fmt: skip
+    manifest = make_manifest(prepared.resolved, options, plan, results, calibration)
+    with prepared.source_watch.named_errors(opened.checkpoint):
+        write_metadata_files(
+            workspace.folder, opened.checkpoint, options, layouts, manifest, results
+        )
+    prepared.source_watch.check(opened.checkpoint, plan.tasks, results)
+    return _Written(plan, layouts, results, manifest, notes)
+
+
+def _report(
+    written: _Written, notes: tuple[str, ...], watch: Stopwatch, *, seconds: float
+) -> ConvertReport:
+    plan = written.plan
     return ConvertReport(
         tensors=len(plan.tasks),
         quantized=sum(isinstance(task, QuantizeTask) for task in plan.tasks),
         outlier_columns=sum(group.outliers for group in plan.inputs),
         bytes_in=plan.source_bytes,
-        bytes_out=sum(layout.nbytes for layout in layouts),
-        seconds=time.perf_counter() - start,
-        rounded=manifest.rounded,
-        resumed=sum(result.resumed for result in results),
-        notes=opened.notes + notes + tuple(workspace.notes),
-        quality=measured(plan, results),
+        bytes_out=sum(layout.nbytes for layout in written.layouts),
+        seconds=seconds,
+        rounded=written.manifest.rounded,
+        resumed=sum(result.resumed for result in written.results),
+        notes=notes,
+        quality=measured(plan, written.results),
         stages=dict(watch.seconds),
     )
-
-
-def _fingerprint(
-    checkpoint: Checkpoint, options: ConvertOptions, stats: str | os.PathLike[str] | None
-) -> str:
-    """Changes with the options, the statistics, the release, and the source's config, tokenizer, headers, and stamps of files."""
-    files = {str(t.file): t.file for t in checkpoint.tensors.values()}
-    tokenizer = [p for p in checkpoint.folder.iterdir() if p.name.startswith("tokenizer")]
-    files |= {str(path): LocalFile(path) for path in tokenizer if path.is_file()}
-    identity = {
-        "generator": __version__,
-        "options": asdict(options),
-        "stats": None if stats is None else checksum_range(Path(stats)),
-        "source": os.fsencode(checkpoint.folder.resolve()).hex(),
-        "config": checkpoint.config,
-        "files": sorted([os.fsencode(name).hex(), file.stamp()] for name, file in files.items()),
-        "tensors": [[t.name, t.dtype, t.shape, t.offset] for t in checkpoint.tensors.values()],
-    }
-    return checksum(dump_json(identity))

@@ -102,13 +102,14 @@ VANISH = """
 import shutil, sys
 from pathlib import Path
 from int8conv.cli import main
-from int8conv.convert import converter
+from int8conv.convert import converter, prepare
 source, stage = Path(sys.argv[1]), sys.argv[2]
-original = getattr(converter, stage)
+module = prepare if stage in ("SourceWatch", "open_source") else converter
+original = getattr(module, stage)
 def vanish(*args, **kwargs):
     shutil.rmtree(source, ignore_errors=True)
     return original(*args, **kwargs)
-setattr(converter, stage, vanish)
+setattr(module, stage, vanish)
 main(["convert", str(source), sys.argv[3], "--outliers", "none"], prog_name="int8conv")
 """
 
