@@ -120,7 +120,7 @@ def show_parts(measured: list[Usage]) -> None:
     report = json.loads(usage.output)
     stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report["stages"].items())
     print(
-        f"\nPython's start and end {usage.wall - report['seconds']:.2f} s; of all workers together: {stages}"
+        f"\nPython's start-up and exit {usage.wall - report['seconds']:.2f} s; summed over all workers: {stages}"
     )
 
 

@@ -267,7 +267,7 @@ class Attack:
         log = self.room / "log"
         process = start([*self.convert(), self.out, "--force"], log)
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        self.counts["resumed"] += "were done before" in log.read_text()
+        self.counts["resumed"] += "were already done" in log.read_text()
         if code or contents(self.out) != self.outputs[self.source.state]:
             sys.exit(f"undisturbed: exit {code}, another output:\n{log.read_text()}")
 

@@ -4,7 +4,7 @@
     model = int8conv.load("out")
     print(model.generate("Once").text)
 
-Importing this module imports neither torch nor numpy; the names below are loaded when first used.
+Importing this module imports neither torch nor numpy; the names below are loaded on first use.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .formats.int8.summary import FolderSummary, inspect_folder
     from .formats.int8.verify import verify
     from .runtime.generate.generation import Generation
+    from .runtime.generate.likelihood import Likelihood
     from .runtime.generate.sampling import Sampling
     from .runtime.loader import load
     from .runtime.measure.evaluate import Evaluation, evaluate
@@ -39,6 +40,7 @@ __all__ = [
     "Footprint",
     "Generation",
     "Int8convError",
+    "Likelihood",
     "Model",
     "Sampling",
     "SourceComparison",
@@ -61,6 +63,7 @@ _HOMES: Final = {
     "FolderSummary": ".formats.int8.summary",
     "Footprint": ".runtime.measure.footprint",
     "Generation": ".runtime.generate.generation",
+    "Likelihood": ".runtime.generate.likelihood",
     "Model": ".runtime.model",
     "Sampling": ".runtime.generate.sampling",
     "SourceComparison": ".convert.compare",
@@ -77,7 +80,7 @@ _HOMES: Final = {
 """The module that each name is loaded from; the imports above tell type checkers the same."""
 
 
-if not TYPE_CHECKING:  # a checker would take every name for one of ours
+if not TYPE_CHECKING:  # with it, a type checker would accept any name
 
     def __getattr__(name: str) -> object:
         if name not in _HOMES:

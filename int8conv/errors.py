@@ -1,61 +1,61 @@
-"""Every error that a user can cause, in one tree; in brackets the built-in class that an error is as well.
+"""Every error that a user can cause, in one tree; the built-in class that it also derives from is in brackets.
 
     Int8convError
-    |- NotFoundError (FileNotFoundError)            A path does not exist or cannot be read, or there is no checkpoint in it
+    |- NotFoundError (FileNotFoundError)            A path does not exist or cannot be read, or holds no checkpoint
     |- ArgumentError (ValueError)                   An option or argument has a value that cannot be used
     |- HubError (OSError)                           A checkpoint cannot be fetched from the hub
     |  |- HubNotFoundError (FileNotFoundError)      There is no such repository, revision or file on the hub
-    |  |- HubAccessError (PermissionError)          The repository is private, gated or disabled, and not open to this user
-    |  |- HubUnavailableError (ConnectionError)     The hub cannot be reached, fails, or refuses so many requests
-    |  `- HubChangedError                           A file on the hub changed while it was read
+    |  |- HubAccessError (PermissionError)          The repository is private, gated or disabled, and this user has no access
+    |  |- HubUnavailableError (ConnectionError)     The hub cannot be reached, fails, or limits requests
+    |  `- HubChangedError                           A file on the hub changed while it was being read
     |- OutputError (OSError)                        The output cannot be written
-    |  |- OutputExistsError (FileExistsError)       The output exists already; it is never touched without force
-    |  |- OutputOverlapError                        The output is the source, holds it, or lies inside a file of it
+    |  |- OutputExistsError (FileExistsError)       The output already exists; it is never touched without force
+    |  |- OutputOverlapError                        The output is the source, contains it, or lies inside one of its files
     |  |- OutputBusyError                           Another process is writing the output
-    |  |- NotWritableError (PermissionError)        The output, or the folder that should hold it, cannot be written to
+    |  |- NotWritableError (PermissionError)        The output, or its parent folder, cannot be written to
     |  `- NoSpaceError                              The disk is full
     |- SafetensorsError (ValueError)                A file breaks the safetensors format
     |  |- TruncatedFileError                        The file ends before its header or payload does
     |  |- HeaderTooLongError                        The header is longer than the format allows
-    |  |- HeaderSyntaxError                         The header is not the JSON that the format asks for
-    |  |- UnsupportedDtypeError                     A tensor has a dtype that is unknown, or that cannot be used here
-    |  |- ByteCountError                            Shape times item size is not the number of bytes that the offsets span
-    |  `- OffsetError                               Tensors overlap, leave holes, or pass the payload's end
+    |  |- HeaderSyntaxError                         The header is not the JSON that the format requires
+    |  |- UnsupportedDtypeError                     A tensor has a dtype that is unknown or cannot be used here
+    |  |- ByteCountError                            Shape times item size differs from the number of bytes between the offsets
+    |  `- OffsetError                               Tensors overlap, leave gaps, or extend past the end of the payload
     |- CheckpointError (ValueError)                 A checkpoint folder is inconsistent
-    |  |- PointerFileError                          A Git LFS pointer stands in place of a file
-    |  |- AdapterError                              The weights are those of an adapter (LoRA and the like), not of a model
-    |  |- WrappedNamesError                         Tensor names have the prefix of a wrapper that training put around the model
+    |  |- PointerFileError                          A file is only a Git LFS pointer
+    |  |- AdapterError                              The weights belong to an adapter (such as LoRA), not to a model
+    |  |- WrappedNamesError                         Tensor names carry the prefix of a training wrapper
     |  |- PickleFileError                           A PyTorch pickle cannot be read safely, or holds something other than named tensors
-    |  |- JsonFileError                             A config, index or manifest is not the JSON that is expected
+    |  |- JsonFileError                             A config, index or manifest is not the expected JSON
     |  |- UnsafePathError                           The index names a file outside the folder
     |  |- FileChangedError                          A file was replaced or overwritten while it was in use
     |  |- MissingShardError (FileNotFoundError)     A file that the index names is missing
-    |  |- DuplicateTensorError                      Two files have a tensor of the same name
+    |  |- DuplicateTensorError                      Two files contain a tensor of the same name
     |  |- MissingTensorError                        A tensor that is listed or needed is missing
     |  |- ShapeError                                A tensor's shape is not what the config implies
-    |  |- AlreadyQuantizedError                     The source is quantized already
+    |  |- AlreadyQuantizedError                     The source is already quantized
     |  |- NonFiniteWeightError                      A weight is NaN or infinite
-    |  `- HalfOverflowError                         A 32-bit weight does not fit the 16-bit type asked for
+    |  `- HalfOverflowError                         A 32-bit weight does not fit the requested 16-bit type
     |- ConvertedFormatError (ValueError)            A converted folder breaks the format's specification (formats/SPEC.md)
-    |  |- UnknownVersionError                       The format version is not one that this release reads
-    |  |- NotConvertedError                         The folder is not a converted one
-    |  |- CompanionError                            A tensor lacks its companions, or one has the wrong dtype or shape
+    |  |- UnknownVersionError                       This release does not read this version of the format
+    |  |- NotConvertedError                         The folder is not a converted checkpoint
+    |  |- CompanionError                            A companion of a tensor is missing, or has the wrong dtype or shape
     |  |- OutlierIndexError                         Outlier columns are out of range, not ascending, or not shared within a group
-    |  |- NumberError                               A code, row scale or padding byte is not one that the format allows
-    |  |- LayoutError                               Payload or tensors are not aligned or adjacent as the specification asks
-    |  |- SourceMismatchError                       A converted folder was not made from this source, or holds other values than it should
-    |  `- ChecksumError                             Bytes differ from their checksum
-    |- QualityError                                 A converted linear is less exact than was asked for
+    |  |- NumberError                               The format does not allow this code, row scale or padding byte
+    |  |- LayoutError                               Payload or tensors are not aligned or adjacent as specified
+    |  |- SourceMismatchError                       A converted folder was not made from this source, or its values are wrong
+    |  `- ChecksumError                             Bytes do not match their checksum
+    |- QualityError                                 A converted linear is less exact than required
     |- UnsupportedModelError (NotImplementedError)  The runtime cannot run this model
     |  |- UnknownFamilyError                        The runtime does not know this model_type
-    |  `- UnsupportedFeatureError                   The config asks for a feature that the runtime does not have
+    |  `- UnsupportedFeatureError                   The config uses a feature that the runtime lacks
     |- TokenizerError (ValueError)                  Tokenizer files are missing or unusable
     |- CalibrationError (ValueError)                Calibration cannot run on this input
     |- StatsError (ValueError)                      A statistics file is malformed, or belongs to another checkpoint
     |- EvaluationError (ValueError)                 A model cannot be evaluated on this text, or overflows on it
-    `- GenerationError (ValueError)                 A prompt or a limit that the model cannot take
+    `- GenerationError (ValueError)                 The model cannot handle this prompt or limit
 
-This module imports nothing of the package, so that every room may import it.
+This module imports nothing from the package, so that every room may import it.
 """
 
 from __future__ import annotations
@@ -65,17 +65,17 @@ from typing import Any, ClassVar, Final
 
 
 class Int8convError(Exception):
-    """Base of all errors of this package; its text is one line fit for a user.
+    """Base of all errors of this package; its text is one line for the user.
 
-    Those that are an ``OSError`` too have its ``errno`` (None where none fits), ``strerror`` and ``filename``.
+    Subclasses of ``OSError`` also have ``errno`` (None if no number fits), ``strerror`` and ``filename``.
 
     Args:
-        problem: what is wrong, a phrase without a final stop.
+        problem: what is wrong; a phrase without a full stop.
         file: path of the offending file or folder.
         tensor: name of the offending tensor.
-        expected: what should have been there.
-        found: what was there instead.
-        hint: what the user can do.
+        expected: what was expected.
+        found: what was found instead.
+        hint: what the user can do about it.
     """
 
     _errno: ClassVar[int | None] = None
@@ -108,7 +108,7 @@ class Int8convError(Exception):
         return _rebuilt, (type(self), {name: getattr(self, name) for name in _PARTS}), state
 
     def about(self, tensor: str) -> Int8convError:
-        """The same error, of a tensor that whoever raised it did not know."""
+        """The same error with the tensor's name added, where the code that raised it did not know it."""
         parts = {name: getattr(self, name) for name in _PARTS}
         return _rebuilt(type(self), parts | {"tensor": self.tensor or tensor})
 
@@ -134,15 +134,15 @@ def _describe(error: OSError, number: int | None, problem: str, file: str | None
 
 
 def _rebuilt(kind: type[Int8convError], parts: dict[str, Any]) -> Int8convError:
-    """For pickling, which would call the class with the whole line."""
+    """For pickling, which would otherwise call the class with the whole line."""
     return kind(**parts)
 
 
 def printable(text: str) -> str:
-    """Text from a file, fit for a terminal: what moves the cursor, turns the direction of writing, is invisible or is no character
-    becomes an escape such as ``\\x1b``.
+    """Text from a file, safe for a terminal: control characters, direction overrides, invisible and invalid characters become
+    escapes such as ``\\x1b``.
 
-    Errors are made with it, and all that the command line prints (``cli/output.py``).
+    Errors use it, and so does everything that the command line prints (``cli/output.py``).
     """
     if text.isprintable():
         return text
@@ -150,13 +150,13 @@ def printable(text: str) -> str:
 
 
 def _shortened(value: object, most: int = 400) -> str:
-    """A value as a message shows it: a malformed file may hold very long ones."""
+    """A value as a message shows it: malformed files may contain very long ones."""
     text = str(value)
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 class NotFoundError(Int8convError, FileNotFoundError):
-    """A path does not exist or cannot be read, or there is no checkpoint in it."""
+    """A path does not exist or cannot be read, or holds no checkpoint."""
 
     _errno = errno.ENOENT
 
@@ -176,17 +176,17 @@ class HubNotFoundError(HubError, FileNotFoundError):
 
 
 class HubAccessError(HubError, PermissionError):
-    """The repository is private, gated or disabled, and not open to this user."""
+    """The repository is private, gated or disabled, and this user has no access."""
 
     _errno = errno.EACCES
 
 
 class HubUnavailableError(HubError, ConnectionError):
-    """The hub cannot be reached, fails, or refuses so many requests."""
+    """The hub cannot be reached, fails, or limits requests."""
 
 
 class HubChangedError(HubError):
-    """A file on the hub changed while it was read."""
+    """A file on the hub changed while it was being read."""
 
 
 class OutputError(Int8convError, OSError):
@@ -194,13 +194,13 @@ class OutputError(Int8convError, OSError):
 
 
 class OutputExistsError(OutputError, FileExistsError):
-    """The output exists already; it is never touched without ``force``."""
+    """The output already exists; it is never touched without ``force``."""
 
     _errno = errno.EEXIST
 
 
 class OutputOverlapError(OutputError):
-    """The output is the source, holds it, or lies inside a file of it."""
+    """The output is the source, contains it, or lies inside one of its files."""
 
 
 class OutputBusyError(OutputError):
@@ -208,7 +208,7 @@ class OutputBusyError(OutputError):
 
 
 class NotWritableError(OutputError, PermissionError):
-    """The output, or the folder that should hold it, cannot be written to."""
+    """The output, or its parent folder, cannot be written to."""
 
     _errno = errno.EACCES
 
@@ -232,19 +232,19 @@ class HeaderTooLongError(SafetensorsError):
 
 
 class HeaderSyntaxError(SafetensorsError):
-    """The header is not the JSON that the format asks for."""
+    """The header is not the JSON that the format requires."""
 
 
 class UnsupportedDtypeError(SafetensorsError):
-    """A tensor has a dtype that is unknown, or that cannot be used here."""
+    """A tensor has a dtype that is unknown or cannot be used here."""
 
 
 class ByteCountError(SafetensorsError):
-    """Shape times item size is not the number of bytes that the offsets span."""
+    """Shape times item size differs from the number of bytes between the offsets."""
 
 
 class OffsetError(SafetensorsError):
-    """Tensors overlap, leave holes, or pass the payload's end."""
+    """Tensors overlap, leave gaps, or extend past the end of the payload."""
 
 
 class CheckpointError(Int8convError, ValueError):
@@ -252,15 +252,15 @@ class CheckpointError(Int8convError, ValueError):
 
 
 class PointerFileError(CheckpointError):
-    """A Git LFS pointer stands in place of a file."""
+    """A file is only a Git LFS pointer."""
 
 
 class AdapterError(CheckpointError):
-    """The weights are those of an adapter (LoRA and the like), not of a model."""
+    """The weights belong to an adapter (such as LoRA), not to a model."""
 
 
 class WrappedNamesError(CheckpointError):
-    """Tensor names have the prefix of a wrapper that training put around the model."""
+    """Tensor names carry the prefix of a training wrapper."""
 
 
 class PickleFileError(CheckpointError):
@@ -268,7 +268,7 @@ class PickleFileError(CheckpointError):
 
 
 class JsonFileError(CheckpointError):
-    """A config, index or manifest is not the JSON that is expected."""
+    """A config, index or manifest is not the expected JSON."""
 
 
 class UnsafePathError(CheckpointError):
@@ -286,7 +286,7 @@ class MissingShardError(CheckpointError, FileNotFoundError):
 
 
 class DuplicateTensorError(CheckpointError):
-    """Two files have a tensor of the same name."""
+    """Two files contain a tensor of the same name."""
 
 
 class MissingTensorError(CheckpointError):
@@ -298,7 +298,7 @@ class ShapeError(CheckpointError):
 
 
 class AlreadyQuantizedError(CheckpointError):
-    """The source is quantized already."""
+    """The source is already quantized."""
 
 
 class NonFiniteWeightError(CheckpointError):
@@ -306,7 +306,7 @@ class NonFiniteWeightError(CheckpointError):
 
 
 class HalfOverflowError(CheckpointError):
-    """A 32-bit weight does not fit the 16-bit type asked for."""
+    """A 32-bit weight does not fit the requested 16-bit type."""
 
 
 class ConvertedFormatError(Int8convError, ValueError):
@@ -314,15 +314,15 @@ class ConvertedFormatError(Int8convError, ValueError):
 
 
 class UnknownVersionError(ConvertedFormatError):
-    """The format version is not one that this release reads."""
+    """This release does not read this version of the format."""
 
 
 class NotConvertedError(ConvertedFormatError):
-    """The folder is not a converted one."""
+    """The folder is not a converted checkpoint."""
 
 
 class CompanionError(ConvertedFormatError):
-    """A tensor lacks its companions, or one has the wrong dtype or shape."""
+    """A companion of a tensor is missing, or has the wrong dtype or shape."""
 
 
 class OutlierIndexError(ConvertedFormatError):
@@ -330,23 +330,23 @@ class OutlierIndexError(ConvertedFormatError):
 
 
 class NumberError(ConvertedFormatError):
-    """A code, row scale or padding byte is not one that the format allows."""
+    """The format does not allow this code, row scale or padding byte."""
 
 
 class LayoutError(ConvertedFormatError):
-    """Payload or tensors are not aligned or adjacent as the specification asks."""
+    """Payload or tensors are not aligned or adjacent as specified."""
 
 
 class SourceMismatchError(ConvertedFormatError):
-    """A converted folder was not made from this source, or holds other values than it should."""
+    """A converted folder was not made from this source, or its values are wrong."""
 
 
 class ChecksumError(ConvertedFormatError):
-    """Bytes differ from their checksum."""
+    """Bytes do not match their checksum."""
 
 
 class QualityError(Int8convError):
-    """A converted linear is less exact than was asked for."""
+    """A converted linear is less exact than required."""
 
 
 class UnsupportedModelError(Int8convError, NotImplementedError):
@@ -358,7 +358,7 @@ class UnknownFamilyError(UnsupportedModelError):
 
 
 class UnsupportedFeatureError(UnsupportedModelError):
-    """The config asks for a feature that the runtime does not have."""
+    """The config uses a feature that the runtime lacks."""
 
 
 class TokenizerError(Int8convError, ValueError):
@@ -378,4 +378,4 @@ class EvaluationError(Int8convError, ValueError):
 
 
 class GenerationError(Int8convError, ValueError):
-    """A prompt or a limit that the model cannot take."""
+    """The model cannot handle this prompt or limit."""

@@ -1,4 +1,4 @@
-"""How work that takes a while tells how far it is: one callback for all of it. Imports nothing of the package."""
+"""Progress of long-running work, reported to one callback. Imports nothing from the package."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 Progress: TypeAlias = Callable[[str, int, int], object]
-"""Called with a stage's name, units done so far, and units in all; perhaps from other threads, but never from two at once."""
+"""Called with the stage's name, the units done so far and the total; possibly from other threads, but never concurrently."""
 Advance: TypeAlias = Callable[[int], None]
-"""Called with the units done since the last call, from any thread."""
+"""Called from any thread with the units done since the last call."""
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """Nobody wants to know."""
+    """Report nothing."""
 
 
 def counted(progress: Progress, stage: str, total: int) -> Advance:
-    """Sum up the units of a stage for ``progress``."""
+    """A function that adds up the units of a stage and reports them to ``progress``."""
     done, lock = 0, threading.Lock()
 
     def advance(units: int) -> None:

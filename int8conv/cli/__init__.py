@@ -1,7 +1,7 @@
-"""The command line: each command parses, calls one function of the library, and prints.
+"""The command line: each command parses its arguments, calls one library function, and prints the result.
 
-Commands import what they need when they run, so that ``int8conv --help`` stays fast. Errors of the library become one line
-on stderr and exit code 1, in one place: ``Commands.invoke``.
+Commands import what they need when they run, so that ``int8conv --help`` stays fast. Library errors become one line on
+stderr and exit code 1 in one place, ``Commands.invoke``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _COMMANDS = {
     "calibrate": "Measure the activations of a checkpoint.",
     "inspect": "Show what is inside a converted folder.",
     "footprint": "Predict the memory that a model needs.",
-    "eval": "Measure perplexity, and the divergence from the source.",
+    "eval": "Measure perplexity and the divergence from the source.",
     "generate": "Continue a prompt.",
     "chat": "Chat with a model.",
     "bench": "Measure speed, loading and memory.",
@@ -32,7 +32,7 @@ _COMMANDS = {
 
 
 class Commands(click.Group):
-    """Loads a command's module when it is called; shows its first line of help without loading it."""
+    """Loads a command's module when the command is called; lists commands without loading them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -55,7 +55,7 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except Int8convError as error:
             echo(f"int8conv: error: {error}", err=True)
-        except BrokenPipeError:  # the reader of our output went away: nobody to tell
+        except BrokenPipeError:  # whatever read our output is gone
             _drop_output()
         except OSError as error:  # a path too long for the system, a full disk behind stdout
             _drop_output()
@@ -70,8 +70,10 @@ class Commands(click.Group):
 
 
 def _drop_output() -> None:
-    """What is still buffered for stdout goes nowhere; else Python would try again when it exits."""
-    with contextlib.suppress(OSError, AttributeError):  # no number: stdout is no file, or closed
+    """Discard what is still buffered for stdout; otherwise Python would retry at exit."""
+    with contextlib.suppress(
+        OSError, AttributeError
+    ):  # stdout has no file descriptor, or is closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -80,6 +82,6 @@ def _drop_output() -> None:
 def main() -> None:
     """Convert checkpoints to int8 once, offline, and run them.
 
-    SRC is a Hugging Face checkpoint folder, PATH a converted one (or, where noted, a source). Where noted, either may also be
-    a hub id, org/name or org/name@revision, which is downloaded.
+    SRC is a Hugging Face checkpoint folder; PATH is a converted folder or, where noted, a source. Where noted, either may also
+    be a hub id (org/name or org/name@revision), which is downloaded.
     """

@@ -1,4 +1,4 @@
-"""``int8conv inspect --against``: the printing."""
+"""Output of ``int8conv inspect --against``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN = 10
 
 
 def show_comparison(compared: SourceComparison, limit: float) -> None:
-    """The worst linears, and a line with the worst and the median; ``limit`` is an SQNR in dB."""
+    """Print the linears, worst first, and a summary line; ``limit`` is an SQNR in dB."""
     if not compared.tensors:
         echo("", "no int8 tensors" + _others(compared))
         return
@@ -24,7 +24,7 @@ def show_comparison(compared: SourceComparison, limit: float) -> None:
         [q.name, _db(q.sqnr_db, unit=False), f"{q.max_error:.2e}", f"{q.outlier_share:.1%}"]
         for q in ordered[:SHOWN]
     ]
-    headers = ["tensor, the worst first", "SQNR dB", "max error", "outlier bytes"]
+    headers = ["tensor, worst first", "SQNR dB", "max error", "outlier bytes"]
     if any(low):
         headers.append(f"below {limit:g} dB")
         rows = [[*row, "yes" if below else ""] for row, below in zip(rows, low, strict=True)]
@@ -37,11 +37,11 @@ def show_comparison(compared: SourceComparison, limit: float) -> None:
 
 
 def _others(compared: SourceComparison) -> str:
-    """What became of all else."""
+    """What happened to everything else."""
     rounded, left_out = compared.rounded, compared.left_out
     if not rounded and not left_out:
-        return f"; all else, {compared.same} tensors and the config, is the source's bit for bit"
-    text = f"; the source's bit for bit: {compared.same} tensors and the config"
+        return f"; {compared.same} other tensors and the config match the source bit for bit"
+    text = f"; bit-exact: {compared.same} other tensors and the config"
     if rounded:
         values = sum(rounded.values())
         text += f"; rounded from float32: {len(rounded)} tensors ({values:,} values changed)"

@@ -40,16 +40,20 @@ _COUNT = click.IntRange(min=1)
 )
 @click.option("--batch", type=_COUNT, default=1, show_default=True, help="Number of sequences.")
 @click.option(
-    "--runs", type=_COUNT, default=3, show_default=True, help="Number of runs; medians are printed."
+    "--runs",
+    type=_COUNT,
+    default=3,
+    show_default=True,
+    help="Number of runs; the medians are printed.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(path: str, as_json: bool, **options: Any) -> None:
-    """Measure how fast PATH (a converted folder, or a source in its own precision) loads, processes a prompt and decodes.
+    """Measure how fast PATH (a converted folder, or a source in its own precision) loads, processes a prompt, and decodes.
 
-    The prompt consists of random tokens. Decoding speed is compared with the measured memory bandwidth, and peak memory with
-    what 'int8conv footprint' predicts.
+    The prompt consists of random tokens. Decoding speed is compared with measured memory bandwidth, and peak memory with the
+    prediction of 'int8conv footprint'.
 
-    PATH may be a hub id, org/name or org/name@revision, which is downloaded.
+    PATH may also be a hub id (org/name or org/name@revision), which is downloaded.
     """
     from ..runtime.measure.bench import benchmark
 
@@ -64,15 +68,13 @@ def command(path: str, as_json: bool, **options: Any) -> None:
 def _print(result: Benchmark) -> None:
     moved = "copy" if result.device_type == "cuda" else "read"
     share = f"{result.weight_speed / result.bandwidth:.1%} of a measured {moved} of {size(result.bandwidth)}/s"
-    cached = (
-        "" if result.cached is None else f", {result.cached:.0%} of it in the page cache before"
-    )
+    cached = "" if result.cached is None else f", {result.cached:.0%} already in the page cache"
     sent = result.moved
     rows = [
         ["prefill", f"{result.prefill_speed:.1f} tok/s", ""],
         ["decode", f"{result.decode_speed:.1f} tok/s", ""],
-        ["- weights a step", size(result.weight_bytes), ""],
-        ["- weights a second", size(result.weight_speed), share],
+        ["- weights per step", size(result.weight_bytes), ""],
+        ["- weights per second", size(result.weight_speed), share],
         ["load", f"{result.load_seconds:.2f} s", f"{size(result.file_bytes)}{cached}"],
         *([["- to the GPU", f"{size(sent.speed)}/s", f"{sent.seconds:.2f} s"]] if sent else []),
         ["load and first token", f"{result.first_token_seconds:.2f} s", "imports not counted"],
@@ -81,7 +83,7 @@ def _print(result: Benchmark) -> None:
     table(["", Path(result.path).name, ""], rows)
     echo(
         "",
-        f"{result.batch} x {result.prompt_tokens} tokens and {result.new_tokens} new ones, {result.runs} runs, medians; "
+        f"{result.batch} x ({result.prompt_tokens} prompt + {result.new_tokens} new tokens), median of {result.runs} runs; "
         f"{result.mode or 'mode by tokens'}, {result.dtype}, {result.device}",
     )
 
@@ -95,8 +97,8 @@ def _memory(result: Benchmark) -> list[list[str]]:
         parts = f"{size(use.anonymous)} anonymous, {size(use.mapped)} mapped"
     rows = [
         ["peak memory", size(use.peak), parts],
-        ["- footprint's prediction", size(predicted), f"{use.peak / predicted:.2f}x of it measured"],
+        ["- footprint's prediction", size(predicted), f"measured is {use.peak / predicted:.2f}x that"],
     ]  # fmt: skip
     if use.device is not None:
-        rows.append(["- of the device", size(use.device), "with reserve, graphs and kernels"])
+        rows.append(["- on the device", size(use.device), "including reserve, graphs and kernels"])
     return rows

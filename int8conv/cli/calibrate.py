@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     "texts",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="UTF-8 text file to run; repeatable; default: a built-in mix of texts.",
+    help="UTF-8 text file to run the model on; repeatable; default: a built-in mix of texts.",
 )
 @click.option(
     "--tokens",
     type=click.IntRange(min=1),
-    help="Number of tokens to run, sampled as whole windows of all texts; default: all.",
+    help="Number of tokens to use, sampled as whole windows from all texts; default: all.",
 )
 @click.option("--context", type=click.IntRange(min=2), help="Tokens per window; default: 256.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed for choosing windows.")
@@ -53,7 +53,7 @@ def command(
 ) -> None:
     """Run text through the checkpoint SRC in its own precision and record activation statistics for 'convert --stats'.
 
-    One block of the model is in memory at a time. With --merge, the SRC are statistics files of one checkpoint.
+    One block of the model is in memory at a time. With --merge, each SRC is a statistics file of the same checkpoint.
     """
     from ..convert.outliers.summary import summarize_stats
     from ..formats.int8.stats import STATISTICS
@@ -64,13 +64,15 @@ def command(
         from ..convert.outliers.collect import merge_files
 
         if texts or tokens or context:
-            raise click.UsageError("--merge runs no model: no --text, --tokens or --context")
+            raise click.UsageError(
+                "--merge runs no model: --text, --tokens and --context do not apply"
+            )
         stats = merge_files(src, out)
     else:
         from ..convert.outliers.calibrate import calibrate
 
         if len(src) > 1:
-            raise click.UsageError("one SRC, or --merge")
+            raise click.UsageError("give one SRC, or use --merge")
         with progress_bars("B") as progress:
             stats = calibrate(
                 src[0], out, texts=texts, tokens=tokens, context=context, seed=seed, device=device,
@@ -84,7 +86,7 @@ def command(
 
 
 def show(out: Path, summary: StatsSummary) -> None:
-    """A table of the inputs, and a line of what they come to."""
+    """Print a table of the inputs and a summary line."""
     stats = summary.stats
     table(
         ["input", "channels", "median", "largest", ">= 6.0", "16-bit columns", "fallback from"],

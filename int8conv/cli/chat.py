@@ -19,12 +19,12 @@ from .output import echo, echo_text
 @click.option("--system", help="System message, sent before the first message.")
 @generation_options(1024)
 def command(path: str, system: str | None, **options: Any) -> None:
-    """Chat with PATH (a converted folder, or a source in its own precision): each line is a message; the reply is streamed.
+    """Chat with PATH (a converted folder, or a source in its own precision): each line is a message; replies are streamed.
 
     The conversation is formatted with the checkpoint's chat template and kept in the KV cache. Ctrl-D ends it. Options that are
     not given default to the checkpoint's generation_config.json.
 
-    PATH may be a hub id, org/name or org/name@revision, which is downloaded.
+    PATH may also be a hub id (org/name or org/name@revision), which is downloaded.
     """
     from ..runtime.chat import Chat
 
@@ -46,7 +46,7 @@ def _show(text: str) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """Messages: at a terminal with a prompt and line editing, else the lines of stdin."""
+    """Messages: at a terminal with a prompt and line editing, otherwise the lines of stdin."""
     if sys.stdin is None:  # closed
         return
     if not sys.stdin.isatty():
@@ -56,7 +56,7 @@ def _lines() -> Iterator[str]:
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  # makes input() edit and remember lines
+        import readline  # noqa: F401  # gives input() line editing and history
     with contextlib.suppress(EOFError):
         while True:
             yield input("> ")

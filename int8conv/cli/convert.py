@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def hint_at_interrupt() -> Iterator[None]:
-    """Say that the work is not lost."""
+    """On Ctrl-C, say that the work is not lost."""
     try:
         yield
     except KeyboardInterrupt:
@@ -28,7 +28,7 @@ def hint_at_interrupt() -> Iterator[None]:
 
 
 def show_preview(plan: Preview) -> None:
-    """The dry run's result."""
+    """Print the result of a dry run."""
     rows = [
         [t.name, t.dtype, str(list(t.shape)), t.becomes, t.kind, size(t.nbytes)]
         for t in plan.tensors
@@ -41,15 +41,15 @@ def show_preview(plan: Preview) -> None:
         "",
         f"{size(plan.bytes_in)} -> {most}{size(plan.bytes_out)} "
         f"({plan.bytes_out / max(plan.bytes_in, 1):.2f}x) in {plan.shards} files; "
-        f"{size(plan.disk_free)} free; {plan.jobs} tensors at once"
-        + (f"; calibration holds {size(plan.calibration_bytes)}" if plan.calibration_bytes else ""),
+        f"{size(plan.disk_free)} free; {plan.jobs} tensors in parallel"
+        + (f"; calibration needs {size(plan.calibration_bytes)}" if plan.calibration_bytes else ""),
     )
 
 
 def show_report(out: Path, report: ConvertReport, dtype: str, verbose: bool) -> None:
-    """What was done, in a line; more of it on stderr."""
+    """Print what was done, in one line; details go to stderr."""
     if report.resumed:
-        notes([f"{report.resumed} tensors were done before"])
+        notes([f"resumed: {report.resumed} tensors were already done"])
     notes(report.notes)
     if report.rounded:
         notes([f"{report.rounded:,} values rounded to {dtype}"])
@@ -58,7 +58,7 @@ def show_report(out: Path, report: ConvertReport, dtype: str, verbose: bool) -> 
     if verbose:
         show_quality(report)
         stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in report.stages.items())
-        echo(f"time, of all workers together: {stages}", "")
+        echo(f"time, summed over all workers: {stages}", "")
     echo(
         f"{out}: {report.tensors} tensors, {report.quantized} of them to int8 with "
         f"{report.outlier_columns} outlier columns; {size(report.bytes_in)} -> "
@@ -67,41 +67,41 @@ def show_report(out: Path, report: ConvertReport, dtype: str, verbose: bool) -> 
 
 
 def show_quality(report: ConvertReport) -> None:
-    """The linears that lost most."""
+    """Print the least exact linears."""
     lossy = [(path, q, q.sqnr_db) for path, q in report.quality.items() if q.sqnr_db is not None]
     worst = sorted(lossy, key=lambda x: x[2])[:_SHOWN]
     table(
-        ["linears that lost most", "SQNR dB", "max error", "outlier bytes"],
+        ["least exact linears", "SQNR dB", "max error", "outlier bytes"],
         [[p, f"{db:.1f}", f"{q.max_error:.2g}", f"{q.outlier_share:.1%}"] for p, q, db in worst],
     )
     echo()
 
 
 _SHOWN: Final = 10
-"""Linears named one by one."""
+"""Linears named individually."""
 
 
 @click.command("convert")
-@click.argument("src", type=click.Path())  # as it was typed: ./org/name is no hub id
+@click.argument("src", type=click.Path())  # as typed: ./org/name is not a hub id
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--outliers",
     type=click.Choice(["calibrated", "data-free", "none"]),
     default="calibrated",
     show_default=True,
-    help="Input columns to keep in 16 bits: found by running the model, estimated from norms and weights, or none.",
+    help="Input columns to keep in 16 bits: measured by running the model, estimated from norms and weights, or none.",
 )
 @click.option(
     "--stats",
     type=click.Path(path_type=Path),
-    help="Statistics of SRC from 'int8conv calibrate', instead of a short run on a built-in text.",
+    help="Statistics of SRC from 'int8conv calibrate', to use instead of a short run on a built-in text.",
 )
 @click.option(
     "--outlier-rule",
     type=click.Choice(["absmax", "error", "paper"]),
     default="absmax",
     show_default=True,
-    help="Keep columns far above the median channel, those with the largest expected error, or LLM.int8()'s systematic dimensions.",
+    help="Keep columns far above the median channel, columns with the largest expected error, or LLM.int8()'s systematic dimensions.",
 )
 @click.option(
     "--max-outliers",
@@ -109,14 +109,14 @@ _SHOWN: Final = 10
     default=0.01,
     show_default=True,
     metavar="FRACTION",
-    help="Largest fraction of an input's columns to keep in 16 bits (at least 16 columns); 0: none, only the outlier fallback.",
+    help="Largest fraction of an input's columns to keep in 16 bits (at least 16 columns); 0: none, rely on the outlier fallback.",
 )
 @click.option(
     "--heavy-tails",
     type=click.Choice(["16bit", "8bit"]),
     default="16bit",
     show_default=True,
-    help="In W8A8, keep activations of heavy-tailed inputs in 16 bits (exact), or quantize them like all others.",
+    help="In W8A8, keep activations of heavy-tailed inputs in 16 bits (most exact), or quantize them like all others.",
 )
 @click.option(
     "--dtype",
@@ -158,12 +158,14 @@ _SHOWN: Final = 10
     help="Largest size of an output file, such as 500MB.",
 )
 @click.option(
-    "--force", is_flag=True, help="Replace OUT if it is a converted folder and holds nothing else."
+    "--force",
+    is_flag=True,
+    help="Replace OUT if it is a converted folder and contains nothing else.",
 )
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
-    help="Tensors to process in parallel; default: one per processor.",
+    help="Number of tensors to process in parallel; default: one per processor.",
 )
 @click.option(
     "--max-memory",
@@ -177,10 +179,10 @@ _SHOWN: Final = 10
     "--device", default="cpu", show_default=True, help="Device to quantize on: cpu, cuda or cuda:N."
 )
 @click.option("--stream", is_flag=True, help="Stream weights from the hub without storing them.")
-@click.option("--dry-run", is_flag=True, help="Show what would be done, from headers only.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done; reads headers only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report, or the dry run, as JSON.")
 @click.option(
-    "-v", "--verbose", is_flag=True, help="Show time by stage and the least exact linears."
+    "-v", "--verbose", is_flag=True, help="Show the time per stage and the least exact linears."
 )
 def command(
     src: str,
@@ -199,10 +201,10 @@ def command(
 ) -> None:
     """Convert the checkpoint folder SRC to int8 in the new folder OUT.
 
-    SRC may be a hub id, org/name or org/name@revision; the files needed are downloaded to the hub library's cache.
+    SRC may also be a hub id (org/name or org/name@revision); the required files are downloaded to the hub library's cache.
 
-    Linears of attention and FFN become int8 with one scale per row; embeddings, head, norms and biases stay in 16 bits.
-    OUT appears complete or not at all; an interrupted conversion resumes when the same command is run again.
+    Linear layers of attention and FFN become int8 with one scale per row; embeddings, head, norms and biases stay in 16 bits.
+    OUT appears complete or not at all; to resume an interrupted conversion, run the same command again.
     """
     from ..convert.converter import convert_checkpoint
     from ..convert.options import ConvertOptions

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--kv-cache", type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
-    help="Dtype of the KV cache to simulate for PATH; default: that of activations.",
+    help="Dtype of the KV cache to simulate for PATH; default: the dtype of the activations.",
 )  # fmt: skip
 @click.option(
     "--device",
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 @click.option(
     "--stride",
     type=click.IntRange(min=1),
-    help="Tokens from one window to the next; default: --window.",
+    help="Tokens from the start of one window to the start of the next; default: --window.",
 )
 @click.option(
     "--tokens",
     type=click.IntRange(min=2),
-    help="Number of tokens to use, from the start of the text; default: all.",
+    help="Number of tokens to use from the start of the text; default: all.",
 )
 @click.option(
     "--outlier-fallback/--no-outlier-fallback",
@@ -68,9 +68,10 @@ def command(
     report_outliers: bool,
     as_json: bool,
 ) -> None:
-    """Perplexity of PATH (a converted folder, or a source in float32) on a text; with --against, how far it is from its source.
+    """Measure the perplexity of PATH (a converted folder, or a source in float32) on a text; with --against, also its
+    divergence from the source.
 
-    One block of one model is in memory at a time; on a GPU, the whole converted model and one block of its source.
+    Memory holds one block of one model at a time; on a GPU, the whole converted model and one block of its source.
     """
     from ..runtime.measure.evaluate import evaluate
 
@@ -99,7 +100,7 @@ def command(
 
 
 def show(name: str, result: Evaluation) -> None:
-    """The figures, beside those of the source if there is one."""
+    """Print the results, with those of the source if there is one."""
     dtype = "" if result.dtype == "float32" else f", {result.dtype}"
     cache = "" if result.kv_cache is None else f", {result.kv_cache} KV cache"
     rows: list[list[object]] = [
@@ -118,11 +119,11 @@ def show(name: str, result: Evaluation) -> None:
     if compared is not None:
         echo()
         table(
-            ["layer", "relative RMS error of its output"],
+            ["layer", "relative RMS error of output"],
             [[e.layer, f"{e.relative_rms:.3%}"] for e in compared.layers],
         )
     echo(
         "",
         f"{result.scored:,} of {result.tokens:,} tokens scored, windows of {result.window} every "
-        f"{result.stride}; text {result.text}",
+        f"{result.stride} tokens; text {result.text}",
     )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from .output import echo, parse_size, print_json, size, table
+from ..errors import UnsupportedModelError
+from .output import echo, notes, parse_size, print_json, size, table
 
 if TYPE_CHECKING:
     from ..runtime.measure.footprint import Footprint, Predictor
@@ -22,7 +23,7 @@ _BATCHES: Final = (1, 4, 16, 64)
 @click.option(
     "--context",
     type=click.IntRange(min=1),
-    help="Positions per sequence; default: the model's maximum.",
+    help="Number of positions per sequence; default: the model's maximum.",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Number of sequences.")  # fmt: skip
 @click.option("--device", help="cpu, cuda or cuda:N; default: cpu, or cuda with --vram.")
@@ -35,7 +36,7 @@ _BATCHES: Final = (1, 4, 16, 64)
     help="Dtype of the KV cache; default: --dtype.",
 )
 @click.option("--mode", type=click.Choice(["w8a8", "w8a16"]), help="Activations in 8 or 16 bits; default: chosen by the number of tokens.")  # fmt: skip
-@click.option("--unconverted", is_flag=True, help="Predict for the source itself, not for its converted form.")  # fmt: skip
+@click.option("--unconverted", is_flag=True, help="Predict for the source itself instead of its converted form.")  # fmt: skip
 @click.option(
     "--vram", type=parse_size, metavar="SIZE",
     help="Available memory, such as 24GB: report whether it fits, and the largest context and batch that do.",
@@ -44,22 +45,28 @@ _BATCHES: Final = (1, 4, 16, 64)
     "--table",
     "show_table",
     is_flag=True,
-    help="Also print totals for common contexts and batch sizes.",
+    help="Also print totals for common context lengths and batch sizes.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     path: str, context: int | None, batch: int, device: str | None, vram: int | None, show_table: bool, as_json: bool,
     unconverted: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Predict the memory that PATH needs, compared with 16 bits, from headers only.
+    """Predict the memory that PATH needs, compared with 16 bits; reads headers only.
 
-    PATH is a converted folder, a source (predicted as convert would make it), a folder or file with nothing but a
-    config.json of a known family, or the id of one on the hub, org/name or org/name@revision.
+    PATH is a converted folder, a source (predicted as it would be converted), a bare config.json of a known family or a
+    folder with only that, or a hub id of any of these (org/name or org/name@revision).
     """
-    from ..runtime.measure.footprint import open_predictor
+    from ..runtime.measure.footprint import lone_config, open_predictor
 
     device = device or ("cpu" if vram is None else "cuda")
-    predictor = open_predictor(path, device=device, convert=not unconverted, **options)
+    try:
+        predictor = open_predictor(path, device=device, convert=not unconverted, **options)
+    except UnsupportedModelError as error:
+        if lone_config(Path(path)) is not None:  # not even weights
+            raise
+        _show_weights_alone(path, error, vram, convert=not unconverted, as_json=as_json)
+        return
     footprint = predictor.at(context, batch)
     grid = _grid(predictor) if show_table else None
     fits = None if vram is None else _fits(predictor, footprint, vram)
@@ -79,7 +86,7 @@ def command(
 
 
 def _show(name: str, footprint: Footprint) -> None:
-    """The parts, beside those of the same model in 16 bits."""
+    """Print the parts, next to those of the same model in 16 bits."""
     f = footprint
     of_16_bits = (f.weights_16bit, f.kv_cache_16bit, f.activations_16bit)
     estimated = " (at most)" if f.estimated else ""
@@ -101,8 +108,41 @@ def _show(name: str, footprint: Footprint) -> None:
     )
 
 
+def _show_weights_alone(
+    path: str, why: UnsupportedModelError, vram: int | None, *, convert: bool, as_json: bool
+) -> None:
+    """Of a model that the runtime does not know, and a word on what cannot be known then."""
+    from ..convert.weights_alone import weights_alone
+
+    found = weights_alone(path, convert=convert)
+    if as_json:
+        fits = {"vram": {"memory": vram, "fits": None if found.total <= vram else False}} if vram else {}  # fmt: skip
+        print_json(found.to_json() | fits)
+    else:
+        name = Path(path).name
+        rows = [[f"- {kind}", size(nbytes), ""] for kind, nbytes in found.weights.items()]
+        unknown = ["unknown", "unknown"]
+        table(
+            ["", f"{name}, converted" if found.estimated else name, "fp16"],
+            [
+                ["weights", size(found.total), size(found.weights_16bit)], *rows,
+                ["KV cache", *unknown], ["activations", *unknown],
+            ],
+        )  # fmt: skip
+        if vram is not None:
+            left = size(abs(vram - found.total))
+            fits_or_not = (
+                f"fit in {size(vram)}, {left} left for the rest" if found.total <= vram
+                else f"do not fit in {size(vram)}, {left} short"
+            )  # fmt: skip
+            echo("", f"the weights alone {fits_or_not}")
+    notes([
+        f"the runtime cannot run this model ({why.problem}): what KV cache and activations take is not known"
+    ])  # fmt: skip
+
+
 def _fits(predictor: Predictor, footprint: Footprint, memory: int) -> dict[str, Any]:
-    """Whether it does, and the most that does."""
+    """Whether it fits, and the largest context and batch that do."""
     return {
         "memory": memory,
         "fits": footprint.total <= memory,
@@ -122,7 +162,7 @@ def _answer(footprint: Footprint, fits: dict[str, Any]) -> list[str]:
         else f"does not fit in {memory}, {size(left)} short: {asked}"
     )
     if not fits["largest_context"]:
-        return [first, "no context fits"]
+        return [first, "no context fits at all"]
     contexts = f"largest context: {fits['largest_context']}"
     if footprint.batch > 1:
         contexts += f" at batch 1, {fits['largest_context_at_batch'] or 'none'} at batch {footprint.batch}"  # fmt: skip
@@ -131,7 +171,7 @@ def _answer(footprint: Footprint, fits: dict[str, Any]) -> list[str]:
 
 
 def _grid(predictor: Predictor) -> list[dict[str, Any]]:
-    """Totals by context, those of ``_CONTEXTS`` that the model has and its own, and by batch."""
+    """Totals by context (those of ``_CONTEXTS`` within the model's maximum, and the maximum) and batch."""
     most = predictor.config.max_positions
     contexts = [c for c in _CONTEXTS if c < most] + [most]
     return [

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     "files",
     multiple=True,
     type=click.Path(),
-    help="File with a text to continue; repeatable.",
+    help="File whose text to continue; repeatable.",
 )
 @generation_options(128)
 @click.option("--logprobs", is_flag=True, help="Also print the log-probability of each new token.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per prompt.")
 @click.option(
-    "--report-memory", is_flag=True, help="Print peak memory and the prediction to stderr."
+    "--report-memory", is_flag=True, help="Print peak memory and its prediction to stderr."
 )
 @click.option(
     "--report-outliers",
@@ -43,15 +43,15 @@ def command(
     path: str, given: tuple[str, ...], files: tuple[str, ...], as_json: bool, report_memory: bool,
     report_outliers: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Continue a prompt with PATH (a converted folder, or a source in its own precision); the text is streamed.
+    """Continue a prompt with PATH (a converted folder, or a source in its own precision); output is streamed.
 
-    Several prompts, given by repeating --prompt and --prompt-file, are continued together and printed one after the other. A
-    line break at the end of a file or of stdin is not part of the prompt.
+    Repeat --prompt and --prompt-file for several prompts: they run as one batch and are printed one after another. A line break
+    at the end of a file or of stdin is not part of the prompt.
 
-    Options that are not given (temperature, top-k, top-p, min-p, repetition penalty, number of tokens, stop strings) default to
-    the checkpoint's generation_config.json; without one, or unless it sets do_sample, decoding is greedy.
+    Temperature, top-k, top-p, min-p, repetition penalty, number of tokens and stop strings default to the checkpoint's
+    generation_config.json; without one, or unless it sets do_sample, decoding is greedy.
 
-    PATH may be a hub id, org/name or org/name@revision, which is downloaded.
+    PATH may also be a hub id (org/name or org/name@revision), which is downloaded.
     """
     if not given and not files:
         raise click.UsageError("Missing option '--prompt' / '-p' or '--prompt-file'.")
@@ -81,7 +81,7 @@ def _watch(device: str) -> PeakMemory:
 def _show_memory(
     memory: PeakMemory, model: Model, prompts: list[str], max_new_tokens: int | None
 ) -> None:
-    """Measured beside predicted."""
+    """Print predicted and measured memory."""
     from .output import size, table
 
     used = memory.use(model.folder)
@@ -106,7 +106,7 @@ def _print_json(prompts: list[str], results: list[Generation]) -> None:
 
 
 def _print_text(model: Model, prompts: list[str], options: dict[str, Any]) -> None:
-    """The first prompt's text as it comes, then those of the others."""
+    """Stream the text of the first prompt, then print the others."""
 
     def show(i: int, text: str) -> None:
         if i == 0:

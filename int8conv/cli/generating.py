@@ -1,4 +1,4 @@
-"""What ``generate`` and ``chat`` share: options, loading, text from files and stdin."""
+"""Shared by ``generate`` and ``chat``: options, loading, text from files and stdin."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _SAMPLING: Final = (
     click.option("--temperature", "-t", type=float, help="Sampling temperature; 0: greedy."),
-    click.option("--top-k", type=int, help="Sample from the k most likely tokens; 0: from all."),
-    click.option("--top-p", type=float, help="Sample from the smallest set of tokens with this total probability."),
-    click.option("--min-p", type=float, help="Sample from tokens at least this likely relative to the most likely one."),
-    click.option("--repetition-penalty", type=float, help="Above 1: tokens that have occurred become less likely."),
-    click.option("--stop", multiple=True, help="Stop at this text, which is not printed; repeatable."),
+    click.option("--top-k", type=int, help="Sample from the k most likely tokens; 0: from all tokens."),
+    click.option("--top-p", type=float, help="Sample from the smallest set of most likely tokens with this total probability."),
+    click.option("--min-p", type=float, help="Sample from tokens whose probability is at least this fraction of the highest one."),
+    click.option("--repetition-penalty", type=float, help="Above 1: make tokens that have already occurred less likely."),
+    click.option("--stop", multiple=True, help="Stop before this text; repeatable."),
     click.option("--seed", type=int, help="Seed for sampling."),
 )  # fmt: skip
 _LOADING: Final = (
@@ -39,12 +39,12 @@ _LOADING: Final = (
     click.option("--outlier-fallback/--no-outlier-fallback", default=True, show_default=True, help="In W8A8, multiply outlier activations in 16 bits."),
     click.option("--verbose", "-v", is_flag=True, help="Print loading time to stderr."),
 )  # fmt: skip
-_COMPILING: Final = "int8conv: note: compiling for this processor; later runs find it done"
+_COMPILING: Final = "int8conv: note: compiling for this processor; later runs reuse the result"
 _LOADING_NAMES: Final = ("mode", "dtype", "kv_cache", "device", "outlier_fallback")
 
 
 def generation_options(new_tokens: int) -> Callable[[_Command], _Command]:
-    """How many tokens are generated (``new_tokens`` where nobody says), how they are chosen, and how the model is loaded."""
+    """Options for the number of tokens (default: ``new_tokens``), sampling, and loading the model."""
     limit = click.option(
         "--max-new-tokens", "-n", type=click.IntRange(min=0), help=f"Default: {new_tokens}."
     )
@@ -58,7 +58,7 @@ def generation_options(new_tokens: int) -> Callable[[_Command], _Command]:
 
 
 def load_model(path: str, options: dict[str, Any]) -> Model:
-    """Load as ``options`` ask, which those of ``generate`` are left in; say what of the checkpoint's wishes is not followed."""
+    """Load a model as ``options`` say, leaving only generation options in it; note settings that are not followed."""
     import time
 
     from ..kernels.cpu import jit
@@ -78,7 +78,7 @@ def load_model(path: str, options: dict[str, Any]) -> Model:
 
 
 def _loaded(model: Model, seconds: float) -> str:
-    """How a model came into memory."""
+    """A line on how the model was loaded."""
     from .output import size
 
     text = f"loaded in {seconds:.2f} s"
@@ -89,7 +89,7 @@ def _loaded(model: Model, seconds: float) -> str:
 
 
 def read_text(path: str) -> str:
-    """A file's text, or that of stdin if the path is ``-``, without one line break at its end.
+    """The text of a file, or of stdin if the path is ``-``, without a final line break.
 
     Raises:
         NotFoundError: it cannot be read.
@@ -109,10 +109,10 @@ def read_text(path: str) -> str:
 
 
 def check_text(text: str, where: str) -> str:
-    """Bytes that are not UTF-8 come, from the shell or from ``read_text``, as lone surrogates.
+    """Refuse text with lone surrogates, which is how non-UTF-8 bytes arrive from the shell and ``read_text``.
 
     Raises:
-        GenerationError: there are some.
+        GenerationError: it has some.
     """
     from ..errors import GenerationError
 

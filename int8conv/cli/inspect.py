@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     "picture",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Plot outlier channels and the error of each layer to a .png or .svg file (needs matplotlib).",
+    help="Plot outlier channels and the error per layer to a .png or .svg file (needs matplotlib).",
 )
 @click.option(
     "--stats",
     type=click.Path(path_type=Path),
-    help="With --plot: statistics of the source, to show the magnitude of every channel.",
+    help="With --plot: statistics of the source, to show the activation magnitude of every channel.",
 )
 def command(
     path: str,
@@ -52,15 +52,15 @@ def command(
     picture: Path | None,
     stats: Path | None,
 ) -> None:
-    """Show what is inside the converted folder PATH: kinds, layers, outlier columns, size compared with 16 bits.
+    """Show what the converted folder PATH contains: kinds, layers, outlier columns, size compared with 16 bits.
 
-    PATH may be a hub id, org/name or org/name@revision, which is downloaded.
+    PATH may also be a hub id (org/name or org/name@revision), which is downloaded.
     """
     from ..formats.int8.folder import open_folder
     from ..formats.int8.summary import inspect_folder
 
     if stats is not None and picture is None:
-        raise click.UsageError("--stats is for --plot")
+        raise click.UsageError("--stats needs --plot")
     if picture is not None:
         from .plot import check_plot
 
@@ -86,7 +86,7 @@ def command(
 
 
 def verify_bytes(converted: ConvertedFolder) -> int:
-    """Bytes that match their checksums: all."""
+    """Verify every byte; returns how many there are."""
     from ..formats.int8.verify import verify
 
     with progress_bars("B") as progress:
@@ -94,7 +94,7 @@ def verify_bytes(converted: ConvertedFolder) -> int:
 
 
 def compare_with(converted: ConvertedFolder, source: str) -> SourceComparison:
-    """Every tensor held against the source."""
+    """Compare every tensor with the source."""
     from ..convert.compare import compare
 
     with progress_bars("B") as progress:
@@ -104,7 +104,7 @@ def compare_with(converted: ConvertedFolder, source: str) -> SourceComparison:
 def draw(
     converted: ConvertedFolder, picture: Path, stats: Path | None, compared: SourceComparison | None
 ) -> None:
-    """The picture, with errors if the folder was compared with its source."""
+    """Draw the plot, with measured errors if the folder was compared with its source."""
     from ..formats.int8.stats import read_stats
     from .plot import plot
 
@@ -118,7 +118,7 @@ def draw(
 
 
 def show(path: str, summary: FolderSummary, tensors: bool) -> None:
-    """Tables by kind, by layer, and of all tensors if asked for."""
+    """Print tables by kind and by layer, and of all tensors if requested."""
     echo(
         f"{path}: int8conv format 1, {summary.model_type}, from {summary.source}, by {summary.generator}",
         "",

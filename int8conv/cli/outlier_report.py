@@ -1,4 +1,4 @@
-"""``--report-outliers``: the printing."""
+"""Output of ``--report-outliers``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _CHANNELS = 4
 
 
 def show_fallback(report: FallbackReport, *, err: bool = False) -> None:
-    """The inputs at which the outlier fallback took most."""
+    """Print the inputs where the outlier fallback handled the most values."""
     if not report.tokens:
-        echo("outlier fallback: no tokens went through W8A8 with it", err=err)
+        echo("outlier fallback: not used, as no tokens were computed in W8A8 with it", err=err)
         return
     used = report.used
     if used:

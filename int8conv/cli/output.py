@@ -1,6 +1,6 @@
-"""What commands print with: text, notes, sizes, tables, JSON, progress. Nothing else here calls ``click.echo``.
+"""Output of all commands: text, notes, sizes, tables, JSON, progress. No other module calls ``click.echo``.
 
-Names come from checkpoints, which come from anyone: ``echo`` lets no control character of theirs reach a terminal.
+Names come from untrusted checkpoints: ``echo`` lets none of their control characters reach a terminal.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _LONGEST_NOTE = 1000
 
 
 def echo(*lines: object, err: bool = False, nl: bool = True) -> None:
-    """Print lines, with escapes for what a terminal would act on or what would begin another line; no lines: an empty one."""
+    """Print lines, escaping control characters and line breaks; without arguments, print an empty line."""
     click.echo("\n".join(printable(str(line)) for line in lines), err=err, nl=nl)
 
 
 def echo_text(text: str) -> None:
-    """Print what a model or its user wrote, as it is; to a terminal without what moves the cursor. No line break follows."""
+    """Print text from a model or its user as it is, without control characters on a terminal. Adds no line break."""
     if sys.stdout is not None and sys.stdout.isatty():
         text = "".join(c if c in "\n\t" or not _controls(c) else printable(c) for c in text)
     click.echo(text, nl=False)  # which flushes
@@ -39,7 +39,7 @@ def _controls(character: str) -> bool:
 
 
 def notes(texts: Sequence[str]) -> None:
-    """On stderr, a line each: what is good to know, but not the result."""
+    """Print notes to stderr, one line each."""
     for text in texts:
         line = " ".join(text.split())
         cut = f"{line[:_LONGEST_NOTE]}..." if len(line) > _LONGEST_NOTE else line
@@ -47,7 +47,7 @@ def notes(texts: Sequence[str]) -> None:
 
 
 def size(nbytes: float) -> str:
-    """Bytes for people, in powers of 1000: ``"13.0 MB"``."""
+    """Bytes for humans, in powers of 1000: ``"13.0 MB"``."""
     unit = 0
     while nbytes >= 999.95 and unit < len(_UNITS) - 1:
         nbytes /= 1000
@@ -56,7 +56,7 @@ def size(nbytes: float) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes with a unit, in powers of 1000: ``5GB``."""
+    """Parse bytes with a unit, in powers of 1000: ``5GB``."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text, re.IGNORECASE)
     if match is None:
         raise click.BadParameter(f"{text!r} is not a size such as 500MB or 5GB")
@@ -64,7 +64,7 @@ def parse_size(text: str) -> int:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, err: bool = False) -> None:
-    """Print a table; text is left-aligned, figures right."""
+    """Print a table; text is left-aligned, numbers right-aligned."""
     from tabulate import tabulate
 
     texts = [[printable(str(cell)) for cell in row] for row in rows]
@@ -79,13 +79,13 @@ def _is_label(column: Sequence[str]) -> bool:
 
 
 def print_json(value: object) -> None:
-    """All of it ASCII."""
+    """Print ``value`` as ASCII JSON."""
     click.echo(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
 
 
 @contextmanager
 def progress_bars(unit: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A callback ``(stage, done, total)`` that shows a bar a stage on stderr, when that is a terminal."""
+    """A callback ``(stage, done, total)`` that shows one progress bar per stage on stderr if that is a terminal."""
     from tqdm import tqdm
 
     bars: dict[str, tqdm[NoReturn]] = {}

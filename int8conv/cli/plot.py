@@ -1,4 +1,4 @@
-"""``inspect --plot``: a map of outliers, layers by channels, and the error of each layer's int8 weights."""
+"""``inspect --plot``: a map of outliers (layers by channels), and the error of each layer's int8 weights."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ KINDS: Final = {
     ".png": OutputKind("a PNG picture", lambda path: _starts(path, (b"\x89PNG\r\n\x1a\n",))),
     ".svg": OutputKind("an SVG picture", lambda path: _starts(path, (b"<?xml", b"<svg"))),
 }
-"""By a file's suffix."""
+"""By file suffix."""
 
 
 def check_plot(file: Path) -> Any:
-    """Matplotlib's pyplot, for a file that it can write; called before any work.
+    """Check that ``file`` can be plotted to, before any work; returns matplotlib's pyplot.
 
     Raises:
-        ArgumentError: another suffix, or no matplotlib.
-        OutputExistsError: there is a file already that is no such picture.
+        ArgumentError: unsupported suffix, or matplotlib is not installed.
+        OutputExistsError: the file exists and is not a picture of that kind.
     """
     if file.suffix not in KINDS:
         raise ArgumentError("plot", expected=" or ".join(KINDS), found=file.name)
@@ -56,37 +56,37 @@ def plot(
     Args:
         converted: the folder.
         file: ``.png`` or ``.svg``.
-        stats: statistics of its source: the map then shows every channel's largest activation. None: kept columns alone, by
+        stats: statistics of its source, to map every channel's largest activation. None: map only the kept columns, by
             their largest weight.
-        errors: relative RMS error of each linear's weight by path, as measured; None: as expected from codes and scales.
+        errors: measured relative RMS error of each linear's weight, by path; None: estimated from codes and scales.
 
     Raises:
-        StatsError: the statistics are of another checkpoint.
-        OutputError: a subclass: something else is there, or it cannot be written.
+        StatsError: the statistics belong to another checkpoint.
+        OutputError: the file exists and is something else, or cannot be written.
     """
     pyplot = check_plot(file)
     if stats is not None:
         check_stats(converted, stats)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # matplotlib's: of glyphs that no font has
+        warnings.simplefilter("ignore")  # from matplotlib, about glyphs missing from its fonts
         _plot(pyplot, converted, file, stats, errors)
 
 
 def check_stats(converted: ConvertedFolder, stats: Stats) -> None:
-    """Raise StatsError if statistics lack an input of the folder, or have it in another width."""
+    """Raise StatsError if an input of the folder is missing from the statistics or has another width there."""
     for group in converted.manifest.inputs:
         found = input_stats(stats, group.linears[0])
         channels = None if found is None else len(found.absmax)
         if channels != group.in_features:
             raise StatsError(
-                f"statistics of another checkpoint ('{stats.source}')", file=converted.checkpoint.folder,
+                f"the statistics belong to another checkpoint ('{stats.source}')", file=converted.checkpoint.folder,
                 tensor=group.linears[0], expected=f"{group.in_features} channels", found=channels or "none",
                 hint="calibrate the source of this folder",
             )  # fmt: skip
 
 
 def _label(text: object) -> str:
-    """A name as matplotlib shows it: no control characters, no formula."""
+    """A name for matplotlib: without control characters, not parsed as a formula."""
     return printable(str(text))[:200].replace("$", r"\$")
 
 
@@ -120,7 +120,7 @@ def _starts(path: Path, words: tuple[bytes, ...]) -> bool:
 
 
 def _by_role(inputs: Sequence[InputGroup]) -> dict[str, list[InputGroup]]:
-    """Inputs by the names of their linears, in layers."""
+    """Inputs of all layers, grouped by the names of their linears."""
     roles: dict[str, list[InputGroup]] = {}
     for group in inputs:
         if layer_of(group.linears[0]) is not None:

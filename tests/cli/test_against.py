@@ -49,7 +49,7 @@ def test_the_ten_worst_and_a_last_line(example: Path, example_int8: Path) -> Non
     assert [sqnr for _, sqnr in rows] == sorted(sqnr for _, sqnr in rows)
     last = shown.stdout.splitlines()[-1]
     assert last.startswith(f"42 int8 tensors: worst SQNR {rows[0][1]} dB ({rows[0][0]}), median ")
-    assert last.endswith("; all else, 14 tensors and the config, is the source's bit for bit")
+    assert last.endswith("; 14 other tensors and the config match the source bit for bit")
     assert "below" not in shown.stdout
     assert "x of 16 bits" in shown.stdout  # what inspect shows anyway
 
@@ -102,7 +102,7 @@ def test_a_folder_without_int8_tensors(tmp_path: Path, source: Path) -> None:
     convert_checkpoint(source, tmp_path / "kept", outliers="none", keep=["."])
     shown = succeed("inspect", tmp_path / "kept", "--against", source).stdout
     assert shown.splitlines()[-1] == (
-        "no int8 tensors; all else, 21 tensors and the config, is the source's bit for bit"
+        "no int8 tensors; 21 other tensors and the config match the source bit for bit"
     )
     value = json.loads(succeed("inspect", tmp_path / "kept", "--against", source, "--json").stdout)
     assert value["quality"]["worst_sqnr_db"] is None
@@ -115,7 +115,7 @@ def test_what_was_rounded_or_left_out_is_said(tmp_path: Path) -> None:
     convert_checkpoint(source, tmp_path / "int8", outliers="none")
     shown = succeed("inspect", tmp_path / "int8", "--against", source).stdout
     assert re.search(
-        r"; the source's bit for bit: 5 tensors and the config; rounded from float32: 2 tensors \([\d,]+ values changed\); "
+        r"; bit-exact: 5 other tensors and the config; rounded from float32: 2 tensors \([\d,]+ values changed\); "
         r"left out: model\.layers\.0\.rotary_emb\.inv_freq \(computed, not learned\), and 1 more$",
         shown.splitlines()[-1],
     )

@@ -23,10 +23,10 @@ SIZES = ("--prompt-tokens", 5, "--new-tokens", 2, "--runs", 1)
 def test_prints_what_was_measured(example_int8: Path) -> None:
     result = succeed("bench", example_int8, *SIZES, "--mode", "w8a16", "--batch", 2)
     lines = result.stdout.splitlines()
-    for label in ("prefill", "decode", "- weights a step", "load and first token", "peak memory"):
+    for label in ("prefill", "decode", "- weights per step", "load and first token", "peak memory"):
         assert any(line.startswith(f"{label} ") for line in lines), label
     assert "of a measured read of" in result.stdout
-    assert lines[-1].startswith("2 x 5 tokens and 2 new ones, 1 runs, medians; w8a16, float32, ")
+    assert lines[-1].startswith("2 x (5 prompt + 2 new tokens), median of 1 runs; w8a16, float32, ")
     assert result.stderr == ""
 
 

@@ -118,7 +118,7 @@ def test_a_dry_run_writes_nothing(source: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     assert sum(" int8 " in line for line in lines) == 14
     assert re.fullmatch(
-        r"[\d.]+ kB -> at most [\d.]+ kB \(\d\.\d\dx\) in 1 files; .* free; \d tensors at once; calibration holds .*",
+        r"[\d.]+ kB -> at most [\d.]+ kB \(\d\.\d\dx\) in 1 files; .* free; \d tensors in parallel; calibration needs .*",
         lines[-1],
     )
     plan = json.loads(succeed("convert", source, tmp_path / "out", "--dry-run", "--json").stdout)
@@ -161,9 +161,9 @@ def test_what_is_no_size_is_a_usage_error(text: str, source: Path, tmp_path: Pat
 
 def test_verbose_shows_where_time_and_precision_went(source: Path, tmp_path: Path) -> None:
     lines = succeed("convert", source, tmp_path / "out", "--outliers", "none", "-v").stdout
-    assert "linears that lost most" in lines
+    assert "least exact linears" in lines
     assert len(re.findall(r"^model\.layers\.\d\..*_proj  +\d\d\.\d ", lines, re.M)) == 10
-    (times,) = re.findall(r"^time, of all workers together: (.*)$", lines, re.M)
+    (times,) = re.findall(r"^time, summed over all workers: (.*)$", lines, re.M)
     stages = re.findall(r"(\w+) (\d+\.\d\d) s", times)
     assert {name for name, _ in stages} >= {"read", "quantize", "checksum", "write", "flush"}
     assert LAST_LINE.fullmatch(lines.splitlines()[-1])

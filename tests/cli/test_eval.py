@@ -21,7 +21,7 @@ def text(tmp_path: Path) -> Path:
 def test_a_model_alone(example_int8: Path, text: Path) -> None:
     lines = succeed("eval", example_int8, "--text", text, "--window", 64).stdout.splitlines()
     assert any(line.startswith("perplexity, w8a8") for line in lines)
-    assert "windows of 64 every 64; text " in lines[-1]
+    assert "windows of 64 every 64 tokens; text " in lines[-1]
 
 
 def test_against_the_source(example: Path, example_int8: Path, text: Path) -> None:

@@ -101,7 +101,7 @@ def test_statistics_of_another_model(example_int8: Path, tmp_path: Path) -> None
     result = run("inspect", example_int8, "--plot", picture, "--stats", tmp_path / "ghost")
     check_refused(
         result,
-        "statistics of another checkpoint ('tiny')",
+        "the statistics belong to another checkpoint ('tiny')",
         "model.layers.0.self_attn.q_proj",
         "found none",
     )

@@ -113,7 +113,7 @@ def test_inspect_against_a_file(tmp_path: Path) -> None:
     convert_checkpoint(given, tmp_path / "int8", outliers="none")
     command = [sys.executable, "-m", "int8conv", "inspect", tmp_path / "int8", "--against"]
     shown = subprocess.run([*command, given], capture_output=True, text=True, check=True)
-    assert "tensors and the config, is the source's bit for bit" in shown.stdout
+    assert "other tensors and the config match the source bit for bit" in shown.stdout
     other = subprocess.run([*command, given.parent], capture_output=True, text=True, check=False)
     assert (other.returncode, other.stderr.count("\n")) == (1, 1)
 

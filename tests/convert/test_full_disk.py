@@ -102,7 +102,7 @@ def test_a_disk_of_limited_size(example: Path, tmp_path: Path) -> None:
         assert after[0] == 0, (room, after)
         assert after[3] == ["out"], room
         assert same, room
-        resumed += "were done before" in after[2]
+        resumed += "were already done" in after[2]
     assert resumed == 2
     assert not list(disk.iterdir())
 
