@@ -1,6 +1,6 @@
 """What a shared prefix saves: four continuations of one prompt, scored together, beside one of them, and beside logits of everything.
 
-    python benchmarks/score.py OUT [--tokens 384]
+python benchmarks/score.py OUT [--tokens 384]
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main() -> None:
     everything = median(lambda: [model.logits(row[None]) for row in rows], options.runs)
     print(f"one continuation of {options.tokens} tokens: {1000 * one:.0f} ms")
     print(f"four continuations of them: {1000 * four:.0f} ms, {four / one:.2f}x")
-    print(f"logits of all positions, four times: {1000 * everything:.0f} ms, {everything / one:.2f}x")
+    print(
+        f"logits of all positions, four times: {1000 * everything:.0f} ms, {everything / one:.2f}x"
+    )
 
 
 if __name__ == "__main__":

@@ -201,7 +201,10 @@ class Model:
         for prefix, continuation in tokens:
             if not prefix:
                 raise GenerationError("a prefix has no tokens")
-            read, last = [*prefix, *continuation[:-1]], continuation[-1:]  # which is predicted alone
+            read, last = (
+                [*prefix, *continuation[:-1]],
+                continuation[-1:],
+            )  # which is predicted alone
             for part in (read, last or read):
                 self._check_tokens(torch.tensor([part]), new_tokens=0)
         with current(self.decoder.backend.device), torch.inference_mode():

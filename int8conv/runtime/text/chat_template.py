@@ -36,14 +36,9 @@ class ChatTemplate:
         self.special_tokens = dict(special_tokens)
         """Such as ``eos_token``."""
         self._file = file
-<<<<<<< HEAD
-        self.source = source
-        self._render(None)
-=======
         self._source = source
         self._tool_use = tool_use
         self._render(None, source)
->>>>>>> main
 
     @classmethod
     def load(cls, folder: Path, name: str = DEFAULT) -> ChatTemplate:
@@ -101,6 +96,11 @@ class ChatTemplate:
         source = self._tool_use if tools and self._tool_use is not None else self._source
         return self._render(variables, source)
 
+    @property
+    def source(self) -> str:
+        """The template's text."""
+        return self._source
+
     def names_token(self, token: str) -> bool:
         """Whether the template's text has a token in it."""
         return token in self._source
@@ -108,11 +108,7 @@ class ChatTemplate:
     def _render(self, variables: Mapping[str, Any] | None, source: str) -> str:
         """None: compile only."""
         try:
-<<<<<<< HEAD
-            return RENDERER.render(self.source, variables)
-=======
             return RENDERER.render(source, variables)
->>>>>>> main
         except RenderingError as error:
             where = "" if error.line is None else f" in line {error.line}"
             text = " ".join(str(error).split())
