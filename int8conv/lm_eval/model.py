@@ -27,7 +27,7 @@ Pair = tuple[list[int], list[int]]
 """Token ids of a context, at least one, and of what follows it."""
 
 
-@register_model("int8conv")  # type: ignore[untyped-decorator]
+@register_model("int8conv")
 class Int8convLM(TemplateLM):  # type: ignore[misc]
     """Answers the harness's three kinds of request: likelihoods, rolling likelihoods, and generated text."""
 
@@ -94,7 +94,7 @@ class Int8convLM(TemplateLM):  # type: ignore[misc]
                 pairs, self.batch_size, progress=lambda _, done, total: bar.update(done - bar.n)
             )
         answers = [(each.total, each.is_greedy) for each in scores]
-        for (texts, *_), answer in zip(requests, answers, strict=True):
+        for (texts, _context, _following), answer in zip(requests, answers, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
         return answers
