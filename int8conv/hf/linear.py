@@ -58,10 +58,11 @@ class Int8convLinear(nn.Linear):
         bias = self.bias
         wanted = input.requires_grad or (bias is not None and bias.requires_grad)
         if torch.compiler.is_compiling() or (wanted and torch.is_grad_enabled()):
-            return mixed_linear_op(
+            y: Tensor = mixed_linear_op(
                 input, self.weight, self.weight_scale, self.outlier_index, self.outlier_weight, bias,
                 self.threshold, self.mode,
             )  # fmt: skip
+            return y
         return multiply(input, self.mixed(), bias, self.mode)
 
     def mixed(self) -> MixedWeight:
@@ -99,7 +100,7 @@ class Int8convLinear(nn.Linear):
             return changed
 
         self._cached = None
-        super()._apply(keep_dtype, recurse)
+        super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
         return self
 
 

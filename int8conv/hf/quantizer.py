@@ -167,7 +167,9 @@ def _put_linear(model: PreTrainedModel, name: str, group: Group, config: Int8con
         )  # fmt: skip
     if linear.bias is not None:
         linear.bias = nn.Parameter(torch.empty_like(old.bias, device="meta"))
-    linear._is_hf_initialized = True  # or transformers draws what is left on the disk at random
+    vars(linear)["_is_hf_initialized"] = (
+        True  # or transformers draws what is left on the disk at random
+    )
     model.set_submodule(name, linear)
 
 
