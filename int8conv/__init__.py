@@ -16,6 +16,7 @@ from . import errors
 from .errors import Int8convError
 
 if TYPE_CHECKING:
+    from .convert.adopt import adopt
     from .convert.compare import SourceComparison, compare
     from .convert.converter import convert_checkpoint
     from .convert.outliers.calibrate import calibrate
@@ -44,6 +45,7 @@ __all__ = [
     "SourceComparison",
     "Stats",
     "__version__",
+    "adopt",
     "calibrate",
     "compare",
     "convert_checkpoint",
@@ -65,6 +67,7 @@ _HOMES: Final = {
     "Sampling": ".runtime.generate.sampling",
     "SourceComparison": ".convert.compare",
     "Stats": ".formats.int8.stats",
+    "adopt": ".convert.adopt",
     "calibrate": ".convert.outliers.calibrate",
     "compare": ".convert.compare",
     "convert_checkpoint": ".convert.converter",
