@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,19 +17,23 @@ from ..kernels.weight import dequantized_rows
 from .multiply import mixed_weight
 from .places import Places
 
-if TYPE_CHECKING:
-    from .quantizer import Int8convQuantizer
-
 KINDS = (WEIGHT, SCALE, OUTLIER_INDEX, OUTLIER_WEIGHT)
 
 Sources = Mapping[str, list[Tensor]]
 """What transformers gives an operation: tensors by the pattern of their names, each in the order of the names."""
 
 
+class Quantizer(Protocol):
+    """What is asked of the quantizer that loads."""
+
+    def outliers_of(self, path: str) -> int:
+        """k of a linear of the file."""
+
+
 class Dequantize(ConversionOps):
     """Int8 weights and their companions -> weights in the dtype of the parameter that they become, in their order."""
 
-    def __init__(self, quantizer: Int8convQuantizer, paths: Mapping[tuple[str, str], Sequence[str]]) -> None:  # fmt: skip
+    def __init__(self, quantizer: Quantizer, paths: Mapping[tuple[str, str], Sequence[str]]) -> None:  # fmt: skip
         self.hf_quantizer = quantizer
         """Its presence tells transformers to leave the dtypes of what is read alone."""
         self.paths = paths
@@ -71,7 +75,7 @@ class Dequantize(ConversionOps):
 class DequantizeAlone(Dequantize):
     """What becomes a parameter without more ado: a matrix, or a stack of them, turned where the model has it ``[experts, in, out]``."""
 
-    def __init__(self, quantizer: Int8convQuantizer, paths: Sequence[str]) -> None:
+    def __init__(self, quantizer: Quantizer, paths: Sequence[str]) -> None:
         super().__init__(quantizer, {})
         self.members = paths
 
@@ -95,7 +99,7 @@ class DequantizeAlone(Dequantize):
         return {full_layer_name: [stack.transpose(1, 2).contiguous() if transposed else stack]}
 
 
-def converters(quantizer: Int8convQuantizer, places: Places) -> Iterator[WeightConverter]:
+def converters(quantizer: Quantizer, places: Places) -> Iterator[WeightConverter]:
     """What reads matrices and stacks that become parameters as they are."""
     for name, path in places.whole.items():
         yield _converter(quantizer, re.escape(name), f"{name}.{WEIGHT}", [path])
@@ -104,14 +108,14 @@ def converters(quantizer: Int8convQuantizer, places: Places) -> Iterator[WeightC
 
 
 def _converter(
-    quantizer: Int8convQuantizer, pattern: str, target: str, paths: Sequence[str]
+    quantizer: Quantizer, pattern: str, target: str, paths: Sequence[str]
 ) -> WeightConverter:
     sources = [rf"{pattern}\.{kind}" for kind in KINDS]
     return WeightConverter(sources, target, [DequantizeAlone(quantizer, paths)])
 
 
 def dequantizing(
-    converter: WeightConverter, quantizer: Int8convQuantizer, places: Places
+    converter: WeightConverter, quantizer: Quantizer, places: Places
 ) -> WeightConverter:
     """A converter of transformers that reads int8 weights as well, or the same where it meets none."""
     patterns = {pattern for _, pattern in places.fused}
