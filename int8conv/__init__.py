@@ -16,9 +16,9 @@ from . import errors
 from .errors import Int8convError
 
 if TYPE_CHECKING:
-    from .convert.adopt import adopt
     from .convert.compare import SourceComparison, compare
     from .convert.converter import convert_checkpoint
+    from .convert.exchange.adopt import adopt
     from .convert.outliers.calibrate import calibrate
     from .convert.report import ConvertReport
     from .formats.int8.stats import Stats
@@ -67,7 +67,7 @@ _HOMES: Final = {
     "Sampling": ".runtime.generate.sampling",
     "SourceComparison": ".convert.compare",
     "Stats": ".formats.int8.stats",
-    "adopt": ".convert.adopt",
+    "adopt": ".convert.exchange.adopt",
     "calibrate": ".convert.outliers.calibrate",
     "compare": ".convert.compare",
     "convert_checkpoint": ".convert.converter",

@@ -33,7 +33,7 @@ def command(folder: Path, out: Path, max_shard_size: int, force: bool, as_json: 
     What transformers saves has the int8 tensors and their groups, but no manifest, index or layout. Codes, scales and outlier columns are
     copied bit for bit.
     """
-    from ..convert.adopt import adopt
+    from ..convert.exchange.adopt import adopt
 
     with progress_bars("B") as progress:
         report = adopt(folder, out, max_shard_bytes=max_shard_size, force=force, progress=progress)

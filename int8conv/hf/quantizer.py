@@ -46,6 +46,12 @@ class Int8convQuantizer(HfQuantizer):
         self._places = Places({})
         self._replaced: list[tuple[WeightConverter, WeightConverter | None]] = []
 
+    def take_over(self, groups: Sequence[Group]) -> None:
+        """Groups of a model whose linears are int8 already, under its own names."""
+        self.groups = tuple(groups)
+        self._by_path = {path: group for group in groups for path in group.linears}
+        self._places = Places({path: path for path in self._by_path})
+
     def outliers_of(self, path: str) -> int:
         """k of a linear of the file."""
         return self._by_path[path].outliers

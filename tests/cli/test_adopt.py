@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from int8conv.cli import main
 
-from ..convert.test_adopt import pair
+from ..convert.exchange.test_adopt import pair
 
 __all__ = ["pair"]  # the fixture
 

@@ -9,25 +9,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import CompanionError, JsonFileError, NotConvertedError
-from ..formats.hub.download import Source
-from ..formats.int8.folder import open_converted
-from ..formats.int8.layout import TensorSpec, Unit, plan_layout
-from ..formats.int8.manifest import InputGroup, check_version
-from ..formats.int8.names import KINDS, QUANT_METHOD, SCALE, WEIGHT, is_padding
-from ..formats.int8.section import GROUPS, SECTION, Group, read_groups
-from ..formats.int8.workspace import open_workspace
-from ..formats.outputs import check_apart, check_folder
-from ..formats.safetensors.stored import StoredTensor
-from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
-from ..progress import Progress, counted, silent
-from .memory import DEFAULT_MAX_MEMORY, plan_workers
-from .metadata_files import make_manifest, write_metadata_files
-from .options import DEFAULT_SHARD_BYTES, ConvertOptions
-from .plan import KeepTask, Plan, kept_dtype
-from .report import ConvertReport
-from .stream import run_tasks
-from .watch import SourceWatch
+from ...errors import CompanionError, JsonFileError, NotConvertedError
+from ...formats.hub.download import Source
+from ...formats.int8.folder import open_converted
+from ...formats.int8.layout import TensorSpec, Unit, plan_layout
+from ...formats.int8.manifest import InputGroup, check_version
+from ...formats.int8.names import KINDS, QUANT_METHOD, SCALE, WEIGHT, is_padding
+from ...formats.int8.section import GROUPS, SECTION, Group, read_groups
+from ...formats.int8.workspace import open_workspace
+from ...formats.outputs import check_apart, check_folder
+from ...formats.safetensors.stored import StoredTensor
+from ...formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
+from ...progress import Progress, counted, silent
+from ..memory import DEFAULT_MAX_MEMORY, plan_workers
+from ..metadata_files import make_manifest, write_metadata_files
+from ..options import DEFAULT_SHARD_BYTES, ConvertOptions
+from ..plan import KeepTask, Plan, kept_dtype
+from ..report import ConvertReport
+from ..stream import run_tasks
+from ..watch import SourceWatch
 
 
 def adopt(

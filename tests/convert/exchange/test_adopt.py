@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import int8conv
-from int8conv.convert.adopt import adopt
+from int8conv.convert.exchange.adopt import adopt
 from int8conv.errors import (
     CompanionError,
     Int8convError,
@@ -26,8 +26,8 @@ from int8conv.errors import (
 from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.int8.verify import verify
 
-from ..checkpoints import OPT, random_tensors, write_checkpoint
-from ..formats.damage import edit_json
+from ...checkpoints import OPT, random_tensors, write_checkpoint
+from ...formats.damage import edit_json
 
 Q, K, V = (f"model.decoder.layers.0.self_attn.{role}_proj" for role in "qkv")
 
