@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from int8conv.convert.converter import convert_checkpoint
+from int8conv.hf.versions import DEQUANTIZES_ON_LOAD, transformers_version
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
@@ -27,6 +28,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mixtral": _SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2},
 }  # fmt: skip
 """By ``model_type``; gpt2 has ``Conv1D``, phi3 fused linears, mixtral experts that transformers fuses."""
+
+
+DEQUANTIZES = transformers_version() >= DEQUANTIZES_ON_LOAD
+"""Whether this transformers can read what it has no linear for."""
 
 
 def write_source(name: str, folder: Path, **changes: Any) -> Path:
