@@ -30,6 +30,7 @@ ALLOWED = {
     "runtime.models": ("errors", "progress", "formats", "runtime.models"),
     "runtime.text": ("errors", "progress", "formats", "runtime.text"),
     "convert": ("errors", "progress", "formats", "kernels", "runtime", "convert"),
+    "hf": ("errors", "progress", "formats", "kernels", "runtime", "convert", "hf"),
     "cli": ("errors", "progress", "formats", "kernels", "runtime", "convert", "cli"),
     "lm_eval": ("errors", "progress", "kernels", "runtime", "lm_eval"),
 }
