@@ -6,7 +6,7 @@ Runs the scripted cases of ``hostile_cases``, then M mutations, shared among hea
 templates, statistics, journals and pickles, through the commands that read them, and prints what came of them. A finding names its
 area and number: ``--area NAME --start NUMBER --count 1`` with the same seed repeats it. Exit code 1 if there is one.
 
-A case may take 5 s of processor time and 300 MiB; a command may end well, or with exit code 1 and one line. Compiled CPU kernels are
+A command may take 2 s of processor time and a case 300 MiB; it may end well, or with exit code 1 and one line. Compiled CPU kernels are
 switched off (they come from no input).
 """
 
