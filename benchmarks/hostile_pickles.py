@@ -49,7 +49,7 @@ def _bomb(path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", pickle)
         with archive.open("archive/data/0", "w") as record:
-            for _ in range(512):
+            for _ in range(128):
                 record.write(bytes(1 << 20))
 
 
@@ -58,7 +58,7 @@ def _bomb_of_instructions(path: Path) -> None:
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open("archive/data.pkl", "w") as record,
     ):
-        for _ in range(512):
+        for _ in range(128):
             record.write(b"}" * (1 << 20))
 
 
