@@ -2,10 +2,10 @@
 
     python benchmarks/many_tensors.py [--tensors N] [--shards N] [--repeat N] [--commands]
 
-Makes a source of N tensors of two bytes each, named as the experts of a mixture are where several shards hold them (in one file their names have to be
+Makes a source of N small tensors, named as the experts of a mixture are where several shards hold them (in one file their names have to be
 short: a header has at most 100 MB), and opens it, each way in a process of its own: ``open_checkpoint``; the library's ``safe_open`` with its keys and
 metadata; ``json.loads`` of the headers. Prints the processor time and the memory that it adds, the least of the repeats, and their ratios.
-``--commands`` times ``inspect`` and ``convert --dry-run`` too, at N and at N / 2 tensors.
+``--commands``, with several shards, times ``convert --dry-run``, ``convert`` and ``inspect`` too, at N / 2 and at N tensors.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ for file in sorted(folder.glob("*.safetensors")):
 
 
 def write_source(folder: Path, tensors: int, shards: int) -> None:
-    """A source of a model that no release has: every tensor has one element."""
+    """A source of a model that no release has: in one file every tensor has one element, in several they are experts of 32 x 32."""
+    shape, nbytes = ([1], 2) if shards == 1 else ([32, 32], 2048)
     folder.mkdir()
     weight_map = {}
     for shard in range(shards):
@@ -70,16 +71,18 @@ def write_source(folder: Path, tensors: int, shards: int) -> None:
         names = [
             f"{i:x}"
             if shards == 1
-            else f"model.layers.{i // 768}.mlp.experts.{i // 3 % 256}.{'abc'[i % 3]}.weight"
+            else f"model.layers.{i // 768}.mlp.experts.{i // 3 % 256}.{('gate', 'up', 'down')[i % 3]}_proj.weight"
             for i in numbers
         ]
         header: dict[str, object] = {"__metadata__": {"format": "pt"}} | {
-            each: {"dtype": "F16", "shape": [1], "data_offsets": [2 * i, 2 * i + 2]}
+            each: {"dtype": "F16", "shape": shape, "data_offsets": [nbytes * i, nbytes * (i + 1)]}
             for i, each in enumerate(names)
         }
         text = json.dumps(header, separators=(",", ":")).encode()
         (folder / name).write_bytes(
-            struct.pack("<Q", len(text)) + text + b"\0<" * len(names)  # of finite values
+            struct.pack("<Q", len(text))
+            + text
+            + b"\0<" * (nbytes // 2 * len(names))  # of finite values
         )
         weight_map |= dict.fromkeys(names, name)
     if shards > 1:
@@ -112,12 +115,32 @@ def command_seconds(arguments: list[str]) -> float:
     return time.perf_counter() - began
 
 
+def commands(scratch: Path, tensors: int, shards: int) -> dict[str, list[float]]:
+    """Seconds of each command, at half the tensors and at all of them."""
+    seconds: dict[str, list[float]] = {}
+    for count in (tensors // 2, tensors):
+        source, out = scratch / f"{count}", str(scratch / f"{count}-int8")
+        write_source(source, count, shards)
+        for arguments in (
+            ["convert", str(source), out, "--dry-run"],
+            ["convert", str(source), out, "--outliers", "none"],
+            ["inspect", out],
+        ):
+            name = " ".join([arguments[0], *arguments[3:4]])
+            seconds.setdefault(name, []).append(command_seconds(arguments))
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tensors", type=int, default=1_400_000)
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--commands", action="store_true", help="inspect and convert --dry-run too")
+    parser.add_argument(
+        "--commands",
+        action="store_true",
+        help="of experts in several shards: convert and inspect too",
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "source"
@@ -133,12 +156,8 @@ def main() -> None:
         print(f"{arguments.tensors:,} tensors in {arguments.shards} files")
         print(tabulate(rows, ["", "CPU s", "MB", "time of ours / its", "memory of ours / its"]))
         if arguments.commands:
-            half = Path(scratch) / "half"
-            write_source(half, arguments.tensors // 2, arguments.shards)
-            out = str(Path(scratch) / "out")
-            for name, more in (("inspect", []), ("convert", [out, "--dry-run"])):
-                times = [command_seconds([name, str(each), *more]) for each in (half, folder)]
-                print(f"{name}: {times[1]:.1f} s; half of the tensors {times[0]:.1f} s")
+            for name, times in commands(Path(scratch), arguments.tensors, arguments.shards).items():
+                print(f"{name}: {times[1]:.1f} s; of half the tensors {times[0]:.1f} s")
 
 
 if __name__ == "__main__":
