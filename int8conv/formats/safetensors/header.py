@@ -30,8 +30,8 @@ from .storage import LocalFile, WeightsFile
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
-_LIMIT: Final = Limit(MAX_HEADER_BYTES, 16 << 20)
-"""Ten values or so for each tensor."""
+_LIMIT: Final = Limit(MAX_HEADER_BYTES, 8 << 20)
+"""Of a header that no usual writer wrote: ten values or so for each tensor."""
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,12 @@ def test_a_truncated_file_is_told_by_the_first_tensor_that_passes_its_end() -> N
         parse_header(f"{{{A},{B}}}".encode(), payload_bytes=5, file="x")  # fmt: skip
 
 
+def test_values_that_no_tensor_needs_are_not_made() -> None:
+    """A hundred million bytes of empty lists would take gigabytes."""
+    with pytest.raises(SafetensorsError, match="8,388,608 are the most"):
+        parse_header(b'{"a":[' + b"[]," * (5 << 20) + b"0]}", payload_bytes=0, file="x")
+
+
 def test_text_without_entries_is_given_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search for entries takes the square of such a text."""
     searched: list[int] = []
