@@ -13,10 +13,8 @@ switched off (they come from no input).
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
-import pkgutil
 import re
 import sys
 import tempfile
@@ -34,9 +32,8 @@ import torch  # noqa: E402  # when the environment says how
 from hostile_cases import SCRIPTED  # noqa: E402
 from hostile_inputs import AREAS, undamaged  # noqa: E402
 from hostile_run import Area, Finding, Tally, run_batch  # noqa: E402
+from preload import import_all  # noqa: E402
 from tabulate import tabulate  # noqa: E402
-
-import int8conv  # noqa: E402
 
 BATCH = 500
 """Cases of a worker, if nothing ends it."""
@@ -65,13 +62,6 @@ def readable() -> list[Path]:
             ),
         ),
     ]
-
-
-def import_all() -> None:
-    """What commands import, which is no work of a case: all but the GPU's."""
-    for module in pkgutil.walk_packages(int8conv.__path__, "int8conv."):
-        if ".gpu" not in module.name and not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
 
 
 def prepare(area: Area, scratch: Path) -> Path:
