@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,7 +54,7 @@ def checkpoint() -> Checkpoint:
 def moved(checkpoint: Checkpoint, *names: str, by: int = 0, **fields: object) -> Checkpoint:
     """With some tensors at a later offset, or with other fields."""
     changed = {
-        name: replace(tensor, offset=tensor.offset + by, **fields)  # type: ignore[arg-type]
+        name: tensor._replace(offset=tensor.offset + by, **fields)  # type: ignore[arg-type]
         for name, tensor in checkpoint.tensors.items()
         if name in names
     }
