@@ -21,8 +21,8 @@ from ...errors import (
     TruncatedFileError,
     UnsupportedDtypeError,
 )
-from ..collection import collection_paused
 from ..json_file import Limit, check_values, unique_fields
+from .collection import collection_paused
 from .compact import METADATA, MOST_PAYLOAD_BYTES, Entries, bytes_within_limit, read_compact
 from .compact import TensorInfo as TensorInfo
 from .dtypes import ITEM_BYTES

@@ -16,8 +16,8 @@ from ...errors import (
     MissingTensorError,
     NotFoundError,
 )
-from ..collection import collection_paused
 from ..json_file import read_json
+from ..safetensors.collection import collection_paused
 from ..safetensors.dtypes import FP8_DTYPES
 from ..safetensors.header import Header, read_header
 from ..safetensors.storage import LocalFile, WeightsFile

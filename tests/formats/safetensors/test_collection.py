@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from int8conv.formats.collection import collection_paused
+from int8conv.formats.safetensors.collection import collection_paused
 
 
 def test_it_pauses_and_goes_on() -> None:
