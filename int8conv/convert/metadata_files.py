@@ -1,4 +1,4 @@
-"""Everything of a converted folder but the shards: config, index, manifest, and what is copied."""
+"""Everything in a converted folder except the shards: config, index, manifest and copied files."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def write_metadata_files(
     manifest: Manifest,
     results: list[TaskResult],
 ) -> None:
-    """Everything but the shards; the manifest last."""
+    """Write everything except the shards, the manifest last."""
     section = {"quant_method": QUANT_METHOD, "version": VERSION, "outliers": options.outliers}
     section["dtype"] = options.dtype
     files = {CONFIG_FILE: dump_json(checkpoint.config | {"quantization_config": section})}
@@ -87,7 +87,7 @@ def write_metadata_files(
 
 
 def _copy(folder: Path, name: str, staging: Path) -> FileRecord:
-    """A file as it is, block by block."""
+    """Copy a file unchanged, block by block."""
     running, nbytes = running_checksum(), 0
     target = staging / name
     target.parent.mkdir(exist_ok=True)

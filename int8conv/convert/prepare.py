@@ -105,7 +105,7 @@ def _check_options(
 def _fingerprint(
     checkpoint: Checkpoint, options: ConvertOptions, stats: str | os.PathLike[str] | None
 ) -> str:
-    """Changes with the options, the statistics, the release, and the source's config, tokenizer, headers, and stamps of files."""
+    """Depends on the options, the statistics, the release, and the source's config, tokenizer, headers and file stamps."""
     files = {str(t.file): t.file for t in checkpoint.tensors.values()}
     tokenizer = [p for p in checkpoint.folder.iterdir() if p.name.startswith("tokenizer")]
     files |= {str(path): LocalFile(path) for path in tokenizer if path.is_file()}

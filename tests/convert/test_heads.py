@@ -135,7 +135,7 @@ def test_a_reward_model_keeps_its_score(tmp_path: Path) -> None:
 
 def test_a_head_that_the_user_leaves_out_is_missed(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, LLAMA)
-    with pytest.raises(ArgumentError, match="needs is left out"):
+    with pytest.raises(ArgumentError, match="the model needs a tensor that is left out"):
         open_source(resolve(tmp_path), ConvertOptions(exclude=("lm_head",)))
 
 

@@ -1,8 +1,8 @@
-"""Outlier columns without a run of the model: from norm gains and weights alone. A guess, and marked as one.
+"""Outlier columns without running the model, from norm gains and weights alone. An estimate, and marked as one.
 
-An input behind a norm is about a unit normal vector times the norm's gains, so a channel with a gain far above the others' is
-an outlier. Where the family is not known, the norms of the same block and width are all taken for the one in front. A column
-whose weights are far larger than the others' sets the row scales, and is worth 16 bits too.
+The output of a norm is roughly a unit normal vector times the norm's gains, so a channel with a gain far above the others is
+an outlier. In an unknown family, every norm of the same block and width is taken as a possible predecessor. A column
+whose weights are far larger than the others sets the row scales, and is worth 16 bits too.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ RULE: Final = "data-free: norm gains and column magnitudes >= 4 * median"
 _NORM: Final = re.compile(r"(norm\w*|ln|ln_\w+)\.weight$")
 _BLOCK: Final = re.compile(r"^(.*?\.)?\d+\.")
 _SAMPLE: Final = 1 << 18
-"""Weights of a linear that are looked at: its first rows."""
+"""Number of weights of a linear to look at, in its first rows."""
 _SIGMAS: Final = 6.0
 
 
 def choose_data_free(
     checkpoint: Checkpoint, selection: Selection, share: float = CAP_SHARE
 ) -> dict[str, OutlierChoice]:
-    """The choice for every input, by the group's ``input``."""
+    """The choice for every input, keyed by the group's ``input``."""
     norms = [
         tensor for tensor in checkpoint.tensors.values()
         if len(tensor.shape) == 1 and tensor.dtype in FLOAT_DTYPES and _NORM.search(tensor.name)
@@ -67,14 +67,14 @@ def _choose(group: Group, norms: list[StoredTensor], share: float) -> OutlierCho
 
 
 def _relative(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """To the median; what is not finite is refused elsewhere, with its name."""
+    """Values relative to their median; non-finite values are refused elsewhere, by name."""
     finite = np.where(np.isfinite(values), values, 0)
     median = np.median(finite)
     return finite / median if median else np.zeros_like(finite)
 
 
 def _column_sizes(weight: Matrix) -> npt.NDArray[np.float32]:
-    """Largest magnitude of each column in the first rows."""
+    """Largest magnitude of each column over the first rows."""
     return np.asarray(np.abs(_values(weight)).max(axis=0, initial=0), np.float32)
 
 

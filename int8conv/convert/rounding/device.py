@@ -1,4 +1,4 @@
-"""Quantize blocks of rows with PyTorch, on a GPU: the same bytes as ``quantize.RowQuantizer``."""
+"""Quantize blocks of rows with PyTorch on a GPU, to the same bytes as ``quantize.RowQuantizer``."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _BITS: Final = {2: np.int16, 4: np.int32}
 class DeviceQuantizer:
     """Quantizes blocks of rows on a device.
 
-    Division and rounding are single IEEE operations there too, so every code and scale is the CPU's.
+    Division and rounding are single IEEE operations there too, so every code and scale equals the CPU's.
 
     Args:
         dtype: F16, BF16 or F32.
         columns: outlier columns, int ``[k]``.
         device: where the arithmetic is done.
-        sample: measures what is lost.
+        sample: measures the quantization error.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class DeviceQuantizer:
         _check_finite(wide)
         wide[:, self._index] = 0
         largest = wide.abs().amax(1) if wide.shape[1] else wide.new_zeros(len(wide))
-        # by a tensor: PyTorch multiplies by the reciprocal of a plain number on a GPU
+        # divide by a tensor: on a GPU, PyTorch would multiply by the reciprocal of a Python number
         scale = (largest / torch.full_like(largest, 127)).clamp_min(float(SMALLEST_SCALE))
         scale = torch.where(largest > 0, scale, largest)
         wide /= torch.where(largest > 0, scale, torch.ones_like(scale))[:, None]
