@@ -5,7 +5,7 @@ Written from ``int8conv/formats/SPEC.md`` alone, to show what a reader has to do
     python examples/reader.py FOLDER                # what it holds
     python examples/reader.py FOLDER PATH           # one linear, such as model.layers.0.mlp.down_proj
 
-It holds a folder to the rules that guard against misreading (F1, F2, F6, H11, M1, M2, M4, C1 to C5). Left out: checksums (M3), the rules
+It holds a folder to the rules that guard against misreading (F1, F2, F6, F11, H11, M1, M2, M4, C1 to C5). Left out: checksums (M3), the rules
 of numbers (N1 to N8), the layout (L1 to L6), which matters to readers that map files, and hostile headers, which the safetensors
 library refuses itself.
 """
@@ -108,6 +108,7 @@ def read_model(folder: Path) -> Model:
     for version in (section.get("version"), manifest["version"]):
         check(version == 1 and type(version) is int, "F2", f"unknown version {version!r}")
     tensors = dict(read_tensors(folder))
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
     linears: dict[str, Linear] = {}
     for group in manifest["inputs"]:
         for path in group["linears"]:
@@ -119,7 +120,20 @@ def read_model(folder: Path) -> Model:
         check(not integers, "M1", f"{name} is in no group")
     for name in tensors:
         check(name.rpartition(".")[2] not in COMPANIONS, "C1", f"{name} stands alone")
+    if "groups" in section:
+        check_config(section["groups"], manifest["inputs"], dtypes)
     return Model(config, [group["linears"] for group in manifest["inputs"]], linears, tensors)
+
+
+def check_config(groups: Any, inputs: Any, dtypes: dict[str, np.dtype[Any]]) -> None:
+    """What the config says for tools that read no manifest."""
+    check(len(groups) == len(inputs), "F11", f"{len(groups)} groups, {len(inputs)} inputs")
+    for group, entry in zip(groups, inputs, strict=True):
+        kept = dtypes.get(f"{entry['linears'][0]}.outlier_weight")
+        dtype = None if kept is None else "F16" if kept == np.float16 else "BF16"  # widened
+        for field in ("linears", "outliers", "threshold"):
+            check(group[field] == entry[field], "F11", f"{field} of {group} and of {entry}")
+        check(group["dtype"] == dtype, "F11", f"dtype of {group} is not {dtype}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from .. import __version__
 from ..formats.hub.download import Source
 from ..formats.int8.layout import ShardLayout
 from ..formats.int8.manifest import FileRecord, Manifest
-from ..formats.int8.names import MANIFEST_FILE, QUANT_METHOD, VERSION, is_padding
+from ..formats.int8.names import MANIFEST_FILE, is_padding
+from ..formats.int8.section import describe_groups, dump_config
 from ..formats.int8.writer import write_file
 from ..formats.json_file import dump_json
 from ..formats.regular_file import open_to_write, write_all
@@ -63,10 +64,11 @@ def write_metadata_files(
     manifest: Manifest,
     results: list[TaskResult],
 ) -> None:
-    """Write everything except the shards, the manifest last."""
-    section = {"quant_method": QUANT_METHOD, "version": VERSION, "outliers": options.outliers}
-    section["dtype"] = options.dtype
-    files = {CONFIG_FILE: dump_json(checkpoint.config | {"quantization_config": section})}
+    """Everything but the shards; the manifest last."""
+    groups = describe_groups(
+        manifest.inputs, {t.name: t.dtype for each in layouts for t in each.tensors}
+    )
+    files = {CONFIG_FILE: dump_config(checkpoint.config, options.outliers, options.dtype, groups)}
     weight_map = {
         t.name: layout.name for layout in layouts for t in layout.tensors if not is_padding(t.name)
     }

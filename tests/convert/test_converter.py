@@ -129,6 +129,8 @@ def test_every_tensor(
             assert bits(found[name]) == bits(expected)
     section = {"quant_method": "int8conv", "version": 1, "outliers": outliers, "dtype": dtype}
     written = json.loads((tmp_path / "out" / "config.json").read_text())
+    groups = written["quantization_config"].pop("groups")
+    assert [path for group in groups for path in group["linears"]] == list(converted.linears)
     assert written == config | {"quantization_config": section}
 
 

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -42,6 +43,7 @@ from .names import (
     WEIGHT,
     is_padding,
 )
+from .section import SECTION, describe_groups, read_groups
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def open_converted(folder: str | os.PathLike[str]) -> ConvertedFolder:
             expected=f"quant_method '{QUANT_METHOD}' in {CONFIG_FILE}, and {MANIFEST_FILE}",
             found=f"quant_method {_quant_method(config)!r}", hint="run 'int8conv convert' first",
         )  # fmt: skip
-    check_version(config["quantization_config"].get("version"), folder / CONFIG_FILE)
+    check_version(config[SECTION].get("version"), folder / CONFIG_FILE)
     manifest = read_manifest(folder)
     if not (folder / INDEX_FILE).is_file():
         raise NotFoundError("no index", file=folder / INDEX_FILE, hint="copy the folder again")
@@ -157,11 +159,12 @@ def open_converted(folder: str | os.PathLike[str]) -> ConvertedFolder:
     linears = _collect_linears(checkpoint)
     _check_groups(checkpoint, manifest.inputs, linears)
     check_layout(checkpoint, manifest.inputs)
+    _check_config_groups(checkpoint, manifest)
     return ConvertedFolder(checkpoint, manifest, linears)
 
 
 def _quant_method(config: dict[str, Any]) -> object:
-    section = config.get("quantization_config")
+    section = config.get(SECTION)
     return section.get("quant_method") if isinstance(section, dict) else None
 
 
@@ -291,6 +294,19 @@ def _check_groups(
             )  # fmt: skip
     for group in groups:
         _check_group(group, linears)
+
+
+def _check_config_groups(checkpoint: Checkpoint, manifest: Manifest) -> None:
+    """What tools without a manifest go by has to be what this reader goes by."""
+    file = checkpoint.folder / CONFIG_FILE
+    found = read_groups(checkpoint.config[SECTION], file)
+    dtypes = {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}
+    if found is None or list(found) == (wanted := describe_groups(manifest.inputs, dtypes)):
+        return
+    pairs = zip_longest(found, wanted)
+    group, expected = next((one, other) for one, other in pairs if one != other)
+    raise JsonFileError(f"a group of {SECTION} differs from {MANIFEST_FILE}", file=file,
+                        expected=expected, found=group, hint="copy the folder again")  # fmt: skip
 
 
 def _check_group(group: InputGroup, linears: dict[str, QuantizedLinear]) -> None:

@@ -136,6 +136,39 @@ def test_a_config_that_does_not_say_int8conv(converted: Path, change: Change) ->
         open_converted(converted)
 
 
+def config_group(**fields: object) -> Change:
+    return lambda config: config["quantization_config"]["groups"][0].update(fields)
+
+
+@pytest.mark.rule("F11")
+@pytest.mark.parametrize(
+    "change",
+    [
+        config_group(threshold=1.5),
+        config_group(dtype="BF16"),
+        config_group(outliers=32),
+        config_group(linears=[SMALL_Q]),
+        lambda config: config["quantization_config"]["groups"].pop(),
+        lambda config: config["quantization_config"]["groups"].reverse(),
+        config_group(threshold=-1),
+        section(groups={}),
+    ],
+)
+def test_groups_of_the_config_that_are_not_those_of_the_manifest(small: Path, change: Change) -> None:  # fmt: skip
+    edit_json(small / "config.json", change)
+    with rejected(JsonFileError, str(small / "config.json"), "quantization_config"):
+        open_converted(small)
+
+
+@pytest.mark.rule("V1")
+def test_a_config_without_groups_or_with_more_in_them(small: Path) -> None:
+    """Of an earlier release, and of a later one."""
+    edit_json(small / "config.json", config_group(more=1))
+    before = open_converted(small).linears
+    edit_json(small / "config.json", lambda config: config["quantization_config"].pop("groups"))
+    assert open_converted(small).linears == before
+
+
 @pytest.mark.rule("F1")
 def test_no_manifest(converted: Path) -> None:
     (converted / MANIFEST).unlink()

@@ -103,8 +103,22 @@ def test_the_small_files_of_a_converted_model(tmp_path: Path) -> None:
     convert_checkpoint(
         arithmetic_source(tmp_path / "source", torch.float16), tmp_path / "out", outliers="none"
     )
-    section = {"quant_method": "int8conv", "version": 1, "outliers": "none", "dtype": "float16"}
-    config = json.dumps(LLAMA | {"quantization_config": section}, indent=2) + "\n"
+    groups = [
+        [f"self_attn.{role}_proj" for role in "qkv"], ["self_attn.o_proj"],
+        ["mlp.gate_proj", "mlp.up_proj"], ["mlp.down_proj"],
+    ]  # fmt: skip
+    lines = [
+        f'      {{"linears": {json.dumps([f"model.layers.{layer}.{path}" for path in paths])}, '
+        '"outliers": 0, "dtype": null, "threshold": null}'
+        for layer in range(LLAMA["num_hidden_layers"])
+        for paths in groups
+    ]
+    config = json.dumps(LLAMA, indent=2).removesuffix("\n}")
+    config += (
+        ',\n  "quantization_config": {\n    "quant_method": "int8conv",\n    "version": 1,\n'
+        '    "outliers": "none",\n    "dtype": "float16",\n    "groups": [\n'
+    )
+    config += ",\n".join(lines) + "\n    ]\n  }\n}\n"
     assert (tmp_path / "out" / "config.json").read_text() == config
     manifest = json.loads((tmp_path / "out" / "int8conv.json").read_text())
     assert list(manifest) == [

@@ -185,6 +185,12 @@ def set_version(folder: Path) -> None:
     edit_json(folder / "config.json", lambda c: c["quantization_config"].update(version=2))
 
 
+def set_config_group(folder: Path, **fields: object) -> None:
+    edit_json(
+        folder / "config.json", lambda c: c["quantization_config"]["groups"][0].update(fields)
+    )
+
+
 def set_group(folder: Path, **fields: object) -> None:
     edit_json(folder / MANIFEST, lambda m: m["inputs"][0].update(fields))
 
@@ -195,6 +201,9 @@ def set_group(folder: Path, **fields: object) -> None:
         ("F1", lambda f: edit_json(f / "config.json", lambda c: c.pop("quantization_config"))),
         ("F2", set_version),
         ("F2", lambda f: edit_json(f / MANIFEST, lambda m: m.update(version=True))),
+        ("F11", lambda f: set_config_group(f, threshold=1.5)),
+        ("F11", lambda f: set_config_group(f, dtype="BF16")),
+        ("F11", lambda f: edit_json(f / "config.json", lambda c: c["quantization_config"]["groups"].pop())),
         ("H11", lambda f: edit_header(f / FIRST, lambda h: h["__metadata__"].update(more=""))),
         ("F6", lambda f: edit_json(f / "model.safetensors.index.json", lambda i: i["weight_map"].pop(f"{Q}.bias"))),
         ("M1", lambda f: set_group(f, linears=[Q, Q])),
