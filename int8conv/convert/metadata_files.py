@@ -64,7 +64,7 @@ def write_metadata_files(
     manifest: Manifest,
     results: list[TaskResult],
 ) -> None:
-    """Everything but the shards; the manifest last."""
+    """Write everything except the shards, the manifest last."""
     groups = describe_groups(
         manifest.inputs, {t.name: t.dtype for each in layouts for t in each.tensors}
     )

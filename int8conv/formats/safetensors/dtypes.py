@@ -1,4 +1,4 @@
-"""Safetensors dtype names, their sizes, and how numpy holds their bits."""
+"""Safetensors dtype names, their sizes, and their numpy representations."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ ITEM_BYTES: Final[dict[str, int]] = {
 """Bytes per element, for every dtype whose elements are whole bytes."""
 
 FLOAT_DTYPES: Final = ("F16", "BF16", "F32", "F64")
-"""The dtypes that a source weight may have; those of F64 are taken as F32."""
+"""The dtypes that a source weight may have; F64 is read as F32."""
 
 FP8_DTYPES: Final = ("F8_E4M3", "F8_E5M2")
-"""8-bit floats that weights are stored in, with scales beside them."""
+"""8-bit float dtypes of weights, which have separate scales."""
 
 _NUMPY: Final[dict[str, type[np.generic]]] = {
     "BOOL": np.bool_,
@@ -54,15 +54,15 @@ _NUMPY: Final[dict[str, type[np.generic]]] = {
     "F64": np.float64,
     "C64": np.complex64,
 }
-"""The bits of floats that numpy does not have."""
+"""Unsigned bits of floats that numpy does not support."""
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
-    """The little-endian numpy dtype for a safetensors dtype; BF16 and 8-bit floats come as their bits, unsigned."""
+    """The little-endian numpy dtype for a safetensors dtype; unsigned bits for BF16 and 8-bit floats."""
     little: np.dtype[Any] = np.dtype(_NUMPY[dtype]).newbyteorder("<")
     return little
 
 
 def byte_count(dtype: str, shape: Sequence[int]) -> int:
-    """Bytes of a tensor of that dtype and shape."""
+    """Size in bytes of a tensor of that dtype and shape."""
     return math.prod(shape) * ITEM_BYTES[dtype]
