@@ -216,7 +216,7 @@ def test_biases_that_the_config_does_not_announce_stand_beside_their_weights(
 def test_names_that_would_occur_twice_are_refused(tmp_path: Path) -> None:
     stored = open_checkpoint(write_checkpoint(tmp_path)).tensors["model.norm.weight"]
     selection = Selection((Kept("a", stored, "small"), Kept("a", stored, "small")), {})
-    with pytest.raises(UnsupportedModelError, match="two tensors of the output"):
+    with pytest.raises(UnsupportedModelError, match="two output tensors would have this name"):
         make_plan(selection, {}, ConvertOptions())
 
 

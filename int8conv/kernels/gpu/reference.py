@@ -1,7 +1,7 @@
 # ruff: noqa: ARG001  (the kernels' signatures)
-"""The formulas of the GPU kernels in PyTorch, with the kernels' signatures: what tests and benchmarks compare them with.
+"""The formulas of the GPU kernels in PyTorch, with the same signatures, for tests and benchmarks to compare against.
 
-Written for reading. Sums are float64 and round once to float32, so a kernel may differ by the rounding of its own sums.
+Written for readability. Sums are float64 and rounded once to float32, so a kernel may differ by the rounding of its own sums.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def quantize(
     threshold: float | None = None,
     counts: Tensor | None = None,
 ) -> QuantizedTokens:
-    """Tokens to int8, each by its largest magnitude outside the outlier channels and below the threshold."""
+    """Quantize tokens to int8, each by its largest magnitude outside the outlier channels and below the threshold."""
     x = apply(x, prologue)
     rest = x.float() if index is None else x.float().index_fill(1, index.long(), 0.0)
     fallback = None
@@ -74,7 +74,7 @@ def quantize(
 
 
 def _words(over: Tensor) -> Tensor:
-    """bool ``[tokens, channels]`` -> int32 ``[tokens, ceil(channels / 4096)]``, a bit for each block of 128."""
+    """bool ``[tokens, channels]`` -> int32 ``[tokens, ceil(channels / 4096)]``, one bit per block of 128."""
     padded = F.pad(over, (0, -over.shape[1] % WORD_CHANNELS))
     blocks = padded.view(over.shape[0], -1, 32, FALLBACK_BLOCK).any(-1).long()
     words = (blocks << torch.arange(32)).sum(-1)
@@ -82,7 +82,7 @@ def _words(over: Tensor) -> Tensor:
 
 
 def _bits(words: Tensor, channels: int) -> Tensor:
-    """The reverse: bool ``[tokens, channels]``, the blocks that are marked."""
+    """The reverse: bool ``[tokens, channels]``, True in marked blocks."""
     bits = (words.long()[:, :, None] >> torch.arange(32, device=words.device)) & 1
     return bits.flatten(1).repeat_interleave(FALLBACK_BLOCK, 1)[:, :channels].bool()
 
@@ -139,7 +139,7 @@ def chosen_experts(
     activation: str = "none",
     config: object = None,
 ) -> Tensor:
-    """Tokens times the weights of the experts that were chosen for them."""
+    """Tokens times the weights of the experts chosen for them."""
     each = len(chosen) // max(len(x), 1)
     return torch.cat([
         w8a16(x[s // each][None], weights.experts[e], activation=activation)
@@ -232,7 +232,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
 
 def kept(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
-    """float64 probabilities ``[vocab]`` that a token is drawn from; for a temperature above 0."""
+    """float64 probabilities ``[vocab]`` to draw a token from, for temperatures above 0."""
     wide = logits.double()
     order = wide.sort(descending=True).values
     weights = ((wide - order[0]) / temperature).exp()
@@ -247,7 +247,7 @@ def kept(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: fl
 
 
 def sample(logits: Tensor, draws: Draws, positions: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """The next token of each sequence; draws from a generator of its own."""
+    """The next token of each sequence, drawn with a different generator than the kernel's."""
     tokens = torch.empty(logits.shape[0], dtype=torch.int64) if out is None else out
     for i, row in enumerate(logits):
         temperature, top_k, top_p, min_p, seed = (t[i].item() for t in vars(draws).values())

@@ -137,7 +137,7 @@ FITTING: dict[str, list[object]] = {
 def test_each_field_has_one_type(file: Path, field: str) -> None:
     whole = file.read_bytes()
     rewrite(file, about=lambda fields_: fields_.pop(field))
-    with pytest.raises(StatsError, match=f"malformed: no '{field}'"):
+    with pytest.raises(StatsError, match=f"malformed: '{field}' is missing"):
         read_stats(file)
     for value in WRONG:
         if value in FITTING.get(field, []):
