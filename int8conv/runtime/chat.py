@@ -1,4 +1,4 @@
-"""A conversation with a model: messages, the template that makes a prompt of them, and a cache that keeps the history."""
+"""A conversation with a model: messages, the template that formats them, and a cache of the history."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REPLY_TOKENS: Final = 1024
 
 
 class Chat:
-    """Turns of user and assistant. The history stays in the cache: a turn computes its own tokens only."""
+    """A conversation of user and assistant. The history stays in the cache: each turn computes only its own tokens."""
 
     def __init__(
         self, model: Model, sampling: Sampling | None = None, *, system: str | None = None,
@@ -26,19 +26,19 @@ class Chat:
     ) -> None:  # fmt: skip
         """
         Args:
-            model: with a chat template in its folder.
+            model: a model with a chat template in its folder.
             sampling, stop, options: as in ``Model.generate``, for every reply.
-            system: what the model is told before the first message.
-            max_new_tokens: of a reply; else as generation_config.json says, else 1024; fewer where the context ends.
+            system: system message, sent before the first message.
+            max_new_tokens: largest length of a reply; None: from generation_config.json, or 1024; fewer if the context ends.
 
         Raises:
-            ArgumentError: an option out of range.
-            TokenizerError: no chat template, or a malformed one.
+            ArgumentError: an option is out of range.
+            TokenizerError: the chat template is missing or malformed.
         """
         self.model = model
         self.template = ChatTemplate.load(model.folder)
         self.messages: list[Message] = []
-        """What was said so far, replies among it."""
+        """All messages so far, including replies."""
         if system is not None:
             self.messages.append({"role": "system", "content": system})
         self.session = Session(model.decoder)
@@ -49,11 +49,11 @@ class Chat:
         self._end_tokens = () if eos is None else (eos,)
 
     def say(self, text: str, *, on_text: Callable[[str], None] | None = None) -> Generation:
-        """A message of the user -> the assistant's reply. If it fails, the conversation is as before.
+        """Send a user message and return the assistant's reply. On failure, the conversation is unchanged.
 
         Raises:
             GenerationError: the conversation has outgrown the context.
-            TokenizerError: the template fails, or refuses these messages.
+            TokenizerError: the template fails or refuses these messages.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         ids = self.model.tokenizer.encode(self.template.render(messages), special=False)
