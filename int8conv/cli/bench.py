@@ -47,7 +47,7 @@ _COUNT = click.IntRange(min=1)
     help="Number of runs; the medians are printed.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(path: str, as_json: bool, **options: Any) -> None:
+def command(path: str, as_json: bool, **options: Any) -> None:  # checked by click
     """Measure how fast PATH (a converted folder, or a source in its own precision) loads, processes a prompt, and decodes.
 
     The prompt consists of random tokens. Decoding speed is compared with measured memory bandwidth, and peak memory with the

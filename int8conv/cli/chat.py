@@ -18,7 +18,7 @@ from .output import echo, echo_text
 @click.argument("path", type=click.Path())
 @click.option("--system", help="System message, sent before the first message.")
 @generation_options(1024)
-def command(path: str, system: str | None, **options: Any) -> None:
+def command(path: str, system: str | None, **options: Any) -> None:  # checked by click
     """Chat with PATH (a converted folder, or a source in its own precision): each line is a message; replies are streamed.
 
     The conversation is formatted with the checkpoint's chat template and kept in the KV cache. Ctrl-D ends it. Options that are

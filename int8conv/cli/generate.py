@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 )
 def command(
     path: str, given: tuple[str, ...], files: tuple[str, ...], as_json: bool, report_memory: bool,
-    report_outliers: bool, **options: Any,
+    report_outliers: bool, **options: Any,  # checked by click
 ) -> None:  # fmt: skip
     """Continue a prompt with PATH (a converted folder, or a source in its own precision); output is streamed.
 

@@ -47,7 +47,7 @@ class Journal:
             self.close()
             raise
 
-    def record(self, key: str, value: Any) -> None:
+    def record(self, key: str, value: object) -> None:
         """Add a line; after a kill it is either complete or truncated at the end of the file."""
         body = json.dumps({"key": key, "value": value})
         line = json.dumps({"key": key, "value": value, "sum": self._sum(body)})

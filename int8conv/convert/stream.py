@@ -28,7 +28,7 @@ from ..formats.int8.names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
 from ..formats.int8.writer import Flusher, ShardWriter
 from ..formats.safetensors.buffers import Buffers
 from ..formats.safetensors.checksum import running_checksum
-from ..formats.safetensors.dtypes import FLOAT_DTYPES
+from ..formats.safetensors.dtypes import FLOAT_DTYPES, INFINITY_BITS
 from ..formats.safetensors.storage import LocalFile
 from ..formats.safetensors.stored import StoredTensor, stored_checksum
 from ..formats.source.matrix import Matrix, MatrixReader, as_bytes, as_rows
@@ -36,7 +36,7 @@ from ..progress import Advance
 from ..runtime.devices import find_torch_device
 from .journal import Journal
 from .plan import KeepTask, QuantizeTask, Task
-from .rounding.float16_bits import INFINITY, Bits, largest_magnitudes, round_to_half, widen
+from .rounding.float16_bits import Bits, largest_magnitudes, round_to_half, widen
 from .rounding.quantize import NonFiniteRowError, QuantizedRows, RowQuantizer, check_finite
 from .rounding.sample import RowSample
 from .stopwatch import Stopwatch
@@ -59,8 +59,10 @@ class TaskResult:
     """Done by an earlier attempt."""
 
     @classmethod
-    def recorded(cls, entry: Any, names: Sequence[str]) -> TaskResult | None:
+    def recorded(cls, entry: object, names: Sequence[str]) -> TaskResult | None:
         """The result in a journal entry, if it is valid for a task that writes tensors of those names."""
+        if not isinstance(entry, dict):
+            return None
         try:
             result = cls(**entry, resumed=True)
         except TypeError:
@@ -327,7 +329,7 @@ def _to_half(
     if source.dtype == half:
         return bits, 0
     rounded, changed = round_to_half(np.ascontiguousarray(bits).view(np.float32), half)
-    infinite = (rounded & 0x7FFF) >= INFINITY[half]
+    infinite = (rounded & 0x7FFF) >= INFINITY_BITS[half]
     if infinite.any():
         row = first_row + int(infinite.any(axis=1).argmax())
         raise HalfOverflowError(

@@ -11,6 +11,7 @@ from ..errors import ArgumentError
 from ..kernels.dispatch import MODES, Mode
 from .decoder.decoder import Decoder
 from .devices import DeviceKind, DeviceLike, Placement, current, find_placement
+from .dtypes import CACHE_BYTES, FLOAT_BYTES
 from .model import Model
 from .models.generation_config import read_generation_defaults
 from .opening import OpenedModel, open_model
@@ -19,12 +20,8 @@ from .weights.weights import CheckpointWeights, ConvertedWeights
 if TYPE_CHECKING:
     from .backends.gpu.weights import DeviceCheckpoint, DeviceConverted
 
-DTYPES: Final = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-KV_CACHES: Final = DTYPES | {"int8": torch.int8}
+DTYPES: Final[dict[str, torch.dtype]] = {name: getattr(torch, name) for name in FLOAT_BYTES}
+KV_CACHES: Final[dict[str, torch.dtype]] = {name: getattr(torch, name) for name in CACHE_BYTES}
 
 
 def load(

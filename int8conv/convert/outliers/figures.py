@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ...formats.int8.folder import ConvertedFolder
 from ...formats.int8.manifest import InputGroup
 from ...formats.int8.stats import Stats, input_stats
+from ...formats.safetensors.dtypes import widened
 from ...formats.safetensors.stored import StoredTensor, read_array, read_rows
 
 MOST_BINS: Final = 1024
@@ -39,10 +40,7 @@ def outlier_map(
 
 def _floats(stored: StoredTensor) -> npt.NDArray[np.float32]:
     """Magnitudes of a 16-bit tensor."""
-    values = read_array(stored)
-    if stored.dtype == "BF16":
-        values = (values.astype(np.uint32) << 16).view(np.float32)
-    return np.abs(values.astype(np.float32))
+    return np.abs(widened(read_array(stored), stored.dtype))
 
 
 def binned(values: npt.NDArray[np.float64], most: int = MOST_BINS) -> npt.NDArray[np.float64]:

@@ -15,9 +15,6 @@ Bits = npt.NDArray[Any]
 """uint16 (F16, BF16) or uint32 (F32)."""
 
 MAGNITUDE: Final = {"F16": 0x7FFF, "BF16": 0x7FFF, "F32": 0x7FFFFFFF}
-INFINITY: Final = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000}
-"""Magnitudes from these bits on are infinite or NaN."""
-
 _REBIAS: Final = np.float32(2.0**112)
 """The exponent bias of float32 is 127, that of float16 is 15."""
 

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...formats.safetensors.buffers import Buffers
-from .float16_bits import INFINITY, Bits, largest_magnitudes, widen
+from ...formats.safetensors.dtypes import INFINITY_BITS
+from .float16_bits import Bits, largest_magnitudes, widen
 from .sample import RowSample
 
 SMALLEST_SCALE = np.float32(2.0**-126)
@@ -86,6 +87,6 @@ class NonFiniteRowError(ValueError):
 
 def check_finite(largest: Bits, dtype: str) -> None:
     """Raise NonFiniteRowError at the first row whose largest magnitude ``[rows]`` is NaN or infinite."""
-    bad = largest >= INFINITY[dtype]
+    bad = largest >= INFINITY_BITS[dtype]
     if bad.any():
         raise NonFiniteRowError(int(bad.argmax()))

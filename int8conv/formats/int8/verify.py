@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import ChecksumError, NotFoundError, NumberError
 from ...progress import Advance, Progress, counted, silent
 from ..safetensors.checksum import checksum_range, read_blocks, running_checksum
-from ..safetensors.dtypes import ITEM_BYTES
+from ..safetensors.dtypes import INFINITY_BITS, ITEM_BYTES
 from ..safetensors.stored import read_array, read_rows
 from ..source.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
 from .folder import FolderLike, QuantizedLinear, open_folder
@@ -85,18 +85,14 @@ def _verify_shard(checkpoint: Checkpoint, path: Path, record: FileRecord, advanc
                 raise NumberError("a value is NaN or infinite", file=path, tensor=info.name)
 
 
-_EXPONENTS: Final = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000}
-"""The bits that are all set in NaN and infinity."""
-
-
 def _is_finite(block: memoryview, dtype: str) -> bool:
     """Checked on bits, as numpy is slow with 16-bit floats; True for dtypes that are not floats of the format."""
     if (
-        dtype not in _EXPONENTS or len(block) % ITEM_BYTES[dtype]
+        dtype not in INFINITY_BITS or len(block) % ITEM_BYTES[dtype]
     ):  # truncated: the checksum will differ
         return True
     bits = np.frombuffer(block, "<u4" if dtype == "F32" else "<u2")
-    exponent = bits.dtype.type(_EXPONENTS[dtype])
+    exponent = bits.dtype.type(INFINITY_BITS[dtype])
     return not bool(((bits & exponent) == exponent).any())
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import CompanionError, ShapeError, UnsupportedDtypeError
-from ..safetensors.dtypes import FLOAT_DTYPES, FP8_DTYPES
+from ..safetensors.dtypes import FLOAT_DTYPES, FP8_DTYPES, widened
 from ..safetensors.stored import StoredTensor, read_array
 from .checkpoint import CONFIG_FILE, Checkpoint
 
@@ -42,11 +42,9 @@ class BlockScales:
     def values(self) -> npt.NDArray[np.float32]:
         """Scales in float32, of shape ``shape``."""
         stored = read_array(self.tensor)
-        if self.tensor.dtype == "BF16":
-            stored = (stored.astype(np.uint32) << 16).view(np.float32)
-        elif self.tensor.dtype == "F8_E8M0":  # a power of two; 255 is NaN
+        if self.tensor.dtype == "F8_E8M0":  # a power of two; 255 is NaN
             stored = np.where(stored == 255, np.nan, np.ldexp(1.0, stored.astype(np.int32) - 127))
-        return stored.astype(np.float32).reshape(self.shape)
+        return widened(stored, self.tensor.dtype).reshape(self.shape)
 
 
 def is_fp8(tensor: StoredTensor) -> bool:

@@ -21,12 +21,6 @@ from .fp8 import BlockScales, decoded, find_scales
 
 Bits = npt.NDArray[Any]
 """uint16 (F16, BF16), uint32 (F32) or uint8 (the bytes of anything else)."""
-_BITS: Final[dict[str, type[np.unsignedinteger[Any]]]] = {
-    "F16": np.uint16,
-    "BF16": np.uint16,
-    "F32": np.uint32,
-    "U8": np.uint8,
-}
 
 _SHORT_ROW: Final = 1 << 12
 _COMPARED: Final = 1 << 20
@@ -157,7 +151,7 @@ class MatrixReader:
         self._buffers = buffers or Buffers()
         self.rows, self.columns = matrix.shape
         self.rows_per_block = max(1, min(self.rows, block_elements // max(self.columns, 1)))
-        self.dtype = np.dtype(_BITS[matrix.dtype])
+        self.dtype = np.dtype(f"u{ITEM_BYTES[matrix.dtype]}")
         self._wide = matrix.stored.dtype == "F64"
         self._item = np.dtype(np.float64) if self._wide else self.dtype
         self._sum = running_checksum()

@@ -12,7 +12,7 @@ import functools
 import json
 from collections.abc import Mapping
 from importlib import resources
-from typing import Any, Final
+from typing import Final
 
 from ...errors import ArgumentError
 
@@ -74,7 +74,7 @@ def dumps(table: Mapping[str, Mapping[str, list[Config]]]) -> str:
 
 
 @functools.cache
-def _table() -> dict[str, Any]:
+def _table() -> dict[str, dict[str, list[Config]]]:
     text = resources.files(__package__).joinpath("configs.json").read_text(encoding="utf-8")
-    table: dict[str, Any] = json.loads(text)
+    table: dict[str, dict[str, list[Config]]] = json.loads(text)
     return table

@@ -21,7 +21,7 @@ accelerator from descriptors filled in by the host, which takes no registers for
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 import triton
@@ -178,7 +178,7 @@ def gemm(
     return y
 
 
-def _descriptors(x: Tensor, w: Tensor, config: Config) -> tuple[Any, Any] | None:
+def _descriptors(x: Tensor, w: Tensor, config: Config) -> tuple[object, object] | None:
     """Descriptors for the tensor memory accelerator, if the configuration requests it and rows and bases are aligned to 16 bytes."""
     aligned = x.shape[1] % 16 == x.data_ptr() % 16 == w.data_ptr() % 16 == 0
     if not config.get("tma") or not aligned or 0 in (len(x), len(w)):

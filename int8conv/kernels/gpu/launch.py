@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import triton
@@ -17,7 +18,14 @@ INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on CPU tensors."""
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: object, **meta: object) -> None:
+class Kernel(Protocol):
+    """A ``@triton.jit`` function."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]:
+        """The kernel as a function that launches it on a grid."""
+
+
+def launch(kernel: Kernel, grid: tuple[int, ...], *args: object, **meta: object) -> None:
     """Launch a kernel. Contraction of ``a * b + c`` is pinned, as its default changes between Triton releases."""
     if all(grid):
         kernel[grid](*args, **meta, enable_fp_fusion=True)

@@ -18,6 +18,7 @@ from ...formats.json_file import read_json
 from ...formats.source.checkpoint import CONFIG_FILE
 from ...formats.source.weight_files import is_weights_name
 from ..devices import DeviceKind, DeviceLike, device_kind
+from ..dtypes import CACHE_BYTES, FLOAT_BYTES
 from ..models.architecture import Architecture, read_architecture
 from ..models.config import DecoderConfig
 from ..opening import OpenedModel, open_model
@@ -31,8 +32,6 @@ from .footprint_weights import (
     unread_rows,
 )
 
-DTYPE_BYTES: Final = {"float16": 2, "bfloat16": 2, "float32": 4}
-CACHE_BYTES: Final = DTYPE_BYTES | {"int8": 1}
 SCALE_BYTES: Final = 2
 """Of a head and token in an int8 cache."""
 MOST_BATCH: Final = 1 << 16
@@ -105,8 +104,8 @@ class Setup:
         """
         kind = device_kind(device)
         dtype = dtype or ("float32" if kind == "cpu" else "float16")
-        if dtype not in DTYPE_BYTES:
-            raise ArgumentError("dtype", expected=" or ".join(DTYPE_BYTES), found=dtype)
+        if dtype not in FLOAT_BYTES:
+            raise ArgumentError("dtype", expected=" or ".join(FLOAT_BYTES), found=dtype)
         kv_cache = kv_cache or dtype
         if kv_cache not in CACHE_BYTES:
             raise ArgumentError("kv_cache", expected=" or ".join(CACHE_BYTES), found=kv_cache)
@@ -165,7 +164,7 @@ class Predictor:
             context, batch, setup.device, setup.dtype, setup.kv_cache,
             {kind: size for kind, size in weights.most_common() if size}, self.estimated,
             kv_cache_bytes(config, context, batch, setup.kv_cache),
-            activations(DTYPE_BYTES[setup.dtype], setup.kv_cache != setup.dtype, self.quantized),
+            activations(FLOAT_BYTES[setup.dtype], setup.kv_cache != setup.dtype, self.quantized),
             2 * parameter_count(self.architecture),
             kv_cache_bytes(config, context, batch, "float16"), activations(2, False, False),
         )  # fmt: skip
@@ -228,7 +227,7 @@ def predictor_of(opened: OpenedModel, setup: Setup, *, convert: bool) -> Predict
         return Predictor(opened.folder, architecture, setup, weights, quantized=True)
     if convert:
         return _as_converted(opened.folder, architecture, setup)
-    weights = loaded_weights(architecture, DTYPE_BYTES[setup.dtype])
+    weights = loaded_weights(architecture, FLOAT_BYTES[setup.dtype])
     return Predictor(opened.folder, architecture, setup, weights, quantized=False)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import mmap
-from typing import Final
+from typing import Any, Final
 
-import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,11 +24,6 @@ TORCH_DTYPES: Final = {
     "I32": torch.int32,
 }
 """Dtypes that the runtime can read from a file."""
-_BY_BITS: Final = {
-    "F16": (np.int16, torch.float16),
-    "BF16": (np.int16, torch.bfloat16),
-    "F32": (np.int32, torch.float32),
-}
 _BLOCK_ELEMENTS: Final = 1 << 18
 
 
@@ -86,10 +81,14 @@ def read_matrix(matrix: Matrix) -> Tensor:
     """A matrix as float32 ``[out, in]`` that is stored differently: FP8 with scales, or transposed."""
     whole = torch.empty(matrix.shape, dtype=torch.float32)
     for first, bits in MatrixReader(matrix, _BLOCK_ELEMENTS).blocks():
-        kind = _BY_BITS[matrix.dtype]
-        rows = torch.from_numpy(bits.view(kind[0])).view(kind[1])
-        whole[first : first + len(bits)] = rows
+        whole[first : first + len(bits)] = from_bits(bits, matrix.dtype)
     return whole
+
+
+def from_bits(bits: npt.NDArray[Any], dtype: str) -> Tensor:
+    """A view of the bits of numbers, 16 or 32 of them, as a tensor of their safetensors dtype."""
+    signed = bits.view(f"i{bits.itemsize}")  # torch converts few unsigned arrays
+    return torch.from_numpy(signed).view(TORCH_DTYPES[dtype])
 
 
 def torch_dtype(stored: StoredTensor) -> torch.dtype:

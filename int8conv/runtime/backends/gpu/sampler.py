@@ -9,7 +9,7 @@ Penalty and log-probabilities use PyTorch's operators; the kernel ``sample`` dra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -34,7 +34,11 @@ class DeviceSampled:
     """
 
     def __init__(
-        self, tokens: Tensor, shown: Tensor, logprobs: Tensor | None, arrived: Any
+        self,
+        tokens: Tensor,
+        shown: Tensor,
+        logprobs: Tensor | None,
+        arrived: torch.cuda.Event | None,
     ) -> None:
         self.tokens = tokens
         self._shown = shown
@@ -83,7 +87,7 @@ class DeviceSampler:
         if self._logprobs:
             own = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
             logprobs.copy_(own, non_blocking=True)
-        arrived: Any = None
+        arrived: torch.cuda.Event | None = None
         if self._device.type == "cuda":
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()

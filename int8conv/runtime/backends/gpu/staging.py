@@ -6,13 +6,13 @@ stages and its own stream, and fills one stage while the other is copied.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -133,8 +133,11 @@ class _Lane:
         self._stages = [
             torch.empty(stage_bytes, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(_STAGES)
         ]
-        self._stream: Any = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
-        self._copied: list[Any] = [torch.cuda.Event() if on_gpu else None for _ in range(_STAGES)]  # type: ignore[no-untyped-call]
+        self._stream: torch.cuda.Stream | None = None
+        self._copied: list[torch.cuda.Event] = []
+        if on_gpu:
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._copied = [torch.cuda.Event() for _ in range(_STAGES)]  # type: ignore[no-untyped-call]
         self._turn = 0
 
     def take(self, reader: Reader, piece: Piece) -> None:
@@ -156,5 +159,5 @@ class _Lane:
         if self._stream is not None:
             self._stream.synchronize()
 
-    def _on_stream(self) -> Any:
-        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+    def _on_stream(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)

@@ -34,7 +34,7 @@ COMPUTED: Final = (".rotary_emb.inv_freq",)
 """Tensors of old checkpoints that nobody needs."""
 
 
-def read_decoder(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:
+def read_decoder(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:  # fields of it
     """A decoder with RMSNorm, rotary positions and a gated FFN, as the usual keys describe it.
 
     Args:
