@@ -322,7 +322,8 @@ def test_a_foreign_folder_is_not_touched(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    refuse_convert(tmp_path, source, "/out: output exists", flags=flags)
+    words = ("/out: output", "exists", "replace")
+    refuse_convert(tmp_path, source, *words, flags=flags)
 
 
 def test_a_parent_that_is_a_file(tmp_path: Path, source: Path) -> None:

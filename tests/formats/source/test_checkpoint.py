@@ -158,7 +158,7 @@ def test_of_a_tensor_in_two_files_the_last_is_taken(sharded: Path) -> None:
     opened = open_checkpoint(sharded)
     assert read_array(opened.tensors[NAME]).tobytes() == b"y"
     assert f"{NAME} (in" in opened.notes[0]
-    assert "the last is taken" in opened.notes[0]
+    assert "the last one is used" in opened.notes[0]
 
 
 def test_weights_of_another_name_beside_numbered_ones_are_left_out(sharded: Path) -> None:
