@@ -40,7 +40,10 @@ TORCH_FREE = (
 )  # fmt: skip
 """Rooms that import torch, and modules that do, inside functions only."""
 
-NEEDS_TORCH = {"convert.outliers.calibrate", "convert.rounding.device", "runtime.text.tokenizer"}
+NEEDS_TORCH = {
+    "convert.outliers.calibrate", "convert.rounding.device", "runtime.text.byte_level_files", "runtime.text.slow_files",
+    "runtime.text.tokenizer",
+}  # fmt: skip
 """Modules in those rooms that nobody imports who does not need torch, or a tokenizer."""
 
 HEAVY = {"torch", "triton", "tokenizers", "huggingface_hub"}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import ArgumentError
 from ..formats.hub.download import resolve
 from ..formats.int8.folder import FolderLike, open_folder
 from ..progress import Progress, silent
@@ -85,10 +86,13 @@ def compare(
         progress: called with the number of source bytes compared.
 
     Raises:
-        SourceMismatchError: the folder was converted from another source, or a tensor does not match.
+        ArgumentError: ``jobs`` is below 1.
+        SourceMismatchError: the source is not the one that was converted, or a tensor is not what it gives.
         JsonFileError: the manifest's options are malformed.
         NotFoundError, HubError, CheckpointError, SafetensorsError, ConvertedFormatError: folder or source cannot be read.
     """
+    if jobs is not None and jobs < 1:
+        raise ArgumentError("jobs", expected="1 or more", found=jobs)
     converted = open_folder(path)
     found = compare_tensors(converted, resolve(source), progress, jobs=jobs)
     return SourceComparison(

@@ -17,6 +17,7 @@ from ..formats.int8.writer import write_file
 from ..formats.json_file import dump_json
 from ..formats.regular_file import open_to_write, write_all
 from ..formats.safetensors.checksum import checksum, running_checksum
+from ..formats.safetensors.storage import changed_file
 from ..formats.source.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
 from ..formats.source.metadata_files import (
     MOST_BYTES,
@@ -89,7 +90,11 @@ def write_metadata_files(
 
 
 def _copy(folder: Path, name: str, staging: Path) -> FileRecord:
-    """Copy a file unchanged, block by block."""
+    """A file as it is, block by block.
+
+    Raises:
+        NotFoundError, FileChangedError: it went away, or grew without end, since it was listed.
+    """
     running, nbytes = running_checksum(), 0
     target = staging / name
     target.parent.mkdir(exist_ok=True)
@@ -98,9 +103,11 @@ def _copy(folder: Path, name: str, staging: Path) -> FileRecord:
         open(open_to_write(target), "r+b", buffering=0) as copy,
     ):
         copy.truncate(0)
-        while nbytes <= MOST_BYTES and (block := source.read(_BLOCK_BYTES)):
+        while block := source.read(_BLOCK_BYTES):
+            nbytes += len(block)
+            if nbytes > MOST_BYTES:  # it was smaller when it was listed
+                raise changed_file(folder / name)
             running.update(block)
             write_all(copy.fileno(), block)
-            nbytes += len(block)
         os.fsync(copy.fileno())
     return FileRecord(nbytes, running.hexdigest())

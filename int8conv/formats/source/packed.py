@@ -52,7 +52,7 @@ _BESIDE_INTEGERS: Final = (
 
 _README: Final = "README.md"
 _README_BYTES: Final = 1 << 16
-_HUB_ID: Final = r"[\w.-]+/[\w.-]+"
+_HUB_ID: Final = r"\w[\w.-]*/\w[\w.-]*"
 _BASE: Final = re.compile(
     rf"^base_model:[ \t]*(?:\n[ \t]*-[ \t]*)?[\"']?({_HUB_ID})[\"']?[ \t]*$",
     re.MULTILINE | re.ASCII,

@@ -48,7 +48,7 @@ from ..damage import (
     write_pieces,
     write_tensor,
 )
-from ..source.test_checkpoint import UNSAFE_NAMES
+from ..source.test_index import UNSAFE_NAMES
 
 SHARD = "model-00001-of-00001.safetensors"
 Q, K, V = (f"model.layers.0.self_attn.{role}_proj" for role in "qkv")

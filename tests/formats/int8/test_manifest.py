@@ -13,7 +13,7 @@ from int8conv.formats.int8.manifest import FileRecord, InputGroup, Manifest, rea
 from int8conv.formats.json_file import dump_json
 
 from ..damage import MANIFEST, Json, edit_json, rejected
-from ..source.test_checkpoint import UNSAFE_NAMES
+from ..source.test_index import UNSAFE_NAMES
 
 SHARD = "model-00001-of-00001.safetensors"
 
