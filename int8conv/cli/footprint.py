@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ..errors import UnsupportedModelError
+from ..runtime.dtypes import CACHE_BYTES, FLOAT_BYTES
 from .output import echo, notes, parse_size, print_json, size, table
 
 if TYPE_CHECKING:

@@ -42,20 +42,20 @@ class Model:
         self.config = decoder.config
         self.decoder = decoder
         self.mode = mode
-        """As it was asked for."""
+        """As requested."""
         self.defaults = defaults or GenerationDefaults()
-        """What ``generate`` does where it is told nothing; from the folder's generation_config.json."""
+        """Defaults of ``generate``, from the folder's generation_config.json."""
         self.sampling = Sampling(
             self.defaults.temperature, self.defaults.top_k, self.defaults.top_p, self.defaults.min_p,
             self.defaults.repetition_penalty,
         )  # fmt: skip
-        """How tokens are chosen unless ``generate`` is told otherwise; from generation_config.json as well."""
+        """Default sampling of ``generate``, also from generation_config.json."""
         self.end_tokens = self.defaults.end_tokens
         self.fallback_counters: Mapping[str, FallbackCounter] = {}
         self.check_files: Callable[[], None] = lambda: None
-        """Raises FileChangedError if the files of the weights were changed in place since they were opened."""
+        """Raises FileChangedError if the weights files have been changed in place since they were opened."""
         self.loading: Loading | None = None
-        """What went to the GPU, and how fast."""
+        """What was copied to the GPU, and how fast."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -63,7 +63,7 @@ class Model:
         return Tokenizer.load(self.folder)
 
     def logits(self, token_ids: Tensor) -> Tensor:
-        """Logits of every position.
+        """Compute the logits of every position.
 
         Args:
             token_ids: int64 ``[batch, tokens]``.
@@ -72,8 +72,8 @@ class Model:
             float32 ``[batch, tokens, vocab]``.
 
         Raises:
-            ArgumentError: not two axes of integers.
-            GenerationError: a token outside the vocabulary, or more tokens than positions.
+            ArgumentError: ``token_ids`` is not a matrix of integers.
+            GenerationError: a token is outside the vocabulary, or there are more tokens than positions.
         """
         if token_ids.ndim != 2 or token_ids.is_floating_point():
             raise ArgumentError("token_ids", expected="int64 [batch, tokens]",
@@ -100,16 +100,16 @@ class Model:
 
         Args:
             prompt: text, or token ids.
-            sampling: how tokens are chosen; None: as the checkpoint's generation_config.json says (``self.sampling``).
-            max_new_tokens: at most so many; None: as generation_config.json says, else 128, or fewer where the context ends.
-            stop: text at which to end, which is not part of the result; an empty list: none; None: as
-                generation_config.json says.
-            logprobs: also return each chosen token's log-probability.
-            end_tokens: end at these too, beside the model's own.
-            session: what it has of the prompt is not computed again, and it keeps this prompt and what follows.
-            on_text: called with each piece of text as it comes.
-            options: fields of ``Sampling`` that are to differ from ``sampling``: ``temperature``, ``top_k``, ``top_p``,
-                ``min_p``, ``repetition_penalty``, ``seed``.
+            sampling: how tokens are sampled; None: as in the checkpoint's generation_config.json (``self.sampling``).
+            max_new_tokens: largest number of new tokens; None: from generation_config.json, or 128, or fewer if the context ends.
+            stop: strings at which to stop, which are not part of the result; an empty list: none; None: from
+                generation_config.json.
+            logprobs: also return each sampled token's log-probability.
+            end_tokens: tokens to stop at in addition to the model's own.
+            session: reuse what it already holds of the prompt, and keep this prompt and its continuation in it.
+            on_text: called with each piece of text as it is generated.
+            options: fields of ``Sampling`` that override ``sampling``: ``temperature``, ``top_k``, ``top_p``, ``min_p``,
+                ``repetition_penalty``, ``seed``.
 
         Raises:
             ArgumentError: an option out of range.
@@ -138,21 +138,21 @@ class Model:
         on_text: Callable[[int, str], None] | None = None,
         **options: Unpack[SamplingOptions],
     ) -> list[Generation]:
-        """Continue several prompts, which may differ in length, together: in the time of little more than one.
+        """Continue several prompts, which may differ in length, together, in little more time than one.
 
-        Each gets what ``generate`` gives it alone with the same options, in W8A16 and in source precision up to the rounding of
-        float sums; in W8A8 small differences are larger.
+        Each gets the result of ``generate`` with the same options, up to the rounding of float sums in W8A16 and in source precision;
+        in W8A8 differences are slightly larger.
 
         Args:
-            prompts: as in ``generate``, as are the arguments not named here.
-            sampling: as in ``generate``; with a seed, prompt ``i`` draws as alone with ``seed + i``.
-            on_text: called with a prompt's number, from 0, and each piece of its text as it comes.
+            prompts: as in ``generate``, like all arguments not listed here.
+            sampling: as in ``generate``; with a seed, prompt ``i`` is sampled as if alone with ``seed + i``.
+            on_text: called with a prompt's index and each piece of its text as it is generated.
 
         Returns:
-            A generation per prompt, in their order.
+            One generation per prompt, in order.
 
         Raises:
-            ArgumentError, GenerationError, TokenizerError: as ``generate``.
+            ArgumentError, GenerationError, TokenizerError: as for ``generate``.
         """
         chosen = (sampling or self.sampling).changed(options)
         continuations = [
@@ -170,32 +170,32 @@ class Model:
         return [each.result() for each in continuations]
 
     def positions(self, prompt: str | Sequence[int], max_new_tokens: int | None = None) -> int:
-        """Positions of the cache that ``generate`` makes for a prompt.
+        """Number of positions of the cache that ``generate`` creates for a prompt.
 
         Raises:
-            ArgumentError, GenerationError, TokenizerError: as ``generate``.
+            ArgumentError, GenerationError, TokenizerError: as for ``generate``.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         return len(ids) + self._limit(ids, max_new_tokens)
 
     def prepare(self) -> None:
-        """Have what single tokens need on a CPU compiled, or loaded from disk, now rather than at the first of them."""
+        """Compile code for single tokens on a CPU, or load it from disk, now rather than at the first token."""
         if any(block.fused is not None for block in self.decoder.blocks):
             prepare()
 
     def fallback_report(self) -> FallbackReport:
-        """What the outlier fallback has taken since the model was loaded."""
+        """The values that the outlier fallback has handled since the model was loaded."""
         return fallback_report(self.fallback_counters)
 
     def predictor(self) -> Predictor:
-        """What this model's memory is predicted with, as it was loaded."""
+        """The predictor of this model's memory, as it was loaded."""
         decoder = self.decoder
         dtype, kv_cache = (str(d).removeprefix("torch.") for d in (decoder.dtype, decoder.kv_cache))
         setup = Setup.of(decoder.backend.device, dtype, kv_cache, self.mode)
         return predictor_of(self.opened, setup, convert=False)
 
     def footprint(self, *, context: int | None = None, batch: int = 1) -> Footprint:
-        """Predicted memory at ``context`` positions (None: the most) and ``batch`` sequences, as this model was loaded."""
+        """Predict memory for ``context`` positions (None: the maximum) and ``batch`` sequences, as this model was loaded."""
         return self.predictor().at(context, batch)
 
     def _continuation(
@@ -211,7 +211,7 @@ class Model:
         )  # fmt: skip
 
     def _limit(self, ids: Sequence[int], max_new_tokens: int | None) -> int:
-        """How many tokens may follow a prompt, which is checked."""
+        """Check a prompt; returns how many tokens may follow it."""
         if not ids:
             raise GenerationError("the prompt has no tokens")
         if max_new_tokens is not None and max_new_tokens < 0:
@@ -234,6 +234,6 @@ class Model:
         low, high = int(token_ids.min()), int(token_ids.max())
         if low < 0 or high >= self.config.vocab_size:
             raise GenerationError(
-                "token outside the vocabulary", expected=f"0..{self.config.vocab_size - 1}",
+                "a token is outside the vocabulary", expected=f"0..{self.config.vocab_size - 1}",
                 found=low if low < 0 else high,
             )  # fmt: skip

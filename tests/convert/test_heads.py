@@ -27,7 +27,7 @@ from ..checkpoints import LLAMA, OPT, random_tensors, write_checkpoint
 
 TIED = LLAMA | {"tie_word_embeddings": True}
 IDS = torch.arange(3, 23)[None]
-UNTIED = "the config says that the head is the token embedding"
+UNTIED = "the config ties the head to the token embedding"
 HEADLESS = "the checkpoint has no head"
 
 

@@ -55,7 +55,7 @@ def _folders_but(kept: str) -> list[str]:
 _NEVER: Final = (
     *_folders_but(TEMPLATES_FOLDER), "*.h5.index.json", "*.msgpack.index.json", "*.onnx.index.json",
 )  # fmt: skip
-"""Folders, in which repositories keep their weights in other formats, and those formats' indexes."""
+"""Subfolders, where repositories keep weights in other formats, and the indexes of those formats."""
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def layer_of(name: str) -> int | None:
 
 
 def _classify(tensor: StoredTensor, converted: ConvertedFolder) -> tuple[str, int]:
-    """Kind, and bytes of the same parameters in 16 bits."""
+    """Kind, and size of the same parameters in 16 bits."""
     path, _, last = tensor.name.rpartition(".")
     quantized = tensor.dtype == "I8" and last == WEIGHT and path in converted.linears
     if quantized:

@@ -32,7 +32,7 @@ NAMES: Final = (
 CODE: Final = "*.py"
 """Files in which ``auto_map`` may name custom classes."""
 MOST_BYTES: Final = 256 << 20
-"""Of a file: the largest vocabularies have some 40 MB."""
+"""Largest size of a file: the largest vocabularies take about 40 MB."""
 MOST_TEMPLATES: Final = 64
 """In a folder of their own; a model has two or three."""
 

@@ -64,7 +64,7 @@ def test_other_weights() -> None:
 
 
 def test_other_widths() -> None:
-    with pytest.raises(StatsError, match="weight_error.: differs from a"):
+    with pytest.raises(StatsError, match=r"weight_error.: differs from a"):
         merge([("a", make_stats()), ("b", make_stats(channels=25))])
 
 

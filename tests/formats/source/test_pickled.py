@@ -246,7 +246,7 @@ def test_offsets_sizes_and_strides_that_lead_elsewhere(tmp_path: Path) -> None:
         tmp_path / FILE, dumps({"a": tensor(), "b": tensor(shape=(2, 1), strides=(1, 9))})
     )
     assert [t.nbytes for t in read_pickle(LocalFile(good)).tensors.values()] == [8, 16]
-    past, malformed = "passes the end of its storage", "a malformed tensor"
+    past, malformed = "extends past the end of its storage", "a malformed tensor"
     for changes, words in (
         ({"offset": 1}, past), ({"shape": (5,)}, past), ({"offset": 2**62}, past), ({"shape": (2**62,)}, past),
         ({"storage": Storage(count=5)}, past), ({"storage": Storage(count=2**62)}, past),

@@ -1,5 +1,5 @@
-"""GPT-2: learned positions, linears stored ``[in, out]``. GPT-J: parallel blocks, neighbouring channels rotated.
-GPT-NeoX (arXiv:2204.06745): parallel blocks with two norms, q, k and v interleaved by heads.
+"""GPT-2: learned positions, linears stored as ``[in, out]``. GPT-J: parallel blocks, interleaved rotary pairs.
+GPT-NeoX (arXiv:2204.06745): parallel blocks with two norms, q, k and v grouped by heads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _OF_TRAINING = (
 
 
 def _read_old(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:
-    """The keys of the first GPTs."""
+    """Read the config keys of the first GPTs."""
     hidden, heads = raw.integer("n_embd"), raw.integer("n_head")
     if hidden % heads:
         raise raw.unsupported("n_head", heads, f"a divisor of n_embd {hidden}")

@@ -1,4 +1,4 @@
-"""OLMo 2 (arXiv:2501.00656): norms behind attention and FFN, and of all queries and keys together."""
+"""OLMo 2 (arXiv:2501.00656): norms after attention and FFN, and of queries and keys over all heads."""
 
 from __future__ import annotations
 
