@@ -111,7 +111,7 @@ def _show(name: str, footprint: Footprint) -> None:
 def _show_weights_alone(
     path: str, why: UnsupportedModelError, vram: int | None, *, convert: bool, as_json: bool
 ) -> None:
-    """Of a model that the runtime does not know, and a word on what cannot be known then."""
+    """Show the weights of a model that the runtime does not know, and note what is unknown."""
     from ..convert.weights_alone import weights_alone
 
     found = weights_alone(path, convert=convert)
@@ -137,7 +137,7 @@ def _show_weights_alone(
             )  # fmt: skip
             echo("", f"the weights alone {fits_or_not}")
     notes([
-        f"the runtime cannot run this model ({why.problem}): what KV cache and activations take is not known"
+        f"the runtime cannot run this model ({why.problem}): the sizes of KV cache and activations are unknown"
     ])  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def _copy(folder: Path, name: str, staging: Path) -> FileRecord:
     """A file as it is, block by block.
 
     Raises:
-        NotFoundError, FileChangedError: it went away, or grew without end, since it was listed.
+        NotFoundError, FileChangedError: it was removed, or has grown beyond the limit, since it was listed.
     """
     running, nbytes = running_checksum(), 0
     target = staging / name

@@ -16,9 +16,9 @@ from .text.chat_template import ChatTemplate, Message
 
 REPLY_TOKENS: Final = 1024
 MOST_CHARACTERS: Final = 32
-"""Of a conversation's text, per position of the context: English has four or five."""
+"""Limit on characters of a conversation per position of the context: English has four or five."""
 FEWEST_CHARACTERS: Final = 1 << 16
-"""That are tokenized, however short the context is."""
+"""Number of characters that are always tokenized, however short the context is."""
 
 
 class Chat:
@@ -73,7 +73,7 @@ class Chat:
         return reply
 
     def _check_length(self, text: str) -> None:
-        """Raise GenerationError for text that cannot fit: a template may make millions of characters, which take seconds to tokenize."""
+        """Raise GenerationError for text that cannot fit: a template may produce millions of characters, which take seconds to tokenize."""
         positions = self.model.config.max_positions
         most = max(FEWEST_CHARACTERS, MOST_CHARACTERS * positions)
         if len(text) > most:

@@ -42,9 +42,9 @@ _SMALL_FILES: Final = (
 
 
 def _folders_but(kept: str) -> list[str]:
-    """Patterns of ``fnmatch``, for files in any folder but that one, in folders within it, and for what is no template.
+    """``fnmatch`` patterns for files in any folder but ``folder``, in its subfolders, and for files that are not templates.
 
-    There is no pattern for "does not start with": one for each place where a name can differ.
+    There is no pattern for "does not start with", so there is one for each position at which a name can differ.
     """
     start = f"{kept}/"
     differ = [f"{start[:i]}[!{c}]*/*" for i, c in enumerate(start)]
@@ -153,7 +153,7 @@ def _download(source: str, repository: str, revision: str | None, *, stream: boo
 
 
 def _fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The snapshot's folder in the cache, with the files that match and are in none of the folders ``_NEVER``."""
+    """The snapshot's folder in the cache, with the matching files that are not in any folder of ``_NEVER``."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 

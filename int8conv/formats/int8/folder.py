@@ -297,7 +297,7 @@ def _check_groups(
 
 
 def _check_config_groups(checkpoint: Checkpoint, manifest: Manifest) -> None:
-    """What tools without a manifest go by has to be what this reader goes by."""
+    """Check that the config tells tools without a manifest the same as the manifest."""
     file = checkpoint.folder / CONFIG_FILE
     found = read_groups(checkpoint.config[SECTION], file)
     dtypes = {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}

@@ -147,7 +147,7 @@ def _classify(tensor: StoredTensor, converted: ConvertedFolder) -> tuple[str, in
 
 
 def kind_of(name: str, dtype: str, *, quantized: bool) -> str:
-    """What a tensor of a converted folder is, for people; ``quantized`` says that it is the codes of a linear."""
+    """The kind of a tensor of a converted folder, for display; ``quantized``: whether it holds the codes of a linear."""
     if quantized:
         return "int8 weights"
     if (kind := _KINDS.get(name.rpartition(".")[2])) is not None:

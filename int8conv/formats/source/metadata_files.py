@@ -1,6 +1,6 @@
 """The files of a model other than weights: tokenizer, generation, processors, custom code, licence; recognized by name.
 
-What a stranger has put beside them (a corpus, logs of a training run, what another quantizer or trainer wrote) is not copied.
+Anything else in the folder (a corpus, training logs, files of other quantizers or trainers) is not copied.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CODE: Final = "*.py"
 MOST_BYTES: Final = 256 << 20
 """Largest size of a file: the largest vocabularies take about 40 MB."""
 MOST_TEMPLATES: Final = 64
-"""In a folder of their own; a model has two or three."""
+"""Limit on templates in a separate folder; a model has two or three."""
 
 _WITH_CODE: Final = (
     "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",

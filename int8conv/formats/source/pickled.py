@@ -227,7 +227,7 @@ def _dictionary(arguments: tuple[object, ...]) -> dict[str, object]:
             case (str(name), value) | [str(name), value]:
                 found[name] = value
             case _:
-                raise ValueError("keys that are no text")
+                raise ValueError("keys that are not text")
     return found
 
 

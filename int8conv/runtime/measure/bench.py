@@ -76,12 +76,12 @@ class Benchmark:
 
     @property
     def prefill_speed(self) -> float:
-        """Tokens a second, of all sequences."""
+        """Tokens per second, over all sequences."""
         return self.batch * self.prompt_tokens / median(self.prefill_seconds)
 
     @property
     def decode_speed(self) -> float:
-        """Tokens a second, of all sequences."""
+        """Tokens per second, over all sequences."""
         return self.batch * self.new_tokens / median(self.decode_seconds)
 
     @property

@@ -69,7 +69,7 @@ def too_short(text: Text, tokens: int, context: int, error: type[Int8convError])
     """The error for a text shorter than one window."""
     return error(
         "the text is shorter than a window", file=text.name, expected=f"{context} tokens or more",
-        found=tokens, hint="give more text, or ask for smaller windows",
+        found=tokens, hint="use a longer text or smaller windows",
     )  # fmt: skip
 
 

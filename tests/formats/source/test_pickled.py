@@ -298,8 +298,8 @@ def test_objects_that_are_no_tensors_in_a_file(tmp_path: Path) -> None:
     for value, words in (
         (sparse, "it asks for torch._utils._rebuild_sparse_tensor"), (bytearray(9), "it asks for"), (b"abc", "it asks for"),
         (torch.device("cpu"), "torch.device"), (Call(bytearray, 1 << 31), "builtin"), ({1, 2}, "set"),
-        (Call(torch.Tensor, 1 << 40), "it calls a class"), (Call(OrderedDict, 3), "keys that are no text"),
-        (Call(OrderedDict, [[(1, 2), 3]]), "keys that are no text"),
+        (Call(torch.Tensor, 1 << 40), "it calls a class"), (Call(OrderedDict, 3), "keys that are not text"),
+        (Call(OrderedDict, [[(1, 2), 3]]), "keys that are not text"),
     ):  # fmt: skip
         torch.save({"a": value}, tmp_path / FILE)
         with rejected(PickleFileError, str(tmp_path / FILE), "cannot be read safely", words):

@@ -30,7 +30,7 @@ class Family:
     variant: Callable[[dict[str, Any]], Mapping[str, str]] | None = None
     """Names depending on the config, if they differ within the family."""
     stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Paths of tensors that hold a layer's experts, ``[experts, out, in]``, instead of a tensor each; and which of an expert's
-    matrices (gate, up, down) stand below each other in one of theirs."""
+    """Paths of tensors that stack a layer's experts, ``[experts, out, in]``, and which of an expert's matrices (gate, up, down) are
+    concatenated along the rows of each."""
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Beside such stacks: other paths of modules, and their role."""
+    """Other paths of modules in checkpoints with such stacks, and their roles."""

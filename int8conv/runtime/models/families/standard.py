@@ -85,7 +85,7 @@ def read_decoder(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:
 
 
 def expert_stacks(*parents: str) -> dict[str, tuple[str, ...]]:
-    """A family's ``stacks`` below each of these modules of a layer, as transformers 5 and MLX name them."""
+    """A family's ``stacks`` below each of these modules of a layer, as named by transformers 5 and MLX."""
     return {
         f"model.layers.{{}}.{parent}.{name}": roles
         for parent in parents
