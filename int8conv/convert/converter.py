@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..formats.int8.layout import ShardLayout, plan_layout
 from ..formats.int8.manifest import Manifest
-from ..formats.int8.outlier_cap import CAP_SHARE
+from ..formats.int8.outlier_cap import CAP_FRACTION
 from ..formats.int8.workspace import Workspace, open_workspace
 from ..progress import Progress, counted, silent
 from ..runtime.devices import DeviceLike
@@ -40,7 +40,7 @@ def convert_checkpoint(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     outlier_rule: Rule = "absmax",
-    max_outliers: float = CAP_SHARE,
+    max_outliers: float = CAP_FRACTION,
     heavy_tails: HeavyTails = "16bit",
     stats: str | os.PathLike[str] | None = None,
     force: bool = False,

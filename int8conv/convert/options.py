@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from ..errors import ArgumentError, JsonFileError
 from ..formats.int8.folder import ConvertedFolder
 from ..formats.int8.names import MANIFEST_FILE
-from ..formats.int8.outlier_cap import CAP_SHARE
+from ..formats.int8.outlier_cap import CAP_FRACTION
 from .outliers.rule import HEAVY_TAILS, RULES, Choosing, HeavyTails, Rule
 from .outliers.selection import Patterns
 
@@ -36,7 +36,7 @@ class ConvertOptions:
     exclude: tuple[str, ...] = ()
     """The same; tensors that match are left out."""
     outlier_rule: Rule = "absmax"
-    max_outliers: float = CAP_SHARE
+    max_outliers: float = CAP_FRACTION
     """Largest fraction of an input's columns, or 16 columns if that is more; 0: none."""
     heavy_tails: HeavyTails = "16bit"
 

@@ -71,6 +71,6 @@ def measured(plan: Plan, results: Sequence[TaskResult]) -> dict[str, LinearQuali
         if isinstance(task, QuantizeTask):
             out, in_features = task.source.shape
             slices = 2 * out * len(task.columns)
-            share = slices / max(out * in_features + 4 * out + slices, 1)
-            qualities[task.path] = LinearQuality(result.sqnr_db, result.max_error, share)
+            fraction = slices / max(out * in_features + 4 * out + slices, 1)
+            qualities[task.path] = LinearQuality(result.sqnr_db, result.max_error, fraction)
     return qualities

@@ -18,8 +18,8 @@ from ...formats.json_file import dump_json
 from ...formats.safetensors.checksum import running_checksum
 from ...formats.source.checkpoint import Checkpoint
 
-LAYER_SHARE: Final = 0.25
-POSITION_SHARE: Final = 0.06
+LAYER_FRACTION: Final = 0.25
+POSITION_FRACTION: Final = 0.06
 """For the paper's systematic dimensions (arXiv:2208.07339, section 4.1)."""
 
 _SAMPLES: Final = 64
@@ -122,8 +122,8 @@ def systematic_dimensions(stats: Stats) -> npt.NDArray[np.int64]:
     found = (stats.inputs[path] for path in stats.normalised)
     inputs = [each for each in found if len(each.absmax) == hidden]
     hit = np.stack([found.large > 0 for found in inputs])
-    share = np.stack([found.large for found in inputs]) / stats.tokens
-    layers = np.count_nonzero(hit, axis=0) >= LAYER_SHARE * len(inputs)
+    fraction = np.stack([found.large for found in inputs]) / stats.tokens
+    layers = np.count_nonzero(hit, axis=0) >= LAYER_FRACTION * len(inputs)
     # fraction of positions in the layers where the dimension is an outlier at all
-    positions = np.where(hit, share, 0).sum(axis=0) / np.maximum(hit.sum(axis=0), 1)
-    return np.flatnonzero(layers & (positions >= POSITION_SHARE))
+    positions = np.where(hit, fraction, 0).sum(axis=0) / np.maximum(hit.sum(axis=0), 1)
+    return np.flatnonzero(layers & (positions >= POSITION_FRACTION))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...formats.int8.names import OUTLIER_MULTIPLE
-from ...formats.int8.outlier_cap import CAP_SHARE, most_outliers
+from ...formats.int8.outlier_cap import CAP_FRACTION, most_outliers
 from ...formats.safetensors.dtypes import FLOAT_DTYPES
 from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import Checkpoint
@@ -32,7 +32,7 @@ _SIGMAS: Final = 6.0
 
 
 def choose_data_free(
-    checkpoint: Checkpoint, selection: Selection, share: float = CAP_SHARE
+    checkpoint: Checkpoint, selection: Selection, fraction: float = CAP_FRACTION
 ) -> dict[str, OutlierChoice]:
     """The choice for every input, keyed by the group's ``input``."""
     norms = [
@@ -40,13 +40,13 @@ def choose_data_free(
         if len(tensor.shape) == 1 and tensor.dtype in FLOAT_DTYPES and _NORM.search(tensor.name)
     ]  # fmt: skip
     return {
-        item.input: _choose(item, norms, share)
+        item.input: _choose(item, norms, fraction)
         for item in selection.items
         if isinstance(item, Group)
     }
 
 
-def _choose(group: Group, norms: list[StoredTensor], share: float) -> OutlierChoice:
+def _choose(group: Group, norms: list[StoredTensor], fraction: float) -> OutlierChoice:
     in_features = group.linears[0].weight.shape[1]
     columns = _relative(np.maximum.reduce([_column_sizes(x.weight) for x in group.linears]))
     block = _BLOCK.match(group.linears[0].path)
@@ -58,7 +58,7 @@ def _choose(group: Group, norms: list[StoredTensor], share: float) -> OutlierCho
     order = np.argsort(-score, kind="stable")
     wanted = int(np.count_nonzero(score >= FACTOR))
     wanted = min(
-        -(-wanted // OUTLIER_MULTIPLE) * OUTLIER_MULTIPLE, most_outliers(in_features, share)
+        -(-wanted // OUTLIER_MULTIPLE) * OUTLIER_MULTIPLE, most_outliers(in_features, fraction)
     )
     rest = order[wanted:]
     largest = max((float(gain[rest].max(initial=0)) for gain in gains), default=0.0)

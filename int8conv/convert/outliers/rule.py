@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...formats.int8.names import OUTLIER_MULTIPLE
-from ...formats.int8.outlier_cap import CAP_COLUMNS, CAP_SHARE, most_outliers
+from ...formats.int8.outlier_cap import CAP_COLUMNS, CAP_FRACTION, most_outliers
 from ...formats.int8.stats import InputStats, Stats
 from .collect import systematic_dimensions
 
@@ -61,7 +61,7 @@ class Choosing:
     """The settings of the choice."""
 
     rule: Rule = "absmax"
-    share: float = CAP_SHARE
+    max_fraction: float = CAP_FRACTION
     """Largest fraction of an input's columns to keep in 16 bits, or 16 columns if that is more; 0: none, only the fallback."""
     heavy_tails: HeavyTails = "16bit"
     """How to treat an input whose values are heavy-tailed outside its columns. There a single value sets the scale of nearly
@@ -71,7 +71,11 @@ class Choosing:
         """The rule in words, for the manifest."""
         what = {"absmax": f"absmax >= {FACTOR:g} * median", "error": "absmax * weight error",
                 "paper": "systematic dimensions"}  # fmt: skip
-        most = f"at most max({CAP_COLUMNS}, {self.share:.3g})" if self.share else "at most 0"
+        most = (
+            f"at most max({CAP_COLUMNS}, {self.max_fraction:.3g})"
+            if self.max_fraction
+            else "at most 0"
+        )
         return f"{what[self.rule]}, {most}, heavy tails in {self.heavy_tails}"
 
 
@@ -105,7 +109,7 @@ def choose_outliers(
     order, wanted = _ranked(found, choosing.rule, dimensions)
     if wanted:
         wanted = -(-wanted // OUTLIER_MULTIPLE) * OUTLIER_MULTIPLE
-    kept = min(wanted, most_outliers(in_features, choosing.share))
+    kept = min(wanted, most_outliers(in_features, choosing.max_fraction))
     # columns that the default rule would keep are not ordinary activations, whether kept or not
     ordinary = order[min(wanted, most_outliers(in_features)) :]
     columns = np.sort(order[:kept]).astype(np.int32)

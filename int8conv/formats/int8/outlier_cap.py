@@ -6,11 +6,11 @@ from typing import Final
 
 from .names import OUTLIER_MULTIPLE
 
-CAP_SHARE: Final = 0.01
+CAP_FRACTION: Final = 0.01
 CAP_COLUMNS: Final = 16
 
 
-def most_outliers(in_features: int, share: float = CAP_SHARE) -> int:
-    """The cap for an input of ``in_features`` columns: the fraction ``share`` of them, or 16 if that is more; 0 if ``share`` is 0."""
-    cap = max(CAP_COLUMNS, int(share * in_features)) if share else 0
+def most_outliers(in_features: int, fraction: float = CAP_FRACTION) -> int:
+    """The cap for an input of ``in_features`` columns: the fraction ``fraction`` of them, or 16 if that is more; 0 if ``fraction`` is 0."""
+    cap = max(CAP_COLUMNS, int(fraction * in_features)) if fraction else 0
     return min(cap, in_features) // OUTLIER_MULTIPLE * OUTLIER_MULTIPLE

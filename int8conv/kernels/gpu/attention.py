@@ -102,9 +102,9 @@ def attention_kernel(
         else:
             each = tl.load(value_scales + scale_base + s, mask=here, other=0.0).to(tl.float32)
             unit = tl.maximum(tl.max(each, 0), _SMALLEST_SCALE)
-            shares = narrow(weights * (each / unit)[None, :], query.dtype)
+            scaled = narrow(weights * (each / unit)[None, :], query.dtype)
             value = halve_codes(value, query.dtype)
-            part_out = dot16(shares, value, tl.zeros((ROWS, BLOCK_D), tl.float32))
+            part_out = dot16(scaled, value, tl.zeros((ROWS, BLOCK_D), tl.float32))
             out = out * shrink[:, None] + part_out * unit
         peak = higher
 

@@ -239,11 +239,11 @@ def kept(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: fl
     if 0 < top_k < wide.numel():
         weights = weights.where(wide >= order[top_k - 1], 0.0)
     if top_p < 1:
-        shares = torch.stack([weights[wide >= value].sum() for value in order])
-        weights = weights.where(wide >= order[int((shares < top_p * shares[-1]).sum())], 0.0)
+        sums = torch.stack([weights[wide >= value].sum() for value in order])
+        weights = weights.where(wide >= order[int((sums < top_p * sums[-1]).sum())], 0.0)
     weights = weights.where(weights >= min_p, 0.0)
-    share: Tensor = weights / weights.sum()
-    return share
+    probabilities: Tensor = weights / weights.sum()
+    return probabilities
 
 
 def sample(logits: Tensor, draws: Draws, positions: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -255,6 +255,6 @@ def sample(logits: Tensor, draws: Draws, positions: Tensor, *, out: Tensor | Non
             tokens[i] = row.argmax()
             continue
         generator = torch.Generator().manual_seed(int(seed) * 2**20 + int(positions[i]))
-        share = kept(row, temperature, int(top_k), top_p, min_p)
-        tokens[i] = torch.multinomial(share, 1, generator=generator)[0]
+        probabilities = kept(row, temperature, int(top_k), top_p, min_p)
+        tokens[i] = torch.multinomial(probabilities, 1, generator=generator)[0]
     return tokens

@@ -115,5 +115,5 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, bias: Tensor |
         scores = (
             scores.masked_fill_(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias
         )
-    shares = torch.softmax(scores.float(), dim=-1).to(v.dtype)
-    return (shares.view(batch, kv_heads, -1, k.shape[2]) @ v).view(q.shape)
+    probabilities = torch.softmax(scores.float(), dim=-1).to(v.dtype)
+    return (probabilities.view(batch, kv_heads, -1, k.shape[2]) @ v).view(q.shape)

@@ -53,24 +53,24 @@ class MixtureOfExperts:
         x = tensor_of(x)
         rows = x.reshape(-1, x.shape[-1])
         scores = torch.softmax(self.router(rows)[0].float(), dim=-1)
-        shares, chosen = scores.topk(self.config.used, dim=-1)
+        weights, chosen = scores.topk(self.config.used, dim=-1)
         if self.config.normalised:
-            shares = shares / shares.sum(dim=-1, keepdim=True)
+            weights = weights / weights.sum(dim=-1, keepdim=True)
         step = x.ndim == 3 and x.shape[1] == 1
         if step and self._fused is not None:
-            y = self._fused(rows, chosen, shares)
+            y = self._fused(rows, chosen, weights)
         else:
-            y = self._one_by_one(rows, chosen, shares)
+            y = self._one_by_one(rows, chosen, weights)
         if self.shared is not None and self.shared_gate is not None:
             y += torch.sigmoid(self.shared_gate(rows)[0]) * self.shared(rows)
         y = y.view(x.shape)
         return y if residual is None else residual + y
 
-    def _one_by_one(self, rows: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+    def _one_by_one(self, rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Run one expert after another; experts that no token uses are not read."""
         y = torch.zeros_like(rows)
         for expert in sorted(set(chosen.flatten().tolist())):
             tokens, place = (chosen == expert).nonzero(as_tuple=True)
-            share = shares[tokens, place, None].to(rows.dtype)
-            y.index_add_(0, tokens, self.experts[expert](rows[tokens]) * share)
+            weight = weights[tokens, place, None].to(rows.dtype)
+            y.index_add_(0, tokens, self.experts[expert](rows[tokens]) * weight)
         return y

@@ -15,12 +15,12 @@ class Rotary:
 
     Args:
         rope: base and scaling.
-        head_dim: channels per head; the first ``rope.share`` of them are rotated.
+        head_dim: channels per head; the first ``rope.rotary_fraction`` of them are rotated.
     """
 
     def __init__(self, rope: Rope, head_dim: int) -> None:
         self.rope = rope
-        self.size = int(head_dim * rope.share)
+        self.size = int(head_dim * rope.rotary_fraction)
         self._steps = torch.arange(0, self.size, 2, dtype=torch.int64).float() / self.size
 
     @property

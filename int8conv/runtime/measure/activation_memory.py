@@ -129,8 +129,8 @@ class Pass:
         if experts is None or not all(c.is_sparse(layer) for layer in range(c.num_layers)):
             yield self.tokens, c.intermediate_size
         if experts is not None:  # assumed to be spread evenly, with a safety factor of two
-            share = -(-2 * self.tokens * experts.used // experts.count)
-            yield min(self.tokens, share), experts.intermediate_size
+            per_expert = -(-2 * self.tokens * experts.used // experts.count)
+            yield min(self.tokens, per_expert), experts.intermediate_size
             if experts.shared_size:
                 yield self.tokens, experts.shared_size
 

@@ -26,7 +26,7 @@ from ..model import Model
 from ..opening import open_model
 from .footprint import Footprint, Setup, predictor_of
 from .memory_use import MemoryUse, watch_memory
-from .traffic import bandwidth, cached_share, now, step_bytes
+from .traffic import bandwidth, cached_fraction, now, step_bytes
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _measure(
     opening = now(device) - started
     # refuses invalid requests before any work
     predictor_of(opened, Setup(), convert=True).at(prompt_tokens + new_tokens, batch)
-    cached = cached_share({tensor.file: None for tensor in opened.checkpoint.tensors.values()})
+    cached = cached_fraction({tensor.file: None for tensor in opened.checkpoint.tensors.values()})
     tell("load", 0, 1)
     memory = watch_memory(device)
     started = now(device) - opening

@@ -85,7 +85,7 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def cached_share(files: Iterable[WeightsFile]) -> float | None:
+def cached_fraction(files: Iterable[WeightsFile]) -> float | None:
     """The fraction of files in the system's page cache, from samples; None if the system does not say.
 
     A page is not in the cache if a read would have to wait for it (``RWF_NOWAIT``, preadv2(2)).

@@ -160,7 +160,7 @@ def _check_sizes(config: DecoderConfig, raw: RawConfig) -> None:
     if config.head_dim > MOST_HEAD_DIM:
         raise raw.unsupported("head_dim", config.head_dim, f"at most {MOST_HEAD_DIM:,}")
     if config.rope is not None:
-        rotated = int(config.head_dim * config.rope.share)
+        rotated = int(config.head_dim * config.rope.rotary_fraction)
         if rotated % 2 or not 0 < rotated <= config.head_dim:
             raise raw.unsupported("head_dim", config.head_dim, "an even number of rotated channels")
         if config.rope.kind == "dynamic" and rotated == 2:
@@ -227,15 +227,15 @@ def _layer(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[M
             size = c.head_dim if c.query_norm == "head" else heads * c.head_dim
             yield _norm(c, role, names, layer, size)
     yield from _linears(c, "attention", layer, names, c.out_bias, queries, {"o": hidden})
-    if c.norms in ("around", "behind"):
+    if c.norms in ("around", "after"):
         yield _norm(c, "attn_post_norm", names, layer)
-    if c.norms != "behind" and "mlp_norm" in names:
+    if c.norms != "after" and "mlp_norm" in names:
         yield _norm(c, "mlp_norm", names, layer)
     if c.is_sparse(layer):
         yield from _experts(c, layer, names)
     else:
         yield from _ffn(c, layer, names, "", c.intermediate_size)
-    if c.norms in ("around", "behind"):
+    if c.norms in ("around", "after"):
         yield _norm(c, "mlp_post_norm", names, layer)
 
 

@@ -111,7 +111,7 @@ class Rope:
     """longrope: divisors of each frequency up to ``original_positions``."""
     long_factors: tuple[float, ...] = ()
     """longrope: divisors in longer sequences."""
-    share: float = 1.0
+    rotary_fraction: float = 1.0
     """Fraction of a head's channels to rotate, starting with the first."""
     interleaved: bool = False
     """Whether channels 2 i and 2 i + 1 form a pair; otherwise i and i + half."""
@@ -169,7 +169,7 @@ class DecoderConfig:
     """Attention scores fall linearly with distance (arXiv:2108.12409)."""
     alibi_scaled: bool = False
     """ALiBi slopes are also multiplied by ``attention_scale``."""
-    norms: Literal["before", "around", "behind", "after sum"] = "before"
+    norms: Literal["before", "around", "after", "after sum"] = "before"
     """Where a block's norms are: before attention and FFN, before and after them, after them (within the residual branch), or
     after the residual sum."""
     parallel: bool = False

@@ -33,12 +33,12 @@ MOST_FACTOR: Final = 1e12
 _SAME_AS: Final = {"su": "longrope"}
 
 
-def read_rope(raw: RawConfig, share: float | None = None, theta: float = 10000.0) -> Rope:
+def read_rope(raw: RawConfig, fraction: float | None = None, theta: float = 10000.0) -> Rope:
     """Read ``rope_theta`` and ``rope_scaling`` of old configs, or ``rope_parameters`` of new ones.
 
     Args:
         raw: the config.
-        share: fraction of channels to rotate if the config does not set it; None: all, and the config may not set anything else.
+        fraction: fraction of channels to rotate if the config does not set it; None: all, and the config may not set anything else.
         theta: the base if the config does not set it.
 
     Raises:
@@ -47,14 +47,14 @@ def read_rope(raw: RawConfig, share: float | None = None, theta: float = 10000.0
     """
     base = raw.values.get("rope_theta")
     rope = Rope(theta if base is None else _positive(raw, "rope_theta", base))
-    if share is not None:
+    if fraction is not None:
         key = "partial_rotary_factor" if "rotary_pct" not in raw.values else "rotary_pct"
-        rope = replace(rope, share=raw.positive(key, raw.number(key, share), most=1.0))
+        rope = replace(rope, rotary_fraction=raw.positive(key, raw.number(key, fraction), most=1.0))
     for section in ("rope_scaling", "rope_parameters"):
         values = raw.values.get(section)
         if values is not None and not isinstance(values, dict):
             raise _malformed(raw, section, "an object", values)
-        rope = read_section(raw, section, dict(values or {}), rope, partial=share is not None)
+        rope = read_section(raw, section, dict(values or {}), rope, partial=fraction is not None)
     return rope
 
 
@@ -67,8 +67,10 @@ def read_section(
             rope, theta=_positive(raw, f"{section}.rope_theta", values.pop("rope_theta"))
         )
     if partial and "partial_rotary_factor" in values:
-        share = values.pop("partial_rotary_factor")
-        rope = replace(rope, share=_positive(raw, f"{section}.partial_rotary_factor", share, 1.0))
+        fraction = values.pop("partial_rotary_factor")
+        rope = replace(
+            rope, rotary_fraction=_positive(raw, f"{section}.partial_rotary_factor", fraction, 1.0)
+        )
     elif values.get("partial_rotary_factor") == 1:
         del values["partial_rotary_factor"]
     kind = values.pop("type", "default")

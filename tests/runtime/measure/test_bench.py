@@ -23,7 +23,7 @@ from int8conv.runtime.measure import bench, traffic
 from int8conv.runtime.measure.bench import Benchmark, benchmark
 from int8conv.runtime.measure.footprint import open_predictor
 from int8conv.runtime.measure.memory_use import watch_memory
-from int8conv.runtime.measure.traffic import bandwidth, cached_share, step_bytes
+from int8conv.runtime.measure.traffic import bandwidth, cached_fraction, step_bytes
 from int8conv.runtime.model import Model
 from int8conv.runtime.opening import open_model
 
@@ -96,8 +96,8 @@ def test_experts_that_no_token_reaches_are_not_read(tmp_path: Path) -> None:
     tensors = random_tensors(config)
     experts = sum(t.nbytes for name, t in tensors.items() if ".experts." in name)
     rest = sum(t.nbytes for t in tensors.values()) - experts - tensors["model.embed_tokens.weight"].nbytes  # fmt: skip
-    for batch, share in ((1, 1 / 4), (2, 1 - (3 / 4) ** 2)):
-        assert step_bytes(opened, torch.float16, batch) == rest + share * experts
+    for batch, fraction in ((1, 1 / 4), (2, 1 - (3 / 4) ** 2)):
+        assert step_bytes(opened, torch.float16, batch) == rest + fraction * experts
 
 
 def recorded_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], int]]:
@@ -211,17 +211,17 @@ def test_peak_memory_remembers_what_was_freed(tmp_path: Path) -> None:
 def test_share_in_the_page_cache(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(1 << 20))
-    share = cached_share([LocalFile(path)])
-    if share is None:
+    fraction = cached_fraction([LocalFile(path)])
+    if fraction is None:
         pytest.skip("this file system does not say")
-    assert share == 1.0
+    assert fraction == 1.0
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    share = cached_share([LocalFile(path)])
-    assert share is not None
-    assert 0 <= share <= 1  # the system may keep any part of it
-    assert cached_share([]) is None
+    fraction = cached_fraction([LocalFile(path)])
+    assert fraction is not None
+    assert 0 <= fraction <= 1  # the system may keep any part of it
+    assert cached_fraction([]) is None
 
 
 def test_bandwidth_is_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

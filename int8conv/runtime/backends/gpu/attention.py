@@ -128,8 +128,8 @@ def _part(q: Tensor, keys: Tensor, values: Tensor, first: int, spec: AttentionSp
         scores = scores.view(batch, spec.kv_heads, group, tokens, -1)
         if slopes is not None:
             scores -= slopes.view(spec.kv_heads, group, 1, 1) * distance
-        shares = scores.masked_fill_(~seen, -math.inf).softmax(-1).flatten(2, 3)
-        y = shares.to(v.dtype) @ v
+        probabilities = scores.masked_fill_(~seen, -math.inf).softmax(-1).flatten(2, 3)
+        y = probabilities.to(v.dtype) @ v
     return y.reshape(batch, spec.kv_heads, group, tokens, -1).permute(0, 3, 1, 2, 4).flatten(2)
 
 

@@ -35,12 +35,12 @@ class FewTokens:
             return None
         return cls(tables[0], tables[1], experts[0].activation)
 
-    def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """``[tokens, hidden]``, numbers and weights of experts ``[tokens, used]`` -> the weighted sum ``[tokens, hidden]``."""
         slots = chosen.flatten()
         inner = chosen_experts(x, self._wide, slots, activation=self._activation)
         y = chosen_experts(inner, self._down, slots).view(*chosen.shape, -1)
-        return (y.float() * shares[..., None]).sum(1).to(x.dtype)
+        return (y.float() * weights[..., None]).sum(1).to(x.dtype)
 
 
 def _weights(projections: Sequence[Projection]) -> list[MixedWeight]:

@@ -57,7 +57,7 @@ def read_gpt2(raw: RawConfig) -> DecoderConfig:
 def read_gptj(raw: RawConfig) -> DecoderConfig:
     raw.ignore("rotary")
     size = raw.size_per_head("n_embd", "n_head")
-    rope = Rope(10000.0, share=raw.integer("rotary_dim", size) / size, interleaved=True)
+    rope = Rope(10000.0, rotary_fraction=raw.integer("rotary_dim", size) / size, interleaved=True)
     tied = raw.flag("tie_word_embeddings", False)
     return _read_old(raw, "gptj", rope=rope, tied=tied, head_bias=True, parallel=True)
 

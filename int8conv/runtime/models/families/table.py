@@ -43,11 +43,11 @@ def _row(family: Family) -> str:
     return f"| `{family.model_type}` | {link} | {linears} | {_names(family, _OUTSIDE, '')} |\n"
 
 
-def _names(family: Family, roles: tuple[str, ...], behind: str) -> str:
+def _names(family: Family, roles: tuple[str, ...], prefix: str) -> str:
     fused = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
     hidden = {part for role, parts in fused.items() if role in family.names for part in parts}
     found = [family.names[role] for role in roles if role in family.names and role not in hidden]
-    return ", ".join(f"`{name.partition(behind)[2] if behind else name}`" for name in found)
+    return ", ".join(f"`{name.partition(prefix)[2] if prefix else name}`" for name in found)
 
 
 if __name__ == "__main__":
