@@ -36,7 +36,7 @@ from .remote import RemoteFile
 _PART: Final = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"
 _ID: Final = re.compile(rf"({_PART}/{_PART})(?:@(\w(?:[\w./+-]*[\w+-])?))?", re.ASCII)
 
-_SMALL_FILES: Final = (
+_METADATA_FILES: Final = (
     "*.json", CODE, *NAMES,
 )  # fmt: skip
 
@@ -125,7 +125,7 @@ def parse_id(text: str) -> tuple[str, str | None] | None:
 
 def _download(source: str, repository: str, revision: str | None, *, stream: bool) -> Source:
     """Download metadata files first, as they give the commit and the shards; then the weights, by name."""
-    folder = _fetch(repository, revision, _SMALL_FILES)
+    folder = _fetch(repository, revision, _METADATA_FILES)
     here = Source(folder, repository, folder.name)  # a snapshot is named after its commit
     cached = _cached(folder)
     if cached and cached.standard and cached.format is SAFETENSORS:
