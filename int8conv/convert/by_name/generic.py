@@ -28,11 +28,11 @@ from ..outliers.selection import (
     why_skipped,
 )
 from .expert_stacks import as_stack
-from .linear_names import is_numbered, is_of_senses, stays
+from .linear_names import is_kept_by_name, is_numbered, is_vision_or_audio
 
 SMALLEST_SIDE: Final = 32
 """Matrices with a shorter side stay in 16 bits: routers, low-rank adapters, gates with a few heads."""
-_ANNOUNCED_SHARE: Final = 0.01
+_NAMED_FRACTION: Final = 0.01
 """Fraction of all bytes from which on matrices that stay in 16 bits are named in a note."""
 
 _BY_SIBLINGS: Final = (
@@ -49,7 +49,7 @@ _CONV1D_NAMES: Final = {"c_attn", "c_proj", "c_fc", "q_attn"}
 """GPT-2's ``Conv1D`` stores ``[in, out]``."""
 _ORDINAL: Final = re.compile("[0-9]{1,9}")
 _NUMBER: Final = re.compile(r"\d+")
-_SENSES: Final = "vision or audio"
+_PERCEPTION: Final = "vision or audio"
 
 
 def select_by_names(checkpoint: Checkpoint, patterns: Patterns) -> Selection:
@@ -76,7 +76,7 @@ def select_by_names(checkpoint: Checkpoint, patterns: Patterns) -> Selection:
         else:
             rest.append(tensor)
     if "linear" not in kinds.values():  # the whole model is a vision tower
-        kinds = {p: "linear" if kind == _SENSES else kind for p, kind in kinds.items()}
+        kinds = {p: "linear" if kind == _PERCEPTION else kind for p, kind in kinds.items()}
     chosen = _chosen(kinds, patterns)
     if not chosen:
         raise UnsupportedModelError(
@@ -132,9 +132,9 @@ def _kind(checkpoint: Checkpoint, tensor: StoredTensor, path: str) -> str:
     parent, _, last = path.rpartition(".")
     up = checkpoint.tensors.get(f"{parent}.up.{WEIGHT}")
     gated = last == "gate" and up is not None and up.shape == tensor.shape
-    if not is_numbered(tensor.name) or stays(path, gated=gated):
+    if not is_numbered(tensor.name) or is_kept_by_name(path, gated=gated):
         return "matches no rule"
-    return _SENSES if is_of_senses(path) else "linear"
+    return _PERCEPTION if is_vision_or_audio(path) else "linear"
 
 
 def _small(tensor: StoredTensor) -> str:
@@ -144,20 +144,20 @@ def _small(tensor: StoredTensor) -> str:
 def _notes(checkpoint: Checkpoint, kept: Sequence[Kept]) -> Iterator[str]:
     """Notes on large parts that stay in 16 bits: vision and audio, and matrices in blocks that no rule took for linears."""
     total = checkpoint.nbytes or 1
-    senses = sum(item.source.nbytes for item in kept if item.kind == _SENSES)
-    if senses:
+    perception = sum(item.source.nbytes for item in kept if item.kind == _PERCEPTION)
+    if perception:
         yield (
-            f"vision, audio and projectors stay in 16 bits ({senses / total:.0%} of all bytes): use --quantize REGEX for int8"
+            f"vision, audio and projectors stay in 16 bits ({perception / total:.0%} of all bytes): use --quantize REGEX for int8"
         )
     large: Counter[str] = Counter()
     for item in kept:
         path = item.name.removesuffix(f".{WEIGHT}")
         sides = [size for size in item.source.shape if size >= SMALLEST_SIDE]
-        known = item.kind == _SENSES or stays(path) or not is_numbered(item.name)
+        known = item.kind == _PERCEPTION or is_kept_by_name(path) or not is_numbered(item.name)
         if len(sides) >= 2 and not known:
             large[_NUMBER.sub("*", item.name)] += item.source.nbytes
     for pattern, nbytes in large.items():
-        if nbytes > _ANNOUNCED_SHARE * total:
+        if nbytes > _NAMED_FRACTION * total:
             yield f"{pattern} stays in 16 bits ({nbytes / total:.0%} of all bytes): by name and shape it may not be a linear"
 
 

@@ -36,7 +36,7 @@ def is_numbered(name: str) -> bool:
     return _NUMBERED.search(name) is not None
 
 
-def stays(path: str, *, gated: bool = False) -> bool:
+def is_kept_by_name(path: str, *, gated: bool = False) -> bool:
     """Whether a module's name says that it is not a linear to quantize.
 
     Args:
@@ -52,6 +52,6 @@ def stays(path: str, *, gated: bool = False) -> bool:
     return not gated and bool(_LAST.fullmatch(last) or _RECURRENCE.fullmatch(last))
 
 
-def is_of_senses(path: str) -> bool:
+def is_vision_or_audio(path: str) -> bool:
     """Whether a module belongs to a vision or audio part, or to its projector."""
     return any(_SENSE.search(part) for part in path.split("."))

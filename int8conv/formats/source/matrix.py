@@ -26,7 +26,7 @@ _SHORT_ROW: Final = 1 << 12
 _COMPARED: Final = 1 << 20
 """Number of bytes compared at a time."""
 _PANEL_BYTES: Final = 8 << 20
-"""Columns of a transposed matrix to read at a time: narrower panels would mean many tiny reads."""
+"""Size of a panel of columns of a transposed matrix: narrower panels would mean many tiny reads."""
 
 
 @dataclass(frozen=True)
