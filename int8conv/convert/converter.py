@@ -53,7 +53,7 @@ def convert_checkpoint(
     """Convert a checkpoint folder to int8 (see ``formats/SPEC.md``).
 
     Args:
-        source: a Hugging Face checkpoint folder with safetensors files or PyTorch pickles, in F16, BF16 or F32; or a hub id,
+        source: a Hugging Face checkpoint folder with safetensors files or PyTorch pickles, in F64, F32, F16, BF16 or FP8; or a hub id,
             ``org/name`` or ``org/name@revision``.
         out: the folder to create; it appears complete or not at all.
         outliers: ``"calibrated"`` keeps input columns with outlier activations in 16 bits, found by a short run of the model
@@ -65,7 +65,7 @@ def convert_checkpoint(
         quantize: the same, for additional matrices to quantize: head, embeddings.
         include: the same, for names of source tensors; all others are left out.
         exclude: the same; tensors that match are left out.
-        outlier_rule: ``"absmax"``, ``"error"`` or ``"paper"`` (see ``outliers``).
+        outlier_rule: ``"absmax"``, ``"error"`` or ``"paper"`` (see docs/fidelity.md).
         max_outliers: largest fraction of an input's columns to keep in 16 bits, or 16 columns if that is more; 0: none.
         heavy_tails: how W8A8 multiplies an input whose activations are heavy-tailed outside its outlier columns: ``"16bit"``
             in 16 bits, which is most exact, ``"8bit"`` like all others.
