@@ -160,7 +160,7 @@ def _is_normalised(architecture: Architecture, first: Module) -> bool:
 
 
 class Sums:
-    """Running sums of one input."""
+    """Running sums for one input."""
 
     def __init__(self, channels: int, device: torch.device) -> None:
         self._absmax = torch.zeros(channels, device=device)

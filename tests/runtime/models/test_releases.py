@@ -117,7 +117,7 @@ def test_read_calibrated_and_run(
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_features_that_change_something_are_refused_by_name(name: str) -> None:
-    with pytest.raises(UnsupportedFeatureError, match=f"does not have: '{REFUSED[name]}'"):
+    with pytest.raises(UnsupportedFeatureError, match=f"the runtime lacks: '{REFUSED[name]}'"):
         read_architecture(RELEASES[name], ())
 
 
