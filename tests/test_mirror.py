@@ -64,7 +64,6 @@ MISSING: frozenset[str] = frozenset(
         "runtime/loader",
         "runtime/measure/memory_use",
         "runtime/measure/traffic",
-        "runtime/models/stored",
         "runtime/text/rendering",
         "runtime/text/template_process",
         "runtime/weights/mapping",
