@@ -43,7 +43,6 @@ MISSING: frozenset[str] = frozenset(
         "convert/outliers/figures",
         "convert/outliers/selection",
         "convert/outliers/summary",
-        "convert/source",
         "formats/safetensors/stored",
         "formats/source/git_lfs",
         "formats/source/index",
