@@ -40,7 +40,6 @@ MISSING: frozenset[str] = frozenset(
         "cli/outlier_report",
         "convert/outliers/figures",
         "convert/outliers/selection",
-        "convert/source",
         "kernels/cpu/columns",
         "kernels/cpu/fused",
         "kernels/cpu/integer",
