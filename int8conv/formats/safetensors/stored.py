@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +14,8 @@ from .storage import WeightsFile
 _BLOCK_BYTES: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """The location of a tensor's bytes."""
+class StoredTensor(NamedTuple):
+    """Where one tensor's bytes are."""
 
     name: str
     dtype: str
