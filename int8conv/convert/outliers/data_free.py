@@ -35,7 +35,7 @@ _SIGMAS: Final = 6.0
 def choose_data_free(
     checkpoint: Checkpoint,
     selection: Selection,
-    share: float = CAP_SHARE,
+    fraction: float = CAP_FRACTION,
     *,
     offset: float = 0.0,
 ) -> dict[str, OutlierChoice]:
@@ -45,13 +45,15 @@ def choose_data_free(
         if len(tensor.shape) == 1 and tensor.dtype in FLOAT_DTYPES and _NORM.search(tensor.name)
     ]  # fmt: skip
     return {
-        item.input: _choose(item, norms, share, offset)
+        item.input: _choose(item, norms, fraction, offset)
         for item in selection.items
         if isinstance(item, Group)
     }
 
 
-def _choose(group: Group, norms: list[StoredTensor], share: float, offset: float) -> OutlierChoice:
+def _choose(
+    group: Group, norms: list[StoredTensor], fraction: float, offset: float
+) -> OutlierChoice:
     in_features = group.linears[0].weight.shape[1]
     columns = _relative(np.maximum.reduce([_column_sizes(x.weight) for x in group.linears]))
     block = _BLOCK.match(group.linears[0].path)

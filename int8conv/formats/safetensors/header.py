@@ -103,7 +103,7 @@ def parse_header(text: bytes | bytearray, *, payload_bytes: int, file: object) -
 def build_header(
     tensors: Sequence[TensorInfo], metadata: Mapping[str, str], *, alignment: int
 ) -> bytes:
-    """The length field and JSON of a header, padded with spaces to a multiple of ``alignment`` bytes."""
+    """A header's length field and JSON, padded with spaces to a multiple of ``alignment`` bytes."""
     entries: dict[str, Any] = {METADATA: dict(metadata)}
     for t in tensors:
         entries[t.name] = {
@@ -133,7 +133,7 @@ def _read_any(text: str, file: object) -> Entries:
     try:
         check_values(text, _LIMIT)
         entries = json.loads(text, object_pairs_hook=unique_fields)
-        "".join(entries).encode()  # JSON can spell half a surrogate pair, which is no text
+        "".join(entries).encode()  # JSON allows lone surrogates, which are not valid text
     except (ValueError, RecursionError) as error:
         raise HeaderSyntaxError(f"header is not JSON: {error}", file=file) from error
     metadata = entries.pop(METADATA, {})

@@ -15,7 +15,7 @@ _BLOCK_BYTES: Final = 1 << 20
 
 
 class StoredTensor(NamedTuple):
-    """Where one tensor's bytes are."""
+    """The location of a tensor's bytes."""
 
     name: str
     dtype: str

@@ -101,7 +101,7 @@ def as_rows(stored: StoredTensor, block_elements: int) -> Matrix:
     """A tensor of any shape as a matrix: rows along its first axis, or shorter ones if those would be too long."""
     rows = stored.shape[0] if stored.shape else 1
     columns = prod(stored.shape[1:])
-    if rows * columns == 0:  # whose axes may be of any length
+    if rows * columns == 0:  # its other axes may have any length
         return Matrix(stored._replace(shape=(0, 0)))
     if columns > block_elements:
         total = rows * columns

@@ -18,6 +18,7 @@ from ...formats.json_file import read_json
 from ...formats.source.checkpoint import CONFIG_FILE
 from ...formats.source.weight_files import is_weights_name
 from ..devices import DeviceKind, DeviceLike, device_kind
+from ..dtypes import CACHE_BYTES, FLOAT_BYTES
 from ..models.architecture import Architecture, find_tensor, read_architecture
 from ..models.config import DecoderConfig
 from ..opening import OpenedModel, open_model
