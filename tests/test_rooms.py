@@ -17,6 +17,7 @@ PACKAGE = Path(int8conv.__file__).parent
 
 ALLOWED = {
     "errors": (),
+    "host": (),
     "progress": (),
     "formats": ("errors", "progress", "formats"),
     "formats.safetensors": (
@@ -25,12 +26,12 @@ ALLOWED = {
         "formats.json_file",
         "formats.regular_file",
     ),
-    "kernels": ("errors", "progress", "kernels"),
-    "runtime": ("errors", "progress", "formats", "kernels", "runtime"),
+    "kernels": ("errors", "host", "progress", "kernels"),
+    "runtime": ("errors", "host", "progress", "formats", "kernels", "runtime"),
     "runtime.models": ("errors", "progress", "formats", "runtime.models"),
     "runtime.text": ("errors", "progress", "formats", "runtime.text"),
-    "convert": ("errors", "progress", "formats", "kernels", "runtime", "convert"),
-    "cli": ("errors", "progress", "formats", "kernels", "runtime", "convert", "cli"),
+    "convert": ("errors", "host", "progress", "formats", "kernels", "runtime", "convert"),
+    "cli": ("errors", "host", "progress", "formats", "kernels", "runtime", "convert", "cli"),
 }
 """Room -> rooms and modules that it may import; the longest name that fits counts. ``__init__`` is open to all."""
 

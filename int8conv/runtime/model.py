@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
+from operator import index
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
-from ..errors import ArgumentError, GenerationError
+from ..errors import ArgumentError, GenerationError, TokenizerError
+from ..host import available_memory
 from ..kernels.cpu.fused import prepare
 from ..kernels.dispatch import Mode
 from ..kernels.weight import FallbackCounter
 from .backends.gpu.files import Loading
 from .decoder.decoder import Decoder
 from .devices import current
-from .generate.generation import Continuation, Generation, continue_all
-from .generate.sampling import Sampling, SamplingOptions
+from .generate.generation import Continuation, Generation, continue_all, token_by_token
+from .generate.options import Asked, GenerateOptions, OnText, read_options
+from .generate.sampling import Sampling, check_integer
 from .generate.session import Session
+from .generate.stream import Stream
 from .measure.fallback import FallbackReport, fallback_report
 from .measure.footprint import Footprint, Predictor, Setup, predictor_of
 from .models.generation_config import GenerationDefaults
 from .opening import OpenedModel
 from .text.detokenizer import Detokenizer
-from .text.stopping import read_stops
 from .text.tokenizer import Tokenizer
 
+Prompt = str | Sequence[int]
+"""Text, or token ids."""
+_ENDED: Final = object()
 DEFAULT_NEW_TOKENS = 128
 
 
@@ -37,6 +45,7 @@ class Model:
     def __init__(
         self, opened: OpenedModel, decoder: Decoder, defaults: GenerationDefaults | None = None, mode: Mode | None = None
     ) -> None:  # fmt: skip
+        self._given: Tokenizer | Literal[False] | None = None
         self.opened = opened
         self.folder = opened.folder
         self.config = decoder.config
@@ -57,10 +66,26 @@ class Model:
         self.loading: Loading | None = None
         """What went to the GPU, and how fast."""
 
+    def use_tokenizer(self, tokenizer: Tokenizer | Literal[False] | None) -> None:
+        """Another tokenizer than the folder's, False for none at all, None for the folder's."""
+        self._given = tokenizer
+        self.__dict__.pop("tokenizer", None)
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The folder's tokenizer, loaded when first used."""
-        return Tokenizer.load(self.folder)
+        """The one that was given, else the folder's, loaded when first used.
+
+        Raises:
+            TokenizerError: there is none, or an unusable one.
+        """
+        if self._given is False:
+            raise TokenizerError("the model was loaded without a tokenizer", file=self.folder, hint="give token ids")  # fmt: skip
+        return self._given or Tokenizer.load(self.folder)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether there is text; else token ids alone go in and come out."""
+        return self._given is not False and (self._given is not None or Tokenizer.is_in(self.folder))  # fmt: skip
 
     def logits(self, token_ids: Tensor) -> Tensor:
         """Logits of every position.
@@ -85,58 +110,69 @@ class Model:
 
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         sampling: Sampling | None = None,
         *,
-        max_new_tokens: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        logprobs: bool = False,
-        end_tokens: Sequence[int] = (),
         session: Session | None = None,
-        on_text: Callable[[str], None] | None = None,
-        **options: Unpack[SamplingOptions],
+        on_text: OnText | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> Generation:
         """Continue a prompt.
 
         Args:
             prompt: text, or token ids.
             sampling: how tokens are chosen; None: as the checkpoint's generation_config.json says (``self.sampling``).
-            max_new_tokens: at most so many; None: as generation_config.json says, else 128, or fewer where the context ends.
-            stop: text at which to end, which is not part of the result; an empty list: none; None: as
-                generation_config.json says.
-            logprobs: also return each chosen token's log-probability.
-            end_tokens: end at these too, beside the model's own.
             session: what it has of the prompt is not computed again, and it keeps this prompt and what follows.
             on_text: called with each piece of text as it comes.
-            options: fields of ``Sampling`` that are to differ from ``sampling``: ``temperature``, ``top_k``, ``top_p``,
-                ``min_p``, ``repetition_penalty``, ``seed``.
+            options: ``max_new_tokens``, ``min_new_tokens``, ``stop``, ``end_tokens``, ``logprobs``, ``top_logprobs``,
+                ``logits_processor``, ``special_tokens``, as ``GenerateOptions`` describes them, and fields of ``Sampling`` that
+                are to differ from ``sampling``, such as ``temperature``.
+
+        Returns:
+            Text and token ids; without a tokenizer the text is empty.
 
         Raises:
             ArgumentError: an option out of range.
-            GenerationError: an empty prompt, a token outside the vocabulary, or a context that is too short.
-            TokenizerError: the folder has no usable tokenizer.
+            GenerationError: an empty prompt, a token outside the vocabulary, a context that is too short, a cache for which there is
+                no memory, or a session that is in use.
+            TokenizerError: text is wanted, and there is no usable tokenizer.
         """
-        chosen = (sampling or self.sampling).changed(options)
-        continuation = self._continuation(
-            prompt, max_new_tokens, chosen, stop, logprobs=logprobs, end_tokens=end_tokens, on_text=on_text,
-        )  # fmt: skip
-        with current(self.decoder.backend.device):
-            session = Session(self.decoder) if session is None else session
-            cache = session.cache_for(continuation.prompt, continuation.limit)
-            continue_all(self.decoder, [continuation], cache, session.steps)
-            session.keep(continuation.prompt + continuation.token_ids)
+        continuation = self._continuation(prompt, self._asked(sampling, options), on_text)
+        for _ in self._run(continuation, session):
+            pass
         return continuation.result()
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        *,
+        session: Session | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Stream:
+        """Continue a prompt, piece by piece: ``for text in model.stream("Once")``.
+
+        Everything is checked before it returns; ``close`` ends it early, and ``result`` is what ``generate`` returns.
+
+        Args:
+            prompt, sampling, session, options: as in ``generate``.
+
+        Raises:
+            ArgumentError, GenerationError, TokenizerError: as ``generate``.
+        """
+        pieces = deque[str]()
+        continuation = self._continuation(prompt, self._asked(sampling, options), pieces.append)
+        return Stream(self._run(continuation, session), continuation, pieces)
 
     def generate_batch(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[Prompt],
         sampling: Sampling | None = None,
         *,
-        max_new_tokens: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        logprobs: bool = False,
+        n: int = 1,
         on_text: Callable[[int, str], None] | None = None,
-        **options: Unpack[SamplingOptions],
+        on_checked: Callable[[], None] | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> list[Generation]:
         """Continue several prompts, which may differ in length, together: in the time of little more than one.
 
@@ -145,38 +181,61 @@ class Model:
 
         Args:
             prompts: as in ``generate``, as are the arguments not named here.
-            sampling: as in ``generate``; with a seed, prompt ``i`` draws as alone with ``seed + i``.
-            on_text: called with a prompt's number, from 0, and each piece of its text as it comes.
+            sampling: as in ``generate``; with a seed, generation ``i`` draws as alone with ``seed + i``.
+            n: generations per prompt.
+            on_text: called with a generation's number, from 0, and each piece of its text as it comes.
+            on_checked: called once nothing can be wrong with the arguments any more, before the first token.
+            options: as in ``generate``.
 
         Returns:
-            A generation per prompt, in their order.
+            ``n`` generations per prompt, in the prompts' order.
 
         Raises:
             ArgumentError, GenerationError, TokenizerError: as ``generate``.
         """
-        chosen = (sampling or self.sampling).changed(options)
+        if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
+            raise ArgumentError("prompts", expected="a list of prompts", found=repr(prompts)[:60])
+        check_integer("n", n, 1)
+        asked = self._asked(sampling, options)
         continuations = [
             self._continuation(
-                prompt, max_new_tokens, chosen if chosen.seed is None else replace(chosen, seed=chosen.seed + i), stop,
-                logprobs=logprobs, on_text=None if on_text is None else partial(on_text, i),
+                prompt, asked.for_prompt(i), None if on_text is None else partial(on_text, i)
             )
-            for i, prompt in enumerate(prompts)
-        ]  # fmt: skip
+            for i, prompt in enumerate(each for each in prompts for _ in range(n))
+        ]
+        if on_checked is not None:
+            on_checked()
         if continuations:
             capacity = max(len(each.prompt) + each.limit for each in continuations)
+            batch = len(continuations)
             with current(self.decoder.backend.device):
-                cache = self.decoder.cache(batch=len(continuations), capacity=capacity)
+                with self._room(capacity, batch):
+                    cache = self.decoder.cache(batch=batch, capacity=capacity)
                 continue_all(self.decoder, continuations, cache)
         return [each.result() for each in continuations]
 
-    def positions(self, prompt: str | Sequence[int], max_new_tokens: int | None = None) -> int:
+    def positions(self, prompt: Prompt, max_new_tokens: int | None = None) -> int:
         """Positions of the cache that ``generate`` makes for a prompt.
 
         Raises:
             ArgumentError, GenerationError, TokenizerError: as ``generate``.
         """
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        ids = self.token_ids(prompt)
         return len(ids) + self._limit(ids, max_new_tokens)
+
+    def token_ids(self, prompt: Prompt) -> list[int]:
+        """A prompt as ``generate`` takes it: text through the tokenizer, ids as they are.
+
+        Raises:
+            ArgumentError: it is neither.
+            TokenizerError: it is text, and there is no usable tokenizer.
+        """
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        if not isinstance(prompt, bytes):
+            with suppress(TypeError):
+                return [index(token) for token in prompt]
+        raise ArgumentError("prompt", expected="text or token ids", found=repr(prompt)[:60])
 
     def prepare(self) -> None:
         """Have what single tokens need on a CPU compiled, or loaded from disk, now rather than at the first of them."""
@@ -198,24 +257,90 @@ class Model:
         """Predicted memory at ``context`` positions (None: the most) and ``batch`` sequences, as this model was loaded."""
         return self.predictor().at(context, batch)
 
-    def _continuation(
-        self, prompt: str | Sequence[int], max_new_tokens: int | None, sampling: Sampling,
-        stop: str | Sequence[str] | None, *, logprobs: bool, end_tokens: Sequence[int] = (),
-        on_text: Callable[[str], None] | None,
-    ) -> Continuation:  # fmt: skip
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    def _asked(self, sampling: Sampling | None, options: GenerateOptions) -> Asked:
+        asked = read_options(self.sampling if sampling is None else sampling, options)
+        highest = max(asked.sampling.logit_bias or (), default=0)
+        if highest >= self.config.vocab_size:
+            raise ArgumentError("logit_bias", expected=f"tokens 0..{self.config.vocab_size - 1}", found=highest)  # fmt: skip
+        return asked
+
+    def _continuation(self, prompt: Prompt, asked: Asked, on_text: OnText | None) -> Continuation:
+        ids = self.token_ids(prompt)
+        tokenizer = self.tokenizer if self.has_tokenizer else None
+        stops = self.defaults.stop if asked.stop is None and tokenizer is not None else asked.stop
+        ends = self._end_tokens(asked.end_tokens)
+        if stops:  # one that is a special token never occurs in the text
+            numbers = {self.tokenizer.token_id(stop) for stop in stops}
+            ends |= {n for n in numbers if n is not None and self.tokenizer.is_special(n)}
+        if tokenizer is not None and asked.special_tokens:
+            tokenizer = tokenizer.keeping_special()
         return Continuation(
-            ids, self._limit(ids, max_new_tokens), sampling, end_tokens=self.end_tokens.union(end_tokens),
-            stops=read_stops(self.defaults.stop if stop is None else stop), logprobs=logprobs,
-            detokenizer=Detokenizer(self.tokenizer, ids), on_text=on_text,
+            ids, self._limit(ids, asked.max_new_tokens), asked.sampling, end_tokens=self.end_tokens | ends,
+            stops=stops or (), logprobs=asked.logprobs, top_logprobs=asked.top_logprobs,
+            min_new_tokens=asked.min_new_tokens, processor=asked.logits_processor, on_text=on_text,
+            detokenizer=None if tokenizer is None else Detokenizer(tokenizer, ids),
+        )  # fmt: skip
+
+    def _end_tokens(self, asked: Sequence[int | str]) -> frozenset[int]:
+        found = set[int]()
+        for each in asked:
+            token = self.tokenizer.token_id(each) if isinstance(each, str) else index(each)
+            if token is None or token >= self.config.vocab_size:
+                raise ArgumentError("end_tokens", expected="tokens of the vocabulary", found=repr(each))  # fmt: skip
+            found.add(token)
+        return frozenset(found)
+
+    def _run(
+        self, continuation: Continuation, session: Session | None
+    ) -> Generator[None, None, None]:
+        """Generate, with a pause after each token; closing it leaves the session with what it has computed."""
+        session = Session(self.decoder) if session is None else session
+        prompt, device = continuation.prompt, self.decoder.backend.device
+        with session.in_use():
+            with current(device):
+                with self._room(len(prompt) + continuation.limit, 1):
+                    cache = session.cache_for(prompt, continuation.limit)
+                steps = token_by_token(self.decoder, [continuation], cache, session.steps)
+            try:
+                while True:
+                    with current(device):
+                        if next(steps, _ENDED) is _ENDED:
+                            break
+                    yield
+            except GeneratorExit:
+                session.keep(prompt + continuation.token_ids)
+                raise
+            session.keep(prompt + continuation.token_ids)
+
+    @contextmanager
+    def _room(self, positions: int, batch: int) -> Iterator[None]:
+        """Around the allocation of a cache.
+
+        Raises:
+            GenerationError: there is not so much memory.
+        """
+        free = available_memory() if self.decoder.backend.device.type == "cpu" else None
+        needed = self.footprint(context=positions, batch=batch).kv_cache if free is not None else 0
+        if free is not None and needed > free:
+            raise self._too_large(positions, batch, free)
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:  # PyTorch has no class for it on a CPU
+            raise self._too_large(positions, batch, free) from error
+
+    def _too_large(self, positions: int, batch: int, free: int | None) -> GenerationError:
+        size = self.footprint(context=positions, batch=batch)
+        return GenerationError(
+            f"no memory for a cache of {batch} x {positions} positions",
+            expected=None if free is None else f"at most the {free / 1e9:.1f} GB that are free",
+            found=f"{size.kv_cache / 1e9:.1f} GB, {size.total / 1e9:.1f} GB with weights and activations",
+            hint="fewer new tokens or prompts, or kv_cache int8",
         )  # fmt: skip
 
     def _limit(self, ids: Sequence[int], max_new_tokens: int | None) -> int:
         """How many tokens may follow a prompt, which is checked."""
         if not ids:
             raise GenerationError("the prompt has no tokens")
-        if max_new_tokens is not None and max_new_tokens < 0:
-            raise ArgumentError("max_new_tokens", expected="0 or more", found=max_new_tokens)
         left = self.config.max_positions - len(ids)
         default = self.defaults.max_new_tokens or DEFAULT_NEW_TOKENS
         limit = max(0, min(default, left)) if max_new_tokens is None else max_new_tokens
