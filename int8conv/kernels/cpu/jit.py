@@ -118,7 +118,9 @@ def threads() -> Iterator[int]:
         asked = torch.get_num_threads()
         count = min(asked, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
         numba.set_num_threads(count)
-        if torch.get_num_threads() != asked:  # numba's first threads set OpenMP's number, which is PyTorch's
+        if (
+            torch.get_num_threads() != asked
+        ):  # numba's first threads set OpenMP's number, which is PyTorch's
             torch.set_num_threads(asked)
         yield count * _PARTS
 
