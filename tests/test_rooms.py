@@ -31,6 +31,7 @@ ALLOWED = {
     "runtime.models": ("errors", "progress", "formats", "runtime.models"),
     "runtime.text": ("errors", "progress", "formats", "runtime.text"),
     "convert": ("errors", "host", "progress", "formats", "kernels", "runtime", "convert"),
+    "hf": ("errors", "host", "progress", "formats", "kernels", "runtime", "convert", "hf"),
     "cli": ("errors", "host", "progress", "formats", "kernels", "runtime", "convert", "cli"),
 }
 """Room -> rooms and modules that it may import; the longest name that fits counts. ``__init__`` is open to all."""

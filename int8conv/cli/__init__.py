@@ -22,6 +22,7 @@ from .threads import respect_quota
 
 _COMMANDS = {
     "convert": "Convert a checkpoint folder to int8.",
+    "adopt": "Make a converted folder of what transformers saved.",
     "calibrate": "Measure the activations of a checkpoint.",
     "inspect": "Show what is inside a converted folder.",
     "footprint": "Predict the memory that a model needs.",
