@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from functools import cached_property, partial
 from operator import index
 from typing import Final, Literal
@@ -14,7 +14,6 @@ from torch import Tensor
 from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 from ..errors import ArgumentError, GenerationError, TokenizerError
-from ..host import available_memory
 from ..kernels.cpu.fused import prepare
 from ..kernels.dispatch import Mode
 from ..kernels.weight import FallbackCounter
@@ -23,7 +22,9 @@ from .decoder.decoder import Decoder
 from .devices import current
 from .generate.generation import Continuation, Generation, continue_all, token_by_token
 from .generate.options import Asked, GenerateOptions, OnText, read_options
+from .generate.room import room
 from .generate.sampling import Sampling, check_integer
+from .generate.scoring import Pooling, Scores, embed, score
 from .generate.session import Session
 from .generate.stream import Stream
 from .measure.fallback import FallbackReport, fallback_report
@@ -103,10 +104,57 @@ class Model:
         if token_ids.ndim != 2 or token_ids.is_floating_point():
             raise ArgumentError("token_ids", expected="int64 [batch, tokens]",
                                 found=f"{token_ids.dtype} {list(token_ids.shape)}")  # fmt: skip
+        self.opened.architecture.head()
         self._check_tokens(token_ids, new_tokens=0)
         device = self.decoder.backend.device
         with current(device):
             return self.decoder.forward(token_ids.to(device))
+
+    def score(self, prompt: Prompt, *, top_logprobs: int = 0) -> Scores:
+        """Log-probabilities of a text's tokens in the model's own distribution.
+
+        Args:
+            prompt: text, or token ids.
+            top_logprobs: also name so many of the most likely tokens at each place.
+
+        Raises:
+            ArgumentError, GenerationError, TokenizerError: as ``generate``.
+            UnsupportedModelError: the checkpoint has no head.
+        """
+        ids = self._checked_ids(prompt)
+        check_integer("top_logprobs", top_logprobs, 0)
+        self.opened.architecture.head()
+        with current(self.decoder.backend.device), self._room(len(ids), 1):
+            return score(self.decoder, ids, top_logprobs)
+
+    def embed(
+        self, texts: Sequence[Prompt], *, pooling: Pooling = "mean", normalize: bool = True
+    ) -> Tensor:
+        """A vector for each text, as embedding models give them; also of checkpoints without a head.
+
+        Args:
+            texts: each text, or token ids.
+            pooling: ``"mean"`` of the hidden states behind the final norm, or the ``"last"`` one.
+            normalize: to length 1.
+
+        Returns:
+            float32 ``[texts, hidden]`` on the host.
+
+        Raises:
+            ArgumentError, GenerationError, TokenizerError: as ``generate``.
+        """
+        if pooling not in ("mean", "last"):
+            raise ArgumentError("pooling", expected="mean or last", found=repr(pooling))
+        ids = [self._checked_ids(each) for each in _listed(texts)]
+        with current(self.decoder.backend.device):
+            found = [embed(self.decoder, each, pooling) for each in ids]
+        vectors = torch.stack(found) if found else torch.empty(0, self.config.hidden_size)
+        return torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors
+
+    def _checked_ids(self, prompt: Prompt) -> list[int]:
+        ids = self.token_ids(prompt)
+        self._limit(ids, 0)
+        return ids
 
     def generate(
         self,
@@ -193,15 +241,13 @@ class Model:
         Raises:
             ArgumentError, GenerationError, TokenizerError: as ``generate``.
         """
-        if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
-            raise ArgumentError("prompts", expected="a list of prompts", found=repr(prompts)[:60])
         check_integer("n", n, 1)
         asked = self._asked(sampling, options)
         continuations = [
             self._continuation(
                 prompt, asked.for_prompt(i), None if on_text is None else partial(on_text, i)
             )
-            for i, prompt in enumerate(each for each in prompts for _ in range(n))
+            for i, prompt in enumerate(each for each in _listed(prompts) for _ in range(n))
         ]
         if on_checked is not None:
             on_checked()
@@ -265,6 +311,7 @@ class Model:
         return asked
 
     def _continuation(self, prompt: Prompt, asked: Asked, on_text: OnText | None) -> Continuation:
+        self.opened.architecture.head()  # without one there are no logits
         ids = self.token_ids(prompt)
         tokenizer = self.tokenizer if self.has_tokenizer else None
         stops = self.defaults.stop if asked.stop is None and tokenizer is not None else asked.stop
@@ -312,30 +359,9 @@ class Model:
                 raise
             session.keep(prompt + continuation.token_ids)
 
-    @contextmanager
-    def _room(self, positions: int, batch: int) -> Iterator[None]:
-        """Around the allocation of a cache.
-
-        Raises:
-            GenerationError: there is not so much memory.
-        """
-        free = available_memory() if self.decoder.backend.device.type == "cpu" else None
-        needed = self.footprint(context=positions, batch=batch).kv_cache if free is not None else 0
-        if free is not None and needed > free:
-            raise self._too_large(positions, batch, free)
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:  # PyTorch has no class for it on a CPU
-            raise self._too_large(positions, batch, free) from error
-
-    def _too_large(self, positions: int, batch: int, free: int | None) -> GenerationError:
-        size = self.footprint(context=positions, batch=batch)
-        return GenerationError(
-            f"no memory for a cache of {batch} x {positions} positions",
-            expected=None if free is None else f"at most the {free / 1e9:.1f} GB that are free",
-            found=f"{size.kv_cache / 1e9:.1f} GB, {size.total / 1e9:.1f} GB with weights and activations",
-            hint="fewer new tokens or prompts, or kv_cache int8",
-        )  # fmt: skip
+    def _room(self, positions: int, batch: int) -> AbstractContextManager[None]:
+        on_host = self.decoder.backend.device.type == "cpu"
+        return room(lambda: self.footprint(context=positions, batch=batch), on_host=on_host)
 
     def _limit(self, ids: Sequence[int], max_new_tokens: int | None) -> int:
         """How many tokens may follow a prompt, which is checked."""
@@ -362,3 +388,9 @@ class Model:
                 "token outside the vocabulary", expected=f"0..{self.config.vocab_size - 1}",
                 found=low if low < 0 else high,
             )  # fmt: skip
+
+
+def _listed(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
+        raise ArgumentError("prompts", expected="a list of prompts", found=repr(prompts)[:60])
+    return prompts

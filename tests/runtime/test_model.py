@@ -133,11 +133,11 @@ def test_prompts_that_are_none(model: Model) -> None:
 
 
 def test_a_cache_without_memory_is_a_line(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("int8conv.runtime.model.available_memory", lambda: 2 * 10**6)
+    monkeypatch.setattr("int8conv.runtime.generate.room.available_memory", lambda: 2 * 10**6)
     size = model.footprint(context=1001, batch=1)
     with pytest.raises(GenerationError, match=rf"no memory for a cache of 1 x 1001 positions: expected at most the 0.0 GB that are free, found {size.kv_cache / 1e9:.1f} GB"):  # fmt: skip
         model.generate([5], max_new_tokens=1000)
-    monkeypatch.setattr("int8conv.runtime.model.available_memory", lambda: None)
+    monkeypatch.setattr("int8conv.runtime.generate.room.available_memory", lambda: None)
 
     def full(**_: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
