@@ -54,7 +54,7 @@ def test_stdin_is_one_message(folder: Path) -> None:
 
 
 def test_a_full_context_is_said_and_goes_on(folder: Path) -> None:
-    result = talk(folder, "word " * 700 + "\nShort.\n", "--lines", "-n", 500, "-t", 1, "--seed", 1)
+    result = talk(folder, "word " * 985 + "\nShort.\n", "--lines", "-n", 60, "-t", 1, "--seed", 1)
     assert result.exit_code == 0
     first, second, *_ = result.stderr.splitlines()
     assert (
