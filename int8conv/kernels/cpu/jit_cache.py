@@ -34,7 +34,7 @@ def compiled(**options: Any) -> Callable[[Any], Any]:  # numba's functions have 
     return decorate
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]  # numba has no types
+class _Cache(FunctionCache):
     def save_overload(self, sig: object, data: object) -> None:
         try:
             super().save_overload(sig, data)
