@@ -33,6 +33,7 @@ ALLOWED = {
     "convert": ("errors", "host", "progress", "formats", "kernels", "runtime", "convert"),
     "hf": ("errors", "host", "progress", "formats", "kernels", "runtime", "convert", "hf"),
     "cli": ("errors", "host", "progress", "formats", "kernels", "runtime", "convert", "cli"),
+    "lm_eval": ("errors", "host", "progress", "kernels", "runtime", "lm_eval"),
 }
 """Room -> rooms and modules that it may import; the longest name that fits counts. ``__init__`` is open to all."""
 

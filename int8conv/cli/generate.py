@@ -21,7 +21,8 @@ from .output import echo, echo_text, notes
 if TYPE_CHECKING:
     from ..runtime.generate.generation import Generation
     from ..runtime.measure.memory_use import PeakMemory
-    from ..runtime.model import Model, Prompt
+    from ..runtime.model import Model
+    from ..runtime.prompts import Prompt
 
 
 @click.command("generate")

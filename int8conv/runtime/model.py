@@ -4,89 +4,52 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
-from functools import cached_property, partial
-from operator import index
-from typing import Final, Literal
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
-from ..errors import ArgumentError, GenerationError, TokenizerError
+from ..errors import ArgumentError, GenerationError
 from ..kernels.cpu.fused import prepare
 from ..kernels.dispatch import Mode
 from ..kernels.weight import FallbackCounter
+from ..progress import Progress, silent
 from .backends.gpu.files import Loading
 from .decoder.decoder import Decoder
 from .devices import current
 from .generate.generation import Continuation, Generation, continue_all, token_by_token
-from .generate.options import Asked, GenerateOptions, OnText, read_options
+from .generate.likelihood import Likelihood, score_continuations
+from .generate.options import GenerateOptions, OnText
+from .generate.reading import Pooling, PromptLogprobs, embed, prompt_logprobs
 from .generate.room import room
 from .generate.sampling import Sampling, check_integer
-from .generate.scoring import Pooling, Scores, embed, score
 from .generate.session import Session
 from .generate.stream import Stream
 from .measure.fallback import FallbackReport, fallback_report
 from .measure.footprint import Footprint, Predictor, Setup, predictor_of
 from .models.generation_config import GenerationDefaults
 from .opening import OpenedModel
-from .text.detokenizer import Detokenizer
-from .text.tokenizer import Tokenizer
+from .prompts import Prompt, PromptReader
 
-Prompt = str | Sequence[int]
-"""Text, or token ids."""
 _ENDED: Final = object()
-DEFAULT_NEW_TOKENS = 128
 
 
-class Model:
+class Model(PromptReader):
     """A decoder with its tokenizer; made by ``int8conv.load``."""
 
     def __init__(
         self, opened: OpenedModel, decoder: Decoder, defaults: GenerationDefaults | None = None, mode: Mode | None = None
     ) -> None:  # fmt: skip
-        self._given: Tokenizer | Literal[False] | None = None
-        self.opened = opened
-        self.folder = opened.folder
-        self.config = decoder.config
+        super().__init__(opened, decoder.config, defaults or GenerationDefaults())
         self.decoder = decoder
         self.mode = mode
         """As it was asked for."""
-        self.defaults = defaults or GenerationDefaults()
-        """What ``generate`` does where it is told nothing; from the folder's generation_config.json."""
-        self.sampling = Sampling(
-            self.defaults.temperature, self.defaults.top_k, self.defaults.top_p, self.defaults.min_p,
-            self.defaults.repetition_penalty,
-        )  # fmt: skip
-        """How tokens are chosen unless ``generate`` is told otherwise; from generation_config.json as well."""
-        self.end_tokens = self.defaults.end_tokens
         self.fallback_counters: Mapping[str, FallbackCounter] = {}
-        self.check_files: Callable[[], None] = lambda: None
-        """Raises FileChangedError if the files of the weights were changed in place since they were opened."""
         self.loading: Loading | None = None
         """What went to the GPU, and how fast."""
-
-    def use_tokenizer(self, tokenizer: Tokenizer | Literal[False] | None) -> None:
-        """Another tokenizer than the folder's, False for none at all, None for the folder's."""
-        self._given = tokenizer
-        self.__dict__.pop("tokenizer", None)
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The one that was given, else the folder's, loaded when first used.
-
-        Raises:
-            TokenizerError: there is none, or an unusable one.
-        """
-        if self._given is False:
-            raise TokenizerError("the model was loaded without a tokenizer", file=self.folder, hint="give token ids")  # fmt: skip
-        return self._given or Tokenizer.load(self.folder)
-
-    @property
-    def has_tokenizer(self) -> bool:
-        """Whether there is text; else token ids alone go in and come out."""
-        return self._given is not False and (self._given is not None or Tokenizer.is_in(self.folder))  # fmt: skip
 
     def logits(self, token_ids: Tensor) -> Tensor:
         """Logits of every position.
@@ -110,7 +73,7 @@ class Model:
         with current(device):
             return self.decoder.forward(token_ids.to(device))
 
-    def score(self, prompt: Prompt, *, top_logprobs: int = 0) -> Scores:
+    def prompt_logprobs(self, prompt: Prompt, *, top_logprobs: int = 0) -> PromptLogprobs:
         """Log-probabilities of a text's tokens in the model's own distribution.
 
         Args:
@@ -125,7 +88,7 @@ class Model:
         check_integer("top_logprobs", top_logprobs, 0)
         self.opened.architecture.head()
         with current(self.decoder.backend.device), self._room(len(ids), 1):
-            return score(self.decoder, ids, top_logprobs)
+            return prompt_logprobs(self.decoder, ids, top_logprobs)
 
     def embed(
         self, texts: Sequence[Prompt], *, pooling: Pooling = "mean", normalize: bool = True
@@ -150,11 +113,6 @@ class Model:
             found = [embed(self.decoder, each, pooling) for each in ids]
         vectors = torch.stack(found) if found else torch.empty(0, self.config.hidden_size)
         return torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors
-
-    def _checked_ids(self, prompt: Prompt) -> list[int]:
-        ids = self.token_ids(prompt)
-        self._limit(ids, 0)
-        return ids
 
     def generate(
         self,
@@ -203,7 +161,10 @@ class Model:
         Everything is checked before it returns; ``close`` ends it early, and ``result`` is what ``generate`` returns.
 
         Args:
-            prompt, sampling, session, options: as in ``generate``.
+            prompt: as in ``generate``.
+            sampling: as in ``generate``.
+            session: as in ``generate``.
+            options: as in ``generate``.
 
         Raises:
             ArgumentError, GenerationError, TokenizerError: as ``generate``.
@@ -260,28 +221,41 @@ class Model:
                 continue_all(self.decoder, continuations, cache)
         return [each.result() for each in continuations]
 
-    def positions(self, prompt: Prompt, max_new_tokens: int | None = None) -> int:
-        """Positions of the cache that ``generate`` makes for a prompt.
+    def score(
+        self,
+        requests: Sequence[tuple[str | Sequence[int], str | Sequence[int]]],
+        batch_size: int = 8,
+        *,
+        progress: Progress = silent,
+    ) -> list[Likelihood]:
+        """How probable continuations are: a likelihood per request.
+
+        A prefix is computed once for all of its continuations, and so is what several prefixes begin with in common. Scores do not
+        depend on ``batch_size`` beyond the rounding of float sums, if the model was loaded with a mode; without one, the
+        number of tokens that pass together chooses it.
+
+        Args:
+            requests: ``(prefix, continuation)``, each text or token ids. Of two texts the tokens are those of both in one piece;
+                those that the prefix has alone are taken for it.
+            batch_size: continuations of one prefix that pass together.
+            progress: called with the number of requests scored so far.
 
         Raises:
-            ArgumentError, GenerationError, TokenizerError: as ``generate``.
+            ArgumentError: a batch size below 1, or text and token ids in one request.
+            GenerationError: a prefix without tokens, a token outside the vocabulary, or more tokens than positions.
+            TokenizerError: the folder has no usable tokenizer.
         """
-        ids = self.token_ids(prompt)
-        return len(ids) + self._limit(ids, max_new_tokens)
-
-    def token_ids(self, prompt: Prompt) -> list[int]:
-        """A prompt as ``generate`` takes it: text through the tokenizer, ids as they are.
-
-        Raises:
-            ArgumentError: it is neither.
-            TokenizerError: it is text, and there is no usable tokenizer.
-        """
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        if not isinstance(prompt, bytes):
-            with suppress(TypeError):
-                return [index(token) for token in prompt]
-        raise ArgumentError("prompt", expected="text or token ids", found=repr(prompt)[:60])
+        if batch_size < 1:
+            raise ArgumentError("batch_size", expected="1 or more", found=batch_size)
+        tokens = [self._tokens_of(prefix, continuation) for prefix, continuation in requests]
+        for prefix, continuation in tokens:
+            if not prefix:
+                raise GenerationError("a prefix has no tokens")
+            read, last = [*prefix, *continuation[:-1]], continuation[-1:]  # predicted alone
+            for part in (read, last or read):
+                self._check_tokens(torch.tensor([part]), new_tokens=0)
+        with current(self.decoder.backend.device), torch.inference_mode():
+            return score_continuations(self.decoder, tokens, batch_size, progress)
 
     def prepare(self) -> None:
         """Have what single tokens need on a CPU compiled, or loaded from disk, now rather than at the first of them."""
@@ -302,40 +276,6 @@ class Model:
     def footprint(self, *, context: int | None = None, batch: int = 1) -> Footprint:
         """Predicted memory at ``context`` positions (None: the most) and ``batch`` sequences, as this model was loaded."""
         return self.predictor().at(context, batch)
-
-    def _asked(self, sampling: Sampling | None, options: GenerateOptions) -> Asked:
-        asked = read_options(self.sampling if sampling is None else sampling, options)
-        highest = max(asked.sampling.logit_bias or (), default=0)
-        if highest >= self.config.vocab_size:
-            raise ArgumentError("logit_bias", expected=f"tokens 0..{self.config.vocab_size - 1}", found=highest)  # fmt: skip
-        return asked
-
-    def _continuation(self, prompt: Prompt, asked: Asked, on_text: OnText | None) -> Continuation:
-        self.opened.architecture.head()  # without one there are no logits
-        ids = self.token_ids(prompt)
-        tokenizer = self.tokenizer if self.has_tokenizer else None
-        stops = self.defaults.stop if asked.stop is None and tokenizer is not None else asked.stop
-        ends = self._end_tokens(asked.end_tokens)
-        if stops:  # one that is a special token never occurs in the text
-            numbers = {self.tokenizer.token_id(stop) for stop in stops}
-            ends |= {n for n in numbers if n is not None and self.tokenizer.is_special(n)}
-        if tokenizer is not None and asked.special_tokens:
-            tokenizer = tokenizer.keeping_special()
-        return Continuation(
-            ids, self._limit(ids, asked.max_new_tokens), asked.sampling, end_tokens=self.end_tokens | ends,
-            stops=stops or (), logprobs=asked.logprobs, top_logprobs=asked.top_logprobs,
-            min_new_tokens=asked.min_new_tokens, processor=asked.logits_processor, on_text=on_text,
-            detokenizer=None if tokenizer is None else Detokenizer(tokenizer, ids),
-        )  # fmt: skip
-
-    def _end_tokens(self, asked: Sequence[int | str]) -> frozenset[int]:
-        found = set[int]()
-        for each in asked:
-            token = self.tokenizer.token_id(each) if isinstance(each, str) else index(each)
-            if token is None or token >= self.config.vocab_size:
-                raise ArgumentError("end_tokens", expected="tokens of the vocabulary", found=repr(each))  # fmt: skip
-            found.add(token)
-        return frozenset(found)
 
     def _run(
         self, continuation: Continuation, session: Session | None
@@ -362,32 +302,6 @@ class Model:
     def _room(self, positions: int, batch: int) -> AbstractContextManager[None]:
         on_host = self.decoder.backend.device.type == "cpu"
         return room(lambda: self.footprint(context=positions, batch=batch), on_host=on_host)
-
-    def _limit(self, ids: Sequence[int], max_new_tokens: int | None) -> int:
-        """How many tokens may follow a prompt, which is checked."""
-        if not ids:
-            raise GenerationError("the prompt has no tokens")
-        left = self.config.max_positions - len(ids)
-        default = self.defaults.max_new_tokens or DEFAULT_NEW_TOKENS
-        limit = max(0, min(default, left)) if max_new_tokens is None else max_new_tokens
-        self._check_tokens(torch.tensor([ids]), limit)
-        return limit
-
-    def _check_tokens(self, token_ids: Tensor, new_tokens: int) -> None:
-        self.check_files()
-        length = token_ids.shape[1]
-        if length + new_tokens > self.config.max_positions or length == 0:
-            raise GenerationError(
-                f"{length} prompt tokens and {new_tokens} new tokens do not fit the context",
-                expected=f"1 to {self.config.max_positions} positions",
-                found=length + new_tokens,
-            )  # fmt: skip
-        low, high = int(token_ids.min()), int(token_ids.max())
-        if low < 0 or high >= self.config.vocab_size:
-            raise GenerationError(
-                "token outside the vocabulary", expected=f"0..{self.config.vocab_size - 1}",
-                found=low if low < 0 else high,
-            )  # fmt: skip
 
 
 def _listed(prompts: Sequence[Prompt]) -> Sequence[Prompt]:

@@ -120,7 +120,7 @@ def test_an_embedding_model_converts_and_is_not_generated_with(
     for folder in ("source", "out"):
         model = int8conv.load(tmp_path / folder)
         assert model.embed([[1, 2, 3]]).norm() == pytest.approx(1)
-        for use in (model.generate, model.score):
+        for use in (model.generate, model.prompt_logprobs):
             with pytest.raises(UnsupportedModelError, match=r"has no head, 'lm_head\.weight'"):
                 use([1, 2, 3])
 

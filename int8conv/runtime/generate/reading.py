@@ -18,7 +18,7 @@ _PART: Final = 64
 
 
 @dataclass(frozen=True)
-class Scores:
+class PromptLogprobs:
     """Of a text's tokens, each after those before it."""
 
     token_ids: list[int]
@@ -29,7 +29,7 @@ class Scores:
 
 
 @torch.inference_mode()
-def score(decoder: Decoder, ids: Sequence[int], top: int) -> Scores:
+def prompt_logprobs(decoder: Decoder, ids: Sequence[int], top: int) -> PromptLogprobs:
     """Of at least one token; ``top``: how many of the most likely tokens to name at each place."""
     found, best = list[float](), list[tuple[tuple[int, float], ...]]()
     cache = decoder.cache(batch=1, capacity=len(ids))
@@ -40,7 +40,7 @@ def score(decoder: Decoder, ids: Sequence[int], top: int) -> Scores:
         following = tokens[0, start + 1 : start + 1 + part.shape[1], None]
         found += logprobs.gather(1, following)[:, 0].tolist()
         best += [likeliest(row, min(top, len(row))) for row in logprobs] if top else []
-    return Scores(list(ids), found, best if top else None)
+    return PromptLogprobs(list(ids), found, best if top else None)
 
 
 @torch.inference_mode()

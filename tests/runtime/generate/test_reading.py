@@ -26,9 +26,9 @@ def model(example: Path) -> Model:
     return int8conv.load(example)
 
 
-def test_scores(model: Model, theirs: Any) -> None:
+def test_log_probabilities(model: Model, theirs: Any) -> None:
     """Of more tokens than are computed at a time."""
-    found = model.score(IDS, top_logprobs=2)
+    found = model.prompt_logprobs(IDS, top_logprobs=2)
     with torch.no_grad():
         expected = theirs(torch.tensor([IDS])).logits[0].log_softmax(-1)
     own = expected[:-1].gather(1, torch.tensor(IDS[1:])[:, None])[:, 0]
@@ -37,9 +37,12 @@ def test_scores(model: Model, theirs: Any) -> None:
     assert found.top_logprobs is not None
     assert [top[0][0] for top in found.top_logprobs] == expected[:-1].argmax(-1).tolist()
     assert {len(top) for top in found.top_logprobs} == {2}
-    assert (model.score([5]).logprobs, model.score([5]).top_logprobs) == ([], None)
+    assert (model.prompt_logprobs([5]).logprobs, model.prompt_logprobs([5]).top_logprobs) == (
+        [],
+        None,
+    )
     with pytest.raises(GenerationError, match="the prompt has no tokens"):
-        model.score([])
+        model.prompt_logprobs([])
 
 
 def test_vectors(model: Model, theirs: Any) -> None:
