@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 MODEL := examples/small-llama
 OUT := out/small-llama-int8
 PROMPT := A vector is
+# The oldest, the last and the first of two ways to load, the newest known to work.
+TRANSFORMERS := 5.0.0 5.20.2 5.21.1 5.24.0
 # A file's tests run in one worker, which shares their fixtures; files in the order of tests/conftest.py, slow ones first.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check check-fast docs clean
+.PHONY: demo test test-transformers check check-fast docs clean
 
 demo: $(VENV)/installed  ## convert the example checkpoint, look inside, generate
 	rm -rf $(OUT)
@@ -19,6 +21,9 @@ demo: $(VENV)/installed  ## convert the example checkpoint, look inside, generat
 
 test: $(VENV)/installed-dev check  ## style, types, whole test suite
 	$(PYTEST)
+
+test-transformers: $(VENV)/installed-dev  ## int8conv.hf with other releases of transformers, and with PEFT and accelerate; needs a package index
+	.ci/transformers $(BIN)/python $(TRANSFORMERS)
 
 check-fast: $(VENV)/installed-dev check  ## the same for the inner loop: without the slow tests
 	$(PYTEST) -m "not slow"

@@ -34,6 +34,7 @@ SLOW = (
     "formats/hub/test_remote.py",
     "formats/int8/test_layout.py",
     "formats/int8/test_mutated.py",
+    "hf/test_quantizer.py",
     "kernels/cpu/test_jit.py",
     "kernels/gpu",
     "kernels/test_dispatch.py",

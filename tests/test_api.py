@@ -14,6 +14,7 @@ import pytest
 import int8conv
 
 FUNCTIONS = {
+    "adopt": ["source", "out", "max_shard_bytes", "force", "progress"],
     "calibrate": ["source", "out", "texts", "tokens", "context", "seed", "device", "progress"],
     "compare": ["path", "source", "jobs", "progress"],
     "convert_checkpoint": ["source", "out", "outliers", "dtype", "max_shard_bytes", "keep", "quantize", "include", "exclude",
@@ -30,8 +31,8 @@ FUNCTIONS = {
 def test_public_names() -> None:
     assert int8conv.__all__ == [
         "ConvertReport", "Evaluation", "FolderSummary", "Footprint", "Generation", "Int8convError", "Model",
-        "Sampling", "SourceComparison", "Stats", "__version__", "calibrate", "compare", "convert_checkpoint", "errors",
-        "evaluate", "inspect_folder", "load", "predict_footprint", "verify",
+        "Sampling", "SourceComparison", "Stats", "__version__", "adopt", "calibrate", "compare", "convert_checkpoint",
+        "errors", "evaluate", "inspect_folder", "load", "predict_footprint", "verify",
     ]  # fmt: skip
     assert dir(int8conv) == int8conv.__all__
     with pytest.raises(AttributeError, match="no attribute 'quantize_it'"):

@@ -30,6 +30,7 @@ ALLOWED = {
     "runtime.models": ("errors", "progress", "formats", "runtime.models"),
     "runtime.text": ("errors", "progress", "formats", "runtime.text"),
     "convert": ("errors", "progress", "formats", "kernels", "runtime", "convert"),
+    "hf": ("errors", "progress", "formats", "kernels", "runtime", "convert", "hf"),
     "cli": ("errors", "progress", "formats", "kernels", "runtime", "convert", "cli"),
 }
 """Room -> rooms and modules that it may import; the longest name that fits counts. ``__init__`` is open to all."""
@@ -39,7 +40,10 @@ TORCH_FREE = (
 )  # fmt: skip
 """Rooms that import torch, and modules that do, inside functions only."""
 
-NEEDS_TORCH = {"convert.outliers.calibrate", "convert.rounding.device", "runtime.text.tokenizer"}
+NEEDS_TORCH = {
+    "convert.outliers.calibrate", "convert.rounding.device", "runtime.text.byte_level_files", "runtime.text.slow_files",
+    "runtime.text.tokenizer",
+}  # fmt: skip
 """Modules in those rooms that nobody imports who does not need torch, or a tokenizer."""
 
 HEAVY = {"torch", "triton", "tokenizers", "huggingface_hub"}

@@ -21,6 +21,7 @@ from .output import echo
 
 _COMMANDS = {
     "convert": "Convert a checkpoint folder to int8.",
+    "adopt": "Make a converted folder of what transformers saved.",
     "calibrate": "Measure the activations of a checkpoint.",
     "inspect": "Show what is inside a converted folder.",
     "footprint": "Predict the memory that a model needs.",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from .output import echo, parse_size, print_json, size, table
+from ..errors import UnsupportedModelError
+from .output import echo, notes, parse_size, print_json, size, table
 
 if TYPE_CHECKING:
     from ..runtime.measure.footprint import Footprint, Predictor
@@ -56,10 +57,16 @@ def command(
     PATH is a converted folder, a source (predicted as it would be converted), a bare config.json of a known family or a
     folder with only that, or a hub id of any of these (org/name or org/name@revision).
     """
-    from ..runtime.measure.footprint import open_predictor
+    from ..runtime.measure.footprint import lone_config, open_predictor
 
     device = device or ("cpu" if vram is None else "cuda")
-    predictor = open_predictor(path, device=device, convert=not unconverted, **options)
+    try:
+        predictor = open_predictor(path, device=device, convert=not unconverted, **options)
+    except UnsupportedModelError as error:
+        if lone_config(Path(path)) is not None:  # not even weights
+            raise
+        _show_weights_alone(path, error, vram, convert=not unconverted, as_json=as_json)
+        return
     footprint = predictor.at(context, batch)
     grid = _grid(predictor) if show_table else None
     fits = None if vram is None else _fits(predictor, footprint, vram)
@@ -99,6 +106,39 @@ def _show(name: str, footprint: Footprint) -> None:
             ["ratio", f"{f.total / f.total_16bit:.2f}x", "1.00x"],
         ],
     )
+
+
+def _show_weights_alone(
+    path: str, why: UnsupportedModelError, vram: int | None, *, convert: bool, as_json: bool
+) -> None:
+    """Of a model that the runtime does not know, and a word on what cannot be known then."""
+    from ..convert.weights_alone import weights_alone
+
+    found = weights_alone(path, convert=convert)
+    if as_json:
+        fits = {"vram": {"memory": vram, "fits": None if found.total <= vram else False}} if vram else {}  # fmt: skip
+        print_json(found.to_json() | fits)
+    else:
+        name = Path(path).name
+        rows = [[f"- {kind}", size(nbytes), ""] for kind, nbytes in found.weights.items()]
+        unknown = ["unknown", "unknown"]
+        table(
+            ["", f"{name}, converted" if found.estimated else name, "fp16"],
+            [
+                ["weights", size(found.total), size(found.weights_16bit)], *rows,
+                ["KV cache", *unknown], ["activations", *unknown],
+            ],
+        )  # fmt: skip
+        if vram is not None:
+            left = size(abs(vram - found.total))
+            fits_or_not = (
+                f"fit in {size(vram)}, {left} left for the rest" if found.total <= vram
+                else f"do not fit in {size(vram)}, {left} short"
+            )  # fmt: skip
+            echo("", f"the weights alone {fits_or_not}")
+    notes([
+        f"the runtime cannot run this model ({why.problem}): what KV cache and activations take is not known"
+    ])  # fmt: skip
 
 
 def _fits(predictor: Predictor, footprint: Footprint, memory: int) -> dict[str, Any]:

@@ -92,7 +92,9 @@ def make_plan(
     inputs: list[InputGroup] = []
     for item in selection.items:
         if isinstance(item, Kept):
-            kept = KeepTask(item.name, item.source, _kept_dtype(item, options.half), item.kind)
+            kept = KeepTask(
+                item.name, item.source, kept_dtype(item.name, item.source, options.half), item.kind
+            )
             tasks.append(kept)
             units.append(((_spec(kept),),))
             continue
@@ -131,13 +133,13 @@ def _group_tasks(
     return weights, biases
 
 
-def _kept_dtype(kept: Kept, half: str) -> str:
-    """Only float32 matrices are rounded: what is small, or no operand of a product, is worth its bits."""
-    source = kept.source
+def kept_dtype(name: str, source: StoredTensor | Matrix, half: str) -> str:
+    """What a tensor that is no linear becomes. Only float32 matrices are rounded: what is small, or no operand of a product, is
+    worth its bits."""
     if source.dtype not in _ROUNDED:
         return source.dtype
     long_axes = sum(size > 1 for size in source.shape)
-    is_matrix = long_axes >= 2 and kept.name.endswith(f".{WEIGHT}")
+    is_matrix = long_axes >= 2 and name.endswith(f".{WEIGHT}")
     return half if is_matrix or long_axes >= 3 else "F32"
 
 

@@ -80,7 +80,7 @@ def preview(
     resolved = resolve_headers(source)
     opened = open_source(resolved, options, headers_only=bool(resolved.remote))
     calibrated = options.outliers == "calibrated" and opened.architecture is not None
-    columns = _most_outliers(opened, options) if options.outliers != "none" else {}
+    columns = most_columns(opened, options) if options.outliers != "none" else {}
     plan = make_plan(opened.selection, columns, options)
     workers = plan_workers(plan, jobs or os.cpu_count() or 1, max_memory)
     layouts = plan_layout(plan.units, max_shard_bytes=options.max_shard_bytes)
@@ -97,7 +97,8 @@ def preview(
     )
 
 
-def _most_outliers(opened: OpenedSource, options: ConvertOptions) -> dict[str, OutlierChoice]:
+def most_columns(opened: OpenedSource, options: ConvertOptions) -> dict[str, OutlierChoice]:
+    """As many outlier columns as each input may have at most."""
     choices = {}
     for group in (item for item in opened.selection.items if isinstance(item, Group)):
         most = most_outliers(group.linears[0].weight.shape[1], options.max_outliers)

@@ -77,8 +77,8 @@ class FallbackCounter:
             self.counts[2:] += fallback.sum(dim=0)
 
 
-def dequantized_rows(weight: MixedWeight, rows: Tensor) -> Tensor:
-    """Rows of the weight for row numbers ``[...]``: float32 ``[..., in]``; what an embedding looks up."""
+def dequantized_rows(weight: MixedWeight, rows: Tensor | slice) -> Tensor:
+    """Rows of the weight for row numbers ``[...]``, or a slice of them: float32 ``[..., in]``; what an embedding looks up."""
     values = weight.codes[rows].float() * weight.scale[rows].unsqueeze(-1)
     if weight.outlier_index is not None and weight.outlier_weight is not None:
         values[..., weight.outlier_index.long()] = weight.outlier_weight[rows].float()

@@ -7,6 +7,7 @@ from typing import Final
 
 from typing_extensions import Unpack
 
+from ..errors import GenerationError
 from .generate.generation import Generation
 from .generate.sampling import Sampling, SamplingOptions
 from .generate.session import Session
@@ -14,6 +15,10 @@ from .model import Model
 from .text.chat_template import ChatTemplate, Message
 
 REPLY_TOKENS: Final = 1024
+MOST_CHARACTERS: Final = 32
+"""Of a conversation's text, per position of the context: English has four or five."""
+FEWEST_CHARACTERS: Final = 1 << 16
+"""That are tokenized, however short the context is."""
 
 
 class Chat:
@@ -56,7 +61,9 @@ class Chat:
             TokenizerError: the template fails, or refuses these messages.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        ids = self.model.tokenizer.encode(self.template.render(messages), special=False)
+        rendered = self.template.render(messages)
+        self._check_length(rendered)
+        ids = self.model.tokenizer.encode(rendered, special=False)
         left = self.model.config.max_positions - len(ids)
         reply = self.model.generate(
             ids, self._sampling, max_new_tokens=max(1, min(self._limit, left)), stop=self._stop,
@@ -64,3 +71,14 @@ class Chat:
         )  # fmt: skip
         self.messages = [*messages, {"role": "assistant", "content": reply.text}]
         return reply
+
+    def _check_length(self, text: str) -> None:
+        """Raise GenerationError for text that cannot fit: a template may make millions of characters, which take seconds to tokenize."""
+        positions = self.model.config.max_positions
+        most = max(FEWEST_CHARACTERS, MOST_CHARACTERS * positions)
+        if len(text) > most:
+            raise GenerationError(
+                "the conversation does not fit the context", file=self.model.folder,
+                expected=f"at most {most:,} characters for {positions:,} positions",
+                found=f"{len(text):,}",
+            )  # fmt: skip

@@ -16,6 +16,7 @@ from ..formats.int8.folder import ConvertedFolder, is_converted, open_converted
 from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
 from ..formats.source.checks import check_plain
 from .models.architecture import Architecture, read_architecture
+from .models.expert_stacks import take_apart
 
 
 @dataclass(frozen=True)
@@ -80,4 +81,4 @@ def open_unconverted(source: Source) -> OpenedModel:
     """
     checkpoint = open_checkpoint(source.folder, source.remote, source.only)
     check_plain(checkpoint)
-    return OpenedModel(source, checkpoint, None)
+    return OpenedModel(source, take_apart(checkpoint), None)

@@ -96,3 +96,28 @@ def test_a_table_of_usual_sizes(example_int8: Path) -> None:
     alone = report(example_int8, "--context", 512, "--batch", 16)
     assert rows[0]["totals"]["16"] == alone["total"]
     assert "total by context and batch" in succeed("footprint", example_int8, "--table").stdout
+
+
+@pytest.fixture
+def unknown(source: Path) -> Path:
+    config = json.loads((source / "config.json").read_text()) | {"model_type": "sphinx"}
+    (source / "config.json").write_text(json.dumps(config))
+    return source
+
+
+def test_an_unknown_family_has_weights(unknown: Path) -> None:
+    value = report(unknown)
+    assert value["weights_total"] == sum(value["weights"].values()) > 0
+    assert value["kv_cache"] is value["activations"] is value["total"] is None
+    assert report(unknown, "--vram", "1GB")["vram"]["fits"] is None
+    assert report(unknown, "--vram", "1kB")["vram"]["fits"] is False
+    shown = succeed("footprint", unknown, "--vram", "1kB")
+    assert "unknown model_type 'sphinx'" in shown.stderr
+    assert "what KV cache and activations take is not known" in shown.stderr
+    assert "do not fit in 1.0 kB" in shown.stdout
+    assert shown.stdout.count("unknown") == 4
+
+
+def test_an_unknown_config_alone_says_nothing(unknown: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((unknown / "config.json").read_bytes())
+    check_refused(run("footprint", tmp_path), "unknown model_type 'sphinx'")

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from .helpers import check_error_line, check_refused, run, run_apart
+from int8conv.cli import main
+
+from .helpers import check_error_line, check_refused, run, run_apart, succeed
 
 pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="names there are Unicode")
 
@@ -38,6 +41,23 @@ def test_every_command_takes_paths_that_are_not_utf8(example: Path, tmp_path: Pa
         assert (done.returncode, "Traceback" in done.stderr) == (0, False), (args, done.stderr)
     manifest = json.loads((out / "int8conv.json").read_text())
     assert manifest["source"]["id"] == "model_\ufffd"
+
+
+def test_every_command_runs_models_from_them(example: Path, tmp_path: Path) -> None:
+    """With weights, tokenizer, chat template, prompts and texts there; the source is run as well as what was converted."""
+    model, out, text = (odd(tmp_path, name) for name in ("model", "out", "text"))
+    shutil.copytree(example, model)
+    (model / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    text.write_text("A vector is an array of elements. " * 8)
+    succeed("convert", model, out, "--outliers", "none")
+    answers = {
+        succeed("generate", path, "--prompt-file", text, "-n", 3).stdout for path in (model, out)
+    }
+    assert len(answers) <= 2 and all(answers)
+    succeed("eval", out, "--text", text, "--against", model, "--window", 32)
+    succeed("bench", out, "--prompt-tokens", 4, "--new-tokens", 2, "--runs", 1)
+    done = CliRunner().invoke(main, ["chat", str(out), "-n", "2"], input="A vector\n")
+    assert (done.exit_code, done.exception) == (0, None), done.output
 
 
 @pytest.mark.parametrize("command", ["convert", "inspect", "footprint", "generate", "calibrate"])

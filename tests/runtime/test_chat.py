@@ -77,6 +77,18 @@ def test_a_conversation_that_outgrows_the_context(model: Model) -> None:
     assert chat.messages == before
 
 
+def test_text_that_cannot_fit_is_not_tokenized(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A template made the text; tokenizing it takes seconds."""
+    (model.folder / "chat_template.jinja").write_text("{{ 'ab' * 3000000 }}")
+    chat = Chat(model)
+    monkeypatch.setattr(model.tokenizer, "encode", None)
+    with pytest.raises(GenerationError, match=r"at most 65,536 characters for 1,024 positions, found 6,000,000"):  # fmt: skip
+        chat.say("x")
+    assert chat.messages == []
+
+
 def test_a_template_that_refuses_leaves_the_conversation(model: Model) -> None:
     source = "{% if messages[0].content == 'no' %}{{ raise_exception('not that') }}{% endif %}hello"
     (model.folder / "chat_template.jinja").write_text(source)

@@ -118,12 +118,12 @@ def calibrate_opened(
     place = find_torch_device(device)
     windows, used = _windows(checkpoint, architecture, texts, tokens, context, seed)
     weights = _CalibrationWeights(checkpoint, place)
-    sums: dict[str, _Sums] = {}
+    sums: dict[str, Sums] = {}
 
     def observe(module: Module, x: Tensor) -> None:
         path = module.path
         if path not in sums:
-            sums[path] = _Sums(x.shape[-1], x.device)
+            sums[path] = Sums(x.shape[-1], x.device)
         channel = sums[path].add(x.flatten(0, -2))
         if channel is not None:
             raise CalibrationError(
@@ -159,7 +159,7 @@ def _is_normalised(architecture: Architecture, first: Module) -> bool:
     return role in _AFTER_NORM and architecture.config.norms in ("before", "around")
 
 
-class _Sums:
+class Sums:
     """Running sums of one input."""
 
     def __init__(self, channels: int, device: torch.device) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from ... import __version__
 from ...errors import ArgumentError, HubNotFoundError, MissingShardError, NotFoundError
+from ..int8.names import TEMPLATES_FOLDER
 from ..safetensors.storage import WeightsFile
 from ..source.checkpoint import CONFIG_FILE
 from ..source.index import read_weight_map
@@ -38,7 +39,22 @@ _ID: Final = re.compile(rf"({_PART}/{_PART})(?:@(\w(?:[\w./+-]*[\w+-])?))?", re.
 _SMALL_FILES: Final = (
     "*.json", CODE, *NAMES,
 )  # fmt: skip
-_NEVER: Final = ("*/*", "*.h5.index.json", "*.msgpack.index.json", "*.onnx.index.json")
+
+
+def _folders_but(kept: str) -> list[str]:
+    """Patterns of ``fnmatch``, for files in any folder but that one, in folders within it, and for what is no template.
+
+    There is no pattern for "does not start with": one for each place where a name can differ.
+    """
+    start = f"{kept}/"
+    differ = [f"{start[:i]}[!{c}]*/*" for i, c in enumerate(start)]
+    shorter = [f"{start[:i]}/*" for i in range(len(kept))]
+    return [*differ, *shorter, f"{start}*/*", f"{start}*[!a]"]
+
+
+_NEVER: Final = (
+    *_folders_but(TEMPLATES_FOLDER), "*.h5.index.json", "*.msgpack.index.json", "*.onnx.index.json",
+)  # fmt: skip
 """Folders, in which repositories keep their weights in other formats, and those formats' indexes."""
 
 
@@ -137,7 +153,7 @@ def _download(source: str, repository: str, revision: str | None, *, stream: boo
 
 
 def _fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The snapshot's folder in the cache, with the files that match and are no deeper than the folder."""
+    """The snapshot's folder in the cache, with the files that match and are in none of the folders ``_NEVER``."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 

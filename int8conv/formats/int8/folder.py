@@ -144,6 +144,11 @@ def open_converted(folder: str | os.PathLike[str]) -> ConvertedFolder:
         problem = "not a folder" if folder.exists() else "no such folder"
         raise NotFoundError(problem, file=folder, hint="expected a converted folder")
     config = read_json(folder / CONFIG_FILE)
+    if _quant_method(config) == QUANT_METHOD and not os.path.lexists(folder / MANIFEST_FILE):
+        raise NotConvertedError(
+            "not an int8conv folder: no manifest", file=folder, expected=MANIFEST_FILE,
+            hint="run 'int8conv adopt' if transformers saved this, or else copy the whole folder",
+        )  # fmt: skip
     if _quant_method(config) != QUANT_METHOD or not (folder / MANIFEST_FILE).is_file():
         raise NotConvertedError(
             "not an int8conv folder", file=folder,

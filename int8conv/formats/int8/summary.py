@@ -135,14 +135,26 @@ def layer_of(name: str) -> int | None:
 
 def _classify(tensor: StoredTensor, converted: ConvertedFolder) -> tuple[str, int]:
     """Kind, and bytes of the same parameters in 16 bits."""
-    path, _, kind = tensor.name.rpartition(".")
-    if tensor.dtype == "I8" and kind == WEIGHT and path in converted.linears:
-        return "int8 weights", 2 * tensor.nbytes
-    if kind in _KINDS:
-        return _KINDS[kind], 0
-    if tensor.dtype not in FLOAT_DTYPES:
-        return "integers and masks", tensor.nbytes
-    return "kept in 32 bits" if tensor.dtype == "F32" else "kept in 16 bits", 2 * prod(tensor.shape)
+    path, _, last = tensor.name.rpartition(".")
+    quantized = tensor.dtype == "I8" and last == WEIGHT and path in converted.linears
+    if quantized:
+        nbytes = 2 * tensor.nbytes
+    elif last in _KINDS:
+        nbytes = 0
+    else:
+        nbytes = 2 * prod(tensor.shape) if tensor.dtype in FLOAT_DTYPES else tensor.nbytes
+    return kind_of(tensor.name, tensor.dtype, quantized=quantized), nbytes
+
+
+def kind_of(name: str, dtype: str, *, quantized: bool) -> str:
+    """What a tensor of a converted folder is, for people; ``quantized`` says that it is the codes of a linear."""
+    if quantized:
+        return "int8 weights"
+    if (kind := _KINDS.get(name.rpartition(".")[2])) is not None:
+        return kind
+    if dtype not in FLOAT_DTYPES:
+        return "integers and masks"
+    return "kept in 32 bits" if dtype == "F32" else "kept in 16 bits"
 
 
 def _padding_bytes(converted: ConvertedFolder) -> int:

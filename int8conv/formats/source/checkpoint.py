@@ -170,7 +170,7 @@ def _read_header(kind: WeightFormat, file: WeightsFile) -> Header:
         return read_header(file)
     if not isinstance(file, LocalFile):
         raise ArgumentError("a PyTorch pickle cannot be streamed", file=file)
-    return read_pickle(file.path)
+    return read_pickle(file)
 
 
 def _locate(

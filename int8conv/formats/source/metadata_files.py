@@ -33,6 +33,8 @@ CODE: Final = "*.py"
 """Where a config's ``auto_map`` names classes of the model's own."""
 MOST_BYTES: Final = 256 << 20
 """Of a file: the largest vocabularies have some 40 MB."""
+MOST_TEMPLATES: Final = 64
+"""In a folder of their own; a model has two or three."""
 
 _WITH_CODE: Final = (
     "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
@@ -57,7 +59,7 @@ def find_metadata_files(folder: Path, config: Mapping[str, Any]) -> MetadataFile
         PointerFileError: a Git LFS pointer stands in place of one.
     """
     with_code = _has_code(folder, config)
-    names, others = [], []
+    names, others, templates = [], [], 0
     for name in sorted(_listed(folder)):
         if (
             name.endswith(INDEX_SUFFIX)
@@ -67,7 +69,11 @@ def find_metadata_files(folder: Path, config: Mapping[str, Any]) -> MetadataFile
             continue
         inner = name.startswith(f"{TEMPLATES_FOLDER}/") and name.endswith(".jinja")
         wanted = inner or _matches(name, NAMES) or (with_code and fnmatchcase(name, CODE))
-        reason = _why_not(folder, name) if wanted else ""
+        templates += inner
+        if inner and templates > MOST_TEMPLATES:
+            reason: str | None = f"more than {MOST_TEMPLATES} templates"
+        else:
+            reason = _why_not(folder, name) if wanted else ""
         if reason is None:
             names.append(name)
         else:

@@ -210,7 +210,7 @@ def open_predictor(
 ) -> Predictor:
     """Read the headers that a prediction needs; the arguments are those of ``predict_footprint``."""
     setup = Setup.of(device, dtype, kv_cache, mode)
-    config_file = _lone_config(Path(path))
+    config_file = lone_config(Path(path))
     if config_file is None:
         return predictor_of(open_model(path, headers_only=True), setup, convert=convert)
     architecture = read_architecture(read_json(config_file), (), config_file)
@@ -238,7 +238,7 @@ def _as_converted(where: Path, architecture: Architecture, setup: Setup) -> Pred
     return Predictor(where, architecture, setup, weights, quantized=True, estimated=True)
 
 
-def _lone_config(path: Path) -> Path | None:
+def lone_config(path: Path) -> Path | None:
     """A config that stands without weights: the file itself, or a folder's."""
     if path.suffix == ".json" and path.is_file():
         return path

@@ -69,7 +69,7 @@ def too_short(text: Text, tokens: int, context: int, error: type[Int8convError])
     """The error for a text that does not fill one window."""
     return error(
         "the text is shorter than a window", file=text.name, expected=f"{context} tokens or more",
-        found=tokens, hint="give more text, or a smaller --context",
+        found=tokens, hint="give more text, or ask for smaller windows",
     )  # fmt: skip
 
 

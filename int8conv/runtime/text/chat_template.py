@@ -8,17 +8,20 @@ promises ("Writing a chat template").
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from ...errors import JsonFileError, TokenizerError
+from ...formats.int8.names import TEMPLATES_FOLDER
 from ...formats.json_file import SETTINGS, read_bounded, read_optional_json
 from .rendering import RENDERER, RenderingError
+from .token_settings import CONFIG_FILE, read_token_settings
 
 TEMPLATE_FILE: Final = "chat_template.jinja"
-CONFIG_FILE: Final = "tokenizer_config.json"
-SPECIAL_FILE: Final = "special_tokens_map.json"
+PROCESSOR_FILE: Final = "chat_template.json"
+DEFAULT: Final = "default"
+TOOL_USE: Final = "tool_use"
 
 Message = Mapping[str, Any]
 """``role`` (system, user or assistant, to most templates) and ``content``."""
@@ -27,55 +30,80 @@ Message = Mapping[str, Any]
 class ChatTemplate:
     """A checkpoint's template, with the special tokens that it may name."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str], file: Path) -> None:
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str], file: Path, tool_use: str | None = None
+    ) -> None:  # fmt: skip
         self.special_tokens = dict(special_tokens)
         """Such as ``eos_token``."""
         self._file = file
         self._source = source
-        self._render(None)
+        self._tool_use = tool_use
+        self._render(None, source)
 
     @classmethod
-    def load(cls, folder: Path) -> ChatTemplate:
-        """From ``chat_template.jinja``, else ``chat_template`` of ``tokenizer_config.json``: one, or the default of several.
+    def load(cls, folder: Path, name: str = DEFAULT) -> ChatTemplate:
+        """From ``chat_template.jinja`` and ``additional_chat_templates/``, else ``chat_template`` of ``tokenizer_config.json``, which
+        is one or several with names, else ``chat_template.json``, as processors have it.
+
+        Args:
+            folder: of the checkpoint.
+            name: which of several; with tools, the default gives way to the one named ``tool_use``.
 
         Raises:
             TokenizerError: there is none, or it is no Jinja program.
             JsonFileError: the config, or its key, is malformed.
         """
-        settings, file = read_optional_json(folder / CONFIG_FILE), folder / TEMPLATE_FILE
-        special = _special_tokens(read_optional_json(folder / SPECIAL_FILE) | settings)
-        if os.path.lexists(file):
-            try:
-                text = read_bounded(file, SETTINGS.nbytes).decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise TokenizerError(f"cannot be read: {error}", file=file) from error
-            return cls(text.replace("\r\n", "\n").replace("\r", "\n"), special, file)
-        source = _from_config(settings.get("chat_template"), folder / CONFIG_FILE)
-        if source is None:
+        settings = read_token_settings(folder)
+        named, file = _from_files(folder, {name, DEFAULT, TOOL_USE}), folder / TEMPLATE_FILE
+        if not named:
+            file = folder / CONFIG_FILE
+            named = _from_config(settings.values.get("chat_template"), file)
+        if not named:
+            file = folder / PROCESSOR_FILE
+            named = _from_config(read_optional_json(file).get("chat_template"), file)
+        if name not in named:
             raise TokenizerError(
-                "no chat template in this folder", file=folder,
-                expected=f"{TEMPLATE_FILE}, or chat_template in {CONFIG_FILE}",
-                hint="a model that was not trained to chat only continues text: 'int8conv generate'",
+                "no chat template in this folder" if not named else f"no chat template named '{name}'", file=folder,
+                expected=" or ".join(sorted(named)) or f"{TEMPLATE_FILE}, or chat_template in {CONFIG_FILE}",
+                hint=None if named else "a model that was not trained to chat only continues text: 'int8conv generate'",
             )  # fmt: skip
-        return cls(source, special, folder / CONFIG_FILE)
+        tool_use = named.get(TOOL_USE) if name == DEFAULT else None
+        return cls(named[name], settings.texts, file, tool_use)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None, documents: Sequence[Mapping[str, Any]] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:  # fmt: skip
         """The text of a conversation; with ``add_generation_prompt`` up to where the assistant's reply begins.
+
+        Args:
+            messages: what was said.
+            add_generation_prompt: whether a reply is to follow.
+            tools: JSON schemas of functions that the model may call.
+            documents: what the model is to answer from: ``title`` and ``text``, to most templates.
+            arguments: other variables of the template, such as ``enable_thinking``; they count before special tokens.
 
         Raises:
             TokenizerError: the template fails, or refuses these messages.
         """
-        return self._render(
-            {
-                "messages": [dict(message) for message in messages], "tools": None, "documents": None,
-                "add_generation_prompt": add_generation_prompt, **self.special_tokens,
-            }
-        )  # fmt: skip
+        variables = {
+            "messages": [dict(message) for message in messages],
+            "tools": [dict(tool) for tool in tools] if tools else None,
+            "documents": [dict(document) for document in documents] if documents else None,
+            "add_generation_prompt": add_generation_prompt, **self.special_tokens, **(arguments or {}),
+        }  # fmt: skip
+        source = self._tool_use if tools and self._tool_use is not None else self._source
+        return self._render(variables, source)
 
-    def _render(self, variables: Mapping[str, Any] | None) -> str:
+    def names_token(self, token: str) -> bool:
+        """Whether the template's text has a token in it."""
+        return token in self._source
+
+    def _render(self, variables: Mapping[str, Any] | None, source: str) -> str:
         """None: compile only."""
         try:
-            return RENDERER.render(self._source, variables)
+            return RENDERER.render(source, variables)
         except RenderingError as error:
             where = "" if error.line is None else f" in line {error.line}"
             text = " ".join(str(error).split())
@@ -86,25 +114,35 @@ class ChatTemplate:
             raise TokenizerError(f"the messages are not JSON: {error}", file=self._file) from error
 
 
-def _from_config(value: object, file: Path) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    named = {}
-    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
+def _from_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    files = {name: folder / TEMPLATES_FOLDER / f"{name}.jinja" for name in names if "/" not in name}
+    if os.path.lexists(folder / TEMPLATE_FILE):
+        files[DEFAULT] = folder / TEMPLATE_FILE
+    return {name: _read(file) for name, file in files.items() if os.path.lexists(file)}
+
+
+def _read(file: Path) -> str:
+    try:
+        text = read_bounded(file, SETTINGS.nbytes).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"cannot be read: {error}", file=file) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _from_config(value: object, file: Path) -> dict[str, str]:
+    """By name: one is the default, several are an object or a list of ``name`` and ``template``."""
+    named = value
+    if value is None:
+        named = {}
+    elif isinstance(value, str):
+        named = {DEFAULT: value}
+    elif isinstance(value, list) and all(isinstance(each, dict) for each in value):
         named = {each.get("name"): each.get("template") for each in value}
-    if not isinstance(named.get("default"), str):
+    if not isinstance(named, dict) or not all(
+        isinstance(text, str) for pair in named.items() for text in pair
+    ):
         raise JsonFileError(
-            "key 'chat_template'", file=file,
-            expected="a string, or a list of templates with one named default", found=repr(value)[:60],
+            "key 'chat_template'", file=file, expected="a string, or templates with names",
+            found=repr(value)[:60],
         )  # fmt: skip
-    return str(named["default"])
-
-
-def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Those with a name of their own, from strings or objects with ``content``."""
-    tokens = {}
-    for key, value in settings.items():
-        content = value.get("content") if isinstance(value, dict) else value
-        if key.endswith("_token") and isinstance(content, str):
-            tokens[key] = content
-    return tokens
+    return named

@@ -15,7 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 _CONTEXT: Final = 6
-"""Tokens before a token that it is decoded after."""
+"""Tokens before a token that it is decoded after, at least."""
+_MOST_CONTEXT: Final = 24
+"""At most; what they give is decoded again only when they are cut."""
 _PROMPT_WINDOW: Final = 64
 """Tokens at a prompt's end that are looked at."""
 
@@ -46,6 +48,8 @@ class Detokenizer:
         self._spelling = _spelling(tokenizer)
         self._shown: list[int] = []
         """The last tokens whose text was returned, or that of the prompt."""
+        self._before: int | None = None
+        """Characters of their text, once it is known."""
         self._waiting: list[int] = []
         self._run = bytearray()
         """Bytes at the end of what waits: of byte-fallback tokens, or the first ones of a byte-level character."""
@@ -83,6 +87,7 @@ class Detokenizer:
             waiting = waiting[: -len(rest)]
         added = self._added(waiting)[self._sent :] if waiting else ""
         self._settle()
+        self._before = None
         return added
 
     def _begin(self, prompt: Sequence[int]) -> None:
@@ -98,16 +103,22 @@ class Detokenizer:
             self._waiting = [token for token, _ in tokens[-count:]]
             self._run = bytearray(run)
         if count and self._tokenizer.byte_level:
-            self._shown = self._shown[:-count]
+            self._shown = self._shown[:-count]  # nothing is decoded yet
             self._sent = len(self._added(self._waiting)) - 1
 
     def _settle(self) -> None:
-        self._shown = (self._shown + self._waiting)[-_CONTEXT:]
+        """All that waits has been returned."""
+        self._shown += self._waiting
+        if self._before is not None:
+            self._before += self._sent
+        if len(self._shown) > _MOST_CONTEXT:
+            self._shown, self._before = self._shown[-_CONTEXT:], None
         self._waiting, self._run, self._sent = [], bytearray(), 0
 
     def _added(self, waiting: Sequence[int]) -> str:
-        before = self._tokenizer.decode(self._shown)
-        return self._tokenizer.decode([*self._shown, *waiting])[len(before) :]
+        if self._before is None:
+            self._before = len(self._tokenizer.decode(self._shown))
+        return self._tokenizer.decode([*self._shown, *waiting])[self._before :]
 
 
 def _spelling(tokenizer: Decoder) -> Callable[[str], bytes | None]:

@@ -6,25 +6,20 @@ import base64
 import json
 import os
 import re
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.processors import TemplateProcessing
 
-from ...errors import Int8convError, TokenizerError
-from ...formats.json_file import read_bounded, read_json, read_optional_json
+from ...errors import ArgumentError, TokenizerError
+from ...formats.json_file import read_bounded
+from . import byte_level_files, slow_files
+from .byte_level_files import MERGES_FILE, MOST_BYTES, VOCAB_FILE
+from .panics import unbroken
+from .token_settings import read_token_settings
 
-FILES = ("tokenizer.json", "vocab.json", "merges.txt")
-MOST_BYTES: Final = 256 << 20
-"""Of a tokenizer file; the largest have 40 MB."""
+FILE: Final = "tokenizer.json"
 MOST_GROWTH: Final = 10_000
 """Times that normalizing or decoding may lengthen a text."""
 
@@ -45,21 +40,59 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """From ``tokenizer.json``, or ``vocab.json`` and ``merges.txt`` (byte-level BPE).
+        """From ``tokenizer.json``; else from the files that its class has: ``vocab.json`` and ``merges.txt`` of GPT-2, GPT-NeoX and
+        Qwen 2, and through transformers SentencePiece, tiktoken and other classes.
 
         Raises:
-            TokenizerError: none of them is there, or they are unusable.
+            TokenizerError: none of them is there, they are unusable, or no exact tokenizer can be made of them.
+            JsonFileError: a malformed file beside them.
         """
+        if not cls.is_in(folder):
+            raise TokenizerError(
+                "no tokenizer in this folder", file=folder,
+                expected=f"{FILE}, or {VOCAB_FILE} and {MERGES_FILE}, or tokenizer.model",
+                hint="token ids can be given and taken without one",
+            )  # fmt: skip
+        settings = read_token_settings(folder)
         with unbroken(folder):
-            if os.path.lexists(folder / "tokenizer.json"):
-                data = read_bounded(folder / "tokenizer.json", MOST_BYTES)
+            if os.path.lexists(folder / FILE):
+                data = read_bounded(folder / FILE, MOST_BYTES)
                 _check_charsmaps(data)
-                return cls(_harmless(RustTokenizer.from_buffer(data)), folder)
-            if all((folder / name).is_file() for name in FILES[1:]):
-                return cls(_byte_level_bpe(folder), folder)
-        raise TokenizerError(
-            "no tokenizer in this folder", file=folder,
-            expected="tokenizer.json, or vocab.json and merges.txt",
+                built = RustTokenizer.from_buffer(data)
+                byte_level_files.add_tokens(built, settings)
+                return cls(_harmless(built), folder)
+            kind = byte_level_files.kind_of(settings)
+            pair = all(os.path.lexists(folder / name) for name in (VOCAB_FILE, MERGES_FILE))
+            if pair and byte_level_files.is_known(kind):
+                return cls(byte_level_files.build(folder, settings), folder)
+            return cls(_harmless(slow_files.build(folder, kind)), folder)
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether there is any file that ``load`` reads a vocabulary from."""
+        return any(os.path.lexists(folder / name) for name in (FILE, *slow_files.FILES))
+
+    @classmethod
+    def of(cls, given: object) -> Tokenizer:
+        """One that the user gives: this class's, the tokenizers library's, a fast one of transformers, or a folder with one.
+
+        Raises:
+            ArgumentError: something else.
+            TokenizerError: as ``load``.
+        """
+        backend = getattr(given, "backend_tokenizer", given)
+        if isinstance(given, Tokenizer):
+            return given
+        if isinstance(backend, RustTokenizer):
+            with unbroken(None):
+                return cls(
+                    _harmless(RustTokenizer.from_str(backend.to_str()))
+                )  # theirs stays as it is
+        if isinstance(given, str | os.PathLike):
+            return cls.load(Path(given))
+        raise ArgumentError(
+            "tokenizer", expected="a Tokenizer of the tokenizers library, a fast one of transformers, a folder, or None",
+            found=type(given).__name__,
         )  # fmt: skip
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
@@ -101,37 +134,6 @@ def _decoders(tokenizer: RustTokenizer) -> set[str]:
     return {each.get("type") for each in (decoder, *decoder.get("decoders", ()))}
 
 
-def _byte_level_bpe(folder: Path) -> RustTokenizer:
-    """GPT-2's tokenizer (OPT's too) as old checkpoints store it."""
-    vocab = read_json(folder / "vocab.json")
-    lines = read_bounded(folder / "merges.txt", MOST_BYTES).decode("utf-8").split("\n")
-    stripped = [line.removesuffix("\r") for line in lines]
-    pairs = [line.split(" ") for line in stripped if line and not line.startswith("#version")]
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError("merges.txt has a line that is no pair")
-    tokenizer = RustTokenizer(BPE(vocab, [(one, other) for one, other in pairs]))
-    settings = read_optional_json(folder / "tokenizer_config.json")
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space")))
-    tokenizer.decoder = ByteLevelDecoder()
-    special = read_optional_json(folder / "special_tokens_map.json") | {
-        key: value for key, value in settings.items() if key.endswith("_token")
-    }
-    contents = {key: _content(value) for key, value in special.items()}
-    tokens = sorted({token for token in contents.values() if token})
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in tokens])
-    bos = contents.get("bos_token")
-    if settings.get("add_bos_token") and bos:
-        tokenizer.post_processor = TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
-        )
-    return tokenizer
-
-
-def _content(token: object) -> str | None:
-    value = token.get("content") if isinstance(token, dict) else token
-    return value if isinstance(value, str) else None
-
-
 _CHARSMAP: Final = re.compile(rb'"precompiled_charsmap"\s*:\s*"([^"]*)')
 
 
@@ -171,51 +173,3 @@ def _growth(part: dict[str, Any]) -> float:
     for inner in part.get("normalizers") or part.get("decoders") or ():
         growth *= _growth(inner)
     return growth
-
-
-_SILENCE: Final = threading.Lock()
-_silent = 0
-_stderr = -1
-
-
-@contextmanager
-def unbroken(folder: Path | None, problem: str = "tokenizer files are unusable") -> Iterator[None]:
-    """In the block, whatever the tokenizers library does becomes a TokenizerError, its panics too, which say nothing on stderr.
-
-    A panic of its Rust code is a BaseException that is no Exception, and prints where it happened.
-    """
-    try:
-        _mute()
-        try:
-            yield
-        finally:
-            _unmute()
-    except Int8convError:
-        raise
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # the library raises plain Exception
-        raise TokenizerError(f"{problem}: {error}", file=folder) from error
-
-
-def _mute() -> None:
-    """Let file descriptor 2 lead nowhere, until the last of those who asked for it is done."""
-    global _silent, _stderr
-    with _SILENCE:
-        _silent += 1
-        if _silent == 1:
-            _stderr = -1
-            with suppress(OSError):  # closed
-                _stderr = os.dup(2)
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, 2)
-                os.close(nowhere)
-
-
-def _unmute() -> None:
-    global _silent
-    with _SILENCE:
-        _silent -= 1
-        if _silent == 0 and _stderr >= 0:
-            os.dup2(_stderr, 2)
-            os.close(_stderr)

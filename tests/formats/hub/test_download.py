@@ -110,18 +110,22 @@ def test_a_revision_becomes_its_commit(hub: HubServer, tmp_path: Path, by: str) 
 
 
 def test_only_what_is_needed_is_downloaded(hub: HubServer, source: Path) -> None:
-    for name in ("tokenizer.json", "merges.txt", "LICENSE", "chat_template.jinja"):
+    (source / "additional_chat_templates").mkdir()
+    template = "additional_chat_templates/rag.jinja"
+    for name in ("tokenizer.json", "merges.txt", "LICENSE", "chat_template.jinja", template):
         (source / name).write_text(json.dumps({"name": name}))
     unwanted = (
         "pytorch_model.bin", "model.gguf", "README.md", "onnx/model.onnx", "onnx/config.json",
         "original/tokenizer.model", "tf_model.h5", ".gitattributes", "other.safetensors",
+        "additional_chat_templates/old/rag.jinja", "additional_chat_templates/x.json", "additional/x.jinja",
+        "additional_chat_templates_2/x.jinja", "a/x.jinja", "another/additional_chat_templates/x.jinja",
     )  # fmt: skip
     for name in unwanted:
-        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(b"x" * 100)
     resolve(ID)
     wanted = {"config.json", "model.safetensors", "tokenizer.json", "merges.txt", "LICENSE"}
-    assert hub.got() == wanted | {"chat_template.jinja"}
+    assert hub.got() == wanted | {"chat_template.jinja", template}
     assert all("int8conv/" in r.agent for r in hub.requests if "/resolve/" in r.path)
 
 

@@ -11,6 +11,7 @@ import pytest
 from int8conv.convert.converter import convert_checkpoint
 from int8conv.errors import NotFoundError, PointerFileError
 from int8conv.formats.int8.folder import open_converted
+from int8conv.formats.int8.names import TEMPLATES_FOLDER
 from int8conv.formats.int8.verify import verify
 from int8conv.formats.source import metadata_files
 from int8conv.formats.source.metadata_files import find_metadata_files, open_metadata_file
@@ -66,6 +67,16 @@ def test_a_file_past_the_limit_is_noted(source: Path, monkeypatch: pytest.Monkey
     found = find_metadata_files(source, {})
     assert found.names == ()
     assert "tokenizer.json (1 MiB)" in found.notes[0]
+
+
+def test_more_templates_than_a_model_has_are_noted(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata_files, "MOST_TEMPLATES", 2)
+    put(source, *(f"{TEMPLATES_FOLDER}/{name}.jinja" for name in "abcd"))
+    found = find_metadata_files(source, {})
+    assert found.names == (f"{TEMPLATES_FOLDER}/a.jinja", f"{TEMPLATES_FOLDER}/b.jinja")
+    assert f"{TEMPLATES_FOLDER}/c.jinja (more than 2 templates)" in found.notes[0]
 
 
 def test_no_link_out_of_the_folder_is_followed(source: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import zipfile
 from collections import OrderedDict
@@ -19,16 +18,19 @@ import int8conv
 from int8conv.errors import (
     MissingShardError,
     NonFiniteWeightError,
+    NotFoundError,
     PickleFileError,
     TruncatedFileError,
     UnsafePathError,
 )
+from int8conv.formats.safetensors.storage import LocalFile
 from int8conv.formats.source.checkpoint import open_checkpoint
 from int8conv.formats.source.pickled import read_pickle
 from int8conv.runtime.weights.mapping import read_tensor
 
 from ...checkpoints import LLAMA, OPT, random_tensors, write_checkpoint
 from ..damage import rejected
+from .pickles import Call, Storage, dumps, tensor, write_archive
 
 FILE = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"
@@ -87,7 +89,7 @@ def test_slices_and_empty_tensors_are_found_where_they_lie(tmp_path: Path) -> No
     whole = torch.arange(24, dtype=torch.float32).reshape(6, 4)
     tensors = {"whole": whole, "slice": whole[2:5], "empty": torch.empty(0, 3)}
     torch.save(tensors, tmp_path / FILE)
-    header = read_pickle(tmp_path / FILE)
+    header = read_pickle(LocalFile(tmp_path / FILE))
     data = (tmp_path / FILE).read_bytes()
     for name, info in header.tensors.items():
         found = torch.frombuffer(bytearray(data[info.begin : info.end] or b"\0"), dtype=torch.uint8)
@@ -153,7 +155,7 @@ def test_a_malicious_shard_of_the_index_does_not_run(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint_is_named(tmp_path: Path, value: Any, words: list[str]) -> None:
     torch.save(value, tmp_path / FILE)
     with rejected(PickleFileError, str(tmp_path / FILE), *words):
-        read_pickle(tmp_path / FILE)
+        read_pickle(LocalFile(tmp_path / FILE))
 
 
 def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
@@ -163,14 +165,14 @@ def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
     for data in (b"", b"junk" * 100, whole[: len(whole) // 2], whole[:-30]):
         path.write_bytes(data)
         with rejected(PickleFileError, str(path)):
-            read_pickle(path)
+            read_pickle(LocalFile(path))
     torch.save(random_tensors(LLAMA), path, _use_new_zipfile_serialization=False)
     with rejected(PickleFileError, str(path), "convert it to safetensors"):
-        read_pickle(path)
+        read_pickle(LocalFile(path))
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", b"\x80\x02N.")
     with rejected(PickleFileError, str(path)):
-        read_pickle(path)
+        read_pickle(LocalFile(path))
 
 
 def test_an_index_says_which_files_there_are(tmp_path: Path) -> None:
@@ -205,27 +207,117 @@ def test_mutated_pickles_give_our_errors_only(tmp_path: Path) -> None:
             data[position] = int(torch.randint(256, (1,), generator=generator))
         path.write_bytes(data)
         try:
-            header = read_pickle(path)
+            header = read_pickle(LocalFile(path))
         except (PickleFileError, TruncatedFileError):
             continue
         assert all(0 <= info.begin <= info.end <= len(data) for info in header.tensors.values())
 
 
-def test_nothing_of_torch_stands_before_the_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """It logs what it cannot make a fake tensor of."""
-    write_pickle(tmp_path, {"a": torch.zeros(2)})
-    log = logging.getLogger("torch._subclasses.fake_tensor")
+def refused(tmp_path: Path, value: object, *words: str, records: Any = None) -> None:
+    path = write_archive(tmp_path / FILE, dumps(value), records)
+    with rejected(PickleFileError, str(path), *words):
+        read_pickle(LocalFile(path))
 
-    def load(*_: object, **__: object) -> None:
-        log.error("failed while attempting to run meta")
-        raise RuntimeError("a storage that is too small")
 
-    monkeypatch.setattr(torch, "load", load)
-    monkeypatch.setattr(log, "handlers", [logging.StreamHandler()])
-    with pytest.raises(PickleFileError, match="a storage that is too small"):
-        read_pickle(tmp_path / FILE)
-    assert capfd.readouterr().err == ""
-    log.error("heard again")
-    assert "heard again" in capfd.readouterr().err
+def test_dtypes_and_attributes_that_torch_saves_otherwise(tmp_path: Path) -> None:
+    with_attribute = torch.ones(3)
+    with_attribute.origin = "mine"  # type: ignore[attr-defined]
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.rank = 3  # type: ignore[attr-defined]
+    tensors: OrderedDict[str, Tensor] = OrderedDict(
+        f8=torch.zeros(4, 4, dtype=torch.float8_e4m3fn), u16=torch.ones(5, dtype=torch.uint16),
+        a=with_attribute, p=parameter, number=torch.tensor(3),
+    )  # fmt: skip
+    tensors._metadata = OrderedDict({"": {"version": 1}})  # type: ignore[attr-defined]
+    for protocol in (2, 4):
+        torch.save(tensors, tmp_path / FILE, pickle_protocol=protocol)
+        header = read_pickle(LocalFile(tmp_path / FILE))
+        data = (tmp_path / FILE).read_bytes()
+        assert {n: t.dtype for n, t in header.tensors.items()} == {
+            "f8": "F8_E4M3", "u16": "U16", "a": "F32", "p": "F32", "number": "I64",
+        }  # fmt: skip
+        for name, info in header.tensors.items():
+            expected = tensors[name].detach().reshape(-1).view(torch.uint8)
+            assert data[info.begin : info.end] == expected.numpy().tobytes()
+
+
+def test_offsets_sizes_and_strides_that_lead_elsewhere(tmp_path: Path) -> None:
+    good = write_archive(
+        tmp_path / FILE, dumps({"a": tensor(), "b": tensor(shape=(2, 1), strides=(1, 9))})
+    )
+    assert [t.nbytes for t in read_pickle(LocalFile(good)).tensors.values()] == [8, 16]
+    past, malformed = "passes the end of its storage", "a malformed tensor"
+    for changes, words in (
+        ({"offset": 1}, past), ({"shape": (5,)}, past), ({"offset": 2**62}, past), ({"shape": (2**62,)}, past),
+        ({"storage": Storage(count=5)}, past), ({"storage": Storage(count=2**62)}, past),
+        ({"shape": (2**40, 2**40), "strides": (2**40, 1)}, "row-major"), ({"shape": (2, 4), "strides": (0, 1)}, "row-major"),
+        ({"shape": (2**62,), "strides": (0,)}, "row-major"), ({"shape": (2,), "strides": (2,)}, "row-major"),
+        ({"offset": -1}, malformed), ({"shape": (-4,)}, malformed), ({"strides": (-1,)}, malformed),
+        ({"offset": 2**64}, malformed), ({"shape": (2**64,)}, malformed), ({"shape": [4]}, malformed),
+        ({"shape": (4.0,)}, malformed), ({"shape": ("4",)}, malformed), ({"offset": None}, malformed),
+        ({"shape": (4, 1)}, malformed), ({"shape": (1,) * 65, "strides": (1,) * 65}, malformed),
+        ({"storage": "0"}, malformed), ({"storage": Storage(kind=torch.UntypedStorage)}, malformed),
+    ):  # fmt: skip
+        refused(tmp_path, {"a": tensor(**changes)}, words)
+    refused(tmp_path, {"a": tensor()}, "no record 'data/0'", records={})
+    refused(tmp_path, {"a": tensor()}, past, "16 bytes in record 'data/0', found 15", records={"data/0": bytes(15)})  # fmt: skip
+    short = Call(torch._utils._rebuild_tensor_v2, Storage(), 0)
+    refused(tmp_path, {"a": short}, malformed)
+    refused(
+        tmp_path,
+        {"a": Call(torch._utils._rebuild_parameter, 3, False, None)},
+        "malformed parameter",
+    )
+
+
+def test_persistent_ids_of_another_shape(tmp_path: Path) -> None:
+    for wrong in (
+        Storage(key=3), Storage(count=-1), Storage(count="4"), Storage(kind="FloatStorage"), Storage(kind=OrderedDict),
+    ):  # fmt: skip
+        refused(tmp_path, {"a": tensor(wrong)}, "malformed persistent id")
+    for other in (3, (), ("module", "x"), [torch.FloatStorage], ("storage", torch.FloatStorage)):
+        wrong = Storage()
+        wrong.id = other
+        refused(tmp_path, {"a": tensor(wrong)}, "malformed persistent id")
+    refused(tmp_path, {"a": tensor(Storage(key="../data.pkl"))}, "no record 'data/../data.pkl'")
+
+
+def test_tensors_that_share_bytes_beyond_reason(tmp_path: Path) -> None:
+    """A file of 3 MB would become one of many gigabytes."""
+    big = {"data/0": bytes(1 << 16)}
+    part = Storage(count=1 << 14)
+    four = {str(i): tensor(part, 0, (1 << 14,)) for i in range(4)}
+    path = write_archive(tmp_path / FILE, dumps(four), big)
+    assert len({t.begin for t in read_pickle(LocalFile(path)).tensors.values()}) == 1
+    many = {str(i): tensor(part, 0, (1 << 14,)) for i in range(100)}
+    refused(tmp_path, many, "share their bytes", f"found {100 << 16}", records=big)
+
+
+def test_objects_that_are_no_tensors_in_a_file(tmp_path: Path) -> None:
+    sparse = torch.eye(3).to_sparse()
+    for value, words in (
+        (sparse, "it asks for torch._utils._rebuild_sparse_tensor"), (bytearray(9), "it asks for"), (b"abc", "it asks for"),
+        (torch.device("cpu"), "torch.device"), (Call(bytearray, 1 << 31), "builtin"), ({1, 2}, "set"),
+        (Call(torch.Tensor, 1 << 40), "it calls a class"), (Call(OrderedDict, 3), "keys that are no text"),
+        (Call(OrderedDict, [[(1, 2), 3]]), "keys that are no text"),
+    ):  # fmt: skip
+        torch.save({"a": value}, tmp_path / FILE)
+        with rejected(PickleFileError, str(tmp_path / FILE), "cannot be read safely", words):
+            read_pickle(LocalFile(tmp_path / FILE))
+    old = Call(OrderedDict, [["a", torch.ones(2)]])  # as Python 2 pickles it
+    torch.save(old, tmp_path / FILE)
+    assert list(read_pickle(LocalFile(tmp_path / FILE)).tensors) == ["a"]
+
+
+def test_the_other_byte_order(tmp_path: Path) -> None:
+    records = {"data/0": bytes(16), "byteorder": b"big"}
+    refused(
+        tmp_path, {"a": tensor()}, "not in little-endian byte order", "found big", records=records
+    )
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / FILE)
+    for path in (tmp_path / FILE, Path("/dev/zero")):
+        with rejected(NotFoundError, str(path), "not a regular file"):
+            read_pickle(LocalFile(path))

@@ -150,10 +150,44 @@ def test_where_templates_and_tokens_are(tmp_path: Path) -> None:
     assert ChatTemplate.load(write(tmp_path, {"chat_template": named})).render([]) == "named"
     assert ChatTemplate.load(write(tmp_path, config, "file {{ eos_token }}")).render([]) == "file </s>"  # fmt: skip
     (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "old", "bos_token": "<s>"}')
-    template = ChatTemplate.load(
-        write(tmp_path, config, "{{ bos_token }}{{ eos_token }}{{ unk_token }}")
-    )
-    assert template.render([]) == "<s></s>"
+    source = "{{ bos_token }}{{ eos_token }}{{ unk_token }}"
+    assert ChatTemplate.load(write(tmp_path, config, source)).render([]) == "<s>old"
+    listed = config | {"added_tokens_decoder": {}}  # then the map is not read
+    assert ChatTemplate.load(write(tmp_path, listed, source)).render([]) == "</s>"
+
+
+TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {}}}]
+
+
+def test_several_templates(tmp_path: Path) -> None:
+    """As transformers: files before the config, the one for tools where there are tools, others by name."""
+    named = {"default": "plain", "tool_use": "{{ tools[0].function.name }}", "rag": "{{ documents[0].text }}"}  # fmt: skip
+    write(tmp_path, {"chat_template": named})
+    template = ChatTemplate.load(tmp_path)
+    assert template.render([]) == "plain"
+    assert template.render([], tools=TOOLS) == "look_up"
+    documents = [{"title": "t", "text": "facts"}]
+    assert ChatTemplate.load(tmp_path, "rag").render([], documents=documents) == "facts"
+    with pytest.raises(TokenizerError, match="no chat template named 'x': expected default or rag or tool_use"):  # fmt: skip
+        ChatTemplate.load(tmp_path, "x")
+    folder = tmp_path / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "tool_use.jinja").write_text("file: {{ tools | length }}")
+    write(tmp_path, {"chat_template": named}, "file")
+    assert ChatTemplate.load(tmp_path).render([], tools=TOOLS) == "file: 1"
+    assert ChatTemplate.load(tmp_path).render([]) == "file"
+
+
+def test_a_processors_template(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "of a processor"}')
+    assert ChatTemplate.load(tmp_path).render([]) == "of a processor"
+
+
+def test_arguments_are_variables(tmp_path: Path) -> None:
+    source = "{{ eos_token }} {{ enable_thinking }} {{ more.a }} {{ tools is none }}"
+    template = ChatTemplate.load(write(tmp_path, {"eos_token": "</s>"}, source))
+    found = template.render([], arguments={"enable_thinking": False, "more": {"a": 1}, "eos_token": "x"})  # fmt: skip
+    assert found == "x False 1 True"
 
 
 def test_no_template(tmp_path: Path) -> None:
@@ -161,7 +195,7 @@ def test_no_template(tmp_path: Path) -> None:
         ChatTemplate.load(tmp_path)
 
 
-@pytest.mark.parametrize("value", [3, {}, ["a"], [{"name": "default"}], [{"name": "x", "template": "y"}]])  # fmt: skip
+@pytest.mark.parametrize("value", [3, {"default": 1}, ["a"], [{"name": "default"}]])  # fmt: skip
 def test_a_key_that_is_no_template(tmp_path: Path, value: Any) -> None:
     with pytest.raises(JsonFileError, match=r"tokenizer_config.json: key 'chat_template'"):
         ChatTemplate.load(write(tmp_path, {"chat_template": value}))

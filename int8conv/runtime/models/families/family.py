@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import DecoderConfig, RawConfig
@@ -29,3 +29,8 @@ class Family:
     """Suffixes of tensors in old checkpoints that are computed, not learned."""
     variant: Callable[[dict[str, Any]], Mapping[str, str]] | None = None
     """The names by config, where they differ within the family."""
+    stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Paths of tensors that hold a layer's experts, ``[experts, out, in]``, instead of a tensor each; and which of an expert's
+    matrices (gate, up, down) stand below each other in one of theirs."""
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Beside such stacks: other paths of modules, and their role."""

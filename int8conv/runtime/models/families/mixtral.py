@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..config import DecoderConfig, Experts, RawConfig
 from .family import Family
-from .standard import COMPUTED, NAMES, read_decoder, read_windows
+from .standard import COMPUTED, NAMES, expert_stacks, read_decoder, read_windows
 
 
 def read_config(raw: RawConfig) -> DecoderConfig:
@@ -30,4 +30,6 @@ FAMILY = Family(
     },
     read_config,
     COMPUTED,
+    stacks=expert_stacks("block_sparse_moe.experts", "mlp.experts", "block_sparse_moe.switch_mlp"),
+    aliases={"model.layers.{}.mlp.gate": ("router",)},
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import DecoderConfig, Experts, RawConfig
 from .family import Family
-from .standard import COMPUTED, HEAD_NORMS, NAMES, read_decoder, read_windows
+from .standard import COMPUTED, HEAD_NORMS, NAMES, expert_stacks, read_decoder, read_windows
 
 _EXPERTS = {
     "router": "model.layers.{}.mlp.gate",
@@ -80,5 +80,10 @@ def read_qwen3_moe(raw: RawConfig) -> DecoderConfig:
 _NORMED = {**NAMES, **HEAD_NORMS}
 QWEN2 = Family("qwen2", "model.", NAMES, read_qwen2, COMPUTED)
 QWEN3 = Family("qwen3", "model.", _NORMED, read_qwen3, COMPUTED)
-QWEN2_MOE = Family("qwen2_moe", "model.", {**NAMES, **_EXPERTS}, read_qwen2_moe, COMPUTED)
-QWEN3_MOE = Family("qwen3_moe", "model.", {**_NORMED, **_EXPERTS}, read_qwen3_moe, COMPUTED)
+_STACKS = expert_stacks("mlp.experts", "mlp.switch_mlp")
+QWEN2_MOE = Family(
+    "qwen2_moe", "model.", {**NAMES, **_EXPERTS}, read_qwen2_moe, COMPUTED, stacks=_STACKS
+)
+QWEN3_MOE = Family(
+    "qwen3_moe", "model.", {**_NORMED, **_EXPERTS}, read_qwen3_moe, COMPUTED, stacks=_STACKS
+)

@@ -30,6 +30,15 @@ POST_NORMS: Final = {
     "attn_post_norm": "model.layers.{}.post_attention_layernorm",
     "mlp_post_norm": "model.layers.{}.post_feedforward_layernorm",
 }
+_STACKED: Final[Mapping[str, tuple[str, ...]]] = {
+    "gate_up_proj": ("gate", "up"),
+    "gate_proj": ("gate",),
+    "up_proj": ("up",),
+    "down_proj": ("down",),
+    "w1": ("gate",),
+    "w2": ("down",),
+    "w3": ("up",),
+}
 COMPUTED: Final = (".rotary_emb.inv_freq",)
 """Tensors of old checkpoints that nobody needs."""
 
@@ -73,6 +82,15 @@ def read_decoder(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:
         rope = fields["rope"]
         fields["max_positions"] = positions if rope is None else context(rope, positions)
     return DecoderConfig(**fields)
+
+
+def expert_stacks(*parents: str) -> dict[str, tuple[str, ...]]:
+    """A family's ``stacks`` below each of these modules of a layer, as transformers 5 and MLX name them."""
+    return {
+        f"model.layers.{{}}.{parent}.{name}": roles
+        for parent in parents
+        for name, roles in _STACKED.items()
+    }
 
 
 def read_windows(raw: RawConfig, default: int | None = None) -> tuple[int | None, ...]:

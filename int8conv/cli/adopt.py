@@ -1,0 +1,47 @@
+"""``int8conv adopt``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from .output import echo, notes, parse_size, print_json, progress_bars, size
+
+
+@click.command("adopt")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--max-shard-size",
+    type=parse_size,
+    default="5GB",
+    show_default=True,
+    metavar="SIZE",
+    help="Largest size of an output file, such as 500MB.",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace OUT if it is a converted folder and contains nothing else.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def command(folder: Path, out: Path, max_shard_size: int, force: bool, as_json: bool) -> None:
+    """Make the converted folder OUT from FOLDER, which transformers saved (save_pretrained).
+
+    What transformers saves has the int8 tensors and their groups, but no manifest, index or layout. Codes, scales and outlier columns are
+    copied bit for bit.
+    """
+    from ..convert.exchange.adopt import adopt
+
+    with progress_bars("B") as progress:
+        report = adopt(folder, out, max_shard_bytes=max_shard_size, force=force, progress=progress)
+    if as_json:
+        print_json(asdict(report))
+        return
+    notes(report.notes)
+    echo(
+        f"{out}: {report.tensors} tensors, {report.quantized} int8 linears with {report.outlier_columns} outlier columns; "
+        f"{size(report.bytes_out)} in {report.seconds:.1f} s"
+    )

@@ -1,0 +1,1 @@
+"""Folders that other tools have saved."""

@@ -1,0 +1,58 @@
+"""``quantization_config`` of a converted folder, as transformers keeps it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.quantizers.auto import register_quantization_config
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from ..errors import ArgumentError
+from ..formats.int8.manifest import check_version
+from ..formats.int8.names import QUANT_METHOD, VERSION
+from ..formats.int8.section import GROUPS, SECTION
+from ..kernels.dispatch import MODES, Mode
+
+
+@register_quantization_config(QUANT_METHOD)
+class Int8convConfig(QuantizationConfigMixin):
+    """The fields of SPEC.md section 2.1, and a mode.
+
+    Args:
+        version: of the format.
+        groups: linears that share an input, as JSON; None: the manifest has them.
+        mode: how activations meet int8 weights: ``"w8a16"``, ``"w8a8"``, or None to choose by the number of tokens.
+        fields: others, kept as they are: ``outliers``, ``dtype``.
+
+    Raises:
+        UnknownVersionError: a version that this release does not read.
+        ArgumentError: an unknown mode.
+    """
+
+    def __init__(
+        self,
+        version: int = VERSION,
+        groups: list[dict[str, Any]] | None = None,
+        mode: Mode | None = None,
+        **fields: Any,
+    ) -> None:
+        check_version(version, SECTION)
+        check_mode(mode)
+        self.quant_method = QUANT_METHOD
+        self.version = version
+        self.mode: Mode | None = mode
+        for name, value in fields.items():
+            if name != "quant_method":
+                setattr(self, name, value)
+        self.groups = groups
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        values: dict[str, Any] = super().to_dict()
+        return {k: v for k, v in values.items() if k not in (GROUPS, "mode") or v is not None}
+
+
+def check_mode(mode: object) -> None:
+    """Raise ArgumentError for a mode that there is not."""
+    if mode is not None and mode not in MODES:
+        raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))

@@ -1,0 +1,122 @@
+"""``Int8convLinear``: a linear of a converted folder in a PyTorch model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from ..kernels.dispatch import Mode
+from ..kernels.weight import MixedWeight, dequantized_rows
+from .config import check_mode
+from .multiply import mixed_linear_op, mixed_weight, multiply
+
+
+class Int8convLinear(nn.Linear):
+    """``y = x @ weight^T + bias`` with the tensors of SPEC.md section 1, under their names.
+
+    ``weight`` is a parameter without gradient, int8 ``[out, in, 1]``; the others are buffers, which keep their dtypes whatever the
+    model is cast to.
+
+    Args:
+        in_features: in.
+        out_features: out.
+        bias: whether there is one, in PyTorch's default dtype.
+        outliers: k, columns in 16 bits.
+        half: their dtype; None where there are none.
+        threshold: as in the manifest: None, 0 for 16-bit activations, or where the outlier fallback begins.
+        mode: ``"w8a16"``, ``"w8a8"``, or None to choose by the number of tokens.
+        conv1d: whether it stands for transformers' ``Conv1D``, whose weight is ``[in, out]``.
+    """
+
+    outlier_index: Tensor | None
+    outlier_weight: Tensor | None
+    weight_scale: Tensor
+
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool = True, outliers: int = 0, half: torch.dtype | None = None,
+        threshold: float | None = None, mode: Mode | None = None, conv1d: bool = False,
+    ) -> None:  # fmt: skip
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = in_features, out_features
+        self.threshold, self.conv1d = threshold, conv1d
+        self.mode: Mode | None = mode
+        codes = torch.empty(out_features, in_features, 1, dtype=torch.int8)
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.register_buffer("weight_scale", torch.empty(out_features, dtype=torch.float32))
+        index = torch.empty(outliers, dtype=torch.int32) if outliers else None
+        self.register_buffer("outlier_index", index)
+        kept = torch.empty(out_features, outliers, dtype=half) if outliers else None
+        self.register_buffer("outlier_weight", kept)
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
+        self._cached: tuple[object, MixedWeight] | None = None
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as nn.Linear calls it
+        """float ``[..., in]`` -> ``[..., out]`` in the same dtype."""
+        bias = self.bias
+        wanted = input.requires_grad or (bias is not None and bias.requires_grad)
+        if torch.compiler.is_compiling() or (wanted and torch.is_grad_enabled()):
+            y: Tensor = mixed_linear_op(
+                input, self.weight, self.weight_scale, self.outlier_index, self.outlier_weight, bias,
+                self.threshold, self.mode,
+            )  # fmt: skip
+            return y
+        return multiply(input, self.mixed(), bias, self.mode)
+
+    def mixed(self) -> MixedWeight:
+        """The weight as kernels take it; made again when one of its tensors was replaced or moved."""
+        tensors = (self.weight, self.weight_scale, self.outlier_index, self.outlier_weight)
+        key = (*(None if t is None else t.data_ptr() for t in tensors), self.threshold)
+        if self._cached is None or self._cached[0] != key:
+            codes, scale, index, kept = (None if t is None else t.detach() for t in tensors)
+            assert codes is not None
+            assert scale is not None
+            self._cached = (key, mixed_weight(codes, scale, index, kept, self.threshold))
+        return self._cached[1]
+
+    def dequantized(self) -> Tensor:
+        """The weight in float32 ``[out, in]``."""
+        return dequantized_rows(self.mixed(), slice(None))
+
+    def reset_parameters(self) -> None:
+        """Nothing: there is no random int8 weight."""
+
+    def extra_repr(self) -> str:
+        kept = 0 if self.outlier_index is None else len(self.outlier_index)
+        return (
+            f"{super().extra_repr()}, outliers={kept}, threshold={self.threshold}, mode={self.mode}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8convLinear:
+        """Moves the tensors of the format, and casts the bias alone: ``model.half()`` must not round scales."""
+        own = {id(t) for t in (self.weight, *self.buffers(recurse=False))}
+
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            if id(tensor) in own and changed.dtype != tensor.dtype:
+                return tensor.to(changed.device)
+            return changed
+
+        self._cached = None
+        super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+def set_mode(model: nn.Module, mode: Mode | None) -> None:
+    """Have a model's int8 linears multiply in ``"w8a16"``, ``"w8a8"``, or by the number of tokens (None).
+
+    Raises:
+        ArgumentError: an unknown mode, or a model without int8 linears.
+    """
+    check_mode(mode)
+    if not (linears := int8_linears(model)):
+        raise ArgumentError("a mode needs int8 linears", found=f"none in {type(model).__name__}")
+    for linear in linears.values():
+        linear.mode = mode
+
+
+def int8_linears(model: nn.Module) -> dict[str, Int8convLinear]:
+    """By module path."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, Int8convLinear)}

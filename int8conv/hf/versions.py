@@ -1,0 +1,47 @@
+"""Which transformers this works with."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+from ..errors import ArgumentError, UnsupportedFeatureError
+
+OLDEST: Final = (5, 0)
+DEQUANTIZES_ON_LOAD: Final = (5, 21)
+"""From here on what a quantizer's converter reads keeps its own dtype."""
+
+
+def transformers_version() -> tuple[int, int]:
+    """Major and minor.
+
+    Raises:
+        ArgumentError: it is not installed.
+    """
+    try:
+        major, minor, *_ = version("transformers").split(".")
+    except PackageNotFoundError:
+        raise ArgumentError("int8conv.hf needs transformers", hint="pip install 'int8conv[hf]'") from None  # fmt: skip
+    return int(major), int(minor)
+
+
+def check_versions() -> None:
+    """Raise ArgumentError unless there is a transformers that this works with."""
+    if (found := transformers_version()) < OLDEST:
+        raise ArgumentError(
+            "int8conv.hf needs another transformers", expected=f"{_text(OLDEST)} or newer",
+            found=_text(found), hint="pip install -U 'int8conv[hf]'",
+        )  # fmt: skip
+
+
+def check_dequantizes(linear: str) -> None:
+    """Raise UnsupportedFeatureError where a linear cannot be dequantized while it is loaded."""
+    if (found := transformers_version()) < DEQUANTIZES_ON_LOAD:
+        raise UnsupportedFeatureError(
+            "transformers has no linear for it, and is too old to dequantize it on load", tensor=f"{linear}.weight",
+            expected=f"transformers {_text(DEQUANTIZES_ON_LOAD)} or newer", found=_text(found),
+        )  # fmt: skip
+
+
+def _text(numbers: tuple[int, int]) -> str:
+    return ".".join(map(str, numbers))
