@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from int8conv.convert import source as source_module
 from int8conv.convert.options import ConvertOptions
@@ -110,6 +112,18 @@ def test_notes_stand_in_the_order_in_which_they_come_up(source: Path) -> None:
     assert "some_key" in config
     assert adapter.startswith("adapter_config.json: the adapter that stands beside the weights")
     assert "up_proj.bias: the config says nothing" in unannounced
+
+
+def test_an_adapter_beside_the_weights_is_said_once(source: Path) -> None:
+    assert opened(source).notes == ()
+    (source / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    alone = [note for note in opened(source).notes if "merge" in note]
+    assert len(alone) == 1
+    assert alone[0].startswith("adapter_config.json")
+    save_file({"x.lora_A.weight": torch.ones(2, 2)}, source / "adapter_model.safetensors")
+    with_weights = [note for note in opened(source).notes if "merge" in note]
+    assert len(with_weights) == 1
+    assert "adapter_model.safetensors" in with_weights[0]
 
 
 def with_head(folder: Path, *, copy: bool) -> Path:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import pytest
 
+from int8conv.errors import WrappedNamesError
 from int8conv.runtime.models.architecture import read_architecture
 from int8conv.runtime.models.families import FAMILIES
 from int8conv.runtime.models.stored import Stored, as_stored
 
-from ...checkpoints import LLAMA
+from ...checkpoints import LLAMA, random_tensors
 
 FAMILY = FAMILIES["llama"]
 UNTIED = read_architecture(LLAMA, ()).config
@@ -72,3 +73,25 @@ def test_a_tied_model_that_was_stored_by_its_head() -> None:
     assert found.family.names["q"] == FAMILY.names["q"]
     assert (found.config, found.untied, found.headless) == (TIED, False, False)
     assert as_stored(FAMILY, UNTIED, (HEAD,)) == Stored(FAMILY, UNTIED)
+
+
+NAMES = sorted(random_tensors(LLAMA))
+
+
+@pytest.mark.parametrize(
+    ("rename", "prefix"),
+    [
+        (lambda name: name.replace("model.", "model.language_model."), "model.language_model."),
+        (lambda name: f"language_model.{name}", "language_model.model."),
+        (lambda name: name.replace("model.", "transformer."), "transformer."),
+    ],
+)
+def test_another_prefix_is_named(rename: Callable[[str], str], prefix: str) -> None:
+    with pytest.raises(WrappedNamesError, match=f"expected 'model.', found '{prefix}'.*rename"):
+        read_architecture(LLAMA, [rename(name) for name in NAMES], "here")
+
+
+def test_an_embedding_of_a_block_is_no_prefix() -> None:
+    """That of a further block (DeepSeek's prediction of several tokens), where the model's own is absent."""
+    names = [n for n in NAMES if "embed" not in n] + ["model.layers.2.embed_tokens.weight"]
+    assert read_architecture(LLAMA, names).outside()["embed"].path == "model.embed_tokens"
