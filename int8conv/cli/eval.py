@@ -9,6 +9,7 @@ import click
 
 from ..runtime.dtypes import CACHE_BYTES
 from .output import echo, print_json, progress_bars, table
+from .threads import threads_option
 
 if TYPE_CHECKING:
     from ..runtime.measure.evaluate import Evaluation
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 @click.option(
     "--report-outliers", is_flag=True, help="Show which values the outlier fallback handled."
 )
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     path: str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 import torch
 
@@ -15,6 +15,7 @@ from .dtypes import CACHE_BYTES, FLOAT_BYTES
 from .model import Model
 from .models.generation_config import read_generation_defaults
 from .opening import OpenedModel, open_model
+from .text.tokenizer import TokenizerLike, read_tokenizer
 from .weights.weights import CheckpointWeights, ConvertedWeights
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def load(
     *,
     outlier_fallback: bool = True,
     kv_cache: str | None = None,
+    tokenizer: TokenizerLike | Literal[False] | None = None,
 ) -> Model:
     """Load a converted folder, or an unconverted checkpoint in its own precision.
 
@@ -39,25 +41,33 @@ def load(
         path: a folder written by ``convert_checkpoint``, a Hugging Face checkpoint folder of a known family, or the hub id of
             either: ``org/name`` or ``org/name@revision``.
         device: ``"cpu"``, ``"cuda"`` for PyTorch's current GPU (Ampere or newer), ``"cuda:1"``, or such a ``torch.device``.
-        mode: activations in 16 bits (``"w8a16"``) or 8 bits (``"w8a8"``); None: chosen by the number of tokens.
-        dtype: dtype of activations; None: float32 on a CPU (the fastest there, and exact for 16-bit weights of a source);
-            on a GPU, which requires a 16-bit dtype, that of the embedding.
-        outlier_fallback: whether W8A8 multiplies activations at or above the threshold of their input in 16 bits.
-        kv_cache: dtype of the KV cache: ``"float32"``, ``"float16"``, ``"bfloat16"``, or ``"int8"`` with a scale per head and
-            token; None: the dtype of activations. A GPU supports the dtype of activations and ``"int8"``.
+        mode: how activations meet int8 weights: ``"w8a16"``, ``"w8a8"``, or None to choose by the number of tokens.
+        dtype: of activations; None is float32 on a CPU, the fastest there, in which a source's 16-bit weights are
+            exact, and the embedding's own on a GPU, where it has to be a 16-bit one.
+        outlier_fallback: whether W8A8 multiplies activations past the threshold of their input in 16 bits.
+        kv_cache: dtype of keys and values in the cache: None for that of activations, ``"float32"``, ``"float16"``,
+            ``"bfloat16"``, or ``"int8"`` with a scale per head and token. On a GPU that of activations or ``"int8"``.
+        tokenizer: another than the folder's: of the tokenizers library, a fast one of transformers, or a folder that has one;
+            False: none, token ids alone go in and come out.
 
     Raises:
         NotFoundError: there is no such folder, or nothing to load in it.
         HubError: it cannot be downloaded.
-        ArgumentError: device, mode, dtype or kv_cache is invalid, or a mode is given for an unconverted checkpoint.
-        UnsupportedModelError: the runtime does not know the family or a feature of the config.
-        CheckpointError, SafetensorsError, ConvertedFormatError: the folder is malformed.
-        FileChangedError: its files were written to in the meantime.
+        ArgumentError: an unknown device, mode, dtype or kv_cache; a mode for an unconverted checkpoint; no tokenizer.
+        TokenizerError: the tokenizer that is given is unusable.
+        UnsupportedModelError: a family, or a feature of its config, that the runtime does not know.
+        CheckpointError, SafetensorsError, ConvertedFormatError: a malformed folder.
+        FileChangedError: somebody wrote to its files meanwhile.
     """
     place = find_placement(device)
     if mode is not None and mode not in MODES:
         raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
-    return load_opened(open_model(path), place, mode, dtype, outlier_fallback=outlier_fallback, kv_cache=kv_cache)  # fmt: skip
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentError("path", expected="a path or hub id", found=repr(path))
+    given = tokenizer if tokenizer is None or tokenizer is False else read_tokenizer(tokenizer)
+    model = load_opened(open_model(path), place, mode, dtype, outlier_fallback=outlier_fallback, kv_cache=kv_cache)  # fmt: skip
+    model.use_tokenizer(given)
+    return model
 
 
 def load_opened(
@@ -121,7 +131,7 @@ def cache_dtype(
     """
     if kv_cache is None:
         return dtype
-    if kv_cache not in KV_CACHES:
+    if not isinstance(kv_cache, str) or kv_cache not in KV_CACHES:
         raise ArgumentError("kv_cache", expected=" or ".join(KV_CACHES), found=repr(kv_cache))
     if device != "cpu" and KV_CACHES[kv_cache] not in (dtype, torch.int8):
         raise ArgumentError("kv_cache on a GPU", expected=str(dtype).removeprefix("torch.") + " or int8",

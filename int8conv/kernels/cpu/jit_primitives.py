@@ -1,6 +1,6 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, call-arg"
-# ruff: noqa: ARG001 - numba requires these arguments
-"""Building blocks of the compiled kernels: bit conversions, a vectorizable exponential, compiler options.
+# ruff: noqa: ARG001 - numba asks for these arguments
+"""What the compiled kernels are made of: conversions of bits, an exponential that is vectors.
 
 Numba's cache checks only the modification time of the file that defines a function. After a change here, or in any ``jit_*``
 module that others import, delete the cache (``__pycache__``); tests use a separate cache for each state of these files.
@@ -8,17 +8,16 @@ module that others import, delete the cache (``__pycache__``); tests use a separ
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from .jit_cache import compiled
 
 FLOAT16, BFLOAT16 = 1, 2
 NO_NORM, RMS_NORM, LAYER_NORM = range(3)
 NO_ACTIVATION, SILU, RELU, GELU, GELU_TANH = range(5)
-OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz"}}  # fmt: skip
 
 
 @intrinsic
@@ -41,13 +40,13 @@ def _float_of_bits(context, bits):
     return types.float32(types.int32), generate
 
 
-@njit(**OPTIONS)
+@compiled()
 def brain(bits):
     """The float32 value of bfloat16 bits, which are the upper half of float32 bits."""
     return _float_of_bits(np.int32(np.uint32(bits) << np.uint32(16)))
 
 
-@njit(**OPTIONS)
+@compiled()
 def exp(x):
     """e^x with a relative error of about 3e-7, for vectorized loops: no call, no branch.
 

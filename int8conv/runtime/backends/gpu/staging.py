@@ -6,7 +6,7 @@ stages and its own stream, and fills one stage while the other is copied.
 
 from __future__ import annotations
 
-import os
+import contextlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ....formats.safetensors.storage import Reader, WeightsFile
+from ....host import processors
 
 READERS: Final = 8
 """Number of threads, if the process has as many processors."""
@@ -61,7 +62,7 @@ class Staging:
     ) -> None:
         self._device = device
         self._stage_bytes = stage_bytes
-        count = min(READERS, _processors()) if readers is None else readers
+        count = min(READERS, processors()) if readers is None else readers
         self._lanes: list[_Lane | None] = [None] * count
 
     def fill(self, file: WeightsFile, pieces: Iterable[Piece]) -> None:
@@ -93,12 +94,6 @@ class Staging:
         except BaseException:
             queue.stop()
             raise
-
-
-def _processors() -> int:
-    """Number of processors that this process may use, if the system says."""
-    given = getattr(os, "sched_getaffinity", None)
-    return len(given(0)) if given else os.cpu_count() or 1
 
 
 class _Queue:
