@@ -81,11 +81,11 @@ class Chat:
         return (*self._asked_ends, *sorted(end_of_turn_tokens(self.template, self.model.tokenizer)))
 
     def say(self, text: str, *, on_text: OnText | None = None) -> Generation:
-        """A message of the user -> the assistant's reply. If it fails, the conversation is as before.
+        """Send a user message and return the assistant's reply. On failure, the conversation is unchanged.
 
         Raises:
             GenerationError: the message alone does not fit the context.
-            TokenizerError: the template fails, or refuses these messages.
+            TokenizerError: the template fails or refuses these messages.
         """
         with self.stream(text) as reply:
             for piece in reply:

@@ -41,12 +41,12 @@ def load(
         path: a folder written by ``convert_checkpoint``, a Hugging Face checkpoint folder of a known family, or the hub id of
             either: ``org/name`` or ``org/name@revision``.
         device: ``"cpu"``, ``"cuda"`` for PyTorch's current GPU (Ampere or newer), ``"cuda:1"``, or such a ``torch.device``.
-        mode: how activations meet int8 weights: ``"w8a16"``, ``"w8a8"``, or None to choose by the number of tokens.
-        dtype: of activations; None is float32 on a CPU, the fastest there, in which a source's 16-bit weights are
-            exact, and the embedding's own on a GPU, where it has to be a 16-bit one.
-        outlier_fallback: whether W8A8 multiplies activations past the threshold of their input in 16 bits.
-        kv_cache: dtype of keys and values in the cache: None for that of activations, ``"float32"``, ``"float16"``,
-            ``"bfloat16"``, or ``"int8"`` with a scale per head and token. On a GPU that of activations or ``"int8"``.
+        mode: activations in 16 bits (``"w8a16"``) or 8 bits (``"w8a8"``); None: chosen by the number of tokens.
+        dtype: dtype of activations; None: float32 on a CPU (the fastest there, and exact for 16-bit weights of a source);
+            on a GPU, which requires a 16-bit dtype, that of the embedding.
+        outlier_fallback: whether W8A8 multiplies activations at or above the threshold of their input in 16 bits.
+        kv_cache: dtype of the KV cache: ``"float32"``, ``"float16"``, ``"bfloat16"``, or ``"int8"`` with a scale per head and
+            token; None: the dtype of activations. A GPU supports the dtype of activations and ``"int8"``.
         tokenizer: another than the folder's: of the tokenizers library, a fast one of transformers, or a folder that has one;
             False: none, token ids alone go in and come out.
 

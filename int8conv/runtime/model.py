@@ -46,7 +46,7 @@ class Model(PromptReader):
         super().__init__(opened, decoder.config, defaults or GenerationDefaults())
         self.decoder = decoder
         self.mode = mode
-        """As it was asked for."""
+        """As requested."""
         self.fallback_counters: Mapping[str, FallbackCounter] = {}
         self.loading: Loading | None = None
         """What was copied to the GPU, and how fast."""

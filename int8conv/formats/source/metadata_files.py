@@ -116,7 +116,7 @@ def _why_not(folder: Path, name: str) -> str | None:
         return "its name"
     path = folder / name
     if not path.is_file():
-        return "a link to a file that is not there" if path.is_symlink() else "no regular file"
+        return "a link to a file that does not exist" if path.is_symlink() else "not a regular file"
     target = Path(os.path.realpath(folder / name))
     try:
         fd = open_within(folder, name)

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, call-arg"
-# ruff: noqa: ARG001 - numba asks for these arguments
+# ruff: noqa: ARG001 - numba requires these arguments
 """What the compiled kernels are made of: conversions of bits, an exponential that is vectors.
 
 Numba's cache checks only the modification time of the file that defines a function. After a change here, or in any ``jit_*``

@@ -29,7 +29,7 @@ class Generation:
     text: str
     """Without the end token, the stop string, and a final character cut off by the limit."""
     token_ids: list[int]
-    """All that were chosen, the end token and those of a stop string among them."""
+    """All sampled tokens, including the end token and those of a stop string."""
     finish_reason: FinishReason
     """``"stop"`` at an end token or stop string, ``"cancelled"`` where the caller ended it, else ``"length"``."""
     logprobs: list[float] | None = None

@@ -45,8 +45,8 @@ class Sampling:
     min_p: float | None = None
     """Keep tokens with at least this fraction of the highest probability (arXiv:2407.01082, section 3); None or 0: all."""
     repetition_penalty: float = 1.0
-    """What has occurred becomes less likely: its logit is divided by this if positive, else multiplied (arXiv:1909.05858,
-    section 4.1, in transformers' form)."""
+    """Makes tokens that have occurred less likely: their logits are divided by this if positive, otherwise multiplied
+    (arXiv:1909.05858, section 4.1, as in transformers)."""
     presence_penalty: float = 0.0
     """Subtracted from the logit of each token that was generated before, not of the prompt's."""
     frequency_penalty: float = 0.0

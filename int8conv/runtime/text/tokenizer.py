@@ -90,7 +90,7 @@ class Tokenizer:
         Raises:
             TokenizerError: the tokenizer fails on these tokens.
         """
-        with unbroken(self._folder, "the tokenizer fails at these tokens"):
+        with unbroken(self._folder, "the tokenizer fails on these tokens"):
             return self._tokenizer.decode(
                 list(token_ids), skip_special_tokens=not self._keep_special
             )
@@ -109,7 +109,7 @@ class Tokenizer:
         return Tokenizer(self._tokenizer, self._folder, keep_special=True)
 
     def visible(self, token_id: int) -> str | None:
-        """A token's spelling in the vocabulary; None if ``decode`` passes over it: a special token, or none at all."""
+        """A token's spelling in the vocabulary; None if ``decode`` skips it (a special or unknown token)."""
         if token_id in self._special and not self._keep_special:
             return None
         spelling: str | None = self._tokenizer.id_to_token(token_id)

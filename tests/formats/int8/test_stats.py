@@ -168,7 +168,7 @@ def test_each_field_has_one_type(file: Path, field: str) -> None:
         ({"texts": [{"xxh3_128": None, "tokens": 2**50 + 1}]}, "'tokens' is not a number of tokens"),
         ({"texts": [{"xxh3_128": None, "tokens": 0}]}, "'tokens' is not a number of tokens"),
         ({"fingerprint": "F" * 32}, "'fingerprint' is not 32 hexadecimal digits"),
-        ({"linears": {"model.q": "model.q", "model.down": ["model.down"]}}, "not a list of text: 'model.q'"),
+        ({"linears": {"model.q": "model.q", "model.down": ["model.down"]}}, "not a list of strings: 'model.q'"),
         ({"linears": {"model.q": [], "model.down": ["model.down"]}}, "does not begin with it"),
         ({"linears": {"model.q": ["model.k", "model.q"], "model.down": ["model.down"]}}, "does not begin with it"),
         ({"linears": {"model.q": ["model.q", 3], "model.down": ["model.down"]}}, "not a list of strings"),

@@ -6,7 +6,6 @@ stages and its own stream, and fills one stage while the other is copied.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
