@@ -7,7 +7,6 @@ import pkgutil
 
 import int8conv
 
-
 ROOMS = ("formats", "kernels", "runtime", "convert", "cli")
 """What commands are made of; adapters for other programs are not, and import those."""
 
