@@ -69,6 +69,11 @@ class Architecture:
         """The modules outside the layers by role."""
         return {m.role: m for m in self.modules if m.layer is None}
 
+    @property
+    def has_head(self) -> bool:
+        """Whether it gives logits."""
+        return ("embed" if self.config.tied else "head") in self.outside()
+
     def head(self) -> Module:
         """What gives logits: the head, or the token embedding where they are tied.
 
@@ -100,13 +105,14 @@ def read_architecture(
         UnknownFamilyError: the ``model_type`` is not known.
         UnsupportedFeatureError: a key of the config asks for something that the decoder does not have.
         JsonFileError: a key is missing or malformed.
+        WrappedNamesError: the tensors' names begin as those of another model.
     """
     family = find_family(config, file)
     raw = RawConfig(config, file)
     decoder = family.read_config(raw)
     passed_over = raw.finish(FIELDS[family.model_type])
     _check_sizes(decoder, raw)
-    stored = as_stored(family, decoder, tensors)
+    stored = as_stored(family, decoder, tensors, file)
     modules = _modules(stored.config, stored.family.names)
     if stored.headless:
         modules = (module for module in modules if module.kind != "head")

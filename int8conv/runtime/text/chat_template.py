@@ -96,6 +96,11 @@ class ChatTemplate:
         source = self._tool_use if tools and self._tool_use is not None else self._source
         return self._render(variables, source)
 
+    @property
+    def source(self) -> str:
+        """The template's text."""
+        return self._source
+
     def names_token(self, token: str) -> bool:
         """Whether the template's text has a token in it."""
         return token in self._source
@@ -112,6 +117,13 @@ class ChatTemplate:
             ) from error
         except (TypeError, ValueError, RecursionError) as error:
             raise TokenizerError(f"the messages are not JSON: {error}", file=self._file) from error
+
+
+def is_in(folder: Path) -> bool:
+    """Whether a folder has a chat template, of whatever quality."""
+    if any(os.path.lexists(folder / name) for name in (TEMPLATE_FILE, PROCESSOR_FILE)):
+        return True
+    return read_optional_json(folder / CONFIG_FILE).get("chat_template") is not None
 
 
 def _from_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
