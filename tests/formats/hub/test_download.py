@@ -25,6 +25,7 @@ from int8conv.errors import (
 from int8conv.formats.hub.download import parse_id, resolve
 from int8conv.formats.hub.failures import WAITS
 from int8conv.formats.source.checkpoint import open_checkpoint
+from int8conv.formats.source.metadata_files import find_metadata_files
 
 from ...checkpoints import LLAMA, random_tensors, write_checkpoint
 from ...hub_server import ID, HubServer
@@ -123,7 +124,8 @@ def test_only_what_is_needed_is_downloaded(hub: HubServer, source: Path) -> None
     for name in unwanted:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(b"x" * 100)
-    resolve(ID)
+    folder = resolve(ID).folder
+    assert template in find_metadata_files(folder, {}).names  # though a cache is made of links
     wanted = {"config.json", "model.safetensors", "tokenizer.json", "merges.txt", "LICENSE"}
     assert hub.got() == wanted | {"chat_template.jinja", template}
     assert all("int8conv/" in r.agent for r in hub.requests if "/resolve/" in r.path)
