@@ -10,7 +10,7 @@ TRANSFORMERS := 5.0.0 5.20.2 5.21.1 5.24.0
 # A file's tests run in one worker, which shares their fixtures; files in the order of tests/conftest.py, slow ones first.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-transformers check check-fast docs clean
+.PHONY: demo test test-transformers test-lm-eval check check-fast docs clean
 
 demo: $(VENV)/installed  ## convert the example checkpoint, look inside, generate
 	rm -rf $(OUT)
@@ -27,6 +27,11 @@ test-transformers: $(VENV)/installed-dev  ## int8conv.hf with other releases of 
 
 check-fast: $(VENV)/installed-dev check  ## the same for the inner loop: without the slow tests
 	$(PYTEST) -m "not slow"
+
+test-lm-eval:  ## the tests of int8conv.lm_eval, with the harness in an environment of its own
+	$(PYTHON) -m venv $(VENV)-lm-eval
+	$(VENV)-lm-eval/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[lm-eval,test]'
+	$(VENV)-lm-eval/bin/python -m pytest tests/lm_eval
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -284,7 +284,7 @@ TABLE = (
     Case("prefixes", ("_orig_mod.",), refused="'_orig_mod', of torch.compile"),
     Case("prefixes", ("module.",), refused="'module.', of DistributedDataParallel"),
     Case("prefixes", ("base_model.model.",), refused=r"'base_model.model.', of peft \(merge"),
-    *(Case("prefixes", (prefix,), refused=rf"tensor names.*'{prefix}'") for prefix in (
+    *(Case("prefixes", (prefix,), refused=rf"tensor names.*expected 'model\.', found '{prefix}.*rename") for prefix in (
         "model.language_model.", "language_model.", "transformer.",
     )),
     *(Case("quantised", (kind, family), refused=_QUANTIZED) for family in ("llama", "other") for kind in (

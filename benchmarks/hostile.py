@@ -6,7 +6,7 @@ Runs the scripted cases of ``hostile_cases``, then M mutations, shared among hea
 templates, statistics, journals and pickles, through the commands that read them, and prints what came of them. A finding names its
 area and number: ``--area NAME --start NUMBER --count 1`` with the same seed repeats it. Exit code 1 if there is one.
 
-A case may take 5 s of processor time and 300 MiB; a command may end well, or with exit code 1 and one line. Compiled CPU kernels are
+A command may take 2 s of processor time and a case 300 MiB; it may end well, or with exit code 1 and one line. Compiled CPU kernels are
 switched off (they come from no input).
 """
 
@@ -32,6 +32,7 @@ import torch  # noqa: E402  # when the environment says how
 from hostile_cases import SCRIPTED  # noqa: E402
 from hostile_inputs import AREAS, undamaged  # noqa: E402
 from hostile_run import Area, Finding, Tally, run_batch  # noqa: E402
+from preload import import_all  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
 BATCH = 500
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for all findings")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    import_all()
     areas = {SCRIPTED.name: SCRIPTED, **AREAS}
     rows, findings, total = [], [], Counter[str]()
     began = time.perf_counter()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import hostile_pickles
 from hostile_good import (
     CONFIG,
     INDEX,
@@ -74,6 +75,20 @@ def link(name: str, target: str) -> Change:
         (m / name).symlink_to(target)
 
     return change
+
+
+def as_weights(make: Callable[[str], Change]) -> Callable[[str], Change]:
+    """With nothing else to take for weights."""
+
+    def changes(name: str) -> Change:
+        def change(m: Path) -> None:
+            for path in (*m.glob("*.safetensors"), m / INDEX):
+                path.unlink()
+            make(name)(m)
+
+        return change
+
+    return changes
 
 
 def sparse(name: str) -> Change:
@@ -174,6 +189,8 @@ CASES: Final[list[Case]] = [
       for values in ({"temperature": 1e-300}, {"temperature": 5e-324}, {"temperature": 1e15}, {"top_p": 5e-324}, {"top_p": 1e-30}, {"min_p": 1},
                      {"repetition_penalty": 1e-300}, {"repetition_penalty": 9e15}, {"top_k": 2**52}, {"eos_token_id": [10**400, -1]},
                      {"stop_strings": ["x"] * 10_000}, {"stop_strings": ["x" * 10**6]}, {"temperature": 1e999}, {EVIL: 1})),
+    *(Case("source", change, (*READ, "real")) for change in hostile_pickles.CHANGES),
+    *(Case("source", make(hostile_pickles.FILE), (*READ, "real")) for make in (as_weights(fifo), as_weights(lambda n: link(n, "/dev/zero")), as_weights(sparse))),
 ]  # fmt: skip
 
 

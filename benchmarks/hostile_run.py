@@ -23,8 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-CPU_SECONDS: Final = 5.0
-"""Of a case; a good one takes hundredths."""
+from int8conv.formats.int8.names import is_plain_file_name
+
+CPU_SECONDS: Final = 2.0
+"""Of a command; a good one takes hundredths."""
 WALL_SECONDS: Final = 90.0
 """Of a case that waits: for a FIFO, for a lock."""
 MEMORY: Final = 300 << 20
@@ -99,7 +101,7 @@ class Watch:
                 return
             writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             follow = not (isinstance(flags, int) and flags & os.O_NOFOLLOW)
-            if not follow and _is_plain(path):
+            if not follow and is_plain_file_name(os.fsdecode(path)):
                 return  # in a folder that was opened before, and looked at here then: the event does not say which
             where = self._place(path, None, follow)
             allowed = where == Path(os.devnull) or self._within(where)
@@ -131,12 +133,6 @@ class Watch:
 
     def _within(self, path: Path) -> bool:
         return self.folder == path or self.folder in path.parents
-
-
-def _is_plain(path: Any) -> bool:
-    """Whether a path is the name of a file, which leads nowhere."""
-    name = os.fsdecode(path)
-    return name not in ("", ".", "..") and "/" not in name
 
 
 def run_batch(
@@ -253,9 +249,13 @@ def _work(
         area.damage(folder, rng, number)
         outcome, findings = "", []
         for arguments, stdin in area.commands(folder, number):
+            os.write(writer, b'{"at": %d}\n' % number)
+            began = time.process_time()
             result, found = run_command(arguments, stdin, out, err, watch)
             outcome = outcome or result
             findings += found
+            if (used := time.process_time() - began) > CPU_SECONDS:
+                findings.append(("hang", f"{arguments[0]} takes {used:.1f} s of processor time"))
         if canary.exists():
             findings.append(("elsewhere", "canary"))
         grown = _peak() - resident

@@ -34,6 +34,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from preload import import_all
+
 from int8conv.cli import main
 from int8conv.formats.safetensors.header import read_header
 
@@ -276,6 +278,7 @@ def attack(room: Path, kills: int, seed: int) -> Counter[str]:
     """Rounds until so many processes were killed, or Ctrl-C; what happened, by count."""
     import torch
 
+    import_all()
     torch.set_num_threads(1)  # threads do not survive a fork
     state = Attack(room, random.Random(seed))
     with contextlib.suppress(KeyboardInterrupt):

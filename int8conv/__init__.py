@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .formats.int8.summary import FolderSummary, inspect_folder
     from .formats.int8.verify import verify
     from .runtime.generate.generation import Generation
+    from .runtime.generate.likelihood import Likelihood
     from .runtime.generate.sampling import Sampling
     from .runtime.loader import load
     from .runtime.measure.evaluate import Evaluation, evaluate
@@ -40,6 +41,7 @@ __all__ = [
     "Footprint",
     "Generation",
     "Int8convError",
+    "Likelihood",
     "Model",
     "Sampling",
     "SourceComparison",
@@ -63,6 +65,7 @@ _HOMES: Final = {
     "FolderSummary": ".formats.int8.summary",
     "Footprint": ".runtime.measure.footprint",
     "Generation": ".runtime.generate.generation",
+    "Likelihood": ".runtime.generate.likelihood",
     "Model": ".runtime.model",
     "Sampling": ".runtime.generate.sampling",
     "SourceComparison": ".convert.compare",

@@ -30,7 +30,7 @@ FUNCTIONS = {
 
 def test_public_names() -> None:
     assert int8conv.__all__ == [
-        "ConvertReport", "Evaluation", "FolderSummary", "Footprint", "Generation", "Int8convError", "Model",
+        "ConvertReport", "Evaluation", "FolderSummary", "Footprint", "Generation", "Int8convError", "Likelihood", "Model",
         "Sampling", "SourceComparison", "Stats", "__version__", "adopt", "calibrate", "compare", "convert_checkpoint",
         "errors", "evaluate", "inspect_folder", "load", "predict_footprint", "verify",
     ]  # fmt: skip

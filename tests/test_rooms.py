@@ -32,6 +32,7 @@ ALLOWED = {
     "convert": ("errors", "progress", "formats", "kernels", "runtime", "convert"),
     "hf": ("errors", "progress", "formats", "kernels", "runtime", "convert", "hf"),
     "cli": ("errors", "progress", "formats", "kernels", "runtime", "convert", "cli"),
+    "lm_eval": ("errors", "progress", "kernels", "runtime", "lm_eval"),
 }
 """Room -> rooms and modules that it may import; the longest name that fits counts. ``__init__`` is open to all."""
 

@@ -9,6 +9,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import CheckpointError, ConvertedFormatError, SafetensorsError
+from ..formats.int8.folder import open_converted
 from ..formats.int8.layout import ShardLayout, plan_layout
 from ..formats.int8.manifest import Manifest
 from ..formats.int8.outlier_cap import CAP_SHARE
@@ -86,6 +88,7 @@ def convert_checkpoint(
         HubError: it cannot be had from the hub.
         UnsupportedModelError: nothing in it looks like a linear.
         CalibrationError: the model cannot be run on the calibration text.
+        ConvertedFormatError: the result would be a folder that no reader opens.
         OutputError: the output exists, cannot be written, or does not fit the disk.
         ArgumentError: an option that cannot be.
     """
@@ -111,10 +114,23 @@ def convert_checkpoint(
         closing(Journal(workspace.path, prepared.fingerprint)) as journal,
     ):
         written = _write(prepared, workspace, journal, watch, progress)
+        _check_readable(workspace.folder, out)
         workspace.commit()
         watch.lap("flush")
     notes = prepared.opened.notes + written.notes + tuple(workspace.notes)
     return _report(written, notes, watch, seconds=time.perf_counter() - start)
+
+
+def _check_readable(folder: Path, out: Path) -> None:
+    """Raise ConvertedFormatError for a result that ``load`` would refuse, as long as it has not appeared: headers and indices only."""
+    try:
+        open_converted(folder)
+    except (CheckpointError, SafetensorsError, ConvertedFormatError) as error:
+        raise ConvertedFormatError(
+            f"the result would not be readable, and is not kept: {error.problem}", file=out,
+            tensor=error.tensor, expected=error.expected, found=error.found,
+            hint="please report it; --exclude leaves a tensor out",
+        ) from error  # fmt: skip
 
 
 @dataclass(frozen=True)

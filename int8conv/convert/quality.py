@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -296,8 +296,8 @@ def _compare_kept(
     result: _Result,
 ) -> None:  # fmt: skip
     if source.dtype not in FLOAT_DTYPES:
-        tensor = replace(tensor, dtype=source.dtype)
-    rows = replace(tensor, shape=source.shape)
+        tensor = tensor._replace(dtype=source.dtype)
+    rows = tensor._replace(shape=source.shape)
     for first, bits in reader.blocks():
         found = read_rows(rows, first, first + len(bits))
         _check_bits(source, bits, tensor, found, first, result)

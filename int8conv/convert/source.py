@@ -8,6 +8,7 @@ from typing import Final
 
 from ..errors import ArgumentError, MissingTensorError, UnsupportedModelError
 from ..formats.hub.download import Source
+from ..formats.source.adapter import is_adapter_name
 from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint
 from ..formats.source.matrix import have_same_values
 from ..formats.source.metadata_files import find_metadata_files
@@ -73,7 +74,8 @@ def open_source(
                                 hint="change --include or --exclude") from None  # fmt: skip
         raise
     selection = replace(selection, skipped=selection.skipped | excluded)
-    if (source.folder / ADAPTER_CONFIG).is_file():
+    said = any(is_adapter_name(path.name) for path in source.folder.iterdir())
+    if (source.folder / ADAPTER_CONFIG).is_file() and not said:
         notes.append(
             f"{ADAPTER_CONFIG}: the adapter that stands beside the weights is not part of the output; merge it first"
         )

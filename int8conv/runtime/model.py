@@ -14,10 +14,12 @@ from ..errors import ArgumentError, GenerationError
 from ..kernels.cpu.fused import prepare
 from ..kernels.dispatch import Mode
 from ..kernels.weight import FallbackCounter
+from ..progress import Progress, silent
 from .backends.gpu.files import Loading
 from .decoder.decoder import Decoder
 from .devices import current
 from .generate.generation import Continuation, Generation, continue_all
+from .generate.likelihood import Likelihood, score_continuations
 from .generate.sampling import Sampling, SamplingOptions
 from .generate.session import Session
 from .measure.fallback import FallbackReport, fallback_report
@@ -169,6 +171,45 @@ class Model:
                 continue_all(self.decoder, continuations, cache)
         return [each.result() for each in continuations]
 
+    def score(
+        self,
+        requests: Sequence[tuple[str | Sequence[int], str | Sequence[int]]],
+        batch_size: int = 8,
+        *,
+        progress: Progress = silent,
+    ) -> list[Likelihood]:
+        """How probable continuations are: a likelihood per request.
+
+        A prefix is computed once for all of its continuations, and so is what several prefixes begin with in common. Scores do not
+        depend on ``batch_size`` beyond the rounding of float sums, if the model was loaded with a mode; without one, the
+        number of tokens that pass together chooses it.
+
+        Args:
+            requests: ``(prefix, continuation)``, each text or token ids. Of two texts the tokens are those of both in one piece;
+                those that the prefix has alone are taken for it.
+            batch_size: continuations of one prefix that pass together.
+            progress: called with the number of requests scored so far.
+
+        Raises:
+            ArgumentError: a batch size below 1, or text and token ids in one request.
+            GenerationError: a prefix without tokens, a token outside the vocabulary, or more tokens than positions.
+            TokenizerError: the folder has no usable tokenizer.
+        """
+        if batch_size < 1:
+            raise ArgumentError("batch_size", expected="1 or more", found=batch_size)
+        tokens = [self._tokens_of(prefix, continuation) for prefix, continuation in requests]
+        for prefix, continuation in tokens:
+            if not prefix:
+                raise GenerationError("a prefix has no tokens")
+            read, last = (
+                [*prefix, *continuation[:-1]],
+                continuation[-1:],
+            )  # which is predicted alone
+            for part in (read, last or read):
+                self._check_tokens(torch.tensor([part]), new_tokens=0)
+        with current(self.decoder.backend.device), torch.inference_mode():
+            return score_continuations(self.decoder, tokens, batch_size, progress)
+
     def positions(self, prompt: str | Sequence[int], max_new_tokens: int | None = None) -> int:
         """Positions of the cache that ``generate`` makes for a prompt.
 
@@ -197,6 +238,17 @@ class Model:
     def footprint(self, *, context: int | None = None, batch: int = 1) -> Footprint:
         """Predicted memory at ``context`` positions (None: the most) and ``batch`` sequences, as this model was loaded."""
         return self.predictor().at(context, batch)
+
+    def _tokens_of(
+        self, prefix: str | Sequence[int], continuation: str | Sequence[int]
+    ) -> tuple[list[int], list[int]]:
+        if isinstance(prefix, str) and isinstance(continuation, str):
+            first, both = (self.tokenizer.encode(text) for text in (prefix, prefix + continuation))
+            return first, both[len(first) :]
+        if isinstance(prefix, str) or isinstance(continuation, str):
+            raise ArgumentError("request", expected="two texts, or two sequences of token ids",
+                                found="one of each")  # fmt: skip
+        return list(prefix), list(continuation)
 
     def _continuation(
         self, prompt: str | Sequence[int], max_new_tokens: int | None, sampling: Sampling,

@@ -19,9 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from int8conv import __version__
+from int8conv.convert import converter
 from int8conv.convert.converter import ConvertReport, convert_checkpoint
 from int8conv.errors import (
     ArgumentError,
+    ConvertedFormatError,
     HalfOverflowError,
     NonFiniteWeightError,
     NotFoundError,
@@ -30,11 +32,13 @@ from int8conv.errors import (
     OutputOverlapError,
 )
 from int8conv.formats.int8.folder import ConvertedFolder, open_converted
+from int8conv.formats.int8.names import SCALE
 from int8conv.formats.int8.summary import inspect_folder
 from int8conv.formats.int8.verify import verify
 from int8conv.formats.safetensors.stored import read_array
 
 from ..checkpoints import LLAMA, OPT, random_tensors, write_checkpoint
+from ..formats.damage import INDEX, edit_header, edit_json
 
 Q, K, V, OUT = (f"model.layers.0.self_attn.{role}_proj" for role in "qkvo")
 GATE, UP, DOWN = (f"model.layers.0.mlp.{role}_proj" for role in ("gate", "up", "down"))
@@ -581,3 +585,30 @@ def test_without_a_usable_tokenizer_the_example_is_calibrated_on_random_tokens(
     tokenizer.unlink() if damage == "removed" else tokenizer.write_text('{"model": 1}')
     report = convert_checkpoint(folder, tmp_path / "out")
     assert report.notes == ("the source has no usable tokenizer: calibrated on random tokens",)
+
+
+@pytest.mark.parametrize("damage", ["index", "layout", "companion"])
+def test_what_our_own_reader_refuses_does_not_appear(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """Whatever fault of this program or source should lead to such a result."""
+    write = converter.write_metadata_files
+
+    def damaged(staging: Path, *arguments: Any) -> None:
+        write(staging, *arguments)
+        (shard,) = staging.glob("*.safetensors")
+        if damage == "index":
+            edit_json(staging / INDEX, lambda index: index["weight_map"].pop(f"{Q}.{SCALE}"))
+        elif damage == "layout":
+            edit_header(shard, lambda header: None, alignment=8)
+        else:
+            edit_header(shard, lambda header: header[f"{Q}.{SCALE}"].update(dtype="I32"))
+
+    monkeypatch.setattr(converter, "write_metadata_files", damaged)
+    with pytest.raises(ConvertedFormatError, match="the result would not be readable") as caught:
+        convert_checkpoint(source, tmp_path / "out", outliers="none")
+    assert caught.value.file == str(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    convert_checkpoint(source, tmp_path / "out", outliers="none")
+    verify(tmp_path / "out")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 from ...formats.int8.names import KINDS, WEIGHT
@@ -44,7 +43,7 @@ def _three_axes(config: Mapping[str, Any], tensor: StoredTensor, path: str) -> S
     count = next(_sizes(config, _COUNTS), 0)
     if len(tensor.shape) != 2 or path != tensor.name or count < 2 or tensor.shape[0] % count:
         return None
-    return replace(tensor, shape=(count, tensor.shape[0] // count, tensor.shape[1]))
+    return tensor._replace(shape=(count, tensor.shape[0] // count, tensor.shape[1]))
 
 
 def _is_transposed(checkpoint: Checkpoint, stack: StoredTensor, path: str) -> bool | None:

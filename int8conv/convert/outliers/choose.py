@@ -15,6 +15,7 @@ from ..source import OpenedSource
 from ..watch import SourceWatch
 from .data_free import RULE as DATA_FREE_RULE
 from .data_free import choose_data_free
+from .norm_gains import norm_offset
 from .rule import OutlierChoice, choose_all
 from .selection import Group, Selection
 
@@ -60,7 +61,10 @@ def _found(
     opened: OpenedSource, options: ConvertOptions, stats: Stats | None, progress: Progress
 ) -> Choices:
     if options.outliers == "data-free" or opened.architecture is None:
-        found = choose_data_free(opened.checkpoint, opened.selection, options.max_outliers)
+        found = choose_data_free(
+            opened.checkpoint, opened.selection, options.max_outliers,
+            offset=norm_offset(opened.checkpoint.config, opened.architecture),
+        )  # fmt: skip
         return found, {"rule": DATA_FREE_RULE}, ()
     if stats is None:
         from .calibrate import calibrate_opened  # needs torch

@@ -20,6 +20,7 @@ from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import Checkpoint
 from ...formats.source.matrix import Matrix, MatrixReader, as_rows
 from ..rounding.float16_bits import widen
+from .norm_gains import offset_of
 from .rule import FACTOR, OutlierChoice
 from .selection import Group, Selection
 
@@ -32,26 +33,31 @@ _SIGMAS: Final = 6.0
 
 
 def choose_data_free(
-    checkpoint: Checkpoint, selection: Selection, share: float = CAP_SHARE
+    checkpoint: Checkpoint,
+    selection: Selection,
+    share: float = CAP_SHARE,
+    *,
+    offset: float = 0.0,
 ) -> dict[str, OutlierChoice]:
-    """The choice for every input, by the group's ``input``."""
+    """The choice for every input, by the group's ``input``; ``offset`` is that of ``norm_gains``."""
     norms = [
         tensor for tensor in checkpoint.tensors.values()
         if len(tensor.shape) == 1 and tensor.dtype in FLOAT_DTYPES and _NORM.search(tensor.name)
     ]  # fmt: skip
     return {
-        item.input: _choose(item, norms, share)
+        item.input: _choose(item, norms, share, offset)
         for item in selection.items
         if isinstance(item, Group)
     }
 
 
-def _choose(group: Group, norms: list[StoredTensor], share: float) -> OutlierChoice:
+def _choose(group: Group, norms: list[StoredTensor], share: float, offset: float) -> OutlierChoice:
     in_features = group.linears[0].weight.shape[1]
     columns = _relative(np.maximum.reduce([_column_sizes(x.weight) for x in group.linears]))
     block = _BLOCK.match(group.linears[0].path)
     gains = [
-        np.abs(_values(as_rows(norm, _SAMPLE))).reshape(-1) for norm in norms
+        np.abs(_values(as_rows(norm, _SAMPLE)) + np.float32(offset_of(norm.name, offset))).reshape(-1)
+        for norm in norms
         if norm.shape == (in_features,) and block and norm.name.startswith(block[0])
     ]  # fmt: skip
     score = np.maximum.reduce([columns, *map(_relative, gains)])

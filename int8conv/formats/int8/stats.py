@@ -268,12 +268,14 @@ def _read_input(path: Path, header: Header, reader: Reader, input_: str) -> Inpu
             raise StatsError("missing from the statistics", file=path, tensor=name)
         channels = arrays["absmax"].shape if arrays else info.shape[-1:]
         shape = (2, *channels) if kind in _PAIRS else channels
-        wide = channels != () and channels[0] > MOST_CHANNELS
-        if info.dtype != dtype or info.shape != shape or not channels or wide:
+        if info.dtype != dtype or info.shape != shape or not channels:
             raise StatsError(
                 "wrong dtype or shape", file=path, tensor=name, expected=f"{dtype} {list(shape)}",
                 found=f"{info.dtype} {list(info.shape)}",
             )  # fmt: skip
+        if channels[0] > MOST_CHANNELS:
+            raise StatsError("more channels than an input has", file=path, tensor=name,
+                             expected=f"at most {MOST_CHANNELS}", found=f"{channels[0]}")  # fmt: skip
         data = bytearray(info.end - info.begin)
         reader.read_into(memoryview(data), header.payload_offset + info.begin)
         array = np.frombuffer(data, numpy_dtype(dtype)).reshape(shape)

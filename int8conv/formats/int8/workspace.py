@@ -35,7 +35,9 @@ _LOCK: Final = "lock"
 _OWNER: Final = "owner"
 _FOLDER: Final = "folder"
 _REPLACED: Final = "replaced"
-_FOLDERS: Final = (_FOLDER, _REPLACED)
+_DISCARDED: Final = "discarded"
+"""What was replaced, from when it may be removed: a kill may leave any part of it."""
+_FOLDERS: Final = (_FOLDER, _REPLACED, _DISCARDED)
 _RECORDS_SUFFIX: Final = ".jsonl"
 _NO_FLUSH: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 """What a file system says that cannot flush folders: CIFS, DrvFs, sshfs."""
@@ -103,6 +105,7 @@ class Workspace:
     def discard(self) -> None:
         """Remove the workspace; the lock last, so that what is left is a workspace at any time."""
         with contextlib.suppress(OSError):
+            self._remove_replaced()
             for path in list(self.path.iterdir()):
                 if path.name in _FOLDERS:
                     shutil.rmtree(path, ignore_errors=True)
@@ -173,9 +176,17 @@ class Workspace:
         if self._replaced.exists():
             if os.path.lexists(self.out):
                 check_is_output(self._replaced)
-                shutil.rmtree(self._replaced)
             else:
                 self._replaced.rename(self.out)
+        self._remove_replaced()
+
+    def _remove_replaced(self) -> None:
+        discarded = self.path / _DISCARDED
+        if discarded.exists():
+            shutil.rmtree(discarded)
+        if self._replaced.exists():
+            self._replaced.rename(discarded)
+            shutil.rmtree(discarded)
 
     def _flush(self, folder: Path) -> None:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ...errors import (
     ByteCountError,
@@ -21,29 +21,17 @@ from ...errors import (
     TruncatedFileError,
     UnsupportedDtypeError,
 )
-from ..json_file import unique_fields
+from ..json_file import Limit, check_values, unique_fields
+from .collection import collection_paused
+from .compact import METADATA, MOST_PAYLOAD_BYTES, Entries, bytes_within_limit, read_compact
+from .compact import TensorInfo as TensorInfo
 from .dtypes import ITEM_BYTES
 from .storage import LocalFile, WeightsFile
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
-_MAX_PAYLOAD_BYTES = 2**63 - 1
-_METADATA = "__metadata__"
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One entry of a header; ``begin`` and ``end`` are byte offsets within the payload."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.end - self.begin
+_LIMIT: Final = Limit(MAX_HEADER_BYTES, 8 << 20)
+"""Of a header that no usual writer wrote: ten values or so for each tensor."""
 
 
 @dataclass(frozen=True)
@@ -88,30 +76,35 @@ def read_header(file: Path | WeightsFile) -> Header:
             )  # fmt: skip
         text = bytearray(length)
         reader.read_into(memoryview(text), LENGTH_BYTES)
-    return parse_header(bytes(text), payload_bytes=size - LENGTH_BYTES - length, file=stored)
+    return parse_header(text, payload_bytes=size - LENGTH_BYTES - length, file=stored)
 
 
-def parse_header(text: bytes, *, payload_bytes: int, file: object) -> Header:
+@collection_paused()
+def parse_header(text: bytes | bytearray, *, payload_bytes: int, file: object) -> Header:
     """Check a header's JSON against a payload of ``payload_bytes`` bytes.
 
     Raises:
         SafetensorsError: a subclass for each way in which the header can be wrong.
     """
-    entries = _parse_json(text, file)
-    metadata = _check_metadata(entries.pop(_METADATA, {}), file)
-    tensors = sorted(
-        (_parse_entry(name, entry, file) for name, entry in entries.items()),
-        key=lambda tensor: (tensor.begin, tensor.end),
-    )
-    _check_coverage(tensors, payload_bytes, file)
-    return Header({t.name: t for t in tensors}, metadata, LENGTH_BYTES + len(text))
+    decoded = _decode(text, file)
+    found = read_compact(decoded)
+    if found is None:
+        found = _read_any(decoded, file)
+        _check_coverage(found.tensors.values(), payload_bytes, file)
+    else:
+        last = next(reversed(found.tensors.values()))
+        if last.end > payload_bytes:
+            _check_coverage(found.tensors.values(), payload_bytes, file)  # says which is cut off
+        _check_end(last.end, payload_bytes, file)
+    metadata = _check_metadata(found.metadata, file)
+    return Header(found.tensors, metadata, LENGTH_BYTES + len(text))
 
 
 def build_header(
     tensors: Sequence[TensorInfo], metadata: Mapping[str, str], *, alignment: int
 ) -> bytes:
     """The length field and JSON of a header, padded with spaces to a multiple of ``alignment`` bytes."""
-    entries: dict[str, Any] = {_METADATA: dict(metadata)}
+    entries: dict[str, Any] = {METADATA: dict(metadata)}
     for t in tensors:
         entries[t.name] = {
             "dtype": t.dtype,
@@ -123,19 +116,32 @@ def build_header(
     return struct.pack("<Q", len(text)) + text
 
 
-def _parse_json(text: bytes, file: object) -> dict[str, Any]:
+def _decode(text: bytes | bytearray, file: object) -> str:
     if not text.startswith(b"{"):
         raise HeaderSyntaxError(
             "not a safetensors file", file=file, expected="a header that starts with '{'",
-            found=repr(text[:1])[1:],
+            found=repr(bytes(text[:1]))[1:],
         )  # fmt: skip
     try:
-        entries = json.loads(text.decode("utf-8"), object_pairs_hook=unique_fields)
+        return text.decode("utf-8")
+    except ValueError as error:
+        raise HeaderSyntaxError(f"header is not JSON: {error}", file=file) from error
+
+
+def _read_any(text: str, file: object) -> Entries:
+    """However it is written, as long as it is a header."""
+    try:
+        check_values(text, _LIMIT)
+        entries = json.loads(text, object_pairs_hook=unique_fields)
         "".join(entries).encode()  # JSON can spell half a surrogate pair, which is no text
     except (ValueError, RecursionError) as error:
         raise HeaderSyntaxError(f"header is not JSON: {error}", file=file) from error
-    assert isinstance(entries, dict)  # it starts with '{'
-    return entries
+    metadata = entries.pop(METADATA, {})
+    tensors = sorted(
+        (_parse_entry(name, entry, file) for name, entry in entries.items()),
+        key=lambda tensor: (tensor.begin, tensor.end),
+    )
+    return Entries({t.name: t for t in tensors}, metadata)
 
 
 def _check_metadata(metadata: object, file: object) -> dict[str, str]:
@@ -147,7 +153,7 @@ def _check_metadata(metadata: object, file: object) -> dict[str, str]:
 
 
 def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value <= _MAX_PAYLOAD_BYTES
+    return type(value) is int and 0 <= value <= MOST_PAYLOAD_BYTES
 
 
 def _parse_entry(name: str, entry: object, file: object) -> TensorInfo:
@@ -177,7 +183,7 @@ def _parse_entry(name: str, entry: object, file: object) -> TensorInfo:
         raise OffsetError(
             "data_offsets run backwards", file=file, tensor=name, found=f"[{begin}, {end}]"
         )
-    needed = _bytes_within_limit(dtype, shape)
+    needed = bytes_within_limit(dtype, shape)
     if needed is None:
         raise ByteCountError(f"{dtype} of {len(shape)} axes passes 2^63 - 1 bytes", file=file,
                              tensor=name, found=f"{list(shape[:8])}{'...' * (len(shape) > 8)}")  # fmt: skip
@@ -189,19 +195,7 @@ def _parse_entry(name: str, entry: object, file: object) -> TensorInfo:
     return TensorInfo(name, dtype, tuple(shape), begin, end)
 
 
-def _bytes_within_limit(dtype: str, shape: Sequence[int]) -> int | None:
-    """As ``byte_count``; None past the limit, without multiplying on from there."""
-    if 0 in shape:
-        return 0
-    needed = ITEM_BYTES[dtype]
-    for size in shape:
-        needed *= size
-        if needed > _MAX_PAYLOAD_BYTES:
-            return None
-    return needed
-
-
-def _check_coverage(tensors: Sequence[TensorInfo], payload_bytes: int, file: object) -> None:
+def _check_coverage(tensors: Iterable[TensorInfo], payload_bytes: int, file: object) -> None:
     position = 0
     for t in tensors:
         if t.end > payload_bytes:
@@ -216,6 +210,10 @@ def _check_coverage(tensors: Sequence[TensorInfo], payload_bytes: int, file: obj
                 problem, file=file, tensor=t.name, expected=f"begin {position}", found=f"{t.begin}"
             )
         position = t.end
+    _check_end(position, payload_bytes, file)
+
+
+def _check_end(position: int, payload_bytes: int, file: object) -> None:
     if position != payload_bytes:
         raise OffsetError(
             "bytes after the last tensor", file=file,

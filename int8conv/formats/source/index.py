@@ -27,7 +27,9 @@ def read_weight_map(path: Path) -> dict[str, str]:
         if not isinstance(shard, str):
             raise JsonFileError("weight_map entry is not a file name", file=path, tensor=name,
                                 found=shard)  # fmt: skip
-        if not is_plain_file_name(shard):
+    outside = {shard for shard in set(weight_map.values()) if not is_plain_file_name(shard)}
+    for name, shard in weight_map.items() if outside else ():
+        if shard in outside:
             raise UnsafePathError("weight_map names a file outside the folder", file=path,
                                   tensor=name, expected="a plain file name", found=repr(shard))  # fmt: skip
     return weight_map
@@ -58,6 +60,9 @@ def shard_of_each(
     found: dict[str, str] = {}
     twice = []
     for shard, header in headers.items():
+        if found.keys().isdisjoint(header.tensors):
+            found |= dict.fromkeys(header.tensors, shard)
+            continue
         for name in header.tensors:
             if name in found:
                 if weight_map is None:

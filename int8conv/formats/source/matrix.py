@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
@@ -108,12 +108,12 @@ def as_rows(stored: StoredTensor, block_elements: int) -> Matrix:
     rows = stored.shape[0] if stored.shape else 1
     columns = prod(stored.shape[1:])
     if rows * columns == 0:  # whose axes may be of any length
-        return Matrix(replace(stored, shape=(0, 0)))
+        return Matrix(stored._replace(shape=(0, 0)))
     if columns > block_elements:
         total = rows * columns
         columns = min(total & -total, _SHORT_ROW)  # a power of two that divides it
         rows = total // columns
-    return Matrix(replace(stored, shape=(rows, columns)))
+    return Matrix(stored._replace(shape=(rows, columns)))
 
 
 def have_same_values(first: StoredTensor, second: StoredTensor) -> bool:
@@ -140,7 +140,7 @@ def have_same_values(first: StoredTensor, second: StoredTensor) -> bool:
 
 def as_bytes(stored: StoredTensor) -> Matrix:
     """A tensor of any dtype as a column of its bytes."""
-    return Matrix(replace(stored, dtype="U8", shape=(stored.nbytes, 1)))
+    return Matrix(stored._replace(dtype="U8", shape=(stored.nbytes, 1)))
 
 
 class MatrixReader:

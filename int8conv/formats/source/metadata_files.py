@@ -96,7 +96,7 @@ def open_metadata_file(folder: Path, name: str) -> int:
 
 def _listed(folder: Path) -> Iterator[str]:
     for path in folder.iterdir():
-        if path.is_file():
+        if not path.is_dir():
             yield path.name
     templates = folder / TEMPLATES_FOLDER
     if templates.is_dir() and not templates.is_symlink():
@@ -114,6 +114,9 @@ def _why_not(folder: Path, name: str) -> str | None:
     last = name.rpartition("/")[2]
     if not is_plain_file_name(last) or not last.isprintable():
         return "its name"
+    path = folder / name
+    if not path.is_file():
+        return "a link to a file that is not there" if path.is_symlink() else "no regular file"
     target = Path(os.path.realpath(folder / name))
     try:
         fd = open_within(folder, name)

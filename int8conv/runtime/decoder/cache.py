@@ -60,6 +60,14 @@ class Cache:
         """Forget a sequence: one that is done steps on with the others, in its own memory again from the start."""
         self.lengths[i] = 0
 
+    def fill_from(self, single: Cache) -> None:
+        """Give every sequence what a cache of one sequence, in the same form, has."""
+        length = single.length
+        for own, other in zip(self._parts, single._parts, strict=True):
+            own[..., :length, :] = other[..., :length, :]
+        self.truncate(0)
+        self.advance(length)
+
     def enlarge(self, capacity: int) -> None:
         """Move to larger memory; what is there stays."""
         for number, old in enumerate(self._parts):

@@ -18,7 +18,7 @@ from ...formats.json_file import read_json
 from ...formats.source.checkpoint import CONFIG_FILE
 from ...formats.source.weight_files import is_weights_name
 from ..devices import DeviceKind, DeviceLike, device_kind
-from ..models.architecture import Architecture, read_architecture
+from ..models.architecture import Architecture, find_tensor, read_architecture
 from ..models.config import DecoderConfig
 from ..opening import OpenedModel, open_model
 from .activation_memory import activation_bytes
@@ -226,6 +226,8 @@ def predictor_of(opened: OpenedModel, setup: Setup, *, convert: bool) -> Predict
             files = {t.file: t.file.size() for t in opened.checkpoint.tensors.values()}
             weights["headers and padding"] = sum(files.values()) - weights.total()
         return Predictor(opened.folder, architecture, setup, weights, quantized=True)
+    for module in architecture.modules:  # else it would be the config's footprint, and nobody's
+        find_tensor(opened.checkpoint, module)
     if convert:
         return _as_converted(opened.folder, architecture, setup)
     weights = loaded_weights(architecture, DTYPE_BYTES[setup.dtype])
@@ -280,6 +282,7 @@ def predict_footprint(
         ArgumentError: an unknown device or dtype; a batch below 1.
         GenerationError: a context longer than the model's.
         AlreadyQuantizedError: a source that another tool has quantized.
+        MissingTensorError, ShapeError: a source whose tensors are not what its config implies.
         UnsupportedModelError: a family, or a feature of its config, that the runtime does not know.
     """
     predictor = open_predictor(

@@ -100,13 +100,14 @@ def read_architecture(
         UnknownFamilyError: the ``model_type`` is not known.
         UnsupportedFeatureError: a key of the config asks for something that the decoder does not have.
         JsonFileError: a key is missing or malformed.
+        WrappedNamesError: the tensors' names begin as those of another model.
     """
     family = find_family(config, file)
     raw = RawConfig(config, file)
     decoder = family.read_config(raw)
     passed_over = raw.finish(FIELDS[family.model_type])
     _check_sizes(decoder, raw)
-    stored = as_stored(family, decoder, tensors)
+    stored = as_stored(family, decoder, tensors, file)
     modules = _modules(stored.config, stored.family.names)
     if stored.headless:
         modules = (module for module in modules if module.kind != "head")

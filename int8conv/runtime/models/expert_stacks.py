@@ -100,7 +100,7 @@ def _apart(
         elif (alias := renamed.get(name)) is not None:
             layer, roles = alias
             if (module := modules.get((layer, roles[0]))) is not None:
-                parts = (replace(tensor, name=module.path + _SUFFIX),)
+                parts = (tensor._replace(name=module.path + _SUFFIX),)
         for part in parts:
             if part.name in tensors:
                 raise DuplicateTensorError("is in a stack of experts, and on its own too", file=part.file,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from ...errors import WrappedNamesError
 from ...formats.int8.names import WEIGHT
 from .config import DecoderConfig
 from .families import Family
@@ -22,8 +23,14 @@ class Stored:
     """There is no head: an embedding or reward model."""
 
 
-def as_stored(family: Family, config: DecoderConfig, tensors: Collection[str]) -> Stored:
-    """Match a family with the names of a checkpoint's tensors (none of them: nothing is known)."""
+def as_stored(
+    family: Family, config: DecoderConfig, tensors: Collection[str], file: object = "config.json"
+) -> Stored:
+    """Match a family with the names of a checkpoint's tensors (none of them: nothing is known).
+
+    Raises:
+        WrappedNamesError: they begin as another model's do, such as the text part of one that sees; ``file`` is named then.
+    """
     embed, head = (f"{family.names[role]}.{WEIGHT}" for role in ("embed", "head"))
     stripped = embed.removeprefix(family.base_prefix)
     if embed not in tensors and stripped in tensors:  # saved from the base model
@@ -35,7 +42,22 @@ def as_stored(family: Family, config: DecoderConfig, tensors: Collection[str]) -
             # of tensors that share memory, safetensors' save_model keeps the first name
             names = {**family.names, "embed": family.names["head"]}
             family = replace(family, names=names)
+        else:
+            _check_prefix(family, stripped, tensors, file)
         return Stored(family, config)
     if config.tied and head in tensors:
         return Stored(family, replace(config, tied=False), untied=True)
     return Stored(family, config, headless=not config.tied and head not in tensors)
+
+
+def _check_prefix(family: Family, embed: str, tensors: Collection[str], file: object) -> None:
+    """Say so if the embedding is there, behind another prefix, which all else then has too."""
+    for name in tensors:
+        prefix = name.removesuffix(embed)
+        in_a_block = any(part.isdecimal() for part in prefix.split("."))
+        if prefix != name and prefix.endswith(".") and not in_a_block:
+            raise WrappedNamesError(
+                "tensor names do not begin as this model_type's do", file=file, tensor=name,
+                expected=f"'{family.base_prefix}'", found=f"'{prefix}'",
+                hint="rename the tensors, or give the config.json that belongs to them",
+            )  # fmt: skip

@@ -96,6 +96,11 @@ class ChatTemplate:
         source = self._tool_use if tools and self._tool_use is not None else self._source
         return self._render(variables, source)
 
+    @property
+    def source(self) -> str:
+        """The template's text."""
+        return self._source
+
     def names_token(self, token: str) -> bool:
         """Whether the template's text has a token in it."""
         return token in self._source

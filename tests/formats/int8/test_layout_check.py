@@ -55,7 +55,7 @@ def checkpoint() -> Checkpoint:
 def moved(checkpoint: Checkpoint, *names: str, by: int = 0, **fields: object) -> Checkpoint:
     """With some tensors at a later offset, or with other fields."""
     changed = {
-        name: replace(tensor, offset=tensor.offset + by, **fields)  # type: ignore[arg-type]
+        name: tensor._replace(offset=tensor.offset + by, **fields)  # type: ignore[arg-type]
         for name, tensor in checkpoint.tensors.items()
         if name in names
     }

@@ -163,6 +163,11 @@ def test_each_field_has_one_type(file: Path, field: str) -> None:
         ({"texts": []}, "'texts' is empty"),
         ({"texts": "ab"}, "'texts' is not a list"),
         ({"context": 2**63}, "'context' is not a number of tokens"),
+        ({"context": 2**50 + 1}, "'context' is not a number of tokens"),
+        ({"context": 0}, "'context' is not a number of tokens"),
+        ({"texts": [{"xxh3_128": None, "tokens": 2**50 + 1}]}, "'tokens' is not a number of tokens"),
+        ({"texts": [{"xxh3_128": None, "tokens": 0}]}, "'tokens' is not a number of tokens"),
+        ({"fingerprint": "F" * 32}, "'fingerprint' is not 32 hexadecimal digits"),
         ({"linears": {"model.q": "model.q", "model.down": ["model.down"]}}, "not a list of text: 'model.q'"),
         ({"linears": {"model.q": [], "model.down": ["model.down"]}}, "does not begin with it"),
         ({"linears": {"model.q": ["model.k", "model.q"], "model.down": ["model.down"]}}, "does not begin with it"),
@@ -180,6 +185,14 @@ def test_malformed_fields(file: Path, change: dict[str, Any], problem: str) -> N
     with pytest.raises(StatsError, match="field 'stats' of the metadata is malformed") as caught:
         read_stats(file)
     assert problem in str(caught.value)
+
+
+@pytest.mark.rule("S1")
+def test_the_largest_counts_and_no_norms_are_taken(file: Path) -> None:
+    most = {"context": 2**50, "texts": [{"xxh3_128": None, "tokens": 2**50}], "normalised": []}
+    rewrite(file, about=lambda fields_: fields_.update(most))
+    stats = read_stats(file)
+    assert (stats.context, stats.texts, stats.normalised) == (2**50, ((None, 2**50),), ())
 
 
 @pytest.mark.rule("S1")
@@ -239,16 +252,17 @@ def test_each_tensor_has_one_dtype_and_shape(file: Path, kind: str) -> None:
 @pytest.mark.rule("S2")
 def test_an_input_wider_than_any(file: Path) -> None:
     """A sparse file claims it for nothing; it is refused before it is read."""
+    channels = 2**22 + 1
     header = {
         "__metadata__": {"format": "int8conv stats", "version": "1", "stats": json.dumps(
             {"source": "", "fingerprint": "f" * 32, "context": 1, "texts": [{"xxh3_128": None, "tokens": 1}], "linears": {"a": ["a"]}, "normalised": []})},
-        "a.absmax": {"dtype": "F32", "shape": [10**10], "data_offsets": [0, 4 * 10**10]},
+        "a.absmax": {"dtype": "F32", "shape": [channels], "data_offsets": [0, 4 * channels]},
     }  # fmt: skip
     text = json.dumps(header).encode()
     with file.open("wb") as sparse:
         sparse.write(len(text).to_bytes(8, "little") + text)
-        sparse.truncate(8 + len(text) + 4 * 10**10)
-    with pytest.raises(StatsError, match="wrong dtype or shape"):
+        sparse.truncate(8 + len(text) + 4 * channels)
+    with pytest.raises(StatsError, match="more channels than an input has: expected at most 4194304, found 4194305"):  # fmt: skip
         read_stats(file)
 
 
@@ -267,6 +281,8 @@ def test_no_number_of_any_kind_is_negative_or_infinite(file: Path, kind: str, va
 def test_a_count_is_not_negative_but_what_a_sum_leaves_out_may_be(file: Path) -> None:
     rewrite(file, lambda tensors: tensors["model.q.squares"].__setitem__((1, 2), -1e-18))
     assert read_stats(file).inputs["model.q"].squares[1, 2] == -1e-18
+    rewrite(file, lambda tensors: tensors["model.q.large"].__setitem__(4, 2**50))
+    assert read_stats(file).inputs["model.q"].large[4] == 2**50
     for wrong in (-1, 2**50 + 1, 2**63 - 1):
         rewrite(file, lambda tensors, wrong=wrong: tensors["model.q.large"].__setitem__(4, wrong))
         with pytest.raises(StatsError, match="in channel 4"):

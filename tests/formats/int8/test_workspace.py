@@ -393,6 +393,29 @@ def test_a_kill_between_the_renames_of_force(old: Path, renamed: bool) -> None:
     assert (old / MANIFEST).read_text() == manifest("newest")
 
 
+@pytest.mark.parametrize("output", ["stays", "is removed"])
+def test_a_kill_while_what_was_replaced_is_removed(
+    old: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    """Half of it is no output any more: it is neither put back nor a reason to refuse."""
+
+    def killed(folder: Path, **_: Any) -> None:
+        (folder / MANIFEST).unlink()
+        raise Stop
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(Stop):
+        produce(old, force=True, text=NEW)
+    monkeypatch.undo()
+    assert (old / MANIFEST).read_text() == NEW
+    assert old.with_name(f".{old.name}.partial").exists()
+    if output == "is removed":
+        shutil.rmtree(old)
+    produce(old, force=True, text=manifest("newest"))
+    assert (old / MANIFEST).read_text() == manifest("newest")
+    assert not old.with_name(f".{old.name}.partial").exists()
+
+
 def test_everything_is_flushed_before_the_rename(
     room: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.interpreter import patch_language_once
 from int8conv.kernels.gpu import launch
 
 assert launch.INTERPRETED, "TRITON_INTERPRET must be set before triton is imported"
+patch_language_once()
 
 
 @pytest.fixture(autouse=True)

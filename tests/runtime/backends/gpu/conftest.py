@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.gpu.interpreter import patch_language_once
+
 CPU = torch.device("cpu")
+patch_language_once()
 
 _SMALL = {
     "attention": {"splits": 2},

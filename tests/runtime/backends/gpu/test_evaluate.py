@@ -18,7 +18,7 @@ from ....cli.helpers import succeed
 
 pytestmark = pytest.mark.usefixtures("few_programs", "gpu_of_the_cpu")
 
-OPTIONS: dict[str, Any] = {"window": 12, "tokens": 40, "stride": 10}
+OPTIONS: dict[str, Any] = {"window": 8, "tokens": 20, "stride": 6}
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_what_the_net_takes_is_counted_there_too(pair: tuple[Path, Path], text: 
     assert [each.input for each in gpu.outlier_fallback.inputs] == [
         each.input for each in cpu.outlier_fallback.inputs
     ]
-    assert gpu.outlier_fallback.tokens == cpu.outlier_fallback.tokens == 36
+    assert gpu.outlier_fallback.tokens == cpu.outlier_fallback.tokens == 24
     assert gpu.outlier_fallback.values == pytest.approx(
         cpu.outlier_fallback.values, rel=0.05, abs=2
     )
