@@ -17,6 +17,7 @@ PACKAGE = Path(int8conv.__file__).parent
 
 ALLOWED = {
     "errors": (),
+    "host": (),
     "progress": (),
     "formats": ("errors", "progress", "formats"),
     "formats.safetensors": (
@@ -25,14 +26,14 @@ ALLOWED = {
         "formats.json_file",
         "formats.regular_file",
     ),
-    "kernels": ("errors", "progress", "kernels"),
-    "runtime": ("errors", "progress", "formats", "kernels", "runtime"),
+    "kernels": ("errors", "host", "progress", "kernels"),
+    "runtime": ("errors", "host", "progress", "formats", "kernels", "runtime"),
     "runtime.models": ("errors", "progress", "formats", "runtime.models"),
     "runtime.text": ("errors", "progress", "formats", "runtime.text"),
-    "convert": ("errors", "progress", "formats", "kernels", "runtime", "convert"),
-    "hf": ("errors", "progress", "formats", "kernels", "runtime", "convert", "hf"),
-    "cli": ("errors", "progress", "formats", "kernels", "runtime", "convert", "cli"),
-    "lm_eval": ("errors", "progress", "kernels", "runtime", "lm_eval"),
+    "convert": ("errors", "host", "progress", "formats", "kernels", "runtime", "convert"),
+    "hf": ("errors", "host", "progress", "formats", "kernels", "runtime", "convert", "hf"),
+    "cli": ("errors", "host", "progress", "formats", "kernels", "runtime", "convert", "cli"),
+    "lm_eval": ("errors", "host", "progress", "kernels", "runtime", "lm_eval"),
 }
 """Room -> rooms and modules that it may import; the longest name that fits counts. ``__init__`` is open to all."""
 

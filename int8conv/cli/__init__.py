@@ -17,7 +17,8 @@ import click
 from .. import __version__
 from ..errors import Int8convError
 from ..formats.safetensors.mapped import exit_if_truncated
-from .output import echo
+from .output import echo, print_what_can_be
+from .threads import respect_quota
 
 _COMMANDS = {
     "convert": "Convert a checkpoint folder to int8.",
@@ -52,6 +53,8 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         code = 1
         exit_if_truncated()
+        print_what_can_be()
+        respect_quota()
         try:
             return super().invoke(ctx)
         except Int8convError as error:

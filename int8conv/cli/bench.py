@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .output import echo, print_json, progress_bars, size, table
+from .threads import threads_option
 
 if TYPE_CHECKING:
     from ..runtime.measure.bench import Benchmark
@@ -46,6 +47,7 @@ _COUNT = click.IntRange(min=1)
     show_default=True,
     help="Number of runs; the medians are printed.",
 )
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(path: str, as_json: bool, **options: Any) -> None:
     """Measure how fast PATH (a converted folder, or a source in its own precision) loads, processes a prompt, and decodes.

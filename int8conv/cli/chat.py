@@ -3,61 +3,124 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections.abc import Iterator
 from io import TextIOWrapper
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from .generating import check_text, generation_options, load_model
-from .output import echo, echo_text
+from .generating import (
+    check_text,
+    generation_options,
+    load_model,
+    pop_template_options,
+    read_text,
+    template_options,
+)
+from .output import echo, echo_text, notes
+
+if TYPE_CHECKING:
+    from ..runtime.chat import Chat
+    from ..runtime.generate.generation import Generation
+
+_CONTINUED: Final = "\\"
 
 
 @click.command("chat")
 @click.argument("path", type=click.Path())
-@click.option("--system", help="System message, sent before the first message.")
+@template_options
+@click.option("--lines", is_flag=True, help="Each line of a piped stdin is a message.")
+@click.option("--load", "loaded", type=click.Path(), help="Go on with a conversation from this file.")  # fmt: skip
+@click.option("--save", type=click.Path(), help="Save the conversation to this file after each reply.")  # fmt: skip
 @generation_options(1024)
-def command(path: str, system: str | None, **options: Any) -> None:
-    """Chat with PATH (a converted folder, or a source in its own precision): each line is a message; replies are streamed.
+def command(path: str, lines: bool, loaded: str | None, save: str | None, **options: Any) -> None:
+    """Chat with PATH (a converted folder, or a source in its own precision): the reply is streamed.
 
-    The conversation is formatted with the checkpoint's chat template and kept in the KV cache. Ctrl-D ends it. Options that are
-    not given default to the checkpoint's generation_config.json.
+    At a terminal each line is a message, and goes on in the next line where it ends with a backslash. Ctrl-C ends a reply, Ctrl-D
+    the conversation. Otherwise stdin as a whole is one message, or, with --lines, each of its lines.
 
-    PATH may also be a hub id (org/name or org/name@revision), which is downloaded.
+    The conversation is formatted with the checkpoint's chat template and kept in the KV cache; where the context is full, the
+    oldest turns are left out. Options that are not given default to the checkpoint's generation_config.json.
+
+    PATH may be a hub id, org/name or org/name@revision, which is downloaded.
     """
     from ..runtime.chat import Chat
 
-    if system is not None:
-        check_text(system, "the system message")
-    chat = Chat(load_model(path, options), system=system, **options)
+    template = pop_template_options(options)
+    chat = Chat(load_model(path, options), **template, **options)
+    if loaded is not None:
+        chat.load(loaded)
     try:
-        for line in _lines():
-            if line.strip():
-                chat.say(check_text(line, "stdin"), on_text=_show)
-                echo()
+        for message in _messages(lines):
+            if message.strip():
+                _reply(chat, check_text(message, "stdin"))
+                if save is not None:
+                    chat.save(save)
     except KeyboardInterrupt:
         echo()
         raise
 
 
-def _show(text: str) -> None:
-    echo_text(text)
+def _reply(chat: Chat, message: str) -> None:
+    """Print a reply as it comes; one that is interrupted belongs to the conversation too."""
+    dropped = chat.dropped
+    interrupted = _Interrupted()
+    with chat.stream(message) as stream, interrupted:
+        while not interrupted.seen and stream.step():
+            echo_text(stream.take_text())
+    echo_text(stream.take_text())
+    reply: Generation = stream.result
+    chat.accept(message, reply)
+    echo()
+    if chat.dropped > dropped:
+        notes(["the context is full: the oldest messages are left out from here on"])
+    if chat.is_cut_by_context(reply):
+        notes(["the context ended before the reply did; the oldest messages will make room for the next"])  # fmt: skip
 
 
-def _lines() -> Iterator[str]:
-    """Messages: at a terminal with a prompt and line editing, otherwise the lines of stdin."""
+class _Interrupted:
+    """In the block, at a terminal, the first Ctrl-C is only noted; the next one interrupts as ever."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._before: Any = None  # a handler, or one of signal's constants
+
+    def __enter__(self) -> None:
+        if sys.stdin is not None and sys.stdin.isatty():
+            self._before = signal.signal(signal.SIGINT, self._note)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.seen = True
+        signal.signal(signal.SIGINT, self._before)
+
+
+def _messages(lines: bool) -> Iterator[str]:
+    """At a terminal, with a prompt and line editing; else of stdin."""
     if sys.stdin is None:  # closed
         return
     if not sys.stdin.isatty():
+        if not lines:
+            yield read_text("-")
+            return
         for line in sys.stdin.buffer:
             yield line.decode("utf-8", "surrogateescape").rstrip("\r\n")
         return
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  # gives input() line editing and history
+        import readline  # noqa: F401  # makes input() edit and remember lines
     with contextlib.suppress(EOFError):
         while True:
-            yield input("> ")
+            parts = [input("> ")]
+            while parts[-1].endswith(_CONTINUED):
+                parts[-1] = parts[-1].removesuffix(_CONTINUED)
+                parts.append(input(". "))
+            yield "\n".join(parts)
     echo()

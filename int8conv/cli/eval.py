@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .output import echo, print_json, progress_bars, table
+from .threads import threads_option
 
 if TYPE_CHECKING:
     from ..runtime.measure.evaluate import Evaluation
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 @click.option(
     "--report-outliers", is_flag=True, help="Show which values the outlier fallback handled."
 )
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     path: str,

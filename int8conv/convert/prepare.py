@@ -15,6 +15,7 @@ from ..formats.outputs import check_apart, check_folder
 from ..formats.safetensors.checksum import checksum, checksum_range
 from ..formats.safetensors.storage import LocalFile
 from ..formats.source.checkpoint import Checkpoint
+from ..host import processors
 from ..runtime.devices import find_torch_device
 from .memory import plan_workers
 from .options import ConvertOptions
@@ -84,7 +85,7 @@ def prepare(
         inputs = {first.path: first.shape[1] for first, *_ in groups}
         check_source(statistics, opened.checkpoint, inputs, stats)
     plan = make_plan(opened.selection, {}, options)  # refuse a bad source before calibrating on it
-    workers = plan_workers(plan, resources.jobs or os.cpu_count() or 1, resources.max_memory)
+    workers = plan_workers(plan, resources.jobs or processors(), resources.max_memory)
     workers = replace(workers, device=resources.device)
     fingerprint = _fingerprint(opened.checkpoint, options, stats)
     return Prepared(resolved, opened, options, statistics, workers, source_watch, fingerprint)

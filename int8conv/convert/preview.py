@@ -15,6 +15,7 @@ import numpy as np
 from ..formats.hub.download import resolve_headers
 from ..formats.int8.layout import plan_layout
 from ..formats.int8.outlier_cap import most_outliers
+from ..host import processors
 from .memory import DEFAULT_MAX_MEMORY, plan_workers
 from .options import ConvertOptions
 from .outliers.rule import OutlierChoice
@@ -82,7 +83,7 @@ def preview(
     calibrated = options.outliers == "calibrated" and opened.architecture is not None
     columns = most_columns(opened, options) if options.outliers != "none" else {}
     plan = make_plan(opened.selection, columns, options)
-    workers = plan_workers(plan, jobs or os.cpu_count() or 1, max_memory)
+    workers = plan_workers(plan, jobs or processors(), max_memory)
     layouts = plan_layout(plan.units, max_shard_bytes=options.max_shard_bytes)
     return Preview(
         tensors=tuple(_planned(task) for task in plan.tasks),

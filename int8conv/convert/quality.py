@@ -9,7 +9,6 @@ a time.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from ..formats.safetensors.dtypes import FLOAT_DTYPES
 from ..formats.safetensors.stored import StoredTensor, read_array, read_rows
 from ..formats.source.checkpoint import CONFIG_FILE
 from ..formats.source.matrix import Matrix, MatrixReader, as_bytes, as_rows
+from ..host import processors
 from ..progress import Advance, Progress, counted, silent
 from .options import read_options
 from .outliers.selection import Kept
@@ -108,7 +108,7 @@ def compare_tensors(
     left_out = dict(opened.selection.skipped)
     pairs = list(_pairs(converted, opened, left_out))
     advance = counted(progress, "compare", sum(pair.source.nbytes for pair in pairs))
-    with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as executor:
+    with ThreadPoolExecutor(jobs or processors()) as executor:
         futures = [executor.submit(_compare, pair, advance) for pair in pairs]
         try:
             results = [future.result() for future in futures]

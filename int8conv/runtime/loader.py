@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 import torch
 
@@ -14,6 +14,7 @@ from .devices import DeviceKind, DeviceLike, Placement, current, find_placement
 from .model import Model
 from .models.generation_config import read_generation_defaults
 from .opening import OpenedModel, open_model
+from .text.tokenizer import TokenizerLike, read_tokenizer
 from .weights.weights import CheckpointWeights, ConvertedWeights
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def load(
     *,
     outlier_fallback: bool = True,
     kv_cache: str | None = None,
+    tokenizer: TokenizerLike | Literal[False] | None = None,
 ) -> Model:
     """Load a converted folder, or an unconverted checkpoint in its own precision.
 
@@ -48,11 +50,14 @@ def load(
         outlier_fallback: whether W8A8 multiplies activations past the threshold of their input in 16 bits.
         kv_cache: dtype of keys and values in the cache: None for that of activations, ``"float32"``, ``"float16"``,
             ``"bfloat16"``, or ``"int8"`` with a scale per head and token. On a GPU that of activations or ``"int8"``.
+        tokenizer: another than the folder's: of the tokenizers library, a fast one of transformers, or a folder that has one;
+            False: none, token ids alone go in and come out.
 
     Raises:
         NotFoundError: no such folder, or nothing to load in it.
         HubError: it cannot be downloaded.
-        ArgumentError: an unknown device, mode, dtype or kv_cache; a mode for an unconverted checkpoint.
+        ArgumentError: an unknown device, mode, dtype or kv_cache; a mode for an unconverted checkpoint; no tokenizer.
+        TokenizerError: the tokenizer that is given is unusable.
         UnsupportedModelError: a family, or a feature of its config, that the runtime does not know.
         CheckpointError, SafetensorsError, ConvertedFormatError: a malformed folder.
         FileChangedError: somebody wrote to its files meanwhile.
@@ -60,7 +65,12 @@ def load(
     place = find_placement(device)
     if mode is not None and mode not in MODES:
         raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
-    return load_opened(open_model(path), place, mode, dtype, outlier_fallback=outlier_fallback, kv_cache=kv_cache)  # fmt: skip
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentError("path", expected="a path or hub id", found=repr(path))
+    given = tokenizer if tokenizer is None or tokenizer is False else read_tokenizer(tokenizer)
+    model = load_opened(open_model(path), place, mode, dtype, outlier_fallback=outlier_fallback, kv_cache=kv_cache)  # fmt: skip
+    model.use_tokenizer(given)
+    return model
 
 
 def load_opened(
@@ -124,7 +134,7 @@ def cache_dtype(
     """
     if kv_cache is None:
         return dtype
-    if kv_cache not in KV_CACHES:
+    if not isinstance(kv_cache, str) or kv_cache not in KV_CACHES:
         raise ArgumentError("kv_cache", expected=" or ".join(KV_CACHES), found=repr(kv_cache))
     if device != "cpu" and KV_CACHES[kv_cache] not in (dtype, torch.int8):
         raise ArgumentError("kv_cache on a GPU", expected=str(dtype).removeprefix("torch.") + " or int8",

@@ -118,8 +118,11 @@ def test_an_embedding_model_converts_and_is_not_generated_with(
     kept = load_file(tmp_path / "source" / "model.safetensors")
     assert set(kept) <= set(open_converted(tmp_path / "out").checkpoint.tensors)
     for folder in ("source", "out"):
-        with pytest.raises(UnsupportedModelError, match=r"has no head, 'lm_head\.weight'"):
-            int8conv.load(tmp_path / folder)
+        model = int8conv.load(tmp_path / folder)
+        assert model.embed([[1, 2, 3]]).norm() == pytest.approx(1)
+        for use in (model.generate, model.prompt_logprobs):
+            with pytest.raises(UnsupportedModelError, match=r"has no head, 'lm_head\.weight'"):
+                use([1, 2, 3])
 
 
 def test_a_reward_model_keeps_its_score(tmp_path: Path) -> None:

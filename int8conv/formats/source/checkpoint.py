@@ -133,11 +133,10 @@ def open_checkpoint(
         listed = weight_map or {}
         check_listed(headers, listed, found.index, folder)
         return Checkpoint(folder, config, _locate(files, headers, listed), headers, weight_map)
-    alone = len(headers) == 1 and weight_map is None
-    taken, notes = (None, ()) if alone else shard_of_each(headers, weight_map, folder)
+    taken, notes = shard_of_each(headers, weight_map, folder)
     notes += _left_out(folder, found, files, headers)
     tensors = _locate(files, headers, taken)
-    return Checkpoint(folder, config, tensors, headers, weight_map and taken, notes)
+    return Checkpoint(folder, config, tensors, headers, weight_map and (taken or weight_map), notes)
 
 
 def _list_files(folder: Path) -> tuple[dict[str, WeightsFile], dict[str, str]]:
@@ -191,7 +190,10 @@ def _locate(
             for name, dtype, shape, begin, end in header.tensors.values()
             if shards is None or shards.get(name) == shard
         }
-        found = found | part if found else part
+        if found:
+            found |= part
+        else:  # as it mostly is: no copy
+            found = part
     return found
 
 

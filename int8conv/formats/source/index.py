@@ -23,7 +23,8 @@ def read_weight_map(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise JsonFileError("no usable weight_map", file=path, expected="tensor name -> file name",
                             found=type(weight_map).__name__)  # fmt: skip
-    for name, shard in weight_map.items():
+    others = set(map(type, weight_map.values())) != {str}
+    for name, shard in weight_map.items() if others else ():
         if not isinstance(shard, str):
             raise JsonFileError("weight_map entry is not a file name", file=path, tensor=name,
                                 found=shard)  # fmt: skip
@@ -48,8 +49,8 @@ def check_listed(
 
 def shard_of_each(
     headers: Mapping[str, Header], weight_map: Mapping[str, str] | None, folder: Path
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The shard that each tensor is taken from, and what the user should know.
+) -> tuple[dict[str, str] | None, tuple[str, ...]]:
+    """The shard that each tensor is taken from (None: all of each, as the index says, if there is one), and what the user should know.
 
     As in transformers, an index only says which files there are: their headers say what is in them, and the last file that
     has a tensor counts.
@@ -57,6 +58,8 @@ def shard_of_each(
     Raises:
         DuplicateTensorError: two files have a tensor, and there is no index.
     """
+    if _agree(headers, weight_map):
+        return None, ()
     found: dict[str, str] = {}
     twice = []
     for shard, header in headers.items():
@@ -85,3 +88,14 @@ def shard_of_each(
                 f"taken, though the index leaves them out ({len(unlisted)}): {some(unlisted)}"
             )
     return found, tuple(notes)
+
+
+def _agree(headers: Mapping[str, Header], weight_map: Mapping[str, str] | None) -> bool:
+    """Whether an index lists what its files have, and nothing else; or there is one file, and no index."""
+    if weight_map is None:
+        return len(headers) == 1
+    if len(weight_map) != sum(len(header.tensors) for header in headers.values()):
+        return False
+    return all(
+        {shard}.issuperset(map(weight_map.get, header.tensors)) for shard, header in headers.items()
+    )

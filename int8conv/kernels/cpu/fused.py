@@ -109,14 +109,16 @@ class FusedLayer:
 def prepare() -> None:
     """Compile what layers run, or load it from disk, now rather than at the first token."""
     weight, wide = (
-        MixedWeight(torch.ones(n, 64, dtype=torch.int8), torch.ones(n)) for n in (64, 192)
+        MixedWeight(torch.ones(n, 64, dtype=torch.int8), torch.ones(n, dtype=torch.float32))
+        for n in (64, 192)
     )
-    norm = FusedNorm(True, 1e-6, torch.ones(64), None)
+    norm = FusedNorm(True, 1e-6, torch.ones(64, dtype=torch.float32), None)
     linears = ((wide, None), (weight, None), (weight, None), (weight, None))
     layer = FusedLayer((norm, None, norm, None), FusedAttention(1.0, None), linears, "silu", False)
-    cache, table = torch.ones(1, 1, 2, 64), torch.ones(1, 64)
+    cache = torch.ones(1, 1, 2, 64, dtype=torch.float32)
+    table = torch.ones(1, 64, dtype=torch.float32)
     for tables in (None, (table, table)):
-        layer(torch.ones(1, 64), tables, cache, cache, torch.zeros(1, dtype=torch.int64))
+        layer(table.clone(), tables, cache, cache, torch.zeros(1, dtype=torch.int64))
 
 
 def _norm(norm: FusedNorm | None) -> tuple[object, ...]:

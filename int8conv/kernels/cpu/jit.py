@@ -39,11 +39,21 @@ _LOCK: Final = threading.Lock()
 
 
 _ON_COMPILE: list[Callable[[], None]] = []
+_USED: list[bool] = []
 
 
 def on_compile(tell: Callable[[], None]) -> None:
     """Call ``tell`` once, when code is not found on disk and some seconds of compiling begin."""
     _ON_COMPILE[:] = [tell]
+
+
+def notes() -> list[str]:
+    """What became of compiled code that could not be kept on disk, once some has been compiled or looked for."""
+    if not _USED:
+        return []
+    from .jit_cache import NOTES
+
+    return list(NOTES)
 
 
 @functools.cache
@@ -54,7 +64,7 @@ def available() -> bool:
 
 def w8a16(x: Tensor, weight: MixedWeight) -> Tensor:
     """float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, outlier columns included, without bias."""
-    y = torch.empty(x.shape[0], weight.out_features)
+    y = torch.empty(x.shape[0], weight.out_features, dtype=torch.float32)
     with threads() as parts:
         from .jit_linear import linear  # takes half a second
 
@@ -65,7 +75,7 @@ def w8a16(x: Tensor, weight: MixedWeight) -> Tensor:
 
 def dense(x: Tensor, weight: Tensor) -> Tensor:
     """float32 ``[tokens, in]`` times a float16 or bfloat16 weight ``[out, in]``: float32 ``[tokens, out]``."""
-    y = torch.empty(x.shape[0], weight.shape[0])
+    y = torch.empty(x.shape[0], weight.shape[0], dtype=torch.float32)
     with threads():
         from .jit_linear import dense as compiled  # takes half a second
 
@@ -104,8 +114,14 @@ def threads() -> Iterator[int]:
     import numba
 
     with _LOCK, _telling():
-        count = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        _USED[:] = [True]
+        asked = torch.get_num_threads()
+        count = min(asked, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
         numba.set_num_threads(count)
+        if (
+            torch.get_num_threads() != asked
+        ):  # numba's first threads set OpenMP's number, which is PyTorch's
+            torch.set_num_threads(asked)
         yield count * _PARTS
 
 

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from .jit_primitives import OPTIONS, exp
+from .jit_cache import compiled
+from .jit_primitives import exp
 
 
-@njit(**OPTIONS)
+@compiled()
 def _position(x, b, head, gain, eps, cos, sin, interleaved):
     """Norm and rotation of a head, in place; cos and sin hold each pair's value twice, side by side if ``interleaved``."""
     size = x.shape[2]
@@ -33,7 +34,7 @@ def _position(x, b, head, gain, eps, cos, sin, interleaved):
         x[b, head, i + half] = z * cos[b, i] + y * sin[b, i]
 
 
-@njit(**OPTIONS)
+@compiled()
 def _scores(q, keys, b, head, kv, first, scale, softcap, slopes, scores):
     """Of a query with the keys from position ``first`` on; itself the last. Returns the highest."""
     count = scores.shape[0]
@@ -57,7 +58,7 @@ def _scores(q, keys, b, head, kv, first, scale, softcap, slopes, scores):
     return highest
 
 
-@njit(**OPTIONS)
+@compiled()
 def _values(scores, highest, values, b, head, kv, first, out):
     """Softmax of the scores, times the values."""
     total = np.float32(0)
@@ -72,7 +73,7 @@ def _values(scores, highest, values, b, head, kv, first, out):
             out[b, head, i] += weight * values[b, kv, first + s, i]
 
 
-@njit(parallel=True, **OPTIONS)
+@compiled(parallel=True)
 def attend(
     q, k, v, query_gain, key_gain, eps, cos, sin, interleaved, keys, values, lengths, scale, softcap, slopes, window, out,
 ):  # fmt: skip

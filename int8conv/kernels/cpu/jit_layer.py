@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from .jit_attention import attend
+from .jit_cache import compiled
 from .jit_linear import linear, normalised
-from .jit_primitives import NO_NORM, OPTIONS, RMS_NORM
+from .jit_primitives import NO_NORM, RMS_NORM
 
 
-@njit(**OPTIONS)
+@compiled()
 def _heads(y, count, first, apart, group, size):
     """``count`` heads ``[b, count, size]`` of ``[b, all * size]``: ``group`` in a row from head ``first`` on, every ``apart`` heads."""
     out = np.empty((y.shape[0], count, size), np.float32)
@@ -23,7 +23,7 @@ def _heads(y, count, first, apart, group, size):
     return out
 
 
-@njit(**OPTIONS)
+@compiled()
 def _norm_rows(x, gain, eps):
     """RMSNorm of all heads together, ``[b, h, d]``, if the gain is theirs; and the gain that is left, for each head."""
     if gain.shape[0] <= x.shape[2]:
@@ -32,7 +32,7 @@ def _norm_rows(x, gain, eps):
     return normalised(rows, RMS_NORM, eps, gain, gain[:0]).reshape(x.shape), gain[:0]
 
 
-@njit(**OPTIONS)
+@compiled()
 def _added(x, residual_multiplier, y, norm, eps, gain, shift):
     """``x + residual_multiplier * n(y)``."""
     out = normalised(y, norm, eps, gain, shift)
@@ -42,7 +42,7 @@ def _added(x, residual_multiplier, y, norm, eps, gain, shift):
     return out
 
 
-@njit(**OPTIONS)
+@compiled()
 def layer(
     x, parts, keys, values, lengths, cos, sin,
     norm, eps, gain, shift, post_norm, post_eps, post_gain, post_shift,

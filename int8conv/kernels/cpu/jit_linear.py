@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from .jit_cache import compiled
 from .jit_primitives import (
     BFLOAT16,
     FLOAT16,
@@ -20,7 +21,6 @@ from .jit_primitives import (
     GELU_TANH,
     LAYER_NORM,
     NO_NORM,
-    OPTIONS,
     RELU,
     SILU,
     brain,
@@ -32,7 +32,7 @@ LONG = 6144
 """Activations, in float32, that a first cache of 32 KiB holds besides the weight that passes through."""
 
 
-@njit(**OPTIONS)
+@compiled()
 def _row(codes, i, x, m):
     """Row i of codes times token m."""
     total = np.float32(0)
@@ -41,7 +41,7 @@ def _row(codes, i, x, m):
     return total
 
 
-@njit(**OPTIONS)
+@compiled()
 def _row_twice(codes, i, x, m):
     """Row i of codes times tokens m and m + 1."""
     a = b = np.float32(0)
@@ -52,7 +52,7 @@ def _row_twice(codes, i, x, m):
     return a, b
 
 
-@njit(**OPTIONS)
+@compiled()
 def _one_token(codes, i, x, m):
     """Rows i to i + 3 of codes times token m."""
     a = b = c = d = np.float32(0)
@@ -64,7 +64,7 @@ def _one_token(codes, i, x, m):
     return a, b, c, d
 
 
-@njit(**OPTIONS)
+@compiled()
 def _two_tokens(codes, i, x, m):
     """Rows i to i + 3 of codes times tokens m and m + 1: four results of the one, four of the other."""
     a = b = c = d = e = f = g = h = np.float32(0)
@@ -84,7 +84,7 @@ def _two_tokens(codes, i, x, m):
     return a, b, c, d, e, f, g, h
 
 
-@njit(**OPTIONS)
+@compiled()
 def _half_row(weight, i, x, m):
     """Row i of float16 bits times token m."""
     total = np.float32(0)
@@ -93,7 +93,7 @@ def _half_row(weight, i, x, m):
     return total
 
 
-@njit(**OPTIONS)
+@compiled()
 def _brain_row(weight, i, x, m):
     """Row i of bfloat16 bits times token m."""
     total = np.float32(0)
@@ -102,7 +102,7 @@ def _brain_row(weight, i, x, m):
     return total
 
 
-@njit(**OPTIONS)
+@compiled()
 def _short(x, codes, first, end, out):
     """Rows ``first`` to ``end``, one by one, times all tokens."""
     tokens = x.shape[0]
@@ -113,7 +113,7 @@ def _short(x, codes, first, end, out):
             out[tokens - 1, i] = _row(codes, i, x, tokens - 1)
 
 
-@njit(**OPTIONS)
+@compiled()
 def _long(x, codes, first, end, out):
     """The same four by four, as many as are whole fours."""
     tokens = x.shape[0]
@@ -128,7 +128,7 @@ def _long(x, codes, first, end, out):
                 out[tokens - 1, i + r] = last[r]
 
 
-@njit(**OPTIONS)
+@compiled()
 def _rows(x, outliers, codes, scale, columns, kind, bias, first, end, out):
     """Rows ``first`` to ``end`` times all tokens, with their outlier columns and bias."""
     fours = 0
@@ -146,7 +146,7 @@ def _rows(x, outliers, codes, scale, columns, kind, bias, first, end, out):
             out[m, i] = total + bias[i] if bias.shape[0] else total
 
 
-@njit(**OPTIONS)
+@compiled()
 def _activate(x, first, end, activation):
     """An activation function of elements of ``[m, n]``, in place."""
     for m in range(x.shape[0]):
@@ -168,7 +168,7 @@ def _activate(x, first, end, activation):
                 x[m, i] = np.float32(0.5 * y * (1.0 + math.erf(y * math.sqrt(0.5))))
 
 
-@njit(**OPTIONS)
+@compiled()
 def normalised(x, norm, eps, gain, shift):
     """RMSNorm or LayerNorm of each token ``[m, k]``; a gain or shift of no elements is none."""
     if norm == NO_NORM:
@@ -196,7 +196,7 @@ def normalised(x, norm, eps, gain, shift):
     return out
 
 
-@njit(parallel=True, **OPTIONS)
+@compiled(parallel=True)
 def linear(
     x, norm, eps, gain, shift, codes, scale, index, columns, kind, bias, activation, gated, residual, parts, out,
 ):  # fmt: skip
@@ -229,7 +229,7 @@ def linear(
                     out[m, i] += residual[m, i]
 
 
-@njit(parallel=True, **OPTIONS)
+@compiled(parallel=True)
 def dense(x, weight, kind, out):
     """``out = x @ weight^T``: x float32 ``[m, k]``, weight ``[n, k]``: bits of ``kind``, out float32 ``[m, n]``."""
     for i in prange(weight.shape[0]):

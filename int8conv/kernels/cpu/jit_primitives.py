@@ -1,6 +1,6 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, call-arg"
 # ruff: noqa: ARG001 - numba asks for these arguments
-"""What the compiled kernels are made of: conversions of bits, an exponential that is vectors, how numba compiles.
+"""What the compiled kernels are made of: conversions of bits, an exponential that is vectors.
 
 Numba keeps compiled code by the time of the one file that a function stands in. After a change here, or in any of the ``jit_*`` modules
 that others import, remove what it kept (``__pycache__``); tests have a cache of their own for each state of these files.
@@ -8,17 +8,16 @@ that others import, remove what it kept (``__pycache__``); tests have a cache of
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from .jit_cache import compiled
 
 FLOAT16, BFLOAT16 = 1, 2
 NO_NORM, RMS_NORM, LAYER_NORM = range(3)
 NO_ACTIVATION, SILU, RELU, GELU, GELU_TANH = range(5)
-OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz"}}  # fmt: skip
 
 
 @intrinsic
@@ -41,13 +40,13 @@ def _float_of_bits(context, bits):
     return types.float32(types.int32), generate
 
 
-@njit(**OPTIONS)
+@compiled()
 def brain(bits):
     """The float32 value of bfloat16 bits, which are the upper half of float32's."""
     return _float_of_bits(np.int32(np.uint32(bits) << np.uint32(16)))
 
 
-@njit(**OPTIONS)
+@compiled()
 def exp(x):
     """e^x to some 3e-7 of it, for a loop that is to be vectors: no call, no branch.
 

@@ -238,19 +238,27 @@ class Output:
             Norm(config, modules["final_norm"], weights) if "final_norm" in modules else None
         )
         self.project = _optional(weights, modules.get("project_out"))
-        self.head = weights.projection([architecture.head()])
+        self._architecture = architecture
+        self.head = _optional(weights, architecture.head() if architecture.has_head else None)
         self.scale, self.softcap = config.logit_scale, config.logit_softcap
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[b, t, hidden]`` -> float32 ``[b, t, vocab]``."""
-        h: Hidden = x if self.final_norm is None else self.final_norm(x)
+        h = self.normed(x)
         h = h if self.project is None else self.project(h)[0]
+        if self.head is None:
+            self._architecture.head()  # raises
+        assert self.head is not None
         logits = self.head(h)[0].float()
         if self.scale != 1:
             logits = logits * self.scale
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
+
+    def normed(self, x: Tensor) -> Hidden:
+        """Through the final norm alone."""
+        return x if self.final_norm is None else self.final_norm(x)
 
 
 class Decoder:
@@ -294,3 +302,11 @@ class Decoder:
         if cache is not None:
             cache.advance(token_ids.shape[1])
         return self.output(x[:, -1:] if last_only else x)
+
+    @torch.inference_mode()
+    def hidden(self, token_ids: Tensor) -> Tensor:
+        """Hidden states behind the final norm, float32 ``[b, t, hidden]``, for token ids ``[b, t]``."""
+        x, positions = self.embedding(token_ids, None)
+        for block in self.blocks:
+            x = block(x, positions, None)
+        return tensor_of(self.output.normed(x)).float()

@@ -62,7 +62,9 @@ class Rotary:
             return plain / rope.factor
         if rope.kind == "longrope":
             longer = length > rope.original_positions
-            return plain / torch.tensor(rope.long_factors if longer else rope.short_factors)
+            return plain / torch.tensor(
+                rope.long_factors if longer else rope.short_factors, dtype=torch.float32
+            )
         if rope.kind == "llama3":
             turns = rope.original_positions * plain / (2 * math.pi)
             kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)

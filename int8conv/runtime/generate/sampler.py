@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from .sampling import Sampling, next_token
+
+LogitsProcessor = Callable[[Sequence[int], Tensor], Tensor]
+"""The tokens so far, the prompt's too, and float32 logits ``[vocab]`` on the decoder's device -> the logits to choose from."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,20 @@ class Request:
     prompt: Sequence[int]
     sampling: Sampling
     logprobs: bool
+    top_logprobs: int = 0
+    """So many of the most likely tokens are shown for each."""
+    min_new_tokens: int = 0
+    """None of ``end_tokens`` before so many."""
+    end_tokens: frozenset[int] = frozenset()
+    processor: LogitsProcessor | None = None
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether logits are changed in ways that ``edits`` has, and samplers have not."""
+        return bool(
+            self.processor is not None or (self.min_new_tokens and self.end_tokens)
+            or self.sampling.logit_bias or self.sampling.presence_penalty or self.sampling.frequency_penalty
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,6 +44,8 @@ class Choice:
 
     token: int
     logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    """The most likely tokens with theirs, if asked for."""
 
 
 class Sampled(Protocol):

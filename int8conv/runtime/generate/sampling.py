@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any, Final, TypedDict
 
 import torch
@@ -23,13 +25,16 @@ class SamplingOptions(TypedDict, total=False):
     top_p: float | None
     min_p: float | None
     repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
     seed: int | None
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Applied in this order, which is also transformers': repetition penalty, temperature, top-k,
-    top-p, min-p."""
+    """How the next token is chosen. Applied in this order, of which the latter part is also transformers': logit bias, presence and
+    frequency penalty, repetition penalty, temperature, top-k, top-p, min-p."""
 
     temperature: float = 0.0
     """0 takes the most likely token; the options but the repetition penalty then change nothing."""
@@ -42,24 +47,32 @@ class Sampling:
     repetition_penalty: float = 1.0
     """What has occurred becomes less likely: its logit is divided by this if positive, else multiplied (arXiv:1909.05858,
     section 4.1, in transformers' form)."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of each token that was generated before, not of the prompt's."""
+    frequency_penalty: float = 0.0
+    """The same, times how often it was."""
+    logit_bias: Mapping[int, float] | None = None
+    """Token id -> what is added to its logit; minus infinity excludes it."""
     seed: int | None = None
     """None draws differently each time."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise ArgumentError("temperature", expected="0 or more", found=self.temperature)
-        if self.top_k is not None and self.top_k < 0:
-            raise ArgumentError("top_k", expected="0 or more", found=self.top_k)
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ArgumentError("top_p", expected="above 0, at most 1", found=self.top_p)
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise ArgumentError("min_p", expected="0 to 1", found=self.min_p)
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ArgumentError(
-                "repetition_penalty", expected="above 0", found=self.repetition_penalty
-            )
-        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
-            raise ArgumentError("seed", expected="a 64-bit integer", found=self.seed)
+        check_number("temperature", self.temperature, lambda x: 0 <= x < math.inf, "0 or more")
+        check_number(
+            "repetition_penalty", self.repetition_penalty, lambda x: 0 < x < math.inf, "above 0"
+        )
+        for name in ("presence_penalty", "frequency_penalty"):
+            check_number(name, getattr(self, name), math.isfinite, "a finite number")
+        if self.top_k is not None:
+            check_integer("top_k", self.top_k, 0)
+        if self.top_p is not None:
+            check_number("top_p", self.top_p, lambda x: 0 < x <= 1, "above 0, at most 1")
+        if self.min_p is not None:
+            check_number("min_p", self.min_p, lambda x: 0 <= x <= 1, "0 to 1")
+        if self.seed is not None:
+            check_integer("seed", self.seed, -(2**63), 2**63 - 1, "a 64-bit integer")
+        if self.logit_bias is not None:
+            _check_bias(self.logit_bias)
 
     def changed(self, options: SamplingOptions) -> Sampling:
         """This, with the fields that are given.
@@ -81,6 +94,39 @@ class Sampling:
         else:
             generator.manual_seed(self.seed)
         return generator
+
+
+def check_number(
+    name: str, value: object, fits: Callable[[float], bool], expected: str
+) -> None:  # fmt: skip
+    """Raises:
+    ArgumentError: no number, or not one that fits.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not fits(float(value)):
+        raise ArgumentError(name, expected=expected, found=_shown(value))
+
+
+def check_integer(
+    name: str, value: object, least: int, most: int | None = None, expected: str | None = None
+) -> None:
+    """Raises:
+    ArgumentError: no integer, or not one in this range.
+    """
+    number = None if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
+    if number is None or number < least or (most is not None and number > most):
+        raise ArgumentError(name, expected=expected or f"{least} or more", found=_shown(value))
+
+
+def _shown(value: object) -> object:
+    return value if isinstance(value, int | float) else repr(value)
+
+
+def _check_bias(bias: object) -> None:
+    if not isinstance(bias, Mapping):
+        raise ArgumentError("logit_bias", expected="a mapping of token ids to numbers", found=repr(bias))  # fmt: skip
+    for token, amount in bias.items():
+        check_integer("logit_bias", token, 0, expected="token ids")
+        check_number("logit_bias", amount, lambda x: x < math.inf, "numbers below infinity")
 
 
 def penalised(logits: Tensor, penalty: float | Tensor, seen: Tensor) -> Tensor:

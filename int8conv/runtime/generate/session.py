@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from ...errors import GenerationError
 from ..backends.interface import Step
 from ..decoder.cache import Cache
 from ..decoder.decoder import Decoder
@@ -17,6 +20,24 @@ class Session:
         self._cache: Cache | None = None
         self._steps: Step | None = None
         self._ids: list[int] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While a generation runs: it is for one at a time.
+
+        Raises:
+            GenerationError: another one has not ended, or its stream was not closed.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise GenerationError(
+                "the session is in use: another generation with it has not ended",
+                hint="a session for each thread, or close() the stream that is open",
+            )  # fmt: skip
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def cache_for(self, prompt: Sequence[int], limit: int) -> Cache:
         """A cache with the beginning of a prompt in it, and room for the rest and ``limit`` new tokens.

@@ -69,6 +69,11 @@ class Architecture:
         """The modules outside the layers by role."""
         return {m.role: m for m in self.modules if m.layer is None}
 
+    @property
+    def has_head(self) -> bool:
+        """Whether it gives logits."""
+        return ("embed" if self.config.tied else "head") in self.outside()
+
     def head(self) -> Module:
         """What gives logits: the head, or the token embedding where they are tied.
 

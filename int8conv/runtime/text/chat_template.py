@@ -119,6 +119,13 @@ class ChatTemplate:
             raise TokenizerError(f"the messages are not JSON: {error}", file=self._file) from error
 
 
+def is_in(folder: Path) -> bool:
+    """Whether a folder has a chat template, of whatever quality."""
+    if any(os.path.lexists(folder / name) for name in (TEMPLATE_FILE, PROCESSOR_FILE)):
+        return True
+    return read_optional_json(folder / CONFIG_FILE).get("chat_template") is not None
+
+
 def _from_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     files = {name: folder / TEMPLATES_FOLDER / f"{name}.jinja" for name in names if "/" not in name}
     if os.path.lexists(folder / TEMPLATE_FILE):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ...errors import ArgumentError
 
@@ -13,10 +13,13 @@ def read_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     Raises:
         ArgumentError: an empty one, or something else than a string.
     """
+    expected = "strings that are not empty"
+    if stop is not None and not isinstance(stop, Iterable):
+        raise ArgumentError("stop", expected=expected, found=repr(stop))
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     for each in stops:
         if not isinstance(each, str) or not each:
-            raise ArgumentError("stop", expected="strings that are not empty", found=repr(each))
+            raise ArgumentError("stop", expected=expected, found=repr(each))
     return stops
 
 

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from tokenizers import Tokenizer as RustTokenizer
 
@@ -27,8 +27,11 @@ MOST_GROWTH: Final = 10_000
 class Tokenizer:
     """The tokenizer of a checkpoint folder."""
 
-    def __init__(self, tokenizer: RustTokenizer, folder: Path | None = None) -> None:
+    def __init__(
+        self, tokenizer: RustTokenizer, folder: Path | None = None, *, keep_special: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
+        self._keep_special = keep_special
         self._folder = folder
         added = tokenizer.get_added_tokens_decoder()
         self._special = {token_id for token_id, token in added.items() if token.special}
@@ -72,29 +75,6 @@ class Tokenizer:
         """Whether there is any file that ``load`` reads a vocabulary from."""
         return any(os.path.lexists(folder / name) for name in (FILE, *slow_files.FILES))
 
-    @classmethod
-    def of(cls, given: object) -> Tokenizer:
-        """One that the user gives: this class's, the tokenizers library's, a fast one of transformers, or a folder with one.
-
-        Raises:
-            ArgumentError: something else.
-            TokenizerError: as ``load``.
-        """
-        backend = getattr(given, "backend_tokenizer", given)
-        if isinstance(given, Tokenizer):
-            return given
-        if isinstance(backend, RustTokenizer):
-            with unbroken(None):
-                return cls(
-                    _harmless(RustTokenizer.from_str(backend.to_str()))
-                )  # theirs stays as it is
-        if isinstance(given, str | os.PathLike):
-            return cls.load(Path(given))
-        raise ArgumentError(
-            "tokenizer", expected="a Tokenizer of the tokenizers library, a fast one of transformers, a folder, or None",
-            found=type(given).__name__,
-        )  # fmt: skip
-
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids; if ``special``, with the special tokens that the tokenizer puts around a text.
 
@@ -105,25 +85,68 @@ class Tokenizer:
             return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """Text without special tokens.
+        """Text without special tokens, unless they are to be kept.
 
         Raises:
             TokenizerError: the tokenizer fails at these tokens.
         """
         with unbroken(self._folder, "the tokenizer fails at these tokens"):
-            return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+            return self._tokenizer.decode(
+                list(token_ids), skip_special_tokens=not self._keep_special
+            )
 
     def token_id(self, token: str) -> int | None:
         """The id of a token by its own text, such as ``<s>``; None if there is no such token."""
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token is one of those that are no text."""
+        return token_id in self._special
+
+    def keeping_special(self) -> Tokenizer:
+        """The same, but ``decode`` has the text of special tokens too."""
+        return Tokenizer(self._tokenizer, self._folder, keep_special=True)
+
     def visible(self, token_id: int) -> str | None:
         """A token's spelling in the vocabulary; None if ``decode`` passes over it: a special token, or none at all."""
-        if token_id in self._special:
+        if token_id in self._special and not self._keep_special:
             return None
         spelling: str | None = self._tokenizer.id_to_token(token_id)
         return spelling
+
+
+class HasBackend(Protocol):
+    """A fast tokenizer of transformers."""
+
+    @property
+    def backend_tokenizer(self) -> RustTokenizer:
+        """What does its work."""
+
+
+TokenizerLike = Tokenizer | RustTokenizer | HasBackend | str | os.PathLike[str]
+"""What ``load`` takes for a tokenizer; a path is that of a folder."""
+
+
+def read_tokenizer(given: TokenizerLike) -> Tokenizer:
+    """A tokenizer that the user gives.
+
+    Raises:
+        ArgumentError: it is none.
+        TokenizerError: as ``Tokenizer.load``.
+    """
+    if isinstance(given, Tokenizer):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return Tokenizer.load(Path(given))
+    backend = getattr(given, "backend_tokenizer", given)
+    if not isinstance(backend, RustTokenizer):
+        raise ArgumentError(
+            "tokenizer", expected="one of the tokenizers library, a fast one of transformers, a folder, None or False",
+            found=type(given).__name__,
+        )  # fmt: skip
+    with unbroken(None):  # a copy: theirs stays as it is
+        return Tokenizer(_harmless(RustTokenizer.from_str(backend.to_str())))
 
 
 def _decoders(tokenizer: RustTokenizer) -> set[str]:

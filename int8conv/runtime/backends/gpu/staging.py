@@ -7,7 +7,6 @@ stream of its own, and fills one stage while the other is copied.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ....formats.safetensors.storage import Reader, WeightsFile
+from ....host import processors
 
 READERS: Final = 8
 """Threads, where the process has as many processors."""
@@ -61,7 +61,7 @@ class Staging:
     ) -> None:
         self._device = device
         self._stage_bytes = stage_bytes
-        count = min(READERS, _processors()) if readers is None else readers
+        count = min(READERS, processors()) if readers is None else readers
         self._lanes: list[_Lane | None] = [None] * count
 
     def fill(self, file: WeightsFile, pieces: Iterable[Piece]) -> None:
@@ -95,12 +95,6 @@ class Staging:
         except BaseException:
             queue.stop()
             raise
-
-
-def _processors() -> int:
-    """Those that this process may use, where the system says."""
-    given = getattr(os, "sched_getaffinity", None)
-    return len(given(0)) if given else os.cpu_count() or 1
 
 
 class _Queue:
