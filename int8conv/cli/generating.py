@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from ..runtime.dtypes import CACHE_BYTES
 from .output import echo, notes
 from .threads import threads_option
 
@@ -40,7 +41,7 @@ _LOADING: Final = (
     ),
     click.option("--dtype", help="Dtype of activations: float32, float16 or bfloat16; default: float32 on a CPU, the checkpoint's 16-bit dtype on a GPU."),
     click.option(
-        "--kv-cache", type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
+        "--kv-cache", type=click.Choice(list(CACHE_BYTES)),
         help="Dtype of the KV cache; default: --dtype.",
     ),
     click.option("--device", default="cpu", show_default=True, help="cpu, cuda (PyTorch's current GPU) or cuda:N."),

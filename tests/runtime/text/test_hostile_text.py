@@ -203,7 +203,7 @@ def test_a_table_that_claims_eight_gigabytes(tmp_path: Path) -> None:
     """The library would allocate them, and end the process where there is not so much."""
     claim = {"type": "Precompiled", "precompiled_charsmap": "////////AAAA"}
     write_tokenizer(tmp_path, normalizer=claim)
-    with pytest.raises(TokenizerError, match="precompiled_charsmap is cut off"):
+    with pytest.raises(TokenizerError, match="precompiled_charsmap is truncated"):
         Tokenizer.load(tmp_path)
 
 
@@ -225,9 +225,9 @@ def test_a_panic_is_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
             raise Panic("index out of bounds")
 
     tokenizer = Tokenizer(Panicking(), tmp_path)  # type: ignore[arg-type]
-    with pytest.raises(TokenizerError, match=r"fails at this text: called `Option::unwrap"):
+    with pytest.raises(TokenizerError, match=r"fails on this text: called `Option::unwrap"):
         tokenizer.encode("x")
-    with pytest.raises(TokenizerError, match=r"fails at these tokens: index out of bounds"):
+    with pytest.raises(TokenizerError, match=r"fails on these tokens: index out of bounds"):
         tokenizer.decode([1])
     assert capfd.readouterr().err == ""
 
