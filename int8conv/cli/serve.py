@@ -51,7 +51,7 @@ _PATIENCE: Final = 5
 @loading_options
 def command(
     path: str, host: str, port: int, api_key: str | None, name: str | None, max_tokens: int | None, max_waiting: int,
-    max_body: int, **options: Any,
+    max_body: int, **options: Any,  # checked by click
 ) -> None:  # fmt: skip
     """Serve PATH (a converted folder, or a source in its own precision) with OpenAI's interface, to this machine alone unless
     --host says otherwise: models, completions, chat completions, embeddings, and /health.

@@ -17,6 +17,7 @@ _END: Final = object()
 class Job:
     """One request: what it gives comes in an asynchronous queue."""
 
+    # jobs of one worker give different things
     def __init__(self, work: Callable[[], Iterator[Any]]) -> None:
         """``work``: its results one by one, in the worker's thread, which looks after each whether it is still wanted."""
         self._work = work
