@@ -220,16 +220,21 @@ def _with_attributes(arguments: tuple[object, ...]) -> object:
 
 
 def _dictionary(arguments: tuple[object, ...]) -> dict[str, object]:
-    """An OrderedDict, as Python 2 and 3 pickle it."""
-    pairs = arguments[0] if arguments else []
+    """An OrderedDict, as Python 2 and 3 pickle it. The list of its pairs is used up: a pickle could give one to many calls."""
     found: dict[str, object] = {}
-    for pair in pairs if isinstance(pairs, list) else [None]:
-        match pair:
-            case (str(name), value) | [str(name), value]:
-                found[name] = value
-            case _:
-                raise ValueError("keys that are no text")
-    return found
+    match arguments:
+        case ():
+            return found
+        case (list(pairs),):
+            for pair in pairs:
+                match pair:
+                    case (str(name), value):
+                        found[name] = value
+                    case _:
+                        raise ValueError("keys that are no text")
+            pairs.clear()
+            return found
+    raise ValueError("keys that are no text")
 
 
 def _kind(_: tuple[object, ...]) -> NoReturn:
