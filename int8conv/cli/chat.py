@@ -36,7 +36,10 @@ _CONTINUED: Final = "\\"
 @click.option("--load", "loaded", type=click.Path(), help="Go on with a conversation from this file.")  # fmt: skip
 @click.option("--save", type=click.Path(), help="Save the conversation to this file after each reply.")  # fmt: skip
 @generation_options(1024)
-def command(path: str, lines: bool, loaded: str | None, save: str | None, **options: Any) -> None:
+def command(
+    path: str, lines: bool, loaded: str | None, save: str | None,
+    **options: Any,  # checked by click
+) -> None:  # fmt: skip
     """Chat with PATH (a converted folder, or a source in its own precision): the reply is streamed.
 
     At a terminal each line is a message, and goes on in the next line where it ends with a backslash. Ctrl-C ends a reply, Ctrl-D
@@ -45,7 +48,7 @@ def command(path: str, lines: bool, loaded: str | None, save: str | None, **opti
     The conversation is formatted with the checkpoint's chat template and kept in the KV cache; where the context is full, the
     oldest turns are left out. Options that are not given default to the checkpoint's generation_config.json.
 
-    PATH may be a hub id, org/name or org/name@revision, which is downloaded.
+    PATH may also be a hub id (org/name or org/name@revision), which is downloaded.
     """
     from ..runtime.chat import Chat
 
@@ -115,7 +118,7 @@ def _messages(lines: bool) -> Iterator[str]:
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  # makes input() edit and remember lines
+        import readline  # noqa: F401  # gives input() line editing and history
     with contextlib.suppress(EOFError):
         while True:
             parts = [input("> ")]

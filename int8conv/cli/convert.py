@@ -199,7 +199,7 @@ def command(
     as_json: bool,
     verbose: bool,
     max_shard_size: int,
-    **choices: Any,
+    **choices: Any,  # checked by click
 ) -> None:
     """Convert the checkpoint folder SRC to int8 in the new folder OUT.
 

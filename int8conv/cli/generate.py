@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per continuation.")
 @click.option(
-    "--report-memory", is_flag=True, help="Print peak memory and the prediction to stderr."
+    "--report-memory", is_flag=True, help="Print peak memory and its prediction to stderr."
 )
 @click.option(
     "--report-outliers",
@@ -76,18 +76,18 @@ if TYPE_CHECKING:
 )
 def command(
     path: str, given: tuple[str, ...], files: tuple[str, ...], ids: tuple[str, ...], chat: bool, as_json: bool,
-    report_memory: bool, report_outliers: bool, **options: Any,
+    report_memory: bool, report_outliers: bool, **options: Any,  # checked by click
 ) -> None:  # fmt: skip
-    """Continue a prompt with PATH (a converted folder, or a source in its own precision); the text is streamed.
+    """Continue a prompt with PATH (a converted folder, or a source in its own precision); output is streamed.
 
-    Several prompts, given by repeating --prompt and --prompt-file, are continued together and printed one after the other. A
-    line break at the end of a file or of stdin is not part of the prompt. With --chat, or --system or another option of the chat
+    Repeat --prompt and --prompt-file for several prompts: they run as one batch and are printed one after another. A line break
+    at the end of a file or of stdin is not part of the prompt. With --chat, or --system or another option of the chat
     template, a prompt is a message to an assistant.
 
-    Options that are not given (temperature, top-k, top-p, min-p, repetition penalty, number of tokens, stop strings) default to
-    the checkpoint's generation_config.json; without one, or unless it sets do_sample, decoding is greedy.
+    Temperature, top-k, top-p, min-p, repetition penalty, number of tokens and stop strings default to the checkpoint's
+    generation_config.json; without one, or unless it sets do_sample, decoding is greedy.
 
-    PATH may be a hub id, org/name or org/name@revision, which is downloaded.
+    PATH may also be a hub id (org/name or org/name@revision), which is downloaded.
     """
     if not given and not files and not ids:
         raise click.UsageError("Missing option '--prompt' / '-p', '--prompt-file' or '--prompt-ids'.")  # fmt: skip

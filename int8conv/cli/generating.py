@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from ..runtime.dtypes import CACHE_BYTES
 from .output import echo, notes
 from .threads import threads_option
 
@@ -40,7 +41,7 @@ _LOADING: Final = (
     ),
     click.option("--dtype", help="Dtype of activations: float32, float16 or bfloat16; default: float32 on a CPU, the checkpoint's 16-bit dtype on a GPU."),
     click.option(
-        "--kv-cache", type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
+        "--kv-cache", type=click.Choice(list(CACHE_BYTES)),
         help="Dtype of the KV cache; default: --dtype.",
     ),
     click.option("--device", default="cpu", show_default=True, help="cpu, cuda (PyTorch's current GPU) or cuda:N."),
@@ -72,6 +73,13 @@ def generation_options(new_tokens: int) -> Callable[[_Command], _Command]:
         return command
 
     return decorate
+
+
+def loading_options(command: _Command) -> _Command:
+    """How a model is loaded."""
+    for option in reversed(_LOADING):
+        command = option(command)
+    return command
 
 
 def template_options(command: _Command) -> _Command:
@@ -146,11 +154,13 @@ def load_model(path: str, options: dict[str, Any]) -> Model:
         echo(f"int8conv: {_loaded(model, time.perf_counter() - started)}", err=True)
     model.prepare()
     notes(jit.notes())
+    for unsupported in model.defaults.unsupported:
+        notes([f"generation_config.json: {unsupported} is not followed"])
+    if "stop" not in options:  # no options of generation
+        return model
     options["stop"] = list(options["stop"]) or None
     options["end_tokens"] = [int(t) if t.isdecimal() else t for t in options.pop("stop_token")]
     options["logit_bias"] = dict(map(_bias, options["logit_bias"])) or None
-    for unsupported in model.defaults.unsupported:
-        notes([f"generation_config.json: {unsupported} is not followed"])
     return model
 
 

@@ -1,4 +1,4 @@
-"""A conversation with a model: messages, the template that makes a prompt of them, and a cache that keeps the history."""
+"""A conversation with a model: messages, the template that formats them, and a cache of the history."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class Chat:
                 is 1024, and fewer where the context ends.
 
         Raises:
-            ArgumentError: an option out of range.
-            TokenizerError: no chat template, or a malformed one.
+            ArgumentError: an option is out of range.
+            TokenizerError: the chat template is missing or malformed.
         """
         self.model = model
         self.template = ChatTemplate.load(model.folder, template)
         self.messages: list[Message] = []
-        """What was said so far, replies among it."""
+        """All messages so far, including replies."""
         if system is not None:
             self.messages.append({"role": "system", "content": system})
         self.dropped = 0
@@ -81,11 +81,11 @@ class Chat:
         return (*self._asked_ends, *sorted(end_of_turn_tokens(self.template, self.model.tokenizer)))
 
     def say(self, text: str, *, on_text: OnText | None = None) -> Generation:
-        """A message of the user -> the assistant's reply. If it fails, the conversation is as before.
+        """Send a user message and return the assistant's reply. On failure, the conversation is unchanged.
 
         Raises:
             GenerationError: the message alone does not fit the context.
-            TokenizerError: the template fails, or refuses these messages.
+            TokenizerError: the template fails or refuses these messages.
         """
         with self.stream(text) as reply:
             for piece in reply:

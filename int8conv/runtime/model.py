@@ -46,13 +46,13 @@ class Model(PromptReader):
         super().__init__(opened, decoder.config, defaults or GenerationDefaults())
         self.decoder = decoder
         self.mode = mode
-        """As it was asked for."""
+        """As requested."""
         self.fallback_counters: Mapping[str, FallbackCounter] = {}
         self.loading: Loading | None = None
-        """What went to the GPU, and how fast."""
+        """What was copied to the GPU, and how fast."""
 
     def logits(self, token_ids: Tensor) -> Tensor:
-        """Logits of every position.
+        """Compute the logits of every position.
 
         Args:
             token_ids: int64 ``[batch, tokens]``.
@@ -61,8 +61,8 @@ class Model(PromptReader):
             float32 ``[batch, tokens, vocab]``.
 
         Raises:
-            ArgumentError: not two axes of integers.
-            GenerationError: a token outside the vocabulary, or more tokens than positions.
+            ArgumentError: ``token_ids`` is not a matrix of integers.
+            GenerationError: a token is outside the vocabulary, or there are more tokens than positions.
         """
         if token_ids.ndim != 2 or token_ids.is_floating_point():
             raise ArgumentError("token_ids", expected="int64 [batch, tokens]",
@@ -183,10 +183,10 @@ class Model(PromptReader):
         on_checked: Callable[[], None] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> list[Generation]:
-        """Continue several prompts, which may differ in length, together: in the time of little more than one.
+        """Continue several prompts, which may differ in length, together, in little more time than one.
 
-        Each gets what ``generate`` gives it alone with the same options, in W8A16 and in source precision up to the rounding of
-        float sums; in W8A8 small differences are larger.
+        Each gets the result of ``generate`` with the same options, up to the rounding of float sums in W8A16 and in source precision;
+        in W8A8 differences are slightly larger.
 
         Args:
             prompts: as in ``generate``, as are the arguments not named here.
@@ -200,7 +200,7 @@ class Model(PromptReader):
             ``n`` generations per prompt, in the prompts' order.
 
         Raises:
-            ArgumentError, GenerationError, TokenizerError: as ``generate``.
+            ArgumentError, GenerationError, TokenizerError: as for ``generate``.
         """
         check_integer("n", n, 1)
         asked = self._asked(sampling, options)
@@ -258,23 +258,23 @@ class Model(PromptReader):
             return score_continuations(self.decoder, tokens, batch_size, progress)
 
     def prepare(self) -> None:
-        """Have what single tokens need on a CPU compiled, or loaded from disk, now rather than at the first of them."""
+        """Compile code for single tokens on a CPU, or load it from disk, now rather than at the first token."""
         if any(block.fused is not None for block in self.decoder.blocks):
             prepare()
 
     def fallback_report(self) -> FallbackReport:
-        """What the outlier fallback has taken since the model was loaded."""
+        """The values that the outlier fallback has handled since the model was loaded."""
         return fallback_report(self.fallback_counters)
 
     def predictor(self) -> Predictor:
-        """What this model's memory is predicted with, as it was loaded."""
+        """The predictor of this model's memory, as it was loaded."""
         decoder = self.decoder
         dtype, kv_cache = (str(d).removeprefix("torch.") for d in (decoder.dtype, decoder.kv_cache))
         setup = Setup.of(decoder.backend.device, dtype, kv_cache, self.mode)
         return predictor_of(self.opened, setup, convert=False)
 
     def footprint(self, *, context: int | None = None, batch: int = 1) -> Footprint:
-        """Predicted memory at ``context`` positions (None: the most) and ``batch`` sequences, as this model was loaded."""
+        """Predict memory for ``context`` positions (None: the maximum) and ``batch`` sequences, as this model was loaded."""
         return self.predictor().at(context, batch)
 
     def _run(

@@ -27,7 +27,7 @@ from ..checkpoints import LLAMA, OPT, random_tensors, write_checkpoint
 
 TIED = LLAMA | {"tie_word_embeddings": True}
 IDS = torch.arange(3, 23)[None]
-UNTIED = "the config says that the head is the token embedding"
+UNTIED = "the config ties the head to the token embedding"
 HEADLESS = "the checkpoint has no head"
 
 
@@ -138,7 +138,7 @@ def test_a_reward_model_keeps_its_score(tmp_path: Path) -> None:
 
 def test_a_head_that_the_user_leaves_out_is_missed(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, LLAMA)
-    with pytest.raises(ArgumentError, match="needs is left out"):
+    with pytest.raises(ArgumentError, match="the model needs a tensor that is left out"):
         open_source(resolve(tmp_path), ConvertOptions(exclude=("lm_head",)))
 
 

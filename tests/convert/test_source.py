@@ -89,7 +89,9 @@ def test_a_pattern_for_names_that_matches_nothing(source: Path, option: str) -> 
 def test_a_tensor_that_the_model_needs(source: Path, tmp_path: Path) -> None:
     """Left out by the user, or by whoever made the checkpoint."""
     name = "model.layers.1.mlp.up_proj.weight"
-    with rejected(ArgumentError, "needs is left out", name, "--include or --exclude"):
+    with rejected(
+        ArgumentError, "the model needs a tensor that is left out", name, "--include or --exclude"
+    ):
         opened(source, exclude=("1.mlp.up",))
     tensors = random_tensors(LLAMA)
     del tensors[name]
@@ -110,8 +112,8 @@ def test_notes_stand_in_the_order_in_which_they_come_up(source: Path) -> None:
     assert "other.safetensors" in weights
     assert "notes.txt" in files
     assert "some_key" in config
-    assert adapter.startswith("adapter_config.json: the adapter that stands beside the weights")
-    assert "up_proj.bias: the config says nothing" in unannounced
+    assert adapter.startswith("adapter_config.json: the adapter next to the weights")
+    assert "up_proj.bias: not mentioned in the config" in unannounced
 
 
 def test_an_adapter_beside_the_weights_is_said_once(source: Path) -> None:

@@ -1,4 +1,4 @@
-"""The index of several weights files, and where it and they disagree."""
+"""The index of several weights files, and how to treat discrepancies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .weight_files import some
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
-    """Tensor name to shard file name as an index has it.
+    """Read an index: tensor name to shard file name.
 
     Raises:
         NotFoundError: there is no such file.
@@ -39,7 +39,7 @@ def read_weight_map(path: Path) -> dict[str, str]:
 def check_listed(
     headers: Mapping[str, Header], weight_map: Mapping[str, str], index: str | None, folder: Path
 ) -> None:
-    """Raise MissingTensorError for a tensor that the index lists for a shard without it."""
+    """Raise MissingTensorError if a shard lacks a tensor that the index lists for it."""
     for name, shard in weight_map.items():
         if name not in headers[shard].tensors:
             raise MissingTensorError(
@@ -52,11 +52,11 @@ def shard_of_each(
 ) -> tuple[dict[str, str] | None, tuple[str, ...]]:
     """The shard that each tensor is taken from (None: all of each, as the index says, if there is one), and what the user should know.
 
-    As in transformers, an index only says which files there are: their headers say what is in them, and the last file that
-    has a tensor counts.
+    As in transformers, an index only says which files there are; their headers say what they contain, and the last file with
+    a tensor wins.
 
     Raises:
-        DuplicateTensorError: two files have a tensor, and there is no index.
+        DuplicateTensorError: two files contain the same tensor, and there is no index.
     """
     if _agree(headers, weight_map):
         return None, ()
@@ -70,22 +70,22 @@ def shard_of_each(
             if name in found:
                 if weight_map is None:
                     raise DuplicateTensorError(
-                        f"is in {found[name]} too, and no index says which to use", file=folder / shard,
+                        f"is also in {found[name]}, and no index says which to use", file=folder / shard,
                         tensor=name, hint="merge tensor-parallel shards first",
                     )  # fmt: skip
                 twice.append(f"{name} (in {found[name]} and {shard})")
             found[name] = shard
     notes = []
     if twice:
-        notes.append(f"tensors in two files, of which the last is taken: {some(twice)}")
+        notes.append(f"tensors in two files (the last one is used): {some(twice)}")
     if weight_map is not None:
         if stale := [name for name in weight_map if name not in found]:
             notes.append(
-                f"tensors that the index lists and no file has ({len(stale)}): {some(stale)}"
+                f"tensors listed in the index but in no file ({len(stale)}): {some(stale)}"
             )
         if unlisted := [name for name in found if name not in weight_map]:
             notes.append(
-                f"taken, though the index leaves them out ({len(unlisted)}): {some(unlisted)}"
+                f"tensors used although the index does not list them ({len(unlisted)}): {some(unlisted)}"
             )
     return found, tuple(notes)
 

@@ -1,4 +1,4 @@
-"""Prompts and what follows them: the loop from logits to tokens to text."""
+"""Continuing prompts: the loop from logits to tokens to text."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True)
 class Generation:
-    """What was generated, without the prompt."""
+    """The generated text, without the prompt."""
 
     text: str
-    """Without end token and stop string, and without a character that the limit cut in two."""
+    """Without the end token, the stop string, and a final character cut off by the limit."""
     token_ids: list[int]
-    """All that were chosen, the end token and those of a stop string among them."""
+    """All sampled tokens, including the end token and those of a stop string."""
     finish_reason: FinishReason
     """``"stop"`` at an end token or stop string, ``"cancelled"`` where the caller ended it, else ``"length"``."""
     logprobs: list[float] | None = None
-    """If asked for: of each of ``token_ids``, the natural logarithm of its probability in the model's own distribution, before
+    """If requested: for each of ``token_ids``, the natural logarithm of its probability in the model's own distribution, before
     penalty, temperature and selection."""
     top_logprobs: list[tuple[tuple[int, float], ...]] | None = None
     """If asked for: at each of ``token_ids``, the most likely tokens with theirs."""
@@ -41,7 +41,7 @@ class Generation:
 
 
 class Continuation:
-    """One prompt, and what follows it as it comes."""
+    """One prompt and its continuation so far."""
 
     def __init__(
         self, prompt: Sequence[int], limit: int, sampling: Sampling, *, end_tokens: frozenset[int],
@@ -68,11 +68,11 @@ class Continuation:
 
     @property
     def left(self) -> int:
-        """Tokens until the limit."""
+        """Number of tokens left until the limit."""
         return self.limit - len(self.token_ids)
 
     def take(self, choice: Choice) -> None:
-        """The next token."""
+        """Append the next token."""
         token = choice.token
         self.token_ids.append(token)
         if self._logprobs is not None and choice.logprob is not None:
@@ -125,10 +125,10 @@ def token_by_token(
     """Run, with a pause after each token of all, until all are done or cancelled. The cache has a sequence for each; what it has
     of a prompt already is not computed again.
 
-    ``step`` takes one token of each with that cache; None makes one.
+    ``step`` advances all by one token with that cache; None creates one.
 
-    Where tokens are chosen on the device, the next step starts before the host has seen them; a sequence that ends at
-    one of them has then taken a step for nothing, at a position that was its own anyway.
+    If tokens are sampled on the device, the next step starts before the host has seen them; a sequence that ends at one of them
+    has then taken one step too many, at a position that belongs to it anyway.
     """
     active = [i for i, each in enumerate(continuations) if not each.done]
     if not active:
@@ -156,7 +156,7 @@ def token_by_token(
 def _prompts(
     decoder: Decoder, continuations: Sequence[Continuation], active: Sequence[int], cache: Cache
 ) -> Tensor:
-    """Logits after each prompt, float32 ``[b, vocab]``; zeros for those that are not active."""
+    """Logits after each prompt, float32 ``[b, vocab]``; zeros for inactive ones."""
     shape = (len(continuations), decoder.config.vocab_size)
     logits = torch.zeros(shape, dtype=torch.float32, device=decoder.backend.device)
     for i in active:

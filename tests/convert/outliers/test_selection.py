@@ -137,7 +137,7 @@ def test_patterns_that_could_change_nothing_are_refused() -> None:
     Patterns(("b$", "^a"), ("c",)).check(["a.b"], ["c.d"])
     with rejected(ArgumentError, "keep matches no linear", "such as a.b", "'^b'"):
         Patterns(keep=("a", "^b")).check(["a.b"], ["b"])
-    with rejected(ArgumentError, "quantize matches no matrix", "nothing: there is none", "'c'"):
+    with rejected(ArgumentError, "quantize matches no matrix", "no pattern: there are none", "'c'"):
         Patterns(quantize=("c",)).check(["c"], [])
     Patterns().check([], [])
 
@@ -161,7 +161,7 @@ def test_a_bias_that_the_config_does_not_announce_goes_along_with_a_note() -> No
     biases = [x.bias for item in found.items if isinstance(item, Group) for x in item.linears if x.bias]  # fmt: skip
     assert [bias.name for bias in biases] == [name]
     assert found.notes == (
-        f"{name} and 1 more: the config says nothing of them; kept, and not used (nor does transformers)",
+        f"{name} and 1 more: not mentioned in the config; kept but not used (transformers ignores them too)",
     )
     assert told(found)[-2:] == [other, "lm_head.weight"]
     with rejected(ShapeError, name, "[64]", "[63]"):
@@ -182,7 +182,7 @@ def test_layers_beyond_the_configs_are_kept_with_a_note() -> None:
     found = select(changes=dict.fromkeys(names, ("F16", (2,))))
     assert told(found)[-4:] == names
     assert found.notes == (
-        f"{names[0]} and 1 more: of layers beyond the config's 2; kept, and not used (nor does transformers)",
+        f"{names[0]} and 1 more: in layers beyond the config's 2; kept but not used (transformers ignores them too)",
     )
 
 

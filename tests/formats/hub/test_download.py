@@ -178,14 +178,18 @@ def test_a_repository_that_lacks_a_shard(hub: HubServer, tmp_path: Path) -> None
     folder = write_checkpoint(tmp_path / "sharded", shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()
     hub.revisions = {"main": folder}
-    with pytest.raises(HubNotFoundError, match=r"lacks a file: expected model-00002-of-00003"):
+    with pytest.raises(
+        HubNotFoundError, match=r"missing from the repository: expected model-00002-of-00003"
+    ):
         resolve(ID)
     assert hub.got() == {"config.json", "model.safetensors.index.json"}
 
 
 def test_a_repository_without_config(hub: HubServer, source: Path) -> None:
     (source / "config.json").unlink()
-    with pytest.raises(HubNotFoundError, match=r"lacks a file: expected config\.json"):
+    with pytest.raises(
+        HubNotFoundError, match=r"missing from the repository: expected config\.json"
+    ):
         resolve(ID)
     assert hub.got() == set()
 

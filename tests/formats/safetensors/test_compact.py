@@ -103,7 +103,7 @@ def slow_outcome(text: str, monkeypatch: pytest.MonkeyPatch) -> object:
 
 def test_a_truncated_file_is_told_by_the_first_tensor_that_passes_its_end() -> None:
     with pytest.raises(
-        SafetensorsError, match="'a': offsets pass the end of the file: expected at least 12"
+        SafetensorsError, match="'a': offsets extend past the end of the file: expected at least 12"
     ):
         parse_header(f"{{{A},{B}}}".encode(), payload_bytes=5, file="x")  # fmt: skip
 

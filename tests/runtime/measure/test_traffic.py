@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from int8conv.convert.converter import convert_checkpoint
 from int8conv.formats.safetensors.storage import LocalFile
 from int8conv.runtime.measure import traffic
-from int8conv.runtime.measure.traffic import bandwidth, cached_share, now, step_bytes
+from int8conv.runtime.measure.traffic import bandwidth, cached_fraction, now, step_bytes
 from int8conv.runtime.opening import open_model
 
 from ...checkpoints import LLAMA, OPT, random_tensors, write_checkpoint
@@ -136,12 +136,12 @@ def test_samples_are_spread_over_files_by_their_size(
         return name == "a"
 
     monkeypatch.setattr(traffic, "_has_page", has_page)
-    share = cached_share(files)
+    share = cached_fraction(files)
     assert asked == {"a": [0, 50], "b": [0, 60, 120, 180, 240]}
     assert share == 2 / 7
     monkeypatch.setattr(traffic, "_SAMPLES", 1 << 20)  # every page once, no more
     asked.clear()
-    assert cached_share(files) == 0.25
+    assert cached_fraction(files) == 0.25
     assert asked == {"a": list(range(100)), "b": list(range(300))}
 
 
@@ -151,20 +151,20 @@ def test_where_the_system_does_not_say(files: list[LocalFile], monkeypatch: pyte
 
     open_before = len(list(Path("/proc/self/fd").iterdir()))
     monkeypatch.setattr(traffic, "_has_page", refuse)
-    assert cached_share(files) is None
+    assert cached_fraction(files) is None
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before
     monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
-    assert cached_share(files) is None
+    assert cached_fraction(files) is None
 
 
 def test_no_files_have_no_share(files: list[LocalFile]) -> None:
-    assert cached_share([]) is None
-    assert cached_share(files[2:]) is None
-    assert cached_share([object()]) is None  # type: ignore[list-item]  # elsewhere
+    assert cached_fraction([]) is None
+    assert cached_fraction(files[2:]) is None
+    assert cached_fraction([object()]) is None  # type: ignore[list-item]  # elsewhere
 
 
 def test_what_was_just_written_is_there(files: list[LocalFile]) -> None:
-    share = cached_share(files)
+    share = cached_fraction(files)
     if share is None:
         pytest.skip("this file system does not say")
     assert share == 1.0
@@ -172,6 +172,6 @@ def test_what_was_just_written_is_there(files: list[LocalFile]) -> None:
         with file.path.open("rb") as opened:
             os.fsync(opened.fileno())
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    share = cached_share(files)
+    share = cached_fraction(files)
     assert share is not None
     assert 0 <= share <= 1  # the system may keep any part of it
