@@ -33,7 +33,18 @@ ALLOWED = {
     "runtime.text": ("errors", "progress", "formats", "runtime.text"),
     "convert": ("errors", "host", "progress", "formats", "kernels", "runtime", "convert"),
     "hf": ("errors", "host", "progress", "formats", "kernels", "runtime", "convert", "hf"),
-    "cli": ("errors", "host", "progress", "formats", "kernels", "runtime", "convert", "cli"),
+    "cli": (
+        "errors",
+        "host",
+        "progress",
+        "formats",
+        "kernels",
+        "runtime",
+        "convert",
+        "serve",
+        "cli",
+    ),
+    "serve": ("errors", "progress", "runtime", "serve"),
     "lm_eval": ("errors", "host", "progress", "kernels", "runtime", "lm_eval"),
 }
 """Room -> rooms and modules that it may import; the longest name that fits counts. ``__init__`` is open to all."""

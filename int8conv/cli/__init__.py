@@ -29,6 +29,7 @@ _COMMANDS = {
     "eval": "Measure perplexity and the divergence from the source.",
     "generate": "Continue a prompt.",
     "chat": "Chat with a model.",
+    "serve": "Serve a model to OpenAI clients.",
     "bench": "Measure speed, loading and memory.",
 }
 

@@ -75,6 +75,13 @@ def generation_options(new_tokens: int) -> Callable[[_Command], _Command]:
     return decorate
 
 
+def loading_options(command: _Command) -> _Command:
+    """How a model is loaded."""
+    for option in reversed(_LOADING):
+        command = option(command)
+    return command
+
+
 def template_options(command: _Command) -> _Command:
     """What a chat template is given."""
     for option in reversed(_TEMPLATE):
@@ -147,11 +154,13 @@ def load_model(path: str, options: dict[str, Any]) -> Model:
         echo(f"int8conv: {_loaded(model, time.perf_counter() - started)}", err=True)
     model.prepare()
     notes(jit.notes())
+    for unsupported in model.defaults.unsupported:
+        notes([f"generation_config.json: {unsupported} is not followed"])
+    if "stop" not in options:  # no options of generation
+        return model
     options["stop"] = list(options["stop"]) or None
     options["end_tokens"] = [int(t) if t.isdecimal() else t for t in options.pop("stop_token")]
     options["logit_bias"] = dict(map(_bias, options["logit_bias"])) or None
-    for unsupported in model.defaults.unsupported:
-        notes([f"generation_config.json: {unsupported} is not followed"])
     return model
 
 
