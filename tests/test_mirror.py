@@ -39,33 +39,6 @@ ELSEWHERE: dict[str, str] = {
 ONE_FILE_FOR_ALL = {"runtime/models/families": "tests/runtime/models/test_families.py"}
 """Rooms of modules of one kind, each of which runs through the same tests."""
 
-MISSING: frozenset[str] = frozenset(
-    {
-        "kernels/cpu/columns",
-        "kernels/cpu/fused",
-        "kernels/cpu/integer",
-        "kernels/cpu/widened",
-        "kernels/gpu/launch",
-        "kernels/gpu/primitives",
-        "kernels/gpu/prologue",
-        "runtime/backends/gpu/attention",
-        "runtime/backends/gpu/backend",
-        "runtime/backends/gpu/cache",
-        "runtime/backends/gpu/deferred",
-        "runtime/backends/gpu/experts",
-        "runtime/backends/gpu/projections",
-        "runtime/backends/gpu/weights",
-        "runtime/backends/parts",
-        "runtime/backends/torch_attention",
-        "runtime/backends/torch_backend",
-        "runtime/decoder/decoder",
-        "runtime/loader",
-        "runtime/text/rendering",
-        "runtime/text/template_process",
-    }
-)
-"""Tested through what uses them alone; to be emptied."""
-
 
 def name_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").as_posix()
@@ -102,7 +75,7 @@ def stands_in(name: str) -> Path:
 LOGIC = [name for name, path in MODULES.items() if has_logic(path)]
 
 
-@pytest.mark.parametrize("name", [name for name in LOGIC if name not in MISSING])
+@pytest.mark.parametrize("name", LOGIC)
 def test_a_module_with_logic_has_a_test_file(name: str) -> None:
     found = [path for path in (own_test(name), stands_in(name)) if path.is_file()]
     assert found, f"write {own_test(name).relative_to(TESTS.parent)}"

@@ -15,7 +15,6 @@ from ..weight import MixedWeight
 from . import jit
 
 ACTIVATIONS: Final = {"silu": 1, "relu": 2, "gelu": 3, "gelu_tanh": 4}
-_NO_TABLE: Final = np.empty((1, 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,11 @@ def _norm(norm: FusedNorm | None) -> tuple[object, ...]:
 
 def _table(table: Tensor | None, batch: int) -> npt.NDArray[np.float32]:
     """``[batch, rotated]``."""
-    found = _NO_TABLE if table is None else table.numpy()
+    if (
+        table is None
+    ):  # of every batch in one type: one that cannot be written to would be compiled anew
+        return np.empty((batch, 0), np.float32)
+    found = table.numpy()
     if found.shape[0] != batch:
         found = np.broadcast_to(found, (batch, found.shape[1]))
     return np.ascontiguousarray(found)

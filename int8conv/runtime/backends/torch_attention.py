@@ -13,14 +13,18 @@ from ..decoder.cache import Quantized, Stored
 from ..decoder.working_sizes import SCORES_AT_ONCE, WIDENED_AT_ONCE
 
 
-def scores_bias(spec: AttentionSpec, positions: Tensor, end: int, dtype: torch.dtype) -> Tensor | None:  # fmt: skip
+def scores_bias(
+    spec: AttentionSpec, positions: Tensor, end: int, dtype: torch.dtype, *, newest: bool = True
+) -> Tensor | None:
     """The mask or bias of scores of tokens at ``positions``, ``[t]`` or ``[b, t]``, for keys up to ``end``.
+
+    ``newest``: the last of the tokens is the last key too; alone, it sees all of them.
 
     Returns:
         bool (True: attend) or float, ``[b or 1, h or 1, t, s]``; None: no mask.
     """
     windowed = spec.window is not None and spec.window < end
-    if not spec.alibi and not windowed and positions.shape == (1,):
+    if newest and not spec.alibi and not windowed and positions.shape == (1,):
         return None
     where = positions[None] if positions.ndim == 1 else positions
     keys = torch.arange(end, dtype=torch.int32, device=positions.device)
@@ -55,7 +59,8 @@ def attend(
     y = torch.empty_like(q)
     for first in range(0, tokens, step):
         part = slice(first, first + step)
-        bias = scores_bias(spec, positions[..., part], end, q.dtype)
+        newest = first + step >= tokens
+        bias = scores_bias(spec, positions[..., part], end, q.dtype, newest=newest)
         y[:, :, part] = _attend_stored(q[:, :, part], k, v, spec, bias)
     return y
 

@@ -103,9 +103,7 @@ class Renderer:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             assert self._process.stdin is not None
-            path = [
-                entry for entry in sys.path if Path(entry).is_absolute()
-            ]  # not the working folder
+            path = [_PACKAGES, *(entry for entry in sys.path if Path(entry).is_absolute())]
             self._process.stdin.write(json.dumps(path).encode() + b"\n")
         return self._process
 
