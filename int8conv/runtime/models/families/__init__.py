@@ -1,7 +1,7 @@
 """Families of models, one small file each, named after ``model_type``.
 
-A family is data: how its config reads, and what its modules are called on the hub. To add one, write a file with a
-``FAMILY`` and enter it below. Nothing here needs torch.
+A family is data: how to read its config, and the names of its modules on the hub. To add one, write a file with a ``FAMILY``
+and list it below. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def find_family(config: dict[str, Any], file: object = "config.json") -> Family:
     """The family that a ``config.json`` names.
 
     Raises:
-        UnknownFamilyError: its ``model_type`` is not known.
+        UnknownFamilyError: its ``model_type`` is unknown.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:

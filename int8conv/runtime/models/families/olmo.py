@@ -1,6 +1,6 @@
-"""OLMo 2 (arXiv:2501.00656): norms behind attention and FFN, and of all queries and keys together.
+"""OLMo 2 (arXiv:2501.00656): norms after attention and FFN, and of queries and keys over all heads.
 
-OLMoE (arXiv:2409.02060) has norms in front, those of all queries and keys too, and experts in every layer.
+OLMoE (arXiv:2409.02060): norms before attention and FFN, those of queries and keys as well, experts in every layer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ def read_config(raw: RawConfig) -> DecoderConfig:
     bias = raw.flag("attention_bias", False)
     return read_decoder(
         raw, "olmo2",
-        norm_eps=raw.number("rms_norm_eps", 1e-5), norms="behind", query_norm="row",
+        norm_eps=raw.number("rms_norm_eps", 1e-5), norms="after", query_norm="row",
         qkv_bias=bias, out_bias=bias,
     )  # fmt: skip
 
