@@ -35,6 +35,7 @@ SLOW = (
     "formats/int8/test_layout.py",
     "formats/int8/test_mutated.py",
     "hf/test_quantizer.py",
+    "kernels/cpu/test_fused.py",
     "kernels/cpu/test_jit.py",
     "kernels/gpu",
     "kernels/test_dispatch.py",

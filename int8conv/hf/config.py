@@ -34,7 +34,7 @@ class Int8convConfig(QuantizationConfigMixin):
         version: int = VERSION,
         groups: list[dict[str, Any]] | None = None,
         mode: Mode | None = None,
-        **fields: Any,
+        **fields: Any,  # of the base class
     ) -> None:
         check_version(version, SECTION)
         check_mode(mode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from ..kernels.dispatch import Mode
 from ..kernels.weight import MixedWeight, dequantized_rows
 from .config import check_mode
 from .multiply import mixed_linear_op, mixed_weight, multiply
+
+_BUFFERS: Final = ("weight_scale", "outlier_index", "outlier_weight")
 
 
 class Int8convLinear(nn.Linear):
@@ -67,13 +70,19 @@ class Int8convLinear(nn.Linear):
 
     def mixed(self) -> MixedWeight:
         """The weight as kernels take it; made again when one of its tensors was replaced or moved."""
-        tensors = (self.weight, self.weight_scale, self.outlier_index, self.outlier_weight)
-        key = (*(None if t is None else t.data_ptr() for t in tensors), self.threshold)
+        codes, buffers = (
+            self._parameters["weight"],
+            self._buffers,
+        )  # at every product: no __getattr__
+        scale, index, kept = (buffers[name] for name in _BUFFERS)
+        assert codes is not None
+        assert scale is not None
+        key = (
+            codes.data_ptr(), scale.data_ptr(), self.threshold,
+            None if index is None or kept is None else (index.data_ptr(), kept.data_ptr()),
+        )  # fmt: skip
         if self._cached is None or self._cached[0] != key:
-            codes, scale, index, kept = (None if t is None else t.detach() for t in tensors)
-            assert codes is not None
-            assert scale is not None
-            self._cached = (key, mixed_weight(codes, scale, index, kept, self.threshold))
+            self._cached = (key, mixed_weight(codes.detach(), scale, index, kept, self.threshold))
         return self._cached[1]
 
     def dequantized(self) -> Tensor:

@@ -14,11 +14,11 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..convert.by_name.generic import SMALLEST_SIDE
-from ..convert.by_name.linear_names import is_numbered, is_of_senses, stays
+from ..convert.by_name.linear_names import is_kept_by_name, is_numbered, is_vision_or_audio
 from ..convert.outliers.calibrate import Sums
 from ..convert.outliers.rule import NO_OUTLIERS, Choosing, OutlierChoice, choose_outliers
 from ..convert.outliers.selection import matches
-from ..convert.rounding.float16_bits import INFINITY, round_to_half
+from ..convert.rounding.float16_bits import round_to_half
 from ..convert.rounding.quantize import NonFiniteRowError, QuantizedRows, RowQuantizer
 from ..errors import (
     ArgumentError,
@@ -28,6 +28,7 @@ from ..errors import (
     UnsupportedModelError,
 )
 from ..formats.int8.section import Group
+from ..formats.safetensors.dtypes import INFINITY_BITS
 from ..kernels.dispatch import Mode
 from .config import Int8convConfig, check_mode
 from .linear import Int8convLinear, int8_linears
@@ -100,7 +101,7 @@ def _candidates(model: PreTrainedModel, keep: Sequence[str]) -> Iterator[tuple[s
     for path, module in model.named_modules():
         if not isinstance(module, _SOURCES) or min(module.weight.shape) < SMALLEST_SIDE:
             continue
-        if not is_numbered(f"{path}.weight") or stays(path) or is_of_senses(path):
+        if not is_numbered(f"{path}.weight") or is_kept_by_name(path) or is_vision_or_audio(path):
             continue
         if not matches(keep, path) and module.weight.dtype in _NAMES:
             yield path, module
@@ -202,7 +203,7 @@ def _half_bits(block: QuantizedRows, kind: str, half: torch.dtype, path: str) ->
     bits = np.ascontiguousarray(block.outliers)
     if kind == "F32":
         bits, _ = round_to_half(bits.view(np.float32), _NAMES[half])
-        if (bits & 0x7FFF >= INFINITY[_NAMES[half]]).any():
+        if (bits & 0x7FFF >= INFINITY_BITS[_NAMES[half]]).any():
             raise HalfOverflowError(f"an outlier column does not fit {_NAMES[half]}", tensor=f"{path}.weight",
                                     hint="load the model in bfloat16")  # fmt: skip
     return torch.from_numpy(bits.view(np.int16)).view(half)

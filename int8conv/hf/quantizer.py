@@ -39,6 +39,7 @@ class Int8convQuantizer(HfQuantizer):
     requires_calibration = True
     quantization_config: Int8convConfig
 
+    # the options of the base class
     def __init__(self, quantization_config: Int8convConfig, **options: Any) -> None:
         super().__init__(quantization_config, **options)
         self.groups: tuple[Group, ...] = ()
@@ -87,6 +88,7 @@ class Int8convQuantizer(HfQuantizer):
         dtypes = {name: tensor.dtype for name, tensor in converted.checkpoint.tensors.items()}
         return tuple(describe_groups(converted.manifest.inputs, dtypes))
 
+    # conversions are private classes of transformers
     def update_weight_conversions(
         self, weight_conversions: list[Any], model: PreTrainedModel | None = None
     ) -> list[Any]:

@@ -99,6 +99,7 @@ class Int8convLM(TemplateLM):  # type: ignore[misc]
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
         return answers
 
+    # requests are instances of classes without types
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
@@ -112,6 +113,7 @@ class Int8convLM(TemplateLM):  # type: ignore[misc]
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
         return totals
 
+    # requests are instances of classes without types
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Continue prompts, those with the same options in batches; a prompt that is too long loses its beginning."""
         answers = [""] * len(requests)

@@ -113,7 +113,7 @@ def test_an_unknown_family_has_weights(unknown: Path) -> None:
     assert report(unknown, "--vram", "1kB")["vram"]["fits"] is False
     shown = succeed("footprint", unknown, "--vram", "1kB")
     assert "unknown model_type 'sphinx'" in shown.stderr
-    assert "what KV cache and activations take is not known" in shown.stderr
+    assert "the sizes of KV cache and activations are unknown" in shown.stderr
     assert "do not fit in 1.0 kB" in shown.stdout
     assert shown.stdout.count("unknown") == 4
 

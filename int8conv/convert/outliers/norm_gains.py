@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ...runtime.models.architecture import Architecture
-from ..by_name.linear_names import is_of_senses
+from ..by_name.linear_names import is_vision_or_audio
 
 _TYPES: Final = (
     "gemma gemma2 gemma3 gemma3_text minimax_m3_vl minimax_m3_vl_text muse_glimmer muse_glimmer_text muse_spark "
@@ -30,4 +30,4 @@ def norm_offset(config: Mapping[str, Any], architecture: Architecture | None) ->
 
 def offset_of(name: str, offset: float) -> float:
     """That of one norm: what sees or hears has norms of its own kind."""
-    return 0.0 if is_of_senses(name) else offset
+    return 0.0 if is_vision_or_audio(name) else offset

@@ -1,4 +1,4 @@
-"""What a checkpoint's tensor names say about a decoder that its config leaves open: the prefix, and the head."""
+"""Properties of a decoder that only a checkpoint's tensor names show: the prefix and the head."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .families import Family
 
 @dataclass(frozen=True)
 class Stored:
-    """A family and a config, with names and head as a checkpoint has them."""
+    """A family and a config, with names and head as in a checkpoint."""
 
     family: Family
     config: DecoderConfig
     untied: bool = False
-    """The config says that the head is the token embedding, and the checkpoint has one beside it."""
+    """Whether the config ties the head to the token embedding although the checkpoint has a head."""
     headless: bool = False
-    """There is no head: an embedding or reward model."""
+    """Whether there is no head, as in embedding and reward models."""
 
 
 def as_stored(
@@ -39,7 +39,7 @@ def as_stored(
         head = f"{names['head']}.{WEIGHT}"
     if embed not in tensors:
         if config.tied and head in tensors:
-            # of tensors that share memory, safetensors' save_model keeps the first name
+            # safetensors' save_model keeps only the first name of tensors that share memory
             names = {**family.names, "embed": family.names["head"]}
             family = replace(family, names=names)
         else:

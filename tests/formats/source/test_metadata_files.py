@@ -106,8 +106,8 @@ def test_what_is_no_file_is_noted_and_not_waited_for(source: Path) -> None:
     (source / "vocab.json").symlink_to("nowhere")
     found = find_metadata_files(source, {})
     assert found.names == ()
-    assert "tokenizer.json (no regular file)" in found.notes[0]
-    assert "vocab.json (a link to a file that is not there)" in found.notes[0]
+    assert "tokenizer.json (not a regular file)" in found.notes[0]
+    assert "vocab.json (a link to a file that does not exist)" in found.notes[0]
 
 
 def test_a_git_lfs_pointer_is_refused(source: Path) -> None:

@@ -246,7 +246,7 @@ def test_offsets_sizes_and_strides_that_lead_elsewhere(tmp_path: Path) -> None:
         tmp_path / FILE, dumps({"a": tensor(), "b": tensor(shape=(2, 1), strides=(1, 9))})
     )
     assert [t.nbytes for t in read_pickle(LocalFile(good)).tensors.values()] == [8, 16]
-    past, malformed = "passes the end of its storage", "a malformed tensor"
+    past, malformed = "extends past the end of its storage", "a malformed tensor"
     for changes, words in (
         ({"offset": 1}, past), ({"shape": (5,)}, past), ({"offset": 2**62}, past), ({"shape": (2**62,)}, past),
         ({"storage": Storage(count=5)}, past), ({"storage": Storage(count=2**62)}, past),
@@ -298,8 +298,8 @@ def test_objects_that_are_no_tensors_in_a_file(tmp_path: Path) -> None:
     for value, words in (
         (sparse, "it asks for torch._utils._rebuild_sparse_tensor"), (bytearray(9), "it asks for"), (b"abc", "it asks for"),
         (torch.device("cpu"), "torch.device"), (Call(bytearray, 1 << 31), "builtin"), ({1, 2}, "set"),
-        (Call(torch.Tensor, 1 << 40), "it calls a class"), (Call(OrderedDict, 3), "keys that are no text"),
-        (Call(OrderedDict, [[(1, 2), 3]]), "keys that are no text"),
+        (Call(torch.Tensor, 1 << 40), "it calls a class"), (Call(OrderedDict, 3), "keys that are not text"),
+        (Call(OrderedDict, [[(1, 2), 3]]), "keys that are not text"),
     ):  # fmt: skip
         torch.save({"a": value}, tmp_path / FILE)
         with rejected(PickleFileError, str(tmp_path / FILE), "cannot be read safely", words):
