@@ -25,7 +25,7 @@ from .config import Int8convConfig
 from .dequantize import converters, dequantizing
 from .linear import Int8convLinear, int8_linears
 from .places import Places, find_places
-from .versions import check_dequantizes
+from .versions import DEQUANTIZES_ON_LOAD, check_dequantizes, transformers_version
 
 logger = logging.get_logger(__name__)
 
@@ -45,6 +45,7 @@ class Int8convQuantizer(HfQuantizer):
         self.groups: tuple[Group, ...] = ()
         self._by_path: dict[str, Group] = {}
         self._places = Places({})
+        self._dtypes: dict[str, torch.dtype] = {}
         self._replaced: list[tuple[WeightConverter, WeightConverter | None]] = []
 
     def take_over(self, groups: Sequence[Group]) -> None:
@@ -72,6 +73,9 @@ class Int8convQuantizer(HfQuantizer):
         for path, name in self._places.linears.items():
             _put_linear(model, name, self._by_path[path], self.quantization_config)
         _expect_padding(model)
+        if transformers_version() < DEQUANTIZES_ON_LOAD:
+            floats = ((n, p.dtype) for n, p in model.named_parameters() if p.is_floating_point())
+            self._dtypes = dict(floats)
 
     def _read_groups(self, files: Sequence[str]) -> tuple[Group, ...]:
         """From the config, or from the manifest of a folder of an earlier release."""
@@ -112,6 +116,14 @@ class Int8convQuantizer(HfQuantizer):
             originals = {id(ours): theirs for ours, theirs in self._replaced}
             kept = [originals.get(id(each), each) for each in used]
             model._weight_conversions = [each for each in kept if each is not None]
+        for name, parameter in model.named_parameters():
+            # early releases leave what they rename in the dtype of the file
+            wanted = self._dtypes.get(name, parameter.dtype)
+            if (
+                parameter.dtype in (torch.float16, torch.bfloat16)
+                and parameter.device.type != "meta"
+            ):
+                parameter.data = parameter.data.to(wanted)
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:  # fmt: skip
