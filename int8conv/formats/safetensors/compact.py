@@ -29,7 +29,7 @@ _ENTRY: Final = re.compile(
 _PARTS: Final = 6
 """Of an entry: name, dtype, shape, begin, end, and what stands before the next."""
 _SEPARATORS: Final = frozenset({",", ", "})
-_BLOCK: Final = 1 << 13
+_BLOCK: Final = 1 << 12
 """Characters at a time; in text that is no entry the search takes their square."""
 _CLOSER: Final = "it takes a closer look"
 _FIRST: Final = re.compile(r'\{"__metadata__": ?')
@@ -62,14 +62,17 @@ class Entries(NamedTuple):
 def read_compact(text: str) -> Entries | None:
     """What a header's text says, its tensors one after the other from 0; None where it takes a closer look."""
     try:
+        end = text.rindex("}") + 1  # but for the padding
+        if text[end:].strip(" "):
+            return None
         metadata, at = _before(text)
         tensors: dict[str, TensorInfo] = {}
         kinds = _Kinds()
         while True:
-            cut = text.find("},", at + _BLOCK) + 1 or len(text)
+            cut = text.find("},", at + _BLOCK, end) + 1 or end
             separators = _SEPARATORS if tensors else {""}
             rest = _read_part(text[at:cut], separators, kinds, tensors)
-            if cut == len(text):
+            if cut == end:
                 break
             if rest:
                 return None

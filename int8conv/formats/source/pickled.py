@@ -219,16 +219,21 @@ def _with_attributes(arguments: tuple[object, ...]) -> object:
 
 
 def _dictionary(arguments: tuple[object, ...]) -> dict[str, object]:
-    """An OrderedDict as pickled by Python 2 and 3."""
-    pairs = arguments[0] if arguments else []
+    """An OrderedDict as pickled by Python 2 and 3. The list of its pairs is used up: a pickle could give one to many calls."""
     found: dict[str, object] = {}
-    for pair in pairs if isinstance(pairs, list) else [None]:
-        match pair:
-            case (str(name), value) | [str(name), value]:
-                found[name] = value
-            case _:
-                raise ValueError("keys that are not text")
-    return found
+    match arguments:
+        case ():
+            return found
+        case (list(pairs),):
+            for pair in pairs:
+                match pair:
+                    case (str(name), value):
+                        found[name] = value
+                    case _:
+                        raise ValueError("keys that are not text")
+            pairs.clear()
+            return found
+    raise ValueError("keys that are not text")
 
 
 def _kind(_: tuple[object, ...]) -> NoReturn:

@@ -25,7 +25,8 @@ from int8conv.errors import (
 )
 from int8conv.formats.safetensors.storage import LocalFile
 from int8conv.formats.source.checkpoint import open_checkpoint
-from int8conv.formats.source.pickled import read_pickle
+from int8conv.formats.source.pickle_machine import run_pickle
+from int8conv.formats.source.pickled import _KNOWN, _storage, read_pickle
 from int8conv.runtime.weights.mapping import read_tensor
 
 from ...checkpoints import LLAMA, OPT, random_tensors, write_checkpoint
@@ -307,6 +308,12 @@ def test_objects_that_are_no_tensors_in_a_file(tmp_path: Path) -> None:
     old = Call(OrderedDict, [["a", torch.ones(2)]])  # as Python 2 pickles it
     torch.save(old, tmp_path / FILE)
     assert list(read_pickle(LocalFile(tmp_path / FILE)).tensors) == ["a"]
+    pairs = [
+        ["a", tensor()]
+    ]  # of a hundred thousand, a few bytes more for each call would make as many again
+    twice = dumps([Call(OrderedDict, pairs), Call(OrderedDict, pairs)])
+    first, second = run_pickle(twice, _KNOWN, _storage)  # type: ignore[misc]
+    assert (list(first), list(second)) == (["a"], [])
 
 
 def test_the_other_byte_order(tmp_path: Path) -> None:
