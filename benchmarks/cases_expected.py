@@ -238,7 +238,7 @@ def same_as(name: str, value: object, file: str = "generation_config.json") -> C
 _UNKNOWN = "unknown model_type"
 _CANNOT = (r"weights", r"KV cache.*unknown")
 _ADAPTER = r"an adapter, not a model.*x/y.*merge"
-_QUANTIZED = "the source is quantized already"
+_QUANTIZED = "the source is already quantized"
 _NO_HEAD = "no head"
 _FP8 = (near_example, lacks_tensors(r"(input|output|kv|k|v|[.])_?scale(_inv)?$"))
 
@@ -262,7 +262,7 @@ TABLE = (
     Case("fused_experts", holds=(quantizes("experts", 48), like_transformers)),
     Case("fused_experts", ("original",), holds=(quantizes("experts", 48), like_transformers)),
     Case("gen_topk", holds=(same_codes, same_as("top_k", -1))),
-    Case("head_differs", notes=("another head.*kept",), holds=(keeps("lm_head"), like_transformers)),
+    Case("head_differs", notes=("different head.*kept",), holds=(keeps("lm_head"), like_transformers)),
     Case("head_only", holds=(same_codes, like_transformers)),
     Case("head_same", holds=(same_codes, lacks_tensors("lm_head"), like_transformers)),
     Case("latin1_path", suffix=b"_\xee", holds=(same_codes,)),
@@ -275,16 +275,16 @@ TABLE = (
     Case("no_prefix_tied", holds=(same_codes, like_transformers)),
     Case("nolock", preload="flock.so", notes=("lock",), holds=(same_codes,)),
     Case("nolock", preload="dirsync.so", notes=("flush|fsync",), holds=(same_codes,)),
-    Case("odd_bias", notes=("q_proj.bias.*config says nothing",), holds=(same_codes, keeps(r"_proj\.bias"), like_transformers)),
+    Case("odd_bias", notes=("q_proj.bias.*not mentioned in the config",), holds=(same_codes, keeps(r"_proj\.bias"), like_transformers)),
     Case("odd_names", holds=(same_codes, keeps("scalar|mask|pos|zero"))),
     Case("odd_shards", holds=(same_codes,)),
     Case("odd_shards", ("one",), holds=(same_codes,)),
-    Case("old_config", notes=("keys that change nothing",), holds=(same_codes,)),
+    Case("old_config", notes=("keys that have no effect",), holds=(same_codes,)),
     Case("padded_vocab", refused=r"embed_tokens.*\[8192, 256\].*\[8256, 256\]"),
-    Case("prefixes", ("_orig_mod.",), refused="'_orig_mod', of torch.compile"),
-    Case("prefixes", ("module.",), refused="'module.', of DistributedDataParallel"),
-    Case("prefixes", ("base_model.model.",), refused=r"'base_model.model.', of peft \(merge"),
-    *(Case("prefixes", (prefix,), refused=rf"tensor names.*'{prefix}'") for prefix in (
+    Case("prefixes", ("_orig_mod.",), refused="'_orig_mod' from torch.compile"),
+    Case("prefixes", ("module.",), refused="'module.' from DistributedDataParallel"),
+    Case("prefixes", ("base_model.model.",), refused=r"'base_model.model.' from peft \(merge"),
+    *(Case("prefixes", (prefix,), refused=rf"tensor names.*expected 'model\.', found '{prefix}.*rename") for prefix in (
         "model.language_model.", "language_model.", "transformer.",
     )),
     *(Case("quantised", (kind, family), refused=_QUANTIZED) for family in ("llama", "other") for kind in (
@@ -306,7 +306,7 @@ TABLE = (
         "hf_quant_config.json", "quantize_config.json", "quant_config.json", "adapter_config.json",
         "trainer_state.json", "requirements.txt",
     ))),
-    Case("unlisted", notes=("index leaves them out",), holds=(same_codes, keeps(r"model\.norm"), like_transformers)),
-    Case("unsloth_config", notes=("keys that change nothing.*unsloth_fixed",), holds=(same_codes,)),
+    Case("unlisted", notes=("index does not list them",), holds=(same_codes, keeps(r"model\.norm"), like_transformers)),
+    Case("unsloth_config", notes=("keys that have no effect.*unsloth_fixed",), holds=(same_codes,)),
     Case("wrong_shard", holds=(same_codes, like_transformers)),
 )  # fmt: skip

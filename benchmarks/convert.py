@@ -1,10 +1,11 @@
 """Conversion: wall time and peak memory of the whole process, beside ``cp -r`` and every peer that is installed.
 
-    python benchmarks/convert.py [--runs 5] [--layers 22] [--folder FOLDER]
+    python benchmarks/convert.py [--runs 5] [--layers 22] [--folder FOLDER] [--before TREE]
 
 Makes a checkpoint of random fp16 weights (22 layers of hidden 2048: 2.2 GB) in FOLDER, or in a temporary one, and takes turns:
 copy, convert, peers, copy, convert, ... so that a machine whose speed drifts does not favour either. Files are in the page cache
-after the first, uncounted turn. Prints medians and the ratio pair by pair.
+after the first, uncounted turn. Prints medians and the ratio pair by pair. ``--before`` takes turns with another checkout of this repository, whose
+row then has its own ratio to the copy, and that of this one to it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Usage(NamedTuple):
 
 COPY = "cp -r"
 OURS = "int8conv convert --outliers none"
+BEFORE = f"{OURS}, before"
 
 _LAUNCHER = """
 import json, os, sys, time
@@ -51,10 +53,11 @@ print(json.dumps([os.waitstatus_to_exitcode(status), wall, usage.ru_utime + usag
 """A peak begins with that of the process which was forked: so with a small one, not with a benchmark full of arrays."""
 
 
-def measure(command: list[str]) -> Usage | None:
-    """Run a command to its end and read the operating system's account of it; None if it failed."""
+def measure(command: list[str], tree: Path | None = None) -> Usage | None:
+    """Run a command to its end and read the operating system's account of it; None if it failed. ``tree``: where int8conv is."""
+    paths = os.environ if tree is None else os.environ | {"PYTHONPATH": str(tree)}
     launcher = [sys.executable, "-S", "-E", "-c", _LAUNCHER, *command]
-    done = subprocess.run(launcher, capture_output=True, text=True, check=True)
+    done = subprocess.run(launcher, capture_output=True, text=True, check=True, env=paths)
     output, _, account = done.stdout.rstrip().rpartition("\n")
     code, wall, cpu, peak = json.loads(account)
     if code:
@@ -63,7 +66,7 @@ def measure(command: list[str]) -> Usage | None:
     return Usage(wall, cpu, peak, output)
 
 
-def compare(folder: Path, runs: int, layers: int) -> None:
+def compare(folder: Path, runs: int, layers: int, before: Path | None = None) -> None:
     source, copied, out = folder / "source", folder / "copy", folder / "int8"
     if not source.exists():
         random_checkpoint.write(source, layers)
@@ -74,13 +77,16 @@ def compare(folder: Path, runs: int, layers: int) -> None:
             "--json",
         ],
     }  # fmt: skip
+    trees = {OURS: Path(__file__).parents[1]}
+    if before is not None:
+        commands[BEFORE], trees[BEFORE] = commands[OURS], before.resolve()
     script = str(Path(__file__).parent / "convert_peers.py")
     for peer in convert_peers.installed():
         commands[peer] = [sys.executable, script, peer, str(source), str(out)]
     usages: dict[str, list[Usage]] = {name: [] for name in commands}
     for turn in range(runs + 1):
         for name, command in commands.items():
-            usage = measure(command)
+            usage = measure(command, trees.get(name))
             shutil.rmtree(copied, ignore_errors=True)
             shutil.rmtree(out, ignore_errors=True)
             if turn and usage is not None:
@@ -129,6 +135,11 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--layers", type=int, default=random_checkpoint.CONFIG["num_hidden_layers"])
     parser.add_argument("--folder", type=Path, help="Kept; default: a temporary folder.")
+    parser.add_argument(
+        "--before", type=Path, help="Another checkout, which takes turns with this."
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        compare(arguments.folder or Path(temporary), arguments.runs, arguments.layers)
+        compare(
+            arguments.folder or Path(temporary), arguments.runs, arguments.layers, arguments.before
+        )

@@ -249,6 +249,7 @@ class Attack:
 
     def check(self, what: str, code: int, log: Path) -> None:
         text = log.read_text(errors="replace") if log.exists() else ""
+        self.counts["resumed"] += "were already done" in text
         if code not in (0, 1, -9) or "Traceback" in text:
             sys.exit(f"{what}:\n{text}")
         if self.out.exists() and contents(self.out) not in self.outputs:

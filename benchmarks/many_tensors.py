@@ -4,7 +4,7 @@
 
 Makes a source of N small tensors, named as the experts of a mixture are where several shards hold them (in one file their names have to be
 short: a header has at most 100 MB), and opens it, each way in a process of its own: ``open_checkpoint``; the library's ``safe_open`` with its keys and
-metadata; ``json.loads`` of the headers. Prints the processor time and the memory that it adds, the least of the repeats, and their ratios.
+metadata; ``json.loads`` of headers and index. Prints the processor time and the memory that it adds, the least of the repeats, and their ratios.
 ``--commands``, with several shards, times ``convert --dry-run``, ``convert`` and ``inspect`` too, at N / 2 and at N tensors.
 """
 
@@ -42,13 +42,13 @@ WAYS: Final = {
     ),
     "safe_open": (
         "from safetensors import safe_open\nimport numpy, json",
-        """kept = [json.loads((folder / "config.json").read_text())]
+        """kept = [json.loads(file.read_bytes()) for file in folder.glob("*.json")]
 for file in sorted(folder.glob("*.safetensors")):
     with safe_open(file, "numpy") as f: kept.append((f.keys(), f.metadata()))""",
     ),
     "json.loads": (
         "import json",
-        """kept = []
+        """kept = [json.loads(file.read_bytes()) for file in folder.glob("*.json")]
 for file in sorted(folder.glob("*.safetensors")):
     data = file.read_bytes(); kept.append(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]))""",
     ),

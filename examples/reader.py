@@ -1,13 +1,13 @@
-"""Read a model in the int8conv format with numpy and safetensors, and nothing of int8conv.
+"""Read a model in the int8conv format with numpy and safetensors, without int8conv.
 
-Written from ``int8conv/formats/SPEC.md`` alone, to show what a reader has to do and to start another one from:
+Written from ``int8conv/formats/SPEC.md`` alone, to show what a reader has to do and as a starting point for others:
 
-    python examples/reader.py FOLDER                # what it holds
+    python examples/reader.py FOLDER                # its contents
     python examples/reader.py FOLDER PATH           # one linear, such as model.layers.0.mlp.down_proj
 
-It holds a folder to the rules that guard against misreading (F1, F2, F6, F11, H11, M1, M2, M4, C1 to C5). Left out: checksums (M3), the rules
-of numbers (N1 to N8), the layout (L1 to L6), which matters to readers that map files, and hostile headers, which the safetensors
-library refuses itself.
+It checks the rules that guard against misreading (F1, F2, F6, F11, H11, M1, M2, M4, C1 to C5). Left out are checksums (M3), numeric
+rules (N1 to N8), the layout (L1 to L6), which matters to readers that map files, and malformed headers, which the safetensors
+library rejects.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COMPANIONS = ("weight_scale", "outlier_index", "outlier_weight")
 
 
 class FormatError(Exception):
-    """A folder breaks a rule of SPEC.md, whose name comes first."""
+    """A folder violates a rule of SPEC.md, whose name comes first."""
 
 
 def check(holds: bool, rule: str, problem: str) -> None:
@@ -42,7 +42,7 @@ def check(holds: bool, rule: str, problem: str) -> None:
 
 @dataclass(frozen=True)
 class Linear:
-    """``y = x @ weight^T + bias`` with a weight ``[out, in]``, k of whose columns are in 16 bits."""
+    """``y = x @ weight^T + bias`` for a weight ``[out, in]`` with k columns in 16 bits."""
 
     codes: Array
     """int8 ``[out, in]``, zero in outlier columns."""
@@ -58,7 +58,7 @@ class Linear:
     """W8A8: the magnitude from which an activation is multiplied in 16 bits (SPEC.md, 1.2)."""
 
     def weight(self) -> Array:
-        """Dequantized, float32 ``[out, in]``."""
+        """The dequantized weight, float32 ``[out, in]``."""
         weight: Array = self.codes.astype(np.float32) * self.scale[:, None]
         weight[:, self.columns] = self.kept
         return weight
@@ -69,7 +69,7 @@ class Linear:
         return y if self.bias is None else y + self.bias
 
     def w8a8(self, x: Array) -> Array:
-        """The same with activations of 8 bits, but for those that outlier columns and the threshold take (SPEC.md, 1.2)."""
+        """The same with 8-bit activations, except in outlier columns and from the threshold on (SPEC.md, 1.2)."""
         if self.threshold == 0:
             return self(x)
         inside = x.astype(np.float32)
@@ -98,7 +98,7 @@ def read_model(folder: Path) -> Model:
     """Read everything in a folder.
 
     Raises:
-        FormatError: it breaks a rule.
+        FormatError: it violates a rule.
         OSError, ValueError, KeyError, safetensors.SafetensorError: a file is absent, not JSON, incomplete or damaged.
     """
     config = read_json(folder / "config.json")
@@ -119,14 +119,14 @@ def read_model(folder: Path) -> Model:
         integers = name.endswith(".weight") and tensor.dtype == np.int8
         check(not integers, "M1", f"{name} is in no group")
     for name in tensors:
-        check(name.rpartition(".")[2] not in COMPANIONS, "C1", f"{name} stands alone")
+        check(name.rpartition(".")[2] not in COMPANIONS, "C1", f"{name} has no companions")
     if "groups" in section:
         check_config(section["groups"], manifest["inputs"], dtypes)
     return Model(config, [group["linears"] for group in manifest["inputs"]], linears, tensors)
 
 
 def check_config(groups: Any, inputs: Any, dtypes: dict[str, np.dtype[Any]]) -> None:
-    """What the config says for tools that read no manifest."""
+    """Check what the config tells tools that do not read the manifest."""
     check(len(groups) == len(inputs), "F11", f"{len(groups)} groups, {len(inputs)} inputs")
     for group, entry in zip(groups, inputs, strict=True):
         kept = dtypes.get(f"{entry['linears'][0]}.outlier_weight")
@@ -143,7 +143,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Array]]:
-    """Every tensor that the index lists, shard by shard; the library refuses a malformed file."""
+    """All tensors listed in the index, shard by shard; the library rejects malformed files."""
     weight_map = read_json(folder / "model.safetensors.index.json")["weight_map"]
     for shard in sorted(set(weight_map.values())):
         check(Path(shard).name == shard, "F4", f"{shard!r} is not a plain file name")
@@ -159,14 +159,14 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Array]]:
 
 
 def as_array(dtype: str, shape: list[int], data: bytes) -> Array:
-    """A tensor's values; numpy has no bfloat16, which is widened to float32."""
+    """A tensor's values; bfloat16 is widened to float32, as numpy lacks it."""
     if dtype == "BF16":
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
     return np.frombuffer(data, DTYPES[dtype]).reshape(shape)
 
 
 def take_linear(tensors: dict[str, Array], path: str, threshold: float | None) -> Linear:
-    """Take the tensors of a linear out of ``tensors``."""
+    """Build a linear from its tensors, which are removed from ``tensors``."""
     parts = [f"{path}.{kind}" for kind in ("weight", *COMPANIONS, "bias")]
     weight, scale, columns, kept, bias = (tensors.pop(name, None) for name in parts)
     check(weight is not None and scale is not None, "M1", f"{path} has no weight or no scale")

@@ -35,6 +35,7 @@ SLOW = (
     "formats/int8/test_layout.py",
     "formats/int8/test_mutated.py",
     "hf/test_quantizer.py",
+    "kernels/cpu/test_fused.py",
     "kernels/cpu/test_jit.py",
     "kernels/gpu",
     "kernels/test_dispatch.py",
@@ -58,6 +59,9 @@ _STATE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_COMPILED)
 os.environ.setdefault(
     "NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir(), f"int8conv-numba-{_STATE}"))
 )  # numba does not see that a function in another file has changed
+if {"PYTEST_XDIST_WORKER", "OMP_NUM_THREADS"} & set(os.environ):
+    # numba's threads spin while they wait: on a busy machine a product takes 50 times as long with one too many
+    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
 signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a job in the background ignores it, and so would what it starts

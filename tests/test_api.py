@@ -22,7 +22,7 @@ FUNCTIONS = {
                            "device", "progress"],
     "evaluate": ["path", "text", "against", "mode", "outlier_fallback", "kv_cache", "device", "window", "stride", "tokens", "progress"],
     "inspect_folder": ["path"],
-    "load": ["path", "device", "mode", "dtype", "outlier_fallback", "kv_cache"],
+    "load": ["path", "device", "mode", "dtype", "outlier_fallback", "kv_cache", "tokenizer"],
     "predict_footprint": ["path", "context", "batch", "device", "dtype", "kv_cache", "mode", "convert"],
     "verify": ["path", "progress"],
 }  # fmt: skip
@@ -73,7 +73,7 @@ def test_a_function_shows_its_parameters(name: str) -> None:
     assert all(p.annotation is not inspect.Parameter.empty for p in signature.parameters.values())
 
 
-@pytest.mark.parametrize("name", ["logits", "generate", "generate_batch", "footprint"])
+@pytest.mark.parametrize("name", ["logits", "generate", "stream", "generate_batch", "footprint"])
 def test_a_method_shows_its_parameters(name: str) -> None:
     method = getattr(int8conv.Model, name)
     assert inspect.getdoc(method)

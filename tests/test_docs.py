@@ -20,6 +20,11 @@ from int8conv import errors
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAKEFILE = (ROOT / "Makefile").read_text()
+PRIVATE = (
+    r"safety net|\bnet\b|\bcaught\b|quantis|\bpickers?\b|neighbour|small[ _]files|of which there|"
+    r"stands? where|from afar|\bnobody announced|\bbytes an? (?:element|second)|\btokens a second"
+)
+"""Words that this project once had for itself, and constructions of other languages."""
 _SECONDS = re.compile(r"in \d+\.\d+ s")
 
 
@@ -165,11 +170,17 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_pages_speak_the_language_of_the_field(page: Path) -> None:
-    """Words that this project once had for itself."""
     text = page.read_text()
     if page.name == "CONTRIBUTING.md":  # says which words not to use
         text = text.partition("## English")[0]
-    private = (
-        r"safety net|\bnet\b|\bcaught\b|quantis|\bpickers?\b|neighbour|small files|of which there"
-    )
-    assert re.findall(private, text, re.IGNORECASE) == []
+    assert re.findall(PRIVATE, text, re.IGNORECASE) == []
+
+
+def test_code_speaks_the_language_of_the_field() -> None:
+    """Names, docstrings, comments and messages of the package."""
+    found = {
+        (path.name, word)
+        for path in (ROOT / "int8conv").rglob("*.py")
+        for word in re.findall(PRIVATE, path.read_text(), re.IGNORECASE)
+    }
+    assert found == set()

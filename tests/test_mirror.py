@@ -27,51 +27,17 @@ ELSEWHERE: dict[str, str] = {
     "kernels/gpu/gemv": "tests/kernels/gpu/test_linear.py",  # a kernel of the linear, as gemm and skinny are
     "kernels/gpu/reference": "tests/kernels/gpu/test_gemm.py",  # held to float64 there, as the kernels are
     "runtime/backends/gpu/staging": "tests/runtime/backends/gpu/test_files.py",  # under every read of a file
+    # the parts of the server, through its routes
+    "serve/asking": "tests/serve/test_app.py",
+    "serve/generating": "tests/serve/test_app.py",
+    "serve/replies": "tests/serve/test_app.py",
+    "serve/worker": "tests/serve/test_app.py",
     "runtime/models/families/__init__": "tests/runtime/models/test_families.py",
 }
 """Modules with logic and no file of their own -> where it is tested instead."""
 
 ONE_FILE_FOR_ALL = {"runtime/models/families": "tests/runtime/models/test_families.py"}
 """Rooms of modules of one kind, each of which runs through the same tests."""
-
-MISSING: frozenset[str] = frozenset(
-    {
-        "cli/generating",
-        "cli/outlier_report",
-        "convert/outliers/figures",
-        "convert/outliers/selection",
-        "convert/source",
-        "kernels/cpu/columns",
-        "kernels/cpu/fused",
-        "kernels/cpu/integer",
-        "kernels/cpu/widened",
-        "kernels/gpu/launch",
-        "kernels/gpu/primitives",
-        "kernels/gpu/prologue",
-        "runtime/backends/gpu/attention",
-        "runtime/backends/gpu/backend",
-        "runtime/backends/gpu/cache",
-        "runtime/backends/gpu/deferred",
-        "runtime/backends/gpu/experts",
-        "runtime/backends/gpu/projections",
-        "runtime/backends/gpu/weights",
-        "runtime/backends/parts",
-        "runtime/backends/torch_attention",
-        "runtime/backends/torch_backend",
-        "runtime/decoder/decoder",
-        "runtime/generate/prefill",
-        "runtime/generate/sampler",
-        "runtime/loader",
-        "runtime/measure/memory_use",
-        "runtime/measure/traffic",
-        "runtime/models/stored",
-        "runtime/text/rendering",
-        "runtime/text/template_process",
-        "runtime/weights/mapping",
-        "runtime/weights/projections",
-    }
-)
-"""Tested through what uses them alone; to be emptied."""
 
 
 def name_of(path: Path) -> str:
@@ -109,7 +75,7 @@ def stands_in(name: str) -> Path:
 LOGIC = [name for name, path in MODULES.items() if has_logic(path)]
 
 
-@pytest.mark.parametrize("name", [name for name in LOGIC if name not in MISSING])
+@pytest.mark.parametrize("name", LOGIC)
 def test_a_module_with_logic_has_a_test_file(name: str) -> None:
     found = [path for path in (own_test(name), stands_in(name)) if path.is_file()]
     assert found, f"write {own_test(name).relative_to(TESTS.parent)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -17,6 +18,7 @@ PACKAGE = Path(int8conv.__file__).parent
 
 ALLOWED = {
     "errors": (),
+    "host": (),
     "progress": (),
     "formats": ("errors", "progress", "formats"),
     "formats.safetensors": (
@@ -25,14 +27,25 @@ ALLOWED = {
         "formats.json_file",
         "formats.regular_file",
     ),
-    "kernels": ("errors", "progress", "kernels"),
-    "runtime": ("errors", "progress", "formats", "kernels", "runtime"),
+    "kernels": ("errors", "host", "progress", "kernels"),
+    "runtime": ("errors", "host", "progress", "formats", "kernels", "runtime"),
     "runtime.models": ("errors", "progress", "formats", "runtime.models"),
     "runtime.text": ("errors", "progress", "formats", "runtime.text"),
-    "convert": ("errors", "progress", "formats", "kernels", "runtime", "convert"),
-    "hf": ("errors", "progress", "formats", "kernels", "runtime", "convert", "hf"),
-    "cli": ("errors", "progress", "formats", "kernels", "runtime", "convert", "cli"),
-    "lm_eval": ("errors", "progress", "kernels", "runtime", "lm_eval"),
+    "convert": ("errors", "host", "progress", "formats", "kernels", "runtime", "convert"),
+    "hf": ("errors", "host", "progress", "formats", "kernels", "runtime", "convert", "hf"),
+    "cli": (
+        "errors",
+        "host",
+        "progress",
+        "formats",
+        "kernels",
+        "runtime",
+        "convert",
+        "serve",
+        "cli",
+    ),
+    "serve": ("errors", "progress", "runtime", "serve"),
+    "lm_eval": ("errors", "host", "progress", "kernels", "runtime", "lm_eval"),
 }
 """Room -> rooms and modules that it may import; the longest name that fits counts. ``__init__`` is open to all."""
 
@@ -114,6 +127,61 @@ def test_no_module_imports_itself_in_a_circle(inside_functions: bool) -> None:
         if name
     }
     assert not _circles(graph)
+
+
+UNTYPED = {
+    "dict[str, Any]": "an object in JSON; values are checked where they are read",
+    "Mapping[str, Any]": "the same, not to be modified",
+    "list[tuple[str, Any]]": "the same, as json's object_pairs_hook gets it",
+    "Iterator[tuple[str, Any]]": "the same, some of its fields",
+    "NDArray[Any]": "elements of a dtype that a file names",
+    "dtype[Any]": "that dtype",
+}
+"""Parts of signatures that may contain ``Any``, and why; all others need a comment on the line of the parameter or above the function."""
+
+
+def test_any_in_a_public_signature_is_explained() -> None:
+    """Names with an underscore, and functions inside functions, are their module's own business."""
+    unexplained = [
+        f"{name}:{function.name}: {ast.unparse(hint)}"
+        for name, path in NAMES.items()
+        for function in _public_functions(ast.parse(path.read_text()))
+        for hint in _hints(function)
+        if _has_any(hint) and not _explained(path.read_text().splitlines(), function, hint)
+    ]
+    assert unexplained == []
+
+
+def _public_functions(tree: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef]:
+    for node in tree.body:
+        public = not getattr(node, "name", "").startswith("_")
+        if isinstance(node, ast.ClassDef) and public:
+            yield from _public_functions(node)
+        elif isinstance(node, ast.FunctionDef) and (public or node.name.startswith("__")):
+            yield node
+
+
+def _hints(function: ast.FunctionDef) -> Iterator[ast.expr]:
+    a = function.args
+    for argument in (*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg):
+        if argument is not None and argument.annotation is not None:
+            yield argument.annotation
+    if function.returns is not None:
+        yield function.returns
+
+
+def _has_any(hint: ast.expr) -> bool:
+    text = ast.unparse(hint)
+    for part in UNTYPED:
+        text = text.replace(part, "")
+    return re.search(r"\bAny\b", text) is not None
+
+
+def _explained(lines: list[str], function: ast.FunctionDef, hint: ast.expr) -> bool:
+    """A comment that is one for people, not for a tool."""
+    first = min(node.lineno for node in (function, *function.decorator_list))
+    comments = (lines[hint.lineno - 1].partition("  #")[2], lines[first - 2].partition("#")[2])
+    return any(c.strip() and not re.match(r" (fmt|type|noqa)\b", c) for c in comments)
 
 
 def _circles(graph: dict[str, set[str]]) -> dict[str, set[str]]:

@@ -16,7 +16,7 @@ import torch
 from int8conv.formats.source.checkpoint import open_checkpoint
 from int8conv.runtime.backends.gpu.files import DeviceFiles, DeviceTensors
 from int8conv.runtime.backends.gpu.staging import Staging
-from int8conv.runtime.measure.traffic import cached_share
+from int8conv.runtime.measure.traffic import cached_fraction
 from int8conv.runtime.weights.mapping import TORCH_DTYPES
 
 from .random_folder import folders
@@ -42,7 +42,7 @@ def rows(session: Session) -> Iterator[Row]:
         files = [t.file for t in open_checkpoint(folder).tensors.values()][:1]
         return of | {
             "GB/s": statistics.median(speeds) * 1e-9, "share of plain": statistics.median(speeds) / plain,
-            "in page cache": cached_share(files),
+            "in page cache": cached_fraction(files),
         }  # fmt: skip
 
     yield row("converted", converted)

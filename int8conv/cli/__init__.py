@@ -17,7 +17,8 @@ import click
 from .. import __version__
 from ..errors import Int8convError
 from ..formats.safetensors.mapped import exit_if_truncated
-from .output import echo
+from .output import echo, print_what_can_be
+from .threads import respect_quota
 
 _COMMANDS = {
     "convert": "Convert a checkpoint folder to int8.",
@@ -28,6 +29,7 @@ _COMMANDS = {
     "eval": "Measure perplexity and the divergence from the source.",
     "generate": "Continue a prompt.",
     "chat": "Chat with a model.",
+    "serve": "Serve a model to OpenAI clients.",
     "bench": "Measure speed, loading and memory.",
 }
 
@@ -49,16 +51,18 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> Any:  # what a command returns, as in click
         code = 1
         exit_if_truncated()
+        print_what_can_be()
+        respect_quota()
         try:
             return super().invoke(ctx)
         except Int8convError as error:
             echo(f"int8conv: error: {error}", err=True)
         except BrokenPipeError:  # whatever read our output is gone
             _drop_output()
-        except OSError as error:  # a path too long for the system, a full disk behind stdout
+        except OSError as error:  # a path that is too long, or stdout on a full disk
             _drop_output()
             where = "" if error.filename is None else f"{error.filename}: "
             echo(f"int8conv: error: {where}{error.strerror}", err=True)

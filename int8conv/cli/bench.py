@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .output import echo, print_json, progress_bars, size, table
+from .threads import threads_option
 
 if TYPE_CHECKING:
     from ..runtime.measure.bench import Benchmark
@@ -46,8 +47,9 @@ _COUNT = click.IntRange(min=1)
     show_default=True,
     help="Number of runs; the medians are printed.",
 )
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(path: str, as_json: bool, **options: Any) -> None:
+def command(path: str, as_json: bool, **options: Any) -> None:  # checked by click
     """Measure how fast PATH (a converted folder, or a source in its own precision) loads, processes a prompt, and decodes.
 
     The prompt consists of random tokens. Decoding speed is compared with measured memory bandwidth, and peak memory with the
@@ -67,14 +69,14 @@ def command(path: str, as_json: bool, **options: Any) -> None:
 
 def _print(result: Benchmark) -> None:
     moved = "copy" if result.device_type == "cuda" else "read"
-    share = f"{result.weight_speed / result.bandwidth:.1%} of a measured {moved} of {size(result.bandwidth)}/s"
+    fraction = f"{result.weight_speed / result.bandwidth:.1%} of a measured {moved} of {size(result.bandwidth)}/s"
     cached = "" if result.cached is None else f", {result.cached:.0%} already in the page cache"
     sent = result.moved
     rows = [
         ["prefill", f"{result.prefill_speed:.1f} tok/s", ""],
         ["decode", f"{result.decode_speed:.1f} tok/s", ""],
         ["- weights per step", size(result.weight_bytes), ""],
-        ["- weights per second", size(result.weight_speed), share],
+        ["- weights per second", size(result.weight_speed), fraction],
         ["load", f"{result.load_seconds:.2f} s", f"{size(result.file_bytes)}{cached}"],
         *([["- to the GPU", f"{size(sent.speed)}/s", f"{sent.seconds:.2f} s"]] if sent else []),
         ["load and first token", f"{result.first_token_seconds:.2f} s", "imports not counted"],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .output import echo, print_json, progress_bars, table
+from .threads import threads_option
 
 if TYPE_CHECKING:
     from ..convert.outliers.summary import StatsSummary
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Device to run the model on: cpu, cuda or cuda:N.",
 )
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     src: tuple[str, ...],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from .output import echo, notes, parse_size, print_json, progress_bars, size, table
+from .threads import threads_option
 
 if TYPE_CHECKING:
     from ..convert.preview import Preview
@@ -165,8 +166,9 @@ _SHOWN: Final = 10
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
-    help="Number of tensors to process in parallel; default: one per processor.",
+    help="Number of tensors to process in parallel; default: one per processor that this process may use.",
 )
+@threads_option
 @click.option(
     "--max-memory",
     type=parse_size,
@@ -197,7 +199,7 @@ def command(
     as_json: bool,
     verbose: bool,
     max_shard_size: int,
-    **choices: Any,
+    **choices: Any,  # checked by click
 ) -> None:
     """Convert the checkpoint folder SRC to int8 in the new folder OUT.
 

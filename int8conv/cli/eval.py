@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..runtime.dtypes import CACHE_BYTES
 from .output import echo, print_json, progress_bars, table
+from .threads import threads_option
 
 if TYPE_CHECKING:
     from ..runtime.measure.evaluate import Evaluation
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     help="Activations in 8 or 16 bits.",
 )  # fmt: skip
 @click.option(
-    "--kv-cache", type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
+    "--kv-cache", type=click.Choice(list(CACHE_BYTES)),
     help="Dtype of the KV cache to simulate for PATH; default: the dtype of the activations.",
 )  # fmt: skip
 @click.option(
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 @click.option(
     "--report-outliers", is_flag=True, help="Show which values the outlier fallback handled."
 )
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     path: str,

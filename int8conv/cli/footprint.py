@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ..errors import UnsupportedModelError
+from ..runtime.dtypes import CACHE_BYTES, FLOAT_BYTES
 from .output import echo, notes, parse_size, print_json, size, table
 
 if TYPE_CHECKING:
     from ..runtime.measure.footprint import Footprint, Predictor
 
-_FLOATS: Final = ("float32", "float16", "bfloat16")
 _CONTEXTS: Final = (512, 2048, 8192, 32768, 131072)
 _BATCHES: Final = (1, 4, 16, 64)
 
@@ -28,11 +28,11 @@ _BATCHES: Final = (1, 4, 16, 64)
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Number of sequences.")  # fmt: skip
 @click.option("--device", help="cpu, cuda or cuda:N; default: cpu, or cuda with --vram.")
 @click.option(
-    "--dtype", type=click.Choice(_FLOATS), help="Dtype of activations; default: float32 on a CPU, float16 on a GPU."
+    "--dtype", type=click.Choice(list(FLOAT_BYTES)), help="Dtype of activations; default: float32 on a CPU, float16 on a GPU."
 )  # fmt: skip
 @click.option(
     "--kv-cache",
-    type=click.Choice([*_FLOATS, "int8"]),
+    type=click.Choice(list(CACHE_BYTES)),
     help="Dtype of the KV cache; default: --dtype.",
 )
 @click.option("--mode", type=click.Choice(["w8a8", "w8a16"]), help="Activations in 8 or 16 bits; default: chosen by the number of tokens.")  # fmt: skip
@@ -50,7 +50,7 @@ _BATCHES: Final = (1, 4, 16, 64)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     path: str, context: int | None, batch: int, device: str | None, vram: int | None, show_table: bool, as_json: bool,
-    unconverted: bool, **options: Any,
+    unconverted: bool, **options: Any,  # checked by click
 ) -> None:  # fmt: skip
     """Predict the memory that PATH needs, compared with 16 bits; reads headers only.
 
@@ -111,7 +111,7 @@ def _show(name: str, footprint: Footprint) -> None:
 def _show_weights_alone(
     path: str, why: UnsupportedModelError, vram: int | None, *, convert: bool, as_json: bool
 ) -> None:
-    """Of a model that the runtime does not know, and a word on what cannot be known then."""
+    """Show the weights of a model that the runtime does not know, and note what is unknown."""
     from ..convert.weights_alone import weights_alone
 
     found = weights_alone(path, convert=convert)
@@ -137,7 +137,7 @@ def _show_weights_alone(
             )  # fmt: skip
             echo("", f"the weights alone {fits_or_not}")
     notes([
-        f"the runtime cannot run this model ({why.problem}): what KV cache and activations take is not known"
+        f"the runtime cannot run this model ({why.problem}): the sizes of KV cache and activations are unknown"
     ])  # fmt: skip
 
 

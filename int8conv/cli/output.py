@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import NoReturn
 
 import click
@@ -20,6 +21,13 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 _LONGEST_NOTE = 1000
+
+
+def print_what_can_be() -> None:
+    """Where the terminal's encoding lacks characters, print others in their place instead of failing at them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
+            stream.reconfigure(errors="replace")
 
 
 def echo(*lines: object, err: bool = False, nl: bool = True) -> None:

@@ -27,7 +27,7 @@ KINDS: Final = {
 """By file suffix."""
 
 
-def check_plot(file: Path) -> Any:
+def check_plot(file: Path) -> Any:  # matplotlib may not be installed
     """Check that ``file`` can be plotted to, before any work; returns matplotlib's pyplot.
 
     Raises:

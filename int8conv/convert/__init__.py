@@ -1,4 +1,4 @@
 """The offline converter: plan, calibrate, stream.
 
-Everything but ``calibrate`` works without torch, so that a plain conversion does not pay for importing it.
+Everything except ``calibrate`` works without torch, so that a plain conversion does not pay for importing it.
 """

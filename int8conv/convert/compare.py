@@ -1,4 +1,4 @@
-"""``compare``: a converted folder beside its source, summed up."""
+"""``compare``: a summary of how a converted folder differs from its source."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from .quality import TensorQuality, check_sqnr, compare_tensors, median_sqnr
 
 @dataclass(frozen=True)
 class SourceComparison:
-    """How well a converted folder stands for its source."""
+    """How faithfully a converted folder represents its source."""
 
     folder: Path
     tensors: tuple[TensorQuality, ...]
-    """Of every int8 tensor, in the order of the file."""
+    """Quality of every int8 tensor, in file order."""
     same: int
-    """Other tensors that are the source's bit for bit; the config is too."""
+    """Number of other tensors that match the source bit for bit; the config matches too."""
     rounded: dict[str, int]
-    """Tensors rounded from float32 to 16 bits (of int8 ones, their outlier columns), and how many values that changed."""
+    """Tensors rounded from float32 to 16 bits (for int8 tensors, their outlier columns) and the number of values changed."""
     left_out: dict[str, str]
-    """Tensors of the source that the folder does not have, and why."""
+    """Tensors of the source that are not in the folder, and why."""
 
     @property
     def worst_first(self) -> list[TensorQuality]:
-        """The tensors, those of the lowest SQNR first."""
+        """The tensors, lowest SQNR first."""
         return sorted(self.tensors, key=lambda quality: quality.order)
 
     @property
     def worst_sqnr_db(self) -> float | None:
-        """None where nothing was lost."""
+        """None if nothing was lost."""
         return self.worst_first[0].sqnr_db if self.tensors else None
 
     @property
     def median_sqnr_db(self) -> float | None:
-        """Over the tensors; None where nothing was lost."""
+        """Median over the tensors; None if nothing was lost."""
         return median_sqnr(self.tensors)
 
     def check(self, min_sqnr_db: float) -> None:
-        """Hold every tensor to a limit.
+        """Check every tensor against a limit.
 
         Raises:
-            QualityError: one is below; names the worst.
+            QualityError: one is below it; names the worst.
         """
         check_sqnr(self.folder, self.tensors, min_sqnr_db)
 
     def to_json(self, min_sqnr_db: float) -> dict[str, Any]:
-        """Figures of every tensor, null where nothing was lost; and what became of all else."""
+        """Figures for every tensor (null if nothing was lost), and what happened to everything else."""
         return {
             "min_sqnr_db": min_sqnr_db,
             "worst_sqnr_db": self.worst_sqnr_db,
@@ -77,19 +77,19 @@ def compare(
     jobs: int | None = None,
     progress: Progress = silent,
 ) -> SourceComparison:
-    """Hold every code, row scale, outlier column and kept tensor of a converted folder against its source.
+    """Compare every code, row scale, outlier column and kept tensor of a converted folder with its source.
 
     Args:
-        path: the converted folder, its id on the hub, or one that is opened.
-        source: what it should have been converted from, as in ``convert_checkpoint``.
-        jobs: tensors to work on at once; None: one per processor.
-        progress: called with the source's bytes that are compared.
+        path: the converted folder, its hub id, or an opened folder.
+        source: what it was converted from, as in ``convert_checkpoint``.
+        jobs: number of tensors to process in parallel; None: one per processor.
+        progress: called with the number of source bytes compared.
 
     Raises:
         ArgumentError: ``jobs`` is below 1.
         SourceMismatchError: the source is not the one that was converted, or a tensor is not what it gives.
         JsonFileError: the manifest's options are malformed.
-        NotFoundError, HubError, CheckpointError, SafetensorsError, ConvertedFormatError: one of the two cannot be read.
+        NotFoundError, HubError, CheckpointError, SafetensorsError, ConvertedFormatError: folder or source cannot be read.
     """
     if jobs is not None and jobs < 1:
         raise ArgumentError("jobs", expected="1 or more", found=jobs)

@@ -1,4 +1,4 @@
-"""``convert_checkpoint``: from a checkpoint folder to a converted one."""
+"""``convert_checkpoint``: convert a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import CheckpointError, ConvertedFormatError, SafetensorsError
 from ..formats.int8.folder import open_converted
 from ..formats.int8.layout import ShardLayout, plan_layout
 from ..formats.int8.manifest import Manifest
-from ..formats.int8.outlier_cap import CAP_SHARE
+from ..formats.int8.outlier_cap import CAP_FRACTION
 from ..formats.int8.workspace import Workspace, open_workspace
 from ..progress import Progress, counted, silent
 from ..runtime.devices import DeviceLike
@@ -42,7 +42,7 @@ def convert_checkpoint(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     outlier_rule: Rule = "absmax",
-    max_outliers: float = CAP_SHARE,
+    max_outliers: float = CAP_FRACTION,
     heavy_tails: HeavyTails = "16bit",
     stats: str | os.PathLike[str] | None = None,
     force: bool = False,
@@ -55,38 +55,38 @@ def convert_checkpoint(
     """Convert a checkpoint folder to int8 (see ``formats/SPEC.md``).
 
     Args:
-        source: a Hugging Face checkpoint folder with safetensors files, or PyTorch pickles, in F16, BF16 or F32; or the id
-            of one on the hub, ``org/name`` or ``org/name@revision``.
-        out: the folder to make; it appears whole or not at all.
-        outliers: ``"calibrated"`` keeps the input columns with outlier activations in 16 bits, found by a short run of
-            the model (by the data-free rule where the runtime does not know it); ``"data-free"`` guesses them from norms and
-            weights; ``"none"`` keeps no columns and needs no run.
-        dtype: ``"float16"`` or ``"bfloat16"``, for what stays in 16 bits of an F32 source.
-        max_shard_bytes: payload of an output file, at most (a larger group of linears gets a file of its own).
-        keep: regular expressions; linears whose path one of them matches somewhere stay in 16 bits.
-        quantize: the same, for further matrices that become int8: head, embeddings.
-        include: the same, for names of source tensors; the others are left out.
-        exclude: the same; these are left out.
-        outlier_rule: ``"absmax"``, ``"error"`` or ``"paper"`` (see ``outliers``).
-        max_outliers: share of an input's columns that stay in 16 bits at most, or 16 columns if that is more; 0: none.
-        heavy_tails: what W8A8 does with an input whose activations are heavy-tailed outside of its columns: ``"16bit"`` multiplies
-            them in 16 bits, which is the most exact, ``"8bit"`` as all others.
-        stats: a statistics file of this checkpoint (``int8conv calibrate``) instead of a short run.
+        source: a Hugging Face checkpoint folder with safetensors files or PyTorch pickles, in F64, F32, F16, BF16 or FP8; or a hub id,
+            ``org/name`` or ``org/name@revision``.
+        out: the folder to create; it appears complete or not at all.
+        outliers: ``"calibrated"`` keeps input columns with outlier activations in 16 bits, found by a short run of the model
+            (by the data-free rule if the runtime does not know the model); ``"data-free"`` estimates them from norms and
+            weights; ``"none"`` keeps no columns and runs nothing.
+        dtype: ``"float16"`` or ``"bfloat16"``, for the parts of an F32 source that stay in 16 bits.
+        max_shard_bytes: largest payload of an output file (a larger group of linears gets a file of its own).
+        keep: regular expressions; linears whose path contains a match stay in 16 bits.
+        quantize: the same, for additional matrices to quantize: head, embeddings.
+        include: the same, for names of source tensors; all others are left out.
+        exclude: the same; tensors that match are left out.
+        outlier_rule: ``"absmax"``, ``"error"`` or ``"paper"`` (see docs/fidelity.md).
+        max_outliers: largest fraction of an input's columns to keep in 16 bits, or 16 columns if that is more; 0: none.
+        heavy_tails: how W8A8 multiplies an input whose activations are heavy-tailed outside its outlier columns: ``"16bit"``
+            in 16 bits, which is most exact, ``"8bit"`` like all others.
+        stats: a statistics file of this checkpoint (``int8conv calibrate``) to use instead of a short run.
         force: replace ``out`` if it is a converted folder.
-        jobs: tensors to work on at once; None: one for each processor. Does not change the bytes.
-        max_memory: bytes of the process while it streams; fewer workers and smaller blocks if need be. Calibration comes on
-            top, with PyTorch and a block of the model in float32.
-        stream: read the weights of a source on the hub over the network, and store none of them (but of safetensors files
-            only, and twice with calibrated outliers: once to run the model).
-        device: where linears are quantized: ``"cpu"``, or one that PyTorch has, as ``"cuda"`` (its own memory comes on top).
-            Does not change the bytes.
-        progress: called as the work goes on.
+        jobs: number of tensors to process in parallel; None: one per processor. Does not affect the output.
+        max_memory: memory limit of the process in bytes while streaming, met with fewer workers and smaller blocks.
+            Calibration needs more: PyTorch, and one block of the model in float32.
+        stream: read the weights of a hub source over the network without storing them (safetensors only; read twice with
+            calibrated outliers, once to run the model).
+        device: device to quantize on: ``"cpu"``, or any PyTorch device such as ``"cuda"`` (which needs memory of its own).
+            Does not affect the output.
+        progress: called as the work proceeds.
 
     Raises:
-        NotFoundError, CheckpointError, SafetensorsError: the source is missing or malformed; FileChangedError where it was
-            changed meanwhile.
-        HubError: it cannot be had from the hub.
-        UnsupportedModelError: nothing in it looks like a linear.
+        NotFoundError, CheckpointError, SafetensorsError: the source is missing or malformed; FileChangedError if it changed
+            during the conversion.
+        HubError: the source cannot be downloaded.
+        UnsupportedModelError: nothing in the source looks like a linear.
         CalibrationError: the model cannot be run on the calibration text.
         ConvertedFormatError: the result would be a folder that no reader opens.
         OutputError: the output exists, cannot be written, or does not fit the disk.
@@ -160,7 +160,7 @@ def _write(
     )
     watch.lap("calibrate")
     if journal.outdated:
-        notes += ("an unfinished attempt had another source or options: started again",)
+        notes += ("an unfinished attempt had another source or options: started over",)
     plan = make_plan(opened.selection, choices, options)
     layouts = plan_layout(plan.units, max_shard_bytes=options.max_shard_bytes)
     workspace.keep_only([layout.name for layout in layouts])

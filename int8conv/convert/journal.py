@@ -1,9 +1,9 @@
-"""What a conversion has done so far, so that the same command goes on where it was stopped.
+"""What a conversion has done so far, so that the same command resumes where it was stopped.
 
-A text file of JSON lines in the workspace: first the fingerprint of source and options, then a line for each tensor written.
-Nothing is flushed to disk on the way: after a power loss a line may stand there whose bytes do not, so whoever goes on
-reads the bytes of every line back and believes its checksums only. A line ends in a checksum of its own: one that was cut
-off or changed does not count, nor does any after it.
+A text file of JSON lines in the workspace: first the fingerprint of source and options, then one line per tensor written.
+Nothing is flushed to disk along the way: after a power loss the journal may list tensors whose bytes were lost, so a resumed
+conversion reads the bytes of every line back and trusts only their checksums. Each line ends with its own checksum: a
+truncated or changed line does not count, nor does any after it.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from ..formats.safetensors.checksum import checksum
 
 JOURNAL_FILE = "journal.jsonl"
 _MOST_BYTES: Final = 1 << 30
-"""A million tensors take a third of it; what is longer is no journal."""
+"""Three times what a million tensors take; anything longer is not a journal."""
 
 
 class Journal:
-    """The journal of a workspace; lines go to the operating system as they come."""
+    """The journal of a workspace; each line goes to the operating system at once."""
 
     def __init__(self, workspace: Path, fingerprint: str) -> None:
         self._seed = fingerprint
         self._lock = threading.Lock()
         self.entries: dict[str, Any] = {}
-        """What was recorded, by key; the last line of a key counts."""
+        """What was recorded, by key; the last line for a key counts."""
         self._fd = open_to_write(workspace / JOURNAL_FILE)
         try:
             data = b"" if os.fstat(self._fd).st_size > _MOST_BYTES else self._read()
             first, *lines = data.split(b"\n")[:-1] or [b""]
             self.resumed = _parsed(first) == {"fingerprint": fingerprint}
-            """Whether the workspace is of the same source and options; else what is in it is of no use."""
+            """Whether the workspace belongs to the same source and options; if not, its contents are useless."""
             self.outdated = bool(data) and not self.resumed
-            """Whether it is of another source or other options."""
+            """Whether it belongs to another source or other options."""
             kept = len(first) + 1 + self._take(lines) if self.resumed else 0
             os.ftruncate(self._fd, kept)
             os.lseek(self._fd, kept, os.SEEK_SET)
@@ -47,8 +47,8 @@ class Journal:
             self.close()
             raise
 
-    def record(self, key: str, value: Any) -> None:
-        """Add a line: after a kill it is there whole or cut off at the end of the file."""
+    def record(self, key: str, value: object) -> None:
+        """Add a line; after a kill it is either complete or truncated at the end of the file."""
         body = json.dumps({"key": key, "value": value})
         line = json.dumps({"key": key, "value": value, "sum": self._sum(body)})
         with self._lock:
@@ -65,7 +65,7 @@ class Journal:
         return checksum(f"{self._seed} {body}".encode())
 
     def _take(self, lines: list[bytes]) -> int:
-        """Take the lines up to the first that is not whole; returns their bytes."""
+        """Take the lines up to the first damaged one; returns the number of bytes taken."""
         taken = 0
         for line in lines:
             value = _parsed(line)

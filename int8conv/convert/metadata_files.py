@@ -1,4 +1,4 @@
-"""Everything of a converted folder but the shards: config, index, manifest, and what is copied."""
+"""Everything in a converted folder except the shards: config, index, manifest and copied files."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def write_metadata_files(
     manifest: Manifest,
     results: list[TaskResult],
 ) -> None:
-    """Everything but the shards; the manifest last."""
+    """Write everything except the shards, the manifest last."""
     groups = describe_groups(
         manifest.inputs, {t.name: t.dtype for each in layouts for t in each.tensors}
     )
@@ -93,7 +93,7 @@ def _copy(folder: Path, name: str, staging: Path) -> FileRecord:
     """A file as it is, block by block.
 
     Raises:
-        NotFoundError, FileChangedError: it went away, or grew without end, since it was listed.
+        NotFoundError, FileChangedError: it was removed, or has grown beyond the limit, since it was listed.
     """
     running, nbytes = running_checksum(), 0
     target = staging / name

@@ -1,4 +1,4 @@
-"""What decides a conversion's bytes."""
+"""The options that determine a conversion's bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from ..errors import ArgumentError, JsonFileError
 from ..formats.int8.folder import ConvertedFolder
 from ..formats.int8.names import MANIFEST_FILE
-from ..formats.int8.outlier_cap import CAP_SHARE
+from ..formats.int8.outlier_cap import CAP_FRACTION
 from .outliers.rule import HEAVY_TAILS, RULES, Choosing, HeavyTails, Rule
 from .outliers.selection import Patterns
 
@@ -22,22 +22,22 @@ DEFAULT_SHARD_BYTES: Final = 5_000_000_000
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What decides the output's bytes; recorded in the manifest."""
+    """The options that determine the output's bytes; recorded in the manifest."""
 
     outliers: Outliers = "calibrated"
     dtype: str = "float16"
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
     keep: tuple[str, ...] = ()
-    """Regular expressions: linears whose path one of them matches somewhere stay in 16 bits."""
+    """Regular expressions; linears whose path contains a match stay in 16 bits."""
     quantize: tuple[str, ...] = ()
-    """The same, for further matrices that become int8: head, embeddings."""
+    """The same, for additional matrices to quantize: head, embeddings."""
     include: tuple[str, ...] = ()
-    """The same, for names of tensors: only these take part, if there are any."""
+    """The same, for tensor names; if not empty, only tensors that match are converted."""
     exclude: tuple[str, ...] = ()
-    """The same: these are left out."""
+    """The same; tensors that match are left out."""
     outlier_rule: Rule = "absmax"
-    max_outliers: float = CAP_SHARE
-    """Of an input's columns, at most (or 16, if that is more); 0: none."""
+    max_outliers: float = CAP_FRACTION
+    """Largest fraction of an input's columns, or 16 columns if that is more; 0: none."""
     heavy_tails: HeavyTails = "16bit"
 
     def __post_init__(self) -> None:
@@ -66,25 +66,25 @@ class ConvertOptions:
 
     @property
     def choosing(self) -> Choosing:
-        """How outlier columns are chosen, once activations are known."""
+        """How outlier columns are chosen once activations are known."""
         return Choosing(self.outlier_rule, self.max_outliers, self.heavy_tails)
 
     @property
     def half(self) -> str:
-        """``dtype`` as safetensors has it."""
+        """``dtype`` as safetensors spells it."""
         return HALVES[self.dtype]
 
     @property
     def patterns(self) -> Patterns:
-        """Those that decide on precision."""
+        """The patterns that decide on precision."""
         return Patterns(self.keep, self.quantize)
 
 
 def read_options(converted: ConvertedFolder) -> ConvertOptions:
-    """The options that a folder was converted with, from its manifest.
+    """The options a folder was converted with, from its manifest.
 
     Raises:
-        JsonFileError: they are malformed, or some that this release does not know.
+        JsonFileError: they are malformed, or include some that this release does not know.
     """
     path = converted.folder / MANIFEST_FILE
     choices: dict[str, Any] = {}

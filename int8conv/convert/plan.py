@@ -1,4 +1,4 @@
-"""The conversion plan: what becomes of each tensor, and in which order, from headers alone."""
+"""The conversion plan: what happens to each tensor, and in which order, from headers alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class QuantizeTask:
 
 @dataclass(frozen=True)
 class KeepTask:
-    """A tensor that stays as it is, or is rounded to ``dtype`` if it is a float32 matrix."""
+    """A tensor that is copied unchanged, or rounded to ``dtype`` if it is a float32 matrix."""
 
     name: str
     source: StoredTensor | Matrix
@@ -58,14 +58,14 @@ _ROUNDED: Final = {"F32", "F64"}
 
 @dataclass(frozen=True)
 class Plan:
-    """Tasks in the order of the output."""
+    """Tasks in output order."""
 
     tasks: tuple[Task, ...]
     units: tuple[Unit, ...]
-    """What stands together, for the layout."""
+    """Tensors that are stored together, for the layout."""
     inputs: tuple[InputGroup, ...]
     skipped: dict[str, str]
-    """Source tensors that are left out, and why."""
+    """Source tensors left out, and why."""
 
     @property
     def source_bytes(self) -> int:
@@ -77,15 +77,15 @@ def make_plan(
 ) -> Plan:
     """Plan the conversion of a source.
 
-    A group is one matrix, so linears of an input whose outlier columns or biases would differ in dtype are groups of their own.
+    A group is one matrix, so linears of one input whose outlier columns or biases would differ in dtype form separate groups.
 
     Args:
         selection: what becomes int8 and what stays.
-        outliers: the choice for each input, by the group's ``input``; none where absent.
-        options: among them the 16-bit type for tensors that the source has in F32 or FP8.
+        outliers: the choice for each input, keyed by the group's ``input``; no columns if absent.
+        options: among others, the 16-bit type for F32 and FP8 tensors of the source.
 
     Raises:
-        UnsupportedModelError: two tensors would have one name.
+        UnsupportedModelError: two tensors would have the same name.
     """
     tasks: list[Task] = []
     units: list[Unit] = []
@@ -111,7 +111,7 @@ def make_plan(
 
 
 def _by_dtype(linears: Sequence[Linear], half: str) -> Iterator[tuple[list[Linear], str]]:
-    """Linears of one input by the dtypes of their outlier columns and biases; a float32 weight goes with 16-bit siblings."""
+    """Linears of one input, grouped by the dtypes of their outlier columns and biases; float32 weights join 16-bit siblings."""
     halves = {x.weight.dtype for x in linears} - _ROUNDED
     rounded = halves.pop() if len(halves) == 1 else half
     found: dict[tuple[str, str | None], list[Linear]] = {}
@@ -144,18 +144,18 @@ def kept_dtype(name: str, source: StoredTensor | Matrix, half: str) -> str:
 
 
 def _small_dtype(tensor: StoredTensor) -> str:
-    """Of what is no matrix; doubles are taken as float32."""
+    """Dtype of anything that is not a matrix; float64 is read as float32."""
     return "F32" if tensor.dtype in _ROUNDED else tensor.dtype
 
 
 def _check_names(units: Sequence[Unit], tasks: Sequence[Task]) -> None:
-    """A stack ``P`` becomes ``P.0``, which may be there already."""
+    """A stack ``P`` becomes ``P.0`` and so on, names that may already exist."""
     names = Counter(spec.name for unit in units for run in unit for spec in run)
     for name, count in names.items():
         if count > 1:
             source = next(t.source for t in tasks if name.startswith(_output_name(t)))
             raise UnsupportedModelError(
-                "two tensors of the output would have this name", file=source.file, tensor=name,
+                "two output tensors would have this name", file=source.file, tensor=name,
                 hint="leave one of them out with --exclude",
             )  # fmt: skip
 
@@ -169,7 +169,7 @@ def _spec(task: KeepTask) -> TensorSpec:
 
 
 def _group_unit(group: list[QuantizeTask], biases: list[KeepTask]) -> Unit:
-    """Kind by kind, so that each kind of a group is one matrix."""
+    """One run per kind, so that each kind of a group is one matrix."""
     runs: dict[str, list[TensorSpec]] = {kind: [] for kind in KINDS}
     for task in group:
         out, k = task.source.shape[0], len(task.columns)

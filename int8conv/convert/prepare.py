@@ -1,4 +1,4 @@
-"""What a conversion checks and opens before it writes anything."""
+"""Everything that a conversion checks and opens before it writes anything."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..formats.outputs import check_apart, check_folder
 from ..formats.safetensors.checksum import checksum, checksum_range
 from ..formats.safetensors.storage import LocalFile
 from ..formats.source.checkpoint import Checkpoint
+from ..host import processors
 from ..runtime.devices import find_torch_device
 from .memory import plan_workers
 from .options import ConvertOptions
@@ -27,30 +28,30 @@ from .watch import SourceWatch
 
 @dataclass(frozen=True)
 class Resources:
-    """What a conversion may use of the machine; does not change the bytes."""
+    """Machine resources for a conversion; they do not affect the output."""
 
     jobs: int | None
-    """Tensors at once; None: one per processor."""
+    """Number of tensors to process in parallel; None: one per processor."""
     max_memory: int
-    """Bytes of the process while it streams."""
+    """Memory limit of the process in bytes while streaming."""
     device: str
-    """Where linears are quantized."""
+    """Device to quantize on."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A source that can be converted as asked."""
+    """A source that can be converted as requested."""
 
     resolved: Source
     opened: OpenedSource
     options: ConvertOptions
     statistics: Stats | None
-    """None: calibrate, if the options ask for it."""
+    """None: calibrate if the options say so."""
     workers: Workers
     source_watch: SourceWatch
-    """Since before the source was opened."""
+    """Started before the source was opened."""
     fingerprint: str
-    """Changes with everything that decides the bytes; an attempt with another one is not resumed."""
+    """Depends on everything that determines the output; an attempt with another fingerprint is not resumed."""
 
 
 def prepare(
@@ -63,10 +64,10 @@ def prepare(
     stream: bool,
     force: bool,
 ) -> Prepared:
-    """Refuse what cannot be converted, before any work is done on it.
+    """Refuse what cannot be converted, before any work is done.
 
     Raises:
-        The errors of ``convert_checkpoint`` that concern the options, the source's headers, and where the output goes.
+        The errors of ``convert_checkpoint`` about the options, the source's headers and the output.
     """
     statistics = None if stats is None else read_stats(stats)
     _check_options(options, resources, stats)
@@ -84,7 +85,7 @@ def prepare(
         inputs = {first.path: first.shape[1] for first, *_ in groups}
         check_source(statistics, opened.checkpoint, inputs, stats)
     plan = make_plan(opened.selection, {}, options)  # refuse a bad source before calibrating on it
-    workers = plan_workers(plan, resources.jobs or os.cpu_count() or 1, resources.max_memory)
+    workers = plan_workers(plan, resources.jobs or processors(), resources.max_memory)
     workers = replace(workers, device=resources.device)
     fingerprint = _fingerprint(opened.checkpoint, options, stats)
     return Prepared(resolved, opened, options, statistics, workers, source_watch, fingerprint)
@@ -98,14 +99,14 @@ def _check_options(
                             found=options.outliers)  # fmt: skip
     if resources.jobs is not None and resources.jobs < 1:
         raise ArgumentError("jobs", expected="1 or more", found=resources.jobs)
-    if resources.device != "cpu":  # which needs no torch
+    if resources.device != "cpu":  # the CPU needs no torch
         find_torch_device(resources.device)
 
 
 def _fingerprint(
     checkpoint: Checkpoint, options: ConvertOptions, stats: str | os.PathLike[str] | None
 ) -> str:
-    """Changes with the options, the statistics, the release, and the source's config, tokenizer, headers, and stamps of files."""
+    """Depends on the options, the statistics, the release, and the source's config, tokenizer, headers and file stamps."""
     files = {str(t.file): t.file for t in checkpoint.tensors.values()}
     tokenizer = [p for p in checkpoint.folder.iterdir() if p.name.startswith("tokenizer")]
     files |= {str(path): LocalFile(path) for path in tokenizer if path.is_file()}

@@ -1,4 +1,4 @@
-"""What a conversion would do, from the source's headers alone: nothing is written, no weight is read."""
+"""Preview of a conversion from the source's headers alone: nothing is written, no weight is read."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 from ..formats.hub.download import resolve_headers
 from ..formats.int8.layout import plan_layout
 from ..formats.int8.outlier_cap import most_outliers
+from ..host import processors
 from .memory import DEFAULT_MAX_MEMORY, plan_workers
 from .options import ConvertOptions
 from .outliers.rule import OutlierChoice
@@ -25,7 +26,7 @@ from .source import OpenedSource, open_source
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """What becomes of one source tensor; sizes in bytes."""
+    """What happens to one source tensor; sizes in bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -34,7 +35,7 @@ class PlannedTensor:
     becomes: str
     """``"int8"``, or the 16-bit dtype that it is kept in."""
     kind: str
-    """Why: what its module is, or that it matches no rule."""
+    """The reason: the kind of its module, or that it matches no rule."""
     nbytes: int
     """In the source."""
 
@@ -48,14 +49,14 @@ class Preview:
     """Tensors that would be left out, and why."""
     bytes_in: int
     bytes_out: int
-    """Of the shards; with calibrated outlier columns at most this."""
+    """Size of the shards; an upper bound with calibrated outlier columns."""
     shards: int
     disk_free: int
-    """Where the output would be."""
+    """Free space where the output would be."""
     jobs: int
-    """Tensors at once that the memory limit allows."""
+    """Number of tensors in parallel that the memory limit allows."""
     calibration_bytes: int
-    """Weights of the largest block in float32, which calibration holds; 0 without calibration."""
+    """Size of the largest block in float32, which calibration needs; 0 without calibration."""
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -72,17 +73,17 @@ def preview(
     jobs: int | None = None,
     max_memory: int = DEFAULT_MAX_MEMORY,
 ) -> Preview:
-    """Plan the conversion of a checkpoint folder, or of one on the hub, and stop there.
+    """Plan the conversion of a checkpoint folder or hub id without carrying it out.
 
     Raises:
-        The errors of ``convert`` that concern the source's headers and the options.
+        The errors of ``convert_checkpoint`` about the source's headers and the options.
     """
     resolved = resolve_headers(source)
     opened = open_source(resolved, options, headers_only=bool(resolved.remote))
     calibrated = options.outliers == "calibrated" and opened.architecture is not None
     columns = most_columns(opened, options) if options.outliers != "none" else {}
     plan = make_plan(opened.selection, columns, options)
-    workers = plan_workers(plan, jobs or os.cpu_count() or 1, max_memory)
+    workers = plan_workers(plan, jobs or processors(), max_memory)
     layouts = plan_layout(plan.units, max_shard_bytes=options.max_shard_bytes)
     return Preview(
         tensors=tuple(_planned(task) for task in plan.tasks),

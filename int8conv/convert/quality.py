@@ -1,15 +1,14 @@
-"""Hold a converted folder against its source: how exact each linear is, and what of all else is the same, rounded or left out.
+"""Compare a converted folder with its source: how exact each linear is; what else is identical, rounded or left out.
 
-For a weight ``w`` and what the folder stands for ``v``: SQNR = 10 log10(sum w^2 / sum (w - v)^2) in dB, over the whole
-matrix. Codes and row scales are computed again by the formula of SPEC.md section 1.1, without the converter's quantizer, and
-must be the folder's; so after a comparison nothing but padding is left unchecked. Both folders are read a block of rows at
+For a weight ``w`` and its dequantized value ``v``: SQNR = 10 log10(sum w^2 / sum (w - v)^2) in dB, over the whole
+matrix. Codes and row scales are recomputed by the formula of SPEC.md section 1.1, without the converter's quantizer, and
+must equal the folder's; so a comparison leaves nothing but padding unchecked. Both folders are read a block of rows at
 a time.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from ..formats.safetensors.dtypes import FLOAT_DTYPES
 from ..formats.safetensors.stored import StoredTensor, read_array, read_rows
 from ..formats.source.checkpoint import CONFIG_FILE
 from ..formats.source.matrix import Matrix, MatrixReader, as_bytes, as_rows
+from ..host import processors
 from ..progress import Advance, Progress, counted, silent
 from .options import read_options
 from .outliers.selection import Kept
@@ -42,44 +42,44 @@ _BLOCK_ELEMENTS: Final = 1 << 18
 
 @dataclass(frozen=True)
 class TensorQuality:
-    """How well a converted linear stands for its source."""
+    """How faithfully a converted linear represents its source."""
 
     name: str
     sqnr_db: float | None
-    """None where nothing was lost."""
+    """None if nothing was lost."""
     max_error: float
     """Largest ``|w - v|``."""
     outlier_share: float
-    """Of the linear's bytes, those of its outlier columns."""
+    """Fraction of the linear's bytes taken by outlier columns."""
 
     @property
     def order(self) -> float:
-        """The SQNR as a number that sorts."""
+        """The SQNR as a sort key."""
         return math.inf if self.sqnr_db is None else self.sqnr_db
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A converted folder against its source."""
+    """The result of comparing a converted folder with its source."""
 
     linears: list[TensorQuality]
-    """Every quantized one, in the order of the source's selection."""
+    """Every quantized linear, in the order of the source's selection."""
     same: int
-    """Tensors that are the source's bit for bit."""
+    """Number of tensors that match the source bit for bit."""
     rounded: dict[str, int]
-    """Tensors rounded from float32 to 16 bits (outlier columns: by the linear's weight), and values that it changed."""
+    """Tensors rounded from float32 to 16 bits (outlier columns under the linear's weight), and the number of values changed."""
     left_out: dict[str, str]
-    """Tensors of the source that the folder does not have, and why."""
+    """Tensors of the source that are not in the folder, and why."""
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Something of the folder, and the tensor that it was made of."""
+    """An item of the folder and the source tensor it was made from."""
 
     converted: QuantizedLinear | StoredTensor
     source: Matrix | StoredTensor
     checksum: object
-    """Of the source's bytes, as the manifest has it."""
+    """Checksum of the source's bytes, from the manifest."""
 
 
 def compare_tensors(
@@ -89,26 +89,26 @@ def compare_tensors(
     *,
     jobs: int | None = None,
 ) -> Comparison:
-    """The quality of every quantized linear, and what became of everything else.
+    """The quality of every quantized linear, and what happened to everything else.
 
     Args:
         converted: the folder.
-        source: what it should have been converted from, with the options that its manifest has.
-        progress: called as the work goes on, from any thread but one at a time.
-        jobs: tensors to work on at once; None: one for each processor.
+        source: what it was converted from, selected with the options in its manifest.
+        progress: called as the work proceeds; from any thread, but never concurrently.
+        jobs: number of tensors to process in parallel; None: one per processor.
 
     Raises:
-        SourceMismatchError: the source is not the one that was converted; or a code, a row scale, an outlier column, a
-            kept tensor or a key of the config differs from the source.
+        SourceMismatchError: the folder was converted from another source; or a code, row scale, outlier column, kept
+            tensor or key of the config differs from the source.
         JsonFileError: the manifest's options are malformed.
-        NotFoundError, CheckpointError, SafetensorsError: the source is missing or malformed, or changed meanwhile.
+        NotFoundError, CheckpointError, SafetensorsError: the source is missing, malformed, or changed in the meantime.
     """
     opened = open_source(source, read_options(converted))
     _check_config(converted, opened)
     left_out = dict(opened.selection.skipped)
     pairs = list(_pairs(converted, opened, left_out))
     advance = counted(progress, "compare", sum(pair.source.nbytes for pair in pairs))
-    with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as executor:
+    with ThreadPoolExecutor(jobs or processors()) as executor:
         futures = [executor.submit(_compare, pair, advance) for pair in pairs]
         try:
             results = [future.result() for future in futures]
@@ -125,42 +125,42 @@ def compare_tensors(
 
 
 def _check_config(converted: ConvertedFolder, opened: OpenedSource) -> None:
-    """The config is the source's but for the section that says how it was quantized."""
+    """Check that the config equals the source's, apart from the section on quantization."""
     mine, yours = dict(converted.config), dict(opened.checkpoint.config)
     for config in (mine, yours):
         config.pop("quantization_config", None)
     for key in sorted(mine.keys() | yours.keys()):
         if key not in mine or key not in yours or mine[key] != yours[key]:
             raise SourceMismatchError(
-                f"key '{key}' is not what the source has", file=converted.folder / CONFIG_FILE,
+                f"key '{key}' differs from the source", file=converted.folder / CONFIG_FILE,
                 expected=repr(yours.get(key)), found=repr(mine.get(key)),
             )  # fmt: skip
 
 
 def median_sqnr(qualities: Sequence[TensorQuality]) -> float | None:
-    """The median over linears, in dB; None where there are none, or nothing was lost."""
+    """The median over linears, in dB; None if there are none or nothing was lost."""
     middle = median([quality.order for quality in qualities]) if qualities else math.inf
     return middle if math.isfinite(middle) else None
 
 
 def check_sqnr(folder: Path, qualities: Sequence[TensorQuality], limit: float) -> None:
-    """Raise QualityError, which names the worst linear, if one is below ``limit`` dB."""
+    """Raise QualityError, naming the worst linear, if one is below ``limit`` dB."""
     low = sorted((q for q in qualities if q.order < limit), key=lambda q: q.order)
     if low:
         raise QualityError(
             f"SQNR is below the limit for {len(low)} of {len(qualities)} tensors",
             file=folder, tensor=low[0].name, expected=f"at least {limit:g} dB",
             found=f"{low[0].order:.1f} dB",
-            hint="keep it in 16 bits, or more of its columns; or lower the limit",
+            hint="keep it or more of its columns in 16 bits, or lower the limit",
         )  # fmt: skip
 
 
 def _pairs(
     converted: ConvertedFolder, opened: OpenedSource, left_out: dict[str, str]
 ) -> Iterator[_Pair]:
-    """Everything that is to be compared; raises SourceMismatchError before anything is read, if names or shapes differ.
+    """Everything to compare; raises SourceMismatchError before anything is read if names or shapes differ.
 
-    What an earlier release left out, and this one would keep, is added to ``left_out``.
+    What an earlier release left out but this one would keep is added to ``left_out``.
     """
     _check_left_out(converted, opened)
     recorded = converted.manifest.source.get("tensors")
@@ -170,7 +170,7 @@ def _pairs(
 
     def pair(item: QuantizedLinear | StoredTensor | None, source: Matrix | StoredTensor) -> _Pair:
         if item is None:
-            raise _not_the_source(source, "has a tensor that was not there")
+            raise _not_the_source(source, "it has a tensor that the converted one lacked")
         record = records.pop(source.name, None)
         record = record if isinstance(record, dict) else {}
         _check_record(item, source, record)
@@ -188,7 +188,7 @@ def _pairs(
             if x.bias is not None:
                 yield pair(kept.pop(f"{x.path}.{BIAS}", None), x.bias)
     for name in [*linears, *kept]:
-        raise SourceMismatchError("not the source that was converted: lacks a tensor",
+        raise SourceMismatchError("not the source that was converted: a tensor is missing",
                                   file=opened.checkpoint.folder, tensor=name)  # fmt: skip
     for name in records:
         raise SourceMismatchError("a tensor of the source is missing", file=converted.folder,
@@ -196,13 +196,13 @@ def _pairs(
 
 
 def _check_left_out(converted: ConvertedFolder, opened: OpenedSource) -> None:
-    """The source lacks nothing that was left out, and has nothing more that would be."""
+    """Check that exactly what was left out would be left out of this source."""
     recorded, found = converted.manifest.skipped, opened.selection.skipped
     for name in found.keys() - recorded.keys():
-        raise SourceMismatchError("not the source that was converted: has a tensor that was not there",
+        raise SourceMismatchError("not the source that was converted: it has a tensor that the converted one lacked",
                                   file=opened.checkpoint.folder, tensor=name)  # fmt: skip
     for name in recorded.keys() - found.keys() - opened.checkpoint.tensors.keys():
-        raise SourceMismatchError("not the source that was converted: lacks a tensor",
+        raise SourceMismatchError("not the source that was converted: a tensor is missing",
                                   file=opened.checkpoint.folder, tensor=name)  # fmt: skip
 
 
@@ -221,7 +221,7 @@ def _check_record(
 
 @dataclass
 class _Result:
-    """What a comparison of two tensors found."""
+    """The result of comparing two tensors."""
 
     quality: TensorQuality | None = None
     is_rounded: bool = False
@@ -239,12 +239,12 @@ def _compare(pair: _Pair, advance: Advance) -> _Result:
         if isinstance(pair.converted, StoredTensor) and pair.converted.dtype != source.dtype:
             raise _not_the_source(source, "another dtype", pair.converted.dtype, source.dtype)
     reader, result = MatrixReader(matrix, _BLOCK_ELEMENTS), _Result()
-    with np.errstate(all="ignore"):  # a source that is not the one converted may hold anything
+    with np.errstate(all="ignore"):  # a wrong source may contain anything
         if isinstance(pair.converted, QuantizedLinear):
             result.quality = _compare_linear(pair.converted, matrix, reader, advance, result)
         else:
             _compare_kept(pair.converted, matrix, reader, advance, result)
-    if reader.checksum() != pair.checksum:  # after the values: where they differ they say more
+    if reader.checksum() != pair.checksum:  # after the values, whose differences say more
         raise _not_the_source(source, "another checksum", pair.checksum, reader.checksum())
     return result
 
@@ -307,7 +307,7 @@ def _compare_kept(
 def _check_bits(
     source: Matrix, bits: Bits, tensor: StoredTensor, found: npt.NDArray[Any], first: int, result: _Result
 ) -> None:  # fmt: skip
-    """A block is the source's, bit for bit, or its rounding, which is counted."""
+    """Check that a block equals the source bit for bit, or is its rounding, which is counted."""
     if source.dtype == "F32" != tensor.dtype:
         bits, changed = round_to_half(np.ascontiguousarray(bits).view(np.float32), tensor.dtype)
         result.is_rounded = True
@@ -321,7 +321,7 @@ def _check_bits(
 def _check_rows(
     tensor: StoredTensor, first: int, expected: npt.NDArray[Any], found: npt.NDArray[Any]
 ) -> None:
-    """Rows from ``first`` on are the expected ones."""
+    """Check that the rows from ``first`` on are as expected."""
     same = expected == found
     if not same.all():
         wrong = ~same.reshape(len(same), -1).all(axis=1)

@@ -1,4 +1,4 @@
-"""What a conversion tells its caller."""
+"""The report of a conversion."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from .plan import Plan, QuantizeTask
 from .stream import TaskResult
 
 LEAST_SQNR_DB: Final = 30.0
-"""A linear below is flagged: rounding Gaussian rows of a few thousand columns to int8 leaves 39 to 42 dB."""
+"""Linears below this are flagged: rounding Gaussian rows of a few thousand columns to int8 gives 39 to 42 dB."""
 
 
 @dataclass(frozen=True)
 class LinearQuality:
-    """How well a quantized linear stands for its source, measured on a sample of its rows (see ``sample``)."""
+    """How faithfully a quantized linear represents its source, measured on a sample of its rows (see ``sample``)."""
 
     sqnr_db: float | None
-    """None where nothing was lost."""
+    """None if nothing was lost."""
     max_error: float
-    """Largest difference between a weight and its dequantized code."""
+    """Largest difference between a weight and its dequantized value."""
     outlier_share: float
-    """Of the linear's bytes, those of its outlier columns."""
+    """Fraction of the linear's bytes taken by outlier columns."""
 
 
 @dataclass(frozen=True)
@@ -32,26 +32,26 @@ class ConvertReport:
     tensors: int
     """Source tensors read."""
     quantized: int
-    """Of them, linears that became int8."""
+    """How many of them became int8."""
     outlier_columns: int
-    """Columns kept in 16 bits, over all inputs."""
+    """Columns kept in 16 bits, summed over all inputs."""
     bytes_in: int
-    """Of the source's tensors."""
+    """Size of the source's tensors."""
     bytes_out: int
-    """Of the shards."""
+    """Size of the shards."""
     seconds: float
     rounded: int
-    """Values of an F32 source that rounding to 16 bits changed."""
+    """Number of values of an F32 source that rounding to 16 bits changed."""
     resumed: int = 0
-    """Tensors that an earlier, unfinished attempt had done."""
+    """Number of tensors already done by an earlier, unfinished attempt."""
     notes: tuple[str, ...] = ()
-    """What the user should know."""
+    """Notes for the user."""
 
     quality: dict[str, LinearQuality] = field(default_factory=dict)
-    """Of each quantized linear, by path."""
+    """Quality of each quantized linear, by path."""
     stages: dict[str, float] = field(default_factory=dict)
-    """Seconds by stage: ``open``, ``calibrate`` and ``flush`` as they pass, ``read``, ``quantize``, ``checksum``,
-    ``write`` and ``verify`` (what an earlier attempt wrote) of all workers together."""
+    """Seconds per stage: wall-clock time of ``open``, ``calibrate`` and ``flush``; summed over all workers for ``read``,
+    ``quantize``, ``checksum``, ``write`` and ``verify`` (what an earlier attempt wrote)."""
 
     @property
     def ratio(self) -> float:
@@ -59,7 +59,7 @@ class ConvertReport:
 
     @property
     def flagged(self) -> list[tuple[str, float]]:
-        """Linears below ``LEAST_SQNR_DB``, the worst first."""
+        """Linears below ``LEAST_SQNR_DB``, worst first."""
         found = [(path, q.sqnr_db) for path, q in self.quality.items() if q.sqnr_db is not None]
         return sorted((x for x in found if x[1] < LEAST_SQNR_DB), key=lambda x: x[1])
 
@@ -71,6 +71,6 @@ def measured(plan: Plan, results: Sequence[TaskResult]) -> dict[str, LinearQuali
         if isinstance(task, QuantizeTask):
             out, in_features = task.source.shape
             slices = 2 * out * len(task.columns)
-            share = slices / max(out * in_features + 4 * out + slices, 1)
-            qualities[task.path] = LinearQuality(result.sqnr_db, result.max_error, share)
+            fraction = slices / max(out * in_features + 4 * out + slices, 1)
+            qualities[task.path] = LinearQuality(result.sqnr_db, result.max_error, fraction)
     return qualities

@@ -1,4 +1,4 @@
-"""A checkpoint that can be converted: opened, not quantized already, and known to the runtime or not."""
+"""A checkpoint that can be converted: opened, not already quantized, known to the runtime or not."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final
 
 from ..errors import ArgumentError, MissingTensorError, UnsupportedModelError
 from ..formats.hub.download import Source
+from ..formats.source.adapter import is_adapter_name
 from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint
 from ..formats.source.matrix import have_same_values
 from ..formats.source.metadata_files import find_metadata_files
@@ -22,14 +23,14 @@ ADAPTER_CONFIG: Final = "adapter_config.json"
 
 @dataclass(frozen=True)
 class OpenedSource:
-    """A source and what is to become of its tensors."""
+    """A source and what its tensors will become."""
 
     checkpoint: Checkpoint
     architecture: Architecture | None
-    """None: the runtime does not know the model, and names and shapes decide."""
+    """None if the runtime does not know the model: names and shapes decide."""
     selection: Selection
     notes: tuple[str, ...]
-    """What the user should know."""
+    """Notes for the user."""
 
 
 def open_source(
@@ -39,12 +40,12 @@ def open_source(
 
     Args:
         source: the checkpoint.
-        options: among them patterns for names.
-        headers_only: read no weight; a head beside a tied embedding is then taken for its copy without a look.
+        options: among others, patterns for names.
+        headers_only: read no weights; a head next to a tied embedding is then assumed to be its copy.
 
     Raises:
-        NotFoundError, CheckpointError, SafetensorsError: it is absent, malformed, or quantized already.
-        UnsupportedModelError: neither known to the runtime nor with anything that looks like a linear.
+        NotFoundError, CheckpointError, SafetensorsError: it is absent, malformed or already quantized.
+        UnsupportedModelError: the runtime does not know it, and nothing looks like a linear.
         ArgumentError: a pattern of the options matches nothing.
     """
     opened = open_unconverted(source)
@@ -69,19 +70,20 @@ def open_source(
             selection = select_by_names(checkpoint, options.patterns)
     except MissingTensorError as error:
         if error.tensor in excluded:
-            raise ArgumentError("a tensor that the model needs is left out", tensor=error.tensor,
+            raise ArgumentError("the model needs a tensor that is left out", tensor=error.tensor,
                                 hint="change --include or --exclude") from None  # fmt: skip
         raise
     selection = replace(selection, skipped=selection.skipped | excluded)
-    if (source.folder / ADAPTER_CONFIG).is_file():
+    said = any(is_adapter_name(path.name) for path in source.folder.iterdir())
+    if (source.folder / ADAPTER_CONFIG).is_file() and not said:
         notes.append(
-            f"{ADAPTER_CONFIG}: the adapter that stands beside the weights is not part of the output; merge it first"
+            f"{ADAPTER_CONFIG}: the adapter next to the weights is not part of the output; merge it first"
         )
     return OpenedSource(checkpoint, architecture, selection, (*notes, *selection.notes))
 
 
 def _read_architecture(checkpoint: Checkpoint, file: Path, headers_only: bool) -> Architecture:
-    """The decoder; a head that is the token embedding's copy is none."""
+    """The decoder; a head that is a copy of the token embedding does not count as one."""
     architecture = read_architecture(checkpoint.config, checkpoint.tensors, file)
     if not architecture.untied:
         return architecture
@@ -95,7 +97,7 @@ def _read_architecture(checkpoint: Checkpoint, file: Path, headers_only: bool) -
 
 
 def _included(checkpoint: Checkpoint, options: ConvertOptions) -> tuple[Checkpoint, dict[str, str]]:
-    """The checkpoint with those tensors that the options take, and the others with the reason."""
+    """The checkpoint with the tensors that the options select, and the others with the reason."""
     for option, patterns in (("include", options.include), ("exclude", options.exclude)):
         for pattern in patterns:
             if not any(matches((pattern,), name) for name in checkpoint.tensors):

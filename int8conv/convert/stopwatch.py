@@ -1,4 +1,4 @@
-"""Where the time goes."""
+"""Time spent per stage."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections import defaultdict
 
 
 class Stopwatch:
-    """Seconds by stage; each ``lap`` gives a stage the time since the lap before. One a thread."""
+    """Seconds per stage; each ``lap`` adds the time since the previous lap to a stage. One stopwatch per thread."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._last = time.perf_counter()
 
     def start(self) -> None:
-        """Forget the time since the last lap."""
+        """Discard the time since the last lap."""
         self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:

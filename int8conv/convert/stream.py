@@ -1,6 +1,6 @@
-"""Carry out a plan: each tensor is read, quantized and written a block of rows at a time, several tensors at once.
+"""Carry out a plan: each tensor is read, quantized and written a block of rows at a time, several tensors in parallel.
 
-A worker holds one block. Offsets are planned, so the bytes do not depend on the number of workers or the size of blocks.
+Each worker holds one block. Offsets are planned, so the output does not depend on the number of workers or the block size.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..formats.int8.names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
 from ..formats.int8.writer import Flusher, ShardWriter
 from ..formats.safetensors.buffers import Buffers
 from ..formats.safetensors.checksum import running_checksum
-from ..formats.safetensors.dtypes import FLOAT_DTYPES
+from ..formats.safetensors.dtypes import FLOAT_DTYPES, INFINITY_BITS
 from ..formats.safetensors.storage import LocalFile
 from ..formats.safetensors.stored import StoredTensor, stored_checksum
 from ..formats.source.matrix import Matrix, MatrixReader, as_bytes, as_rows
@@ -36,7 +36,7 @@ from ..progress import Advance
 from ..runtime.devices import find_torch_device
 from .journal import Journal
 from .plan import KeepTask, QuantizeTask, Task
-from .rounding.float16_bits import INFINITY, Bits, largest_magnitudes, round_to_half, widen
+from .rounding.float16_bits import Bits, largest_magnitudes, round_to_half, widen
 from .rounding.quantize import NonFiniteRowError, QuantizedRows, RowQuantizer, check_finite
 from .rounding.sample import RowSample
 from .stopwatch import Stopwatch
@@ -44,23 +44,25 @@ from .stopwatch import Stopwatch
 
 @dataclass
 class TaskResult:
-    """What a task leaves behind."""
+    """The result of a task."""
 
     source_checksum: str
     checksums: dict[str, str]
-    """Of the tensors written, by name."""
+    """Checksums of the tensors written, by name."""
     rounded: int = 0
-    """Values of an F32 source that rounding to 16 bits changed."""
+    """Number of values of an F32 source that rounding to 16 bits changed."""
     sqnr_db: float | None = None
-    """Of a quantized matrix, on a sample of its rows; None where nothing was lost."""
+    """SQNR of a quantized matrix on a sample of its rows; None if nothing was lost."""
     max_error: float = 0.0
-    """Largest difference between a weight and its dequantized code, on the same sample."""
+    """Largest difference between a weight and its dequantized value on the same sample."""
     resumed: bool = False
     """Done by an earlier attempt."""
 
     @classmethod
-    def recorded(cls, entry: Any, names: Sequence[str]) -> TaskResult | None:
-        """That of a journal's entry, if it can be one of a task that writes tensors of those names."""
+    def recorded(cls, entry: object, names: Sequence[str]) -> TaskResult | None:
+        """The result in a journal entry, if it is valid for a task that writes tensors of those names."""
+        if not isinstance(entry, dict):
+            return None
         try:
             result = cls(**entry, resumed=True)
         except TypeError:
@@ -78,29 +80,29 @@ class TaskResult:
 
 
 class Quantizer(Protocol):
-    """Makes codes and scales of blocks of rows."""
+    """Turns blocks of rows into codes and scales."""
 
     def quantize(self, bits: Bits, first: int = 0) -> QuantizedRows:
         """See ``quantize.RowQuantizer``."""
 
 
 NewQuantizer = Callable[[str, npt.NDArray[np.int32], Buffers, RowSample], Quantizer]
-"""For a tensor: dtype, outlier columns, memory to work in, what measures the loss."""
+"""Called per tensor with dtype, outlier columns, memory to work in, and the error sample."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """How many tasks are done at once, and in blocks of how many elements."""
+    """The number of parallel tasks and the block size in elements."""
 
     jobs: int
     block_elements: int
     device: str = "cpu"
-    """Where linears are quantized."""
+    """Device to quantize on."""
 
 
 @dataclass
 class _Worker:
-    """What a task borrows while it runs."""
+    """What a task uses while it runs."""
 
     block_elements: int
     quantizer: NewQuantizer
@@ -120,15 +122,15 @@ def run_tasks(
     journal: Journal | None = None,
     watch: Stopwatch | None = None,
 ) -> list[TaskResult]:
-    """Write every shard of ``layouts`` into ``folder``; results come in the order of ``tasks``.
+    """Write every shard of ``layouts`` into ``folder``; results are in the order of ``tasks``.
 
-    Tasks that the journal has, and whose bytes are there, are not done again; the others are recorded when they are done.
-    ``watch`` gets the seconds of all workers together, and those of the flush at the end.
+    Tasks that are in the journal and whose bytes are intact are not repeated; the others are recorded once done.
+    ``watch`` gets the seconds summed over all workers, and those of the final flush.
 
     Raises:
-        NonFiniteWeightError: a NaN or an infinity; names tensor and row.
-        HalfOverflowError: a 32-bit value that the 16-bit type cannot hold.
-        TruncatedFileError, NotFoundError: the source changed while it was read.
+        NonFiniteWeightError: a NaN or infinity; names tensor and row.
+        HalfOverflowError: a 32-bit value that the 16-bit type cannot represent.
+        TruncatedFileError, NotFoundError: the source changed while it was being read.
     """
     watch = watch or Stopwatch()
     new_quantizer = _quantizer_for(workers.device)
@@ -163,11 +165,11 @@ def _quantizer_for(device: str) -> NewQuantizer:
 
 
 def _open_shards(folder: Path, layouts: Sequence[ShardLayout]) -> list[ShardWriter]:
-    """All of them, or none: a disk that is too small for one is not filled up with the others."""
+    """Open all of them or none: if the disk is too small for one, it is not filled up with the others."""
     shards: list[ShardWriter] = []
     try:
         for layout in layouts:
-            shards.append(ShardWriter(folder, layout))  # noqa: PERF401 - those opened are closed
+            shards.append(ShardWriter(folder, layout))  # noqa: PERF401 - opened shards are closed on error
     except OSError:
         for shard in shards:
             shard.abandon()
@@ -214,7 +216,7 @@ def _run_once(task: Task, worker: _Worker, journal: Journal | None) -> TaskResul
 
 
 def _names(task: Task) -> list[str]:
-    """Of the tensors that a task writes."""
+    """Names of the tensors that a task writes."""
     if not isinstance(task, QuantizeTask):
         return [task.name]
     kinds = (WEIGHT, SCALE, *((OUTLIER_INDEX, OUTLIER_WEIGHT) if len(task.columns) else ()))
@@ -222,7 +224,7 @@ def _names(task: Task) -> list[str]:
 
 
 def _still_true(task: Task, recorded: TaskResult, writers: Mapping[str, ShardWriter]) -> bool:
-    """Whether all that was written is there, and the source is what it was made of (on a hub, it can be nothing else)."""
+    """Whether everything written is intact and the source is unchanged (on the hub it cannot change)."""
     written = recorded.checksums.items()
     if not all(writers[name].checksum(name) == value for name, value in written):
         return False
@@ -238,7 +240,7 @@ def _run(task: Task, worker: _Worker) -> TaskResult:
 
 
 class _Output:
-    """One tensor of the output, written from its start on, with its checksum."""
+    """One output tensor, written sequentially, with its checksum."""
 
     def __init__(self, worker: _Worker, name: str) -> None:
         self.name = name
@@ -310,7 +312,7 @@ def _keep(task: KeepTask, worker: _Worker) -> TaskResult:
 
 
 def _copy(name: str, source: StoredTensor, worker: _Worker) -> TaskResult:
-    """Integers and masks, byte by byte."""
+    """Copy integers and masks byte by byte."""
     output = _Output(worker, name)
     reader = MatrixReader(as_bytes(source), worker.block_elements, worker.buffers)
     for _, data in reader.blocks():
@@ -323,11 +325,11 @@ def _copy(name: str, source: StoredTensor, worker: _Worker) -> TaskResult:
 def _to_half(
     source: StoredTensor | Matrix, bits: Bits, half: str, first_row: int
 ) -> tuple[Bits, int]:
-    """Bits in ``half``: as they are, or rounded from F32 with the number of values that changed."""
+    """Bits in ``half``: unchanged, or rounded from F32, with the number of values that changed."""
     if source.dtype == half:
         return bits, 0
     rounded, changed = round_to_half(np.ascontiguousarray(bits).view(np.float32), half)
-    infinite = (rounded & 0x7FFF) >= INFINITY[half]
+    infinite = (rounded & 0x7FFF) >= INFINITY_BITS[half]
     if infinite.any():
         row = first_row + int(infinite.any(axis=1).argmax())
         raise HalfOverflowError(
@@ -338,8 +340,8 @@ def _to_half(
 
 
 def non_finite_weight(source: StoredTensor | Matrix, row: int) -> NonFiniteWeightError:
-    """The error for a NaN or an infinity in a source tensor."""
+    """The error for a NaN or infinity in a source tensor."""
     return NonFiniteWeightError(
         f"NaN or infinity in row {row}", file=source.file, tensor=source.name,
-        expected="finite weights", hint="the source is damaged, or its training diverged: repair it",
+        expected="finite weights", hint="the source is damaged or its training diverged: repair it",
     )  # fmt: skip

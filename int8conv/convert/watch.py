@@ -1,7 +1,7 @@
-"""Whether a source is, at the end, what it was when the work began: else weights of two checkpoints would be mixed.
+"""Checks at the end that a source is unchanged since the start; otherwise weights of two checkpoints could be mixed.
 
-A file's stamp is its size, times and inode. Times count in steps (of the kernel's clock, or of whole seconds), so a
-file that was written just now is waited for until the next write to it must show.
+A file's stamp is its size, times and inode. Times have a granularity (the kernel's clock tick, or whole seconds), so after a
+very recent write we wait until another write would be sure to change the time.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from .plan import Task
 from .stream import TaskResult
 
 _STEP: Final = 20_000_000
-"""Nanoseconds: twice that of the slowest kernel clock."""
+"""In nanoseconds: twice the tick of the slowest kernel clock."""
 _COARSE_STEP: Final = 2_000_000_000
-"""Of file systems that count seconds, or two at a time."""
+"""For file systems with a granularity of one or two seconds."""
 _MOST_TEXT_BYTES: Final = 1 << 28
 _SECOND: Final = 1_000_000_000
 
@@ -33,7 +33,7 @@ Stamp = tuple[int, ...]
 
 
 class SourceWatch:
-    """A source's config, indexes and weights files as they are before they are opened."""
+    """The state of a source's config, indexes and weights files before they are opened."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -43,16 +43,16 @@ class SourceWatch:
         self._texts = {name: self._checksum(name) for name in self._before if _is_text(name)}
 
     def check_files(self, checkpoint: Checkpoint, *, strict: bool = False) -> None:
-        """Check that the weights files are those whose headers were read.
+        """Check that the weights files are still those whose headers were read.
 
         Args:
             checkpoint: the source.
-            strict: refuse one, too, of which only the time of its last change of state differs: for results that no
-                checksum of the source stands beside.
+            strict: also refuse a file of which only the status change time differs: for results without a checksum of the
+                source.
 
         Raises:
-            FileChangedError: one is not.
-            NotFoundError: one is gone.
+            FileChangedError: a file changed.
+            NotFoundError: a file is gone.
         """
         for file in {tensor.file for tensor in checkpoint.tensors.values()}:
             if isinstance(file, LocalFile):
@@ -66,11 +66,11 @@ class SourceWatch:
     ) -> None:
         """Check the source at the end.
 
-        Where only the time of its last change of state differs (a new link, other permissions, or a time of writing that was
-        set back), its bytes decide.
+        If only the status change time of a file differs (a new link, other permissions, or a modification time that was set
+        back), its bytes decide.
 
         Raises:
-            FileChangedError: it is not what was converted.
+            FileChangedError: it differs from what was converted.
             NotFoundError: it is gone.
         """
         self.check_files(checkpoint)
@@ -89,7 +89,7 @@ class SourceWatch:
 
     @contextmanager
     def named_errors(self, checkpoint: Checkpoint) -> Iterator[None]:
-        """Where the system refuses something, look first whether the source is still there."""
+        """On an error of the operating system, first check whether the source is still there."""
         try:
             yield
         except OSError:

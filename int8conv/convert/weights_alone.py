@@ -1,4 +1,4 @@
-"""The weights of a model that the runtime cannot run: all that can be said of its memory, from headers alone."""
+"""The weights of a model that the runtime cannot run, from headers alone: all that is known of its memory."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from .source import open_source
 
 @dataclass(frozen=True)
 class WeightsAlone:
-    """Bytes of a model's weights; what it needs besides depends on what the runtime does not know."""
+    """Bytes of a model's weights; other memory depends on features that the runtime does not know."""
 
     folder: Path
     weights: dict[str, int]
-    """By kind, or by dtype for a source as it is."""
+    """By kind, or by dtype for an unconverted source."""
     estimated: bool
-    """They are those that ``convert_checkpoint`` would make, and the outlier columns an upper bound."""
+    """Whether they are those that ``convert_checkpoint`` would produce, with an upper bound for outlier columns."""
     weights_16bit: int
-    """Of the same model in 16 bits."""
+    """Bytes of the same model in 16 bits."""
 
     @property
     def total(self) -> int:
-        """Of all kinds."""
+        """Bytes of all kinds."""
         return sum(self.weights.values())
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure; null stands for what is not known."""
+        """All figures; null for unknown ones."""
         return {
             "weights": self.weights, "weights_total": self.total,
             "estimated": ["outlier columns"] if self.estimated else [],
@@ -52,11 +52,11 @@ class WeightsAlone:
 
 
 def weights_alone(path: str | os.PathLike[str], *, convert: bool = True) -> WeightsAlone:
-    """The weights of a converted folder; or of a source: what ``convert_checkpoint`` would make of it, else those that it has.
+    """The weights of a converted folder, or of a source: as ``convert_checkpoint`` would convert it, or as they are.
 
     Raises:
         UnsupportedModelError: nothing in the source looks like a linear.
-        NotFoundError, HubError, CheckpointError, SafetensorsError, ConvertedFormatError: as ``open_model``.
+        NotFoundError, HubError, CheckpointError, SafetensorsError, ConvertedFormatError: as for ``open_model``.
     """
     opened = open_model(path, headers_only=True)
     if opened.converted is not None:

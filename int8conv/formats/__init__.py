@@ -1,4 +1,4 @@
-"""What is on disk: safetensors headers, checkpoints, and the converted format of ``SPEC.md``.
+"""Files on disk: safetensors headers, checkpoints, and the converted format of ``SPEC.md``.
 
 Knows bytes, names and offsets; knows neither models nor torch.
 """

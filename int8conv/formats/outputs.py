@@ -1,10 +1,11 @@
-"""What an output may replace. Every command that writes asks here, before any work and again before it replaces anything.
+"""What an output may replace. Every command that writes checks this before any work and again before replacing anything.
 
-- An output is never the source, a folder that holds it or a file of it, or a path below a file of it, by whatever name: links, hard
-  links, ``..``, another case. It never makes a file that would be taken for weights of the source.
-- A folder is replaced with ``force`` alone, and only if its manifest opens and it holds nothing that the manifest does not name.
-- A file is replaced by one of its own kind only: statistics by statistics, a picture by a picture. An empty file may become any.
-- A link is neither replaced nor written through.
+- An output is never the source, a folder that contains it, one of its files, or a path below one of its files, under any name:
+  links, hard links, ``..``, another case. It never creates a file that would be taken for weights of the source.
+- A folder is replaced only with ``force``, and only if its manifest opens and lists everything in it.
+- A file is replaced only by one of the same kind: statistics by statistics, a picture by a picture. Any kind may replace an
+  empty file.
+- Links are neither replaced nor written through.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _NOT_WRITABLE: Final = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT,
 )  # fmt: skip
 _NAME_BYTES: Final = 255
-"""Of a file's name at most, where the system does not say."""
+"""Largest length of a file name in bytes, if the system does not say."""
 
 
 @dataclass(frozen=True)
@@ -46,28 +47,28 @@ class OutputKind:
     """A kind of output file."""
 
     name: str
-    """With its article, for messages."""
+    """Name with its article, for messages."""
     matches: Callable[[Path], bool]
     """Whether an existing file is of this kind."""
 
 
 def check_folder(out: Path, *, force: bool) -> None:
-    """Check that a folder may come to be at ``out``.
+    """Check that a folder may be created at ``out``.
 
     Raises:
-        OutputExistsError: it exists, and ``force`` is not set or it holds anything but a converted folder.
+        OutputExistsError: it exists, and ``force`` is not set or it is not just a converted folder.
         OutputError: its name is too long.
     """
     check_name(out)
     if not os.path.lexists(out):
         return
     if not force:
-        raise OutputExistsError("output exists already", file=out, hint="--force replaces it")
+        raise OutputExistsError("output already exists", file=out, hint="--force replaces it")
     check_is_output(out)
 
 
 def check_is_output(out: Path, name: Path | None = None) -> None:
-    """Check that a folder is a converted one and no more than that.
+    """Check that a folder is a converted one with nothing else in it.
 
     Args:
         out: the folder.
@@ -83,20 +84,20 @@ def check_is_output(out: Path, name: Path | None = None) -> None:
         known = {MANIFEST_FILE, *read_manifest(out).files}
     except Int8convError as error:
         raise OutputExistsError(
-            f"output exists and is not a converted folder; it is not replaced ({error.problem})", file=name,
+            f"output exists and is not a converted folder, so it is not replaced ({error.problem})", file=name,
             hint="remove it yourself, or choose another output",
         ) from error  # fmt: skip
     foreign = [name for name, is_dir in _entries(out) if name not in known or is_dir]
     if foreign:
         raise OutputExistsError(
-            f"output holds what its {MANIFEST_FILE} does not name; it is not replaced", file=name,
+            f"output contains files that its {MANIFEST_FILE} does not list, so it is not replaced", file=name,
             found=", ".join(sorted(foreign)[:3]) + ", ..." * (len(foreign) > 3),
-            hint="move that elsewhere, or choose another output",
+            hint="move them elsewhere, or choose another output",
         )  # fmt: skip
 
 
 def _entries(out: Path) -> Iterator[tuple[str, bool]]:
-    """Name of each entry, and whether it is a folder; of the folder of chat templates, its entries instead."""
+    """Name of each entry, and whether it is a folder; the folder of chat templates is replaced by its entries."""
     with os.scandir(out) as entries:
         for entry in entries:
             is_dir = entry.is_dir(follow_symlinks=False)
@@ -110,10 +111,10 @@ def _entries(out: Path) -> Iterator[tuple[str, bool]]:
 
 
 def check_apart(out: Path, source: Path) -> None:
-    """Check that an output, a folder or a file, can do no harm to a source, a folder or a file.
+    """Check that an output (folder or file) cannot damage a source (folder or file).
 
     Raises:
-        OutputOverlapError: ``out`` is the source, holds it or a file of it, or lies below a file of it.
+        OutputOverlapError: ``out`` is the source, contains it or one of its files, or lies below one of its files.
     """
     files = [path for path in source.iterdir() if path.is_file()] if source.is_dir() else []
     itself, above = _stat(out), [_stat(path) for path in _resolved(out).parents]
@@ -132,10 +133,10 @@ def check_apart(out: Path, source: Path) -> None:
 
 
 def check_file(out: Path, kind: OutputKind, sources: Iterable[Path] = ()) -> None:
-    """Check that a file of that kind may come to be at ``out``.
+    """Check that a file of that kind may be created at ``out``.
 
     Raises:
-        OutputExistsError: it exists and is of another kind, or a link.
+        OutputExistsError: it exists and is another kind of file, or a link.
         OutputOverlapError: it is a file of one of the sources, or would be taken for its weights.
         OutputError: its name is too long.
     """
@@ -145,14 +146,14 @@ def check_file(out: Path, kind: OutputKind, sources: Iterable[Path] = ()) -> Non
             raise OutputOverlapError("output is the source", file=out, hint="choose another output")
     try:
         found = out.lstat()
-    except OSError:  # whether it can be made shows when it is
+    except OSError:  # whether it can be created will show later
         for source in sources:
             _check_no_weights(out, source)
         return
     if stat.S_ISREG(found.st_mode) and (found.st_size == 0 or kind.matches(out)):
         return
     what = "is a symbolic link" if stat.S_ISLNK(found.st_mode) else f"is not {kind.name}"
-    raise OutputExistsError(f"output exists and {what}; it is not replaced", file=out,
+    raise OutputExistsError(f"output exists and {what}, so it is not replaced", file=out,
                             hint="choose another output")  # fmt: skip
 
 
@@ -175,10 +176,10 @@ def _weights(names: list[str]) -> WeightFiles | str | None:
 
 
 def write_output(out: Path, data: bytes, kind: OutputKind, sources: Iterable[Path] = ()) -> None:
-    """Write a file that appears whole or not at all.
+    """Write a file atomically.
 
     Raises:
-        OutputError: a subclass: see ``check_file``; or it cannot be written.
+        OutputError: as for ``check_file``, or it cannot be written.
     """
     check_file(out, kind, sources)
     beside = beside_name(out, f".{os.getpid()}.partial")
@@ -190,7 +191,7 @@ def write_output(out: Path, data: bytes, kind: OutputKind, sources: Iterable[Pat
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            check_file(out, kind, sources)  # it may have come to be meanwhile
+            check_file(out, kind, sources)  # it may have appeared in the meantime
             beside.replace(out)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -199,13 +200,13 @@ def write_output(out: Path, data: bytes, kind: OutputKind, sources: Iterable[Pat
 
 
 def check_name(out: Path) -> None:
-    """Raise OutputError if a path's last part is longer than the system takes."""
+    """Raise OutputError if the last component of a path is longer than the system allows."""
     if len(os.fsencode(out.name)) > _longest_name(out.parent):
         raise OutputError("cannot be written: File name too long", file=out)
 
 
 def beside_name(out: Path, suffix: str) -> Path:
-    """A hidden path beside ``out``: its name with a suffix, or a checksum of it where that would be too long."""
+    """A hidden path next to ``out``: its name with a suffix, or a checksum of its name if that would be too long."""
     name = f".{out.name}{suffix}"
     if len(os.fsencode(name)) > _longest_name(out.parent):
         name = f".{checksum(os.fsencode(out.name))}{suffix}"
@@ -215,13 +216,13 @@ def beside_name(out: Path, suffix: str) -> Path:
 def _longest_name(folder: Path) -> int:
     try:
         return os.pathconf(folder, "PC_NAME_MAX")
-    except OSError:  # a folder that is still to be made
+    except OSError:  # the folder does not exist yet
         return _NAME_BYTES
 
 
 @contextlib.contextmanager
 def named_output_errors(out: Path) -> Iterator[None]:
-    """Turn the operating system's errors of writing into this package's."""
+    """Turn write errors of the operating system into this package's."""
     try:
         yield
     except Int8convError:
@@ -229,7 +230,7 @@ def named_output_errors(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise NoSpaceError(
-                "no space left to write it", file=out,
+                "no space left on the device", file=out,
                 hint="free some space and run the same command again to resume",
             ) from error  # fmt: skip
         if error.errno in _NOT_WRITABLE:
@@ -249,7 +250,7 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def _among(one: os.stat_result | None, others: Iterable[os.stat_result | None]) -> bool:
-    """Whether a file is one of several, whatever its names are: links, hard links, another case."""
+    """Whether a file is one of several, under any name: links, hard links, another case."""
     return one is not None and any(o is not None and os.path.samestat(one, o) for o in others)
 
 

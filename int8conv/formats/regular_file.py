@@ -1,7 +1,7 @@
-"""Open regular files, and nothing that a name leads to instead: no FIFO or device, no link out of a folder, nothing shared.
+"""Open regular files and nothing else: no FIFO or device, no link out of a folder, no shared file.
 
-A checkpoint comes from strangers, and a workspace may have been tampered with: ``LICENSE`` may be a link to a private file, a shard
-that is to be written a link, or a second name, of somebody else's file.
+Checkpoints are untrusted, and a workspace may have been tampered with: ``LICENSE`` may be a link to a private file, and a
+shard to be written may be a link to, or another name of, somebody else's file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 _NEVER_WAIT: Final = os.O_NONBLOCK | os.O_CLOEXEC
-"""A FIFO would be waited for when it is opened."""
+"""Without O_NONBLOCK, opening a FIFO would block."""
 _BLOCK_BYTES: Final = 1 << 20
 
 
@@ -24,17 +24,17 @@ def open_regular(
     follow: bool = True,
     dir_fd: int | None = None,
 ) -> int:
-    """A descriptor of a regular file, as ``os.open`` gives it.
+    """Open a regular file; returns a descriptor like ``os.open``.
 
     Args:
         path: the file.
-        flags: as of ``os.open``.
-        follow: whether the last part of the path may be a symbolic link.
-        dir_fd: what a relative path starts from.
+        flags: as for ``os.open``.
+        follow: whether the last component of the path may be a symbolic link.
+        dir_fd: folder that a relative path starts from.
 
     Raises:
-        OSError: it cannot be opened, is no regular file, or is a link that is not to be followed; ``strerror`` says it for a
-            user.
+        OSError: it cannot be opened, is not a regular file, or is a link and ``follow`` is not set; ``strerror`` is fit for
+            the user.
     """
     flags |= _NEVER_WAIT | (0 if follow else os.O_NOFOLLOW)
     try:
@@ -42,7 +42,7 @@ def open_regular(
     except OSError as error:
         if error.errno == errno.ELOOP and not follow:
             raise OSError(errno.ELOOP, "is a symbolic link", str(path)) from None
-        if error.errno == errno.ENXIO:  # a FIFO or a socket that nobody reads
+        if error.errno == errno.ENXIO:  # a FIFO or socket without a reader
             raise OSError(errno.EINVAL, "not a regular file", str(path)) from None
         raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -52,12 +52,12 @@ def open_regular(
 
 
 def open_within(folder: Path, name: str) -> int:
-    """A descriptor to read a file of a folder; links are followed as long as they stay within it.
+    """Open a file of a folder for reading; links are followed as long as they stay within the folder.
 
-    A snapshot in the hub library's cache is made of links to ``blobs`` beside it, which count as within.
+    A snapshot in the hub library's cache consists of links into a sibling folder ``blobs``, which counts as within.
 
     Raises:
-        OSError: as ``open_regular``; EXDEV for a link that leads out of the folder.
+        OSError: as for ``open_regular``; EXDEV for a link that leads out of the folder.
     """
     root = _root(folder)
     target = Path(os.path.realpath(folder / name))
@@ -66,7 +66,7 @@ def open_within(folder: Path, name: str) -> int:
     *folders, last = target.relative_to(root).parts
     at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for part in folders:  # one by one: a part that becomes a link meanwhile is not followed
+        for part in folders:  # one by one, so that a component replaced by a link is not followed
             inner = os.open(
                 part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at
             )
@@ -78,7 +78,7 @@ def open_within(folder: Path, name: str) -> int:
 
 
 def _root(folder: Path) -> Path:
-    """What a folder's links may lead to."""
+    """The folder that links may lead to."""
     real = Path(os.path.realpath(folder))
     repository = real.parent.parent
     in_cache = real.parent.name == "snapshots" and (repository / "blobs").is_dir()
@@ -86,12 +86,12 @@ def _root(folder: Path) -> Path:
 
 
 def open_to_write(path: Path) -> int:
-    """A descriptor to read and write a file that is this program's alone; what it holds already stays.
+    """Open a file for reading and writing that belongs to this program alone, keeping its contents.
 
-    A link, a second name of another file, or something that is no regular file goes, and a new file takes its place.
+    A link, a hard link to another file, or anything that is not a regular file is replaced by a new file.
 
     Raises:
-        OSError: it cannot be opened or made.
+        OSError: it cannot be opened or created.
     """
     flags = os.O_RDWR | os.O_CREAT
     try:
@@ -107,7 +107,7 @@ def open_to_write(path: Path) -> int:
 
 
 def read_at_most(fd: int, nbytes: int) -> bytes:
-    """What a file holds from where its descriptor stands, up to so many bytes."""
+    """Read up to ``nbytes`` bytes from the descriptor's current position."""
     blocks = []
     while nbytes > 0 and (block := os.read(fd, min(nbytes, _BLOCK_BYTES))):
         blocks.append(block)
@@ -116,7 +116,7 @@ def read_at_most(fd: int, nbytes: int) -> bytes:
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
-    """Write all of it, however little the system takes at once."""
+    """Write all of ``data``, even if the system accepts only part of it at a time."""
     view = memoryview(data).cast("B")
     while view:
         view = view[os.write(fd, view) :]

@@ -1,4 +1,4 @@
-"""``quantize_model``: int8 linears for a model in memory, by the rules of ``convert``."""
+"""``quantize_model``: quantize a model in memory by the rules of ``convert``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..convert.by_name.generic import SMALLEST_SIDE
-from ..convert.by_name.linear_names import is_numbered, is_of_senses, stays
+from ..convert.by_name.linear_names import is_kept_by_name, is_numbered, is_vision_or_audio
 from ..convert.outliers.calibrate import Sums
 from ..convert.outliers.rule import NO_OUTLIERS, Choosing, OutlierChoice, choose_outliers
 from ..convert.outliers.selection import matches
-from ..convert.rounding.float16_bits import INFINITY, round_to_half
+from ..convert.rounding.float16_bits import round_to_half
 from ..convert.rounding.quantize import NonFiniteRowError, QuantizedRows, RowQuantizer
 from ..errors import (
     ArgumentError,
@@ -28,6 +28,7 @@ from ..errors import (
     UnsupportedModelError,
 )
 from ..formats.int8.section import Group
+from ..formats.safetensors.dtypes import INFINITY_BITS
 from ..kernels.dispatch import Mode
 from .config import Int8convConfig, check_mode
 from .linear import Int8convLinear, int8_linears
@@ -56,25 +57,25 @@ def quantize_model(
     transformers has fused, stay as they are.
 
     Args:
-        model: of transformers, in float16, bfloat16 or float32, on any device.
+        model: a transformers model in float16, bfloat16 or float32, on any device.
         token_ids: int64 ``[batch, tokens]``, a text of the kind that the model is for: outlier columns and thresholds are found by running
             it. None: no columns and no outlier fallback.
-        keep: regular expressions; linears whose path one of them matches somewhere stay.
+        keep: regular expressions; linears whose path contains a match are not quantized.
         choosing: the rule for columns.
-        mode: of the new linears: ``"w8a16"``, ``"w8a8"``, or None to choose by the number of tokens.
+        mode: mode of the new linears: ``"w8a16"``, ``"w8a8"``, or None to choose by the number of tokens.
 
     Returns:
-        The same model; ``save_pretrained`` and ``int8conv adopt`` make a converted folder of it.
+        The same model; ``save_pretrained`` and ``int8conv adopt`` turn it into a converted folder.
 
     Raises:
-        ArgumentError: an unknown mode, or a model that is quantized already.
+        ArgumentError: the mode is unknown, or the model is already quantized.
         UnsupportedModelError: there is no linear to quantize.
-        NonFiniteWeightError, HalfOverflowError: a weight that has no int8 or 16-bit form.
+        NonFiniteWeightError, HalfOverflowError: a weight cannot be represented in int8 or 16 bits.
         CalibrationError: activations overflow.
     """
     check_mode(mode)
     if getattr(model, "hf_quantizer", None) is not None or int8_linears(model):
-        raise ArgumentError("the model is quantized already", found=type(model).__name__)
+        raise ArgumentError("the model is already quantized", found=type(model).__name__)
     linears = dict(_candidates(model, keep))
     if not linears:
         raise UnsupportedModelError("no linear found by names and shapes",
@@ -100,7 +101,7 @@ def _candidates(model: PreTrainedModel, keep: Sequence[str]) -> Iterator[tuple[s
     for path, module in model.named_modules():
         if not isinstance(module, _SOURCES) or min(module.weight.shape) < SMALLEST_SIDE:
             continue
-        if not is_numbered(f"{path}.weight") or stays(path) or is_of_senses(path):
+        if not is_numbered(f"{path}.weight") or is_kept_by_name(path) or is_vision_or_audio(path):
             continue
         if not matches(keep, path) and module.weight.dtype in _NAMES:
             yield path, module
@@ -108,7 +109,7 @@ def _candidates(model: PreTrainedModel, keep: Sequence[str]) -> Iterator[tuple[s
 
 @dataclass
 class _Input:
-    """Linears of one activation."""
+    """Linears that share an activation."""
 
     paths: dict[str, int] = field(default_factory=dict)
     """With their width."""
@@ -118,7 +119,7 @@ class _Input:
 def _observe(
     model: PreTrainedModel, linears: dict[str, nn.Linear], token_ids: Tensor | None
 ) -> list[_Input]:
-    """Linears that share an input, with what was seen there; without tokens each is on its own."""
+    """Linears that share an input, with its statistics; without tokens each linear is separate."""
     if token_ids is None:
         return [_Input({path: 0}) for path in linears]
     inputs: list[_Input] = []
@@ -202,7 +203,7 @@ def _half_bits(block: QuantizedRows, kind: str, half: torch.dtype, path: str) ->
     bits = np.ascontiguousarray(block.outliers)
     if kind == "F32":
         bits, _ = round_to_half(bits.view(np.float32), _NAMES[half])
-        if (bits & 0x7FFF >= INFINITY[_NAMES[half]]).any():
+        if (bits & 0x7FFF >= INFINITY_BITS[_NAMES[half]]).any():
             raise HalfOverflowError(f"an outlier column does not fit {_NAMES[half]}", tensor=f"{path}.weight",
                                     hint="load the model in bfloat16")  # fmt: skip
     return torch.from_numpy(bits.view(np.int16)).view(half)
@@ -211,7 +212,7 @@ def _half_bits(block: QuantizedRows, kind: str, half: torch.dtype, path: str) ->
 def _register(
     model: PreTrainedModel, groups: Sequence[Group], outliers: str, mode: Mode | None
 ) -> None:
-    """Have transformers know of it, as if it had been loaded."""
+    """Register the quantization with transformers, as if the model had been loaded quantized."""
     dtype = str(model.dtype).removeprefix("torch.")
     config = Int8convConfig(
         groups=[asdict(group) for group in groups], mode=mode, outliers=outliers,

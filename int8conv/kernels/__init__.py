@@ -1,5 +1,5 @@
-"""Mixed-precision linears: one interface, several implementations. Knows tensors, no files.
+"""Mixed-precision linears: one interface, several implementations. Knows tensors but not files.
 
-``dispatch`` multiplies with an int8 weight that has row scales and 16-bit outlier columns, or with a plain one, and chooses how by
-``crossovers``; ``reference`` is the formula, ``cpu`` and ``gpu`` are the fast paths.
+``dispatch`` multiplies by an int8 weight with row scales and 16-bit outlier columns, or by a plain one, and chooses the
+implementation by ``crossovers``; ``reference`` is the formula, ``cpu`` and ``gpu`` are the fast paths.
 """

@@ -1,6 +1,6 @@
-"""Where one way to multiply gives way to another on a CPU; every number once. Imports nothing: the footprint reads it too.
+"""Thresholds between implementations on a CPU, each defined once. Imports nothing, as the footprint reads it too.
 
-Measured with ``benchmarks/cpu.py`` on x86 with and without VNNI. A GPU's crossovers are in ``gpu/configs.json``, by generation.
+Measured with ``benchmarks/cpu.py`` on x86 with and without VNNI. Those of GPUs are in ``gpu/configs.json``, by generation.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import Final
 
 COMPILED_TOKENS: Final = 4
-"""Up to here code compiled by numba multiplies: it reads the weight at memory's speed. Beyond, arithmetic counts and not memory, and
-int8 products are faster."""
+"""Largest number of tokens for code compiled by numba, which reads the weight at the speed of memory. Beyond that, arithmetic
+is the bottleneck and int8 products are faster."""
 W8A16_TOKENS: Final = 16
-"""Up to here ``w8a16`` where no mode is asked for: reading the weight takes longer than multiplying in either mode, and it is the more
-exact one."""
+"""Largest number of tokens for which ``w8a16`` is the default: reading the weight takes longer than multiplying in either mode,
+and ``w8a16`` is more exact."""
 TOKENS_AT_ONCE: Final = 128
-"""What a mixed linear multiplies in one go: integers, digits and products are several times what comes out, and stay in the
-processor's cache so."""
+"""Number of tokens that a mixed linear multiplies at once: integers, digits and products take several times the size of the
+result, and should stay in the processor's cache."""
 GATHERED_CHANNELS: Final = 8
-"""Below one channel in so many, gathering a fallback's columns costs less than three int8 products of the whole weight."""
+"""If fewer than one in this many channels are in the fallback, gathering their columns costs less than three int8 products of
+the whole weight."""

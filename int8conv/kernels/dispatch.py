@@ -1,19 +1,19 @@
-"""The linears on a CPU, and the choice of an implementation for each call: nowhere else is one chosen.
+"""Linears on a CPU, and the choice of an implementation for each call, which is made nowhere else.
 
     y = (x outside O) @ (codes * scale)^T + x[:, O] @ outlier_weight^T + bias
 
-with ``O`` the outlier columns (LLM.int8(), arXiv:2208.07339, section 3.2; here chosen offline, so that the outlier columns
-of the weight keep their 16 bits). The modes differ in what happens to the other activations:
+where ``O`` are the outlier columns (LLM.int8(), arXiv:2208.07339, section 3.2; here chosen offline, so that the weight keeps
+its outlier columns in 16 bits). The modes differ in how they treat the other activations:
 
-- ``w8a8``: each token's are quantized to int8 by its largest magnitude; products accumulate in int32. Activations at or
-  above ``threshold`` are left out of that and multiplied in 16 bits with the dequantized weight (the outlier fallback).
-- ``w8a16``: they stay as they are, and the weight is dequantized on the way.
+- ``w8a8``: each token is quantized to int8 by its largest magnitude; products accumulate in int32. Activations at or
+  above ``threshold`` are excluded and multiplied in 16 bits by the dequantized weight (the outlier fallback).
+- ``w8a16``: activations are not quantized, and the weight is dequantized on the fly.
 
-| implementation | modes | taken |
+| implementation | modes | used |
 | --- | --- | --- |
-| ``cpu.jit`` | w8a16, and 16-bit weights | up to ``COMPILED_TOKENS`` tokens, where numba is installed |
-| ``cpu.integer`` | both | else, where the processor has int8 dot products |
-| ``cpu.widened`` | both, and any weight | else |
+| ``cpu.jit`` | w8a16, and 16-bit weights | up to ``COMPILED_TOKENS`` tokens, if numba is installed |
+| ``cpu.integer`` | both | otherwise, if the processor has int8 dot products |
+| ``cpu.widened`` | both, and any weight | otherwise |
 | ``reference`` | both | in tests |
 """
 
@@ -41,19 +41,19 @@ Multiply = Callable[[Tensor, MixedWeight], Tensor]
 def mixed_linear(
     x: Tensor, weight: MixedWeight, bias: Tensor | None = None, *, mode: Mode | None = None
 ) -> Tensor:
-    """``x @ weight^T + bias`` with an int8 weight and 16-bit outlier columns.
+    """``x @ weight^T + bias`` for an int8 weight with 16-bit outlier columns.
 
     Args:
         x: float ``[..., in]``.
         weight: int8 ``[out, in]`` with its scales and outlier columns.
         bias: ``[out]`` or None.
-        mode: how activations are treated; None takes ``mode_for`` the number of tokens.
+        mode: how activations are treated; None: ``mode_for`` the number of tokens.
 
     Returns:
         ``[..., out]`` in the dtype of ``x``; accumulated in int32 or float32, rounded once.
 
     Raises:
-        ArgumentError: a shape or mode that does not fit.
+        ArgumentError: a shape or mode is invalid.
     """
     if x.shape[-1] != weight.in_features:
         raise ArgumentError("last axis of x", expected=weight.in_features, found=x.shape[-1])
@@ -81,12 +81,12 @@ def _multiplied(
 
 
 def mode_for(tokens: int) -> Mode:
-    """The mode for so many tokens where none is asked for."""
+    """The default mode for a number of tokens."""
     return "w8a16" if tokens <= W8A16_TOKENS else "w8a8"
 
 
 def implementation(rows: Tensor, weight: MixedWeight, mode: Mode) -> Multiply:
-    """What multiplies activations ``[tokens, in]`` with a weight."""
+    """The implementation that multiplies activations ``[tokens, in]`` by a weight."""
     if mode == "w8a16" and _compiled(rows, weight.codes):
         return jit.w8a16
     if mode == "w8a16":
@@ -95,7 +95,7 @@ def implementation(rows: Tensor, weight: MixedWeight, mode: Mode) -> Multiply:
 
 
 def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight^T + bias``; a weight of another dtype is widened a block of rows at a time, never whole.
+    """``x @ weight^T + bias``; a weight of another dtype is widened a block of rows at a time, never all at once.
 
     Args:
         x: float ``[..., in]``.
@@ -118,6 +118,6 @@ def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def _compiled(rows: Tensor, weight: Tensor) -> bool:
-    """Whether numba's code multiplies ``[tokens, in]`` with int8 or 16-bit ``[out, in]``."""
+    """Whether code compiled by numba multiplies ``[tokens, in]`` by int8 or 16-bit ``[out, in]``."""
     on_host = weight.device.type == "cpu" and weight.is_contiguous()
     return 0 < rows.shape[0] <= COMPILED_TOKENS and on_host and jit.available()

@@ -1,4 +1,4 @@
-"""The formula of ``dispatch``, written for reading: what every other implementation and its tests are compared with."""
+"""The formula of ``dispatch``, written for readability: the reference for all other implementations and their tests."""
 
 from __future__ import annotations
 

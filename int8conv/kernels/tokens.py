@@ -1,4 +1,4 @@
-"""What W8A8 does with activations before the product: outlier columns out, large values to the fallback, the rest to codes."""
+"""Activations in W8A8 before the product: outlier columns removed, large values to the fallback, the rest to codes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .weight import MixedWeight
 
 
 def without_outliers(x: Tensor, weight: MixedWeight) -> Tensor:
-    """A copy of ``x`` ``[tokens, in]`` with zeros in the outlier columns (their codes are zero, but they would set the scale)."""
+    """A copy of ``x`` ``[tokens, in]`` with zeros in outlier columns (the weight's codes are zero there, but they would set the scale)."""
     if weight.outlier_index is None:
         return x.clone()
     return x.index_fill(1, weight.outlier_index.long(), 0.0)
 
 
 def add_outliers(y: Tensor, x: Tensor, weight: MixedWeight) -> Tensor:
-    """Products of the outlier columns of float32 ``x`` ``[tokens, in]`` onto ``y`` ``[tokens, out]``, which is changed."""
+    """Add the products of the outlier columns of float32 ``x`` ``[tokens, in]`` to ``y`` ``[tokens, out]`` in place."""
     if weight.outlier_index is None or weight.outlier_weight is None:
         return y
     outliers = x.index_select(1, weight.outlier_index)
@@ -27,16 +27,16 @@ def add_outliers(y: Tensor, x: Tensor, weight: MixedWeight) -> Tensor:
 
 @dataclass(frozen=True)
 class FallbackValues:
-    """What the outlier fallback takes of a call."""
+    """The values that go to the outlier fallback."""
 
     rows: Tensor
-    """Numbers of the tokens concerned ``[r]``."""
+    """Numbers of the affected tokens ``[r]``."""
     values: Tensor
-    """Their values that are taken, zero elsewhere: float32 ``[r, in]``."""
+    """Their values in the fallback, zero elsewhere: float32 ``[r, in]``."""
 
 
 def take_large(x: Tensor, weight: MixedWeight) -> FallbackValues | None:
-    """Take the values at or above the threshold out of ``x`` ``[tokens, in]``, which is changed; None: there are none."""
+    """Move values at or above the threshold out of ``x`` ``[tokens, in]`` (modified in place); None if there are none."""
     if weight.threshold is None:
         return None
     rows = (largest_of_tokens(x).flatten() >= weight.threshold).nonzero().flatten()
@@ -56,6 +56,6 @@ def largest_of_tokens(x: Tensor) -> Tensor:
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 codes and scale of each token: float32 ``[tokens, in]`` -> int8 the same, float32 ``[tokens, 1]``."""
+    """Symmetric int8 codes and scale per token: float32 ``[tokens, in]`` -> int8 ``[tokens, in]``, float32 ``[tokens, 1]``."""
     scale = largest_of_tokens(x) / 127.0
     return (x / scale.masked_fill(scale == 0, 1.0)).round_().to(torch.int8), scale

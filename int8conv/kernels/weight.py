@@ -1,4 +1,4 @@
-"""The weight of the mixed linear, and the count of what its outlier fallback takes."""
+"""The weight of the mixed linear, and a counter for its outlier fallback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MixedWeight:
-    """An int8 weight ``[out, in]`` with k outlier columns, as the file holds it."""
+    """An int8 weight ``[out, in]`` with k outlier columns, as stored in the file."""
 
     codes: Tensor
     """int8 ``[out, in]``, contiguous; zero in outlier columns."""
@@ -23,16 +23,16 @@ class MixedWeight:
     outlier_weight: Tensor | None = None
     """float16 or bfloat16 ``[out, k]``."""
     threshold: float | None = None
-    """Magnitude from which the outlier fallback of ``w8a8`` takes an activation; None: no fallback."""
+    """Magnitude from which ``w8a8`` multiplies an activation in 16 bits (the outlier fallback); None: no fallback."""
     counter: FallbackCounter | None = None
-    """Told what the fallback takes."""
+    """Counts values in the fallback."""
     activation_bits: Literal[8, 16] = 8
-    """Of this input in ``w8a8``. 16 where its values spread too far for int8: then it is multiplied as in ``w8a16``, on a CPU rounded to
-    two int8 digits; there is no fallback and nothing to count."""
+    """Activation bits of this input in ``w8a8``. 16 if its values have too wide a range for int8: it is then multiplied as in
+    ``w8a16`` (on a CPU, rounded to two int8 digits), without a fallback and without counting."""
 
     @cached_property
     def is_outlier(self) -> Tensor | None:
-        """int8 ``[in]``, 1 in outlier columns; made at the first use, one byte per input channel."""
+        """int8 ``[in]``, 1 in outlier columns; created on first use, one byte per input channel."""
         if self.outlier_index is None:
             return None
         marks = torch.zeros(self.in_features, dtype=torch.int8, device=self.codes.device)
@@ -48,29 +48,29 @@ class MixedWeight:
 
 
 class FallbackCounter:
-    """What the outlier fallback of one input has taken, counted where the activations are."""
+    """Counts the values in the outlier fallback of one input, on the device of the activations."""
 
     def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
         self.counts = torch.zeros(2 + in_features, dtype=torch.int64, device=device)
-        """Tokens, tokens with at least one value taken, then values of each channel: what a kernel adds to."""
+        """Tokens, tokens with at least one value in the fallback, then values per channel; kernels add to it."""
 
     @property
     def tokens(self) -> int:
-        """Tokens that went through W8A8."""
+        """Number of tokens computed in W8A8."""
         return int(self.counts[0])
 
     @property
     def fallback_tokens(self) -> int:
-        """Tokens with at least one value taken."""
+        """Number of tokens with at least one value in the fallback."""
         return int(self.counts[1])
 
     @property
     def fallback(self) -> Tensor:
-        """Values taken, of each channel: int64 ``[in]``, on the CPU."""
+        """Number of values in the fallback per channel: int64 ``[in]``, on the CPU."""
         return self.counts[2:].cpu()
 
     def add(self, tokens: int, fallback: Tensor) -> None:
-        """Count a call of so many tokens; bool ``[r, in]`` where the fallback took a value of one of the r tokens concerned."""
+        """Count a call with ``tokens`` tokens; ``fallback`` is bool ``[r, in]``, True for values in the fallback, for r affected tokens."""
         self.counts[0] += tokens
         if len(fallback):
             self.counts[1] += len(fallback)

@@ -1,4 +1,4 @@
-"""Map a converted folder, build the decoder, generate, measure the footprint.
+"""Run models: map a converted folder, build the decoder, generate, predict the footprint.
 
-``config``, ``families``, ``architecture`` and ``footprint`` work on headers alone and need no torch.
+``models`` and the footprint work on headers alone and need no torch.
 """

@@ -1,84 +1,199 @@
-"""A conversation with a model: messages, the template that makes a prompt of them, and a cache that keeps the history."""
+"""A conversation with a model: messages, the template that formats them, and a cache of the history."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
 
 from typing_extensions import Unpack
 
-from ..errors import GenerationError
+from ..errors import GenerationError, JsonFileError, NotWritableError
+from ..formats.json_file import read_json
 from .generate.generation import Generation
-from .generate.sampling import Sampling, SamplingOptions
+from .generate.options import GenerateOptions, OnText, read_options
+from .generate.sampling import Sampling
 from .generate.session import Session
+from .generate.stream import Stream
 from .model import Model
 from .text.chat_template import ChatTemplate, Message
+from .text.end_of_turn import end_of_turn_tokens
 
 REPLY_TOKENS: Final = 1024
-MOST_CHARACTERS: Final = 32
-"""Of a conversation's text, per position of the context: English has four or five."""
-FEWEST_CHARACTERS: Final = 1 << 16
-"""That are tokenized, however short the context is."""
+_LEAST_ROOM: Final = 16
+"""Number of positions to leave for a reply, if necessary by dropping the oldest turns."""
 
 
 class Chat:
-    """Turns of user and assistant. The history stays in the cache: a turn computes its own tokens only."""
+    """A conversation of user and assistant. The history stays in the cache: each turn computes only its own tokens.
+
+    When the context is full, the oldest turns are dropped from the prompt, but never the system message.
+    """
 
     def __init__(
         self, model: Model, sampling: Sampling | None = None, *, system: str | None = None,
-        max_new_tokens: int | None = None, stop: str | Sequence[str] | None = None,
-        **options: Unpack[SamplingOptions],
+        tools: Sequence[Mapping[str, Any]] | None = None, documents: Sequence[Mapping[str, Any]] | None = None,
+        template_arguments: Mapping[str, Any] | None = None, template: str = "default",
+        **options: Unpack[GenerateOptions],
     ) -> None:  # fmt: skip
         """
         Args:
-            model: with a chat template in its folder.
-            sampling, stop, options: as in ``Model.generate``, for every reply.
-            system: what the model is told before the first message.
-            max_new_tokens: of a reply; else as generation_config.json says, else 1024; fewer where the context ends.
+            model: a model with a chat template in its folder.
+            sampling: how tokens are sampled, as in ``Model.generate``.
+            system: system message, sent before the first message.
+            tools, documents: for the template: JSON schemas of functions, and texts to answer from.
+            template_arguments: other template variables, such as ``enable_thinking``.
+            template: name of the template, if the folder has several.
+            options: as in ``Model.generate``, for every reply; ``max_new_tokens`` defaults to generation_config.json, or 1024, or
+                fewer if the context ends.
 
         Raises:
-            ArgumentError: an option out of range.
-            TokenizerError: no chat template, or a malformed one.
+            ArgumentError: an option is out of range.
+            TokenizerError: the chat template is missing or malformed.
         """
         self.model = model
-        self.template = ChatTemplate.load(model.folder)
+        self.template = ChatTemplate.load(model.folder, template)
         self.messages: list[Message] = []
-        """What was said so far, replies among it."""
+        """All messages so far, including replies."""
         if system is not None:
             self.messages.append({"role": "system", "content": system})
+        self.dropped = 0
+        """Number of oldest messages that no longer fit the prompt."""
         self.session = Session(model.decoder)
-        self._limit = max_new_tokens or model.defaults.max_new_tokens or REPLY_TOKENS
-        self._sampling = (sampling or model.sampling).changed(options)
-        self._stop = stop
-        eos = model.tokenizer.token_id(self.template.special_tokens.get("eos_token", ""))
-        self._end_tokens = () if eos is None else (eos,)
+        self.tools, self.documents, self.template_arguments = tools, documents, template_arguments
+        self._limit = options.pop("max_new_tokens", None)
+        self._sampling = sampling or model.sampling
+        self._options = options
+        self._ends = options.pop("end_tokens", ())
+        checked: GenerateOptions = {
+            **options,
+            "max_new_tokens": self._limit,
+            "end_tokens": self._ends,
+        }
+        self._asked_ends = read_options(self._sampling, checked).end_tokens
 
-    def say(self, text: str, *, on_text: Callable[[str], None] | None = None) -> Generation:
-        """A message of the user -> the assistant's reply. If it fails, the conversation is as before.
+    @cached_property
+    def end_tokens(self) -> tuple[int | str, ...]:
+        """Tokens that end a reply in addition to the model's own: from the template, known by name, or requested."""
+        return (*self._asked_ends, *sorted(end_of_turn_tokens(self.template, self.model.tokenizer)))
+
+    def say(self, text: str, *, on_text: OnText | None = None) -> Generation:
+        """Send a user message and return the assistant's reply. On failure, the conversation is unchanged.
 
         Raises:
-            GenerationError: the conversation has outgrown the context.
-            TokenizerError: the template fails, or refuses these messages.
+            GenerationError: the message alone does not fit the context.
+            TokenizerError: the template fails or refuses these messages.
         """
-        messages = [*self.messages, {"role": "user", "content": text}]
-        rendered = self.template.render(messages)
-        self._check_length(rendered)
-        ids = self.model.tokenizer.encode(rendered, special=False)
-        left = self.model.config.max_positions - len(ids)
-        reply = self.model.generate(
-            ids, self._sampling, max_new_tokens=max(1, min(self._limit, left)), stop=self._stop,
-            end_tokens=self._end_tokens, session=self.session, on_text=on_text,
-        )  # fmt: skip
-        self.messages = [*messages, {"role": "assistant", "content": reply.text}]
-        return reply
+        with self.stream(text) as reply:
+            for piece in reply:
+                if on_text is not None:
+                    on_text(piece)
+            self.accept(text, reply.result)
+            return reply.result
 
-    def _check_length(self, text: str) -> None:
-        """Raise GenerationError for text that cannot fit: a template may make millions of characters, which take seconds to tokenize."""
-        positions = self.model.config.max_positions
-        most = max(FEWEST_CHARACTERS, MOST_CHARACTERS * positions)
-        if len(text) > most:
+    def stream(self, text: str) -> Stream:
+        """A streamed reply, which becomes part of the conversation once it is passed to ``accept``.
+
+        Raises:
+            GenerationError, TokenizerError: as ``say``.
+        """
+        ids = self.prompt(text)
+        left = self.model.config.max_positions - len(ids)
+        most = (
+            self.model.defaults.max_new_tokens or REPLY_TOKENS
+            if self._limit is None
+            else self._limit
+        )
+        options: GenerateOptions = {
+            **self._options,
+            "max_new_tokens": min(most, max(1, left)),
+            "end_tokens": self.end_tokens,
+        }
+        return self.model.stream(ids, self._sampling, session=self.session, **options)
+
+    def prompt(self, text: str) -> list[int]:
+        """The input of the model for a user message.
+
+        Raises:
+            GenerationError, TokenizerError: as ``say``.
+        """
+        return self._prompt([*self.messages, {"role": "user", "content": text}])
+
+    def accept(self, text: str, reply: Generation) -> None:
+        """Add a message and its (possibly partial) reply to the conversation."""
+        said: list[Message] = [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": reply.text},
+        ]
+        self.messages += said
+
+    def is_cut_by_context(self, reply: Generation) -> bool:
+        """Whether a reply ended at the end of the context."""
+        length = reply.prompt_tokens + len(reply.token_ids)
+        return reply.finish_reason == "length" and length >= self.model.config.max_positions
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the messages as JSON.
+
+        Raises:
+            NotWritableError: it cannot be written.
+        """
+        file = Path(path)
+        data = json.dumps({"messages": self.messages}, indent=2, ensure_ascii=False) + "\n"
+        part = file.with_name(f".{file.name}.partial")
+        try:
+            part.write_text(data, "utf-8")
+            part.replace(file)
+        except OSError as error:
+            raise NotWritableError(f"cannot be written: {error.strerror}", file=file) from error
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Replace the messages by saved ones.
+
+        Raises:
+            NotFoundError, JsonFileError: the file does not exist, or does not contain messages.
+        """
+        messages = read_json(Path(path)).get("messages")
+        if not isinstance(messages, list) or not all(
+            isinstance(each, dict) and isinstance(each.get("role"), str) for each in messages
+        ):
+            raise JsonFileError("key 'messages'", file=path, expected="objects with role and content", found=repr(messages)[:60])  # fmt: skip
+        self.messages, self.dropped = messages, 0
+
+    def _prompt(self, messages: list[Message]) -> list[int]:
+        """Token ids of as many of the last turns as leave room for a reply.
+
+        Turns are dropped until a quarter of the context is free, as changing the beginning requires recomputing everything.
+        """
+        most = self.model.config.max_positions
+        room = min(_LEAST_ROOM if self._limit is None else self._limit, _LEAST_ROOM, most // 2)
+        first = 1 if messages[0]["role"] in ("system", "developer") else 0
+        ids = self._encode([*messages[:first], *messages[first + self.dropped :]])
+        target = most
+        while len(ids) + room > target:
+            target = most - most // 4
+            following = _next_user(messages, first + self.dropped + 1)
+            if following is None:
+                break
+            self.dropped = following - first
+            ids = self._encode([*messages[:first], *messages[following:]])
+        if len(ids) + min(room, 1) > most:
             raise GenerationError(
-                "the conversation does not fit the context", file=self.model.folder,
-                expected=f"at most {most:,} characters for {positions:,} positions",
-                found=f"{len(text):,}",
+                "the message, with what the template adds, does not fit the context",
+                expected=f"less than {most} tokens", found=len(ids), hint="send a shorter message",
             )  # fmt: skip
+        return ids
+
+    def _encode(self, messages: Sequence[Message]) -> list[int]:
+        text = self.template.render(
+            messages, tools=self.tools, documents=self.documents, arguments=self.template_arguments
+        )
+        return self.model.tokenizer.encode(text, special=False)
+
+
+def _next_user(messages: Sequence[Message], start: int) -> int | None:
+    """Index of the next turn."""
+    return next((i for i in range(start, len(messages)) if messages[i]["role"] == "user"), None)

@@ -1,6 +1,6 @@
-"""Where things run: the device names and ``torch.device`` objects that every function and command takes.
+"""Devices: the names and ``torch.device`` objects that all functions and commands accept.
 
-Imports torch only where a device is looked for: a footprint is predicted without it, for machines other than this one.
+Imports torch only to look for a device: a footprint can be predicted without it, for machines other than this one.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ DeviceKind = Literal["cpu", "cuda"]
 
 
 class Placement(NamedTuple):
-    """A device that a model can run on."""
+    """A device on which a model can run."""
 
     kind: DeviceKind
-    """Decides between the backends."""
+    """Selects the backend."""
     device: torch.device
-    """Of weights, cache and activations; a GPU has its number."""
+    """Device of weights, cache and activations; a GPU with its number."""
 
 
 def device_kind(device: DeviceLike) -> DeviceKind:
-    """The kind of a device, which this machine need not have.
+    """The kind of a device, which need not exist on this machine.
 
     Raises:
         ArgumentError: neither a CPU nor a CUDA GPU.
@@ -43,10 +43,10 @@ def device_kind(device: DeviceLike) -> DeviceKind:
 
 
 def find_placement(device: DeviceLike) -> Placement:
-    """Where a model is to run.
+    """Find the device that a model is to run on.
 
     Raises:
-        ArgumentError: neither a CPU nor a CUDA GPU, or PyTorch or Triton lacks what it needs here.
+        ArgumentError: neither a CPU nor a CUDA GPU, or PyTorch or Triton cannot use it here.
     """
     kind = device_kind(device)
     import torch
@@ -65,10 +65,10 @@ def find_placement(device: DeviceLike) -> Placement:
 
 
 def find_torch_device(device: DeviceLike) -> torch.device:
-    """Any device that PyTorch can compute on here: what quantizes, and what calibration runs on.
+    """Find any PyTorch device that works on this machine, for quantizing and calibration.
 
     Raises:
-        ArgumentError: there is none of that name.
+        ArgumentError: there is no working device of that name.
     """
     import torch
 
@@ -76,15 +76,15 @@ def find_torch_device(device: DeviceLike) -> torch.device:
         found = torch.device(device)
         if torch.zeros(1, device=found).add_(1).item() == 1:
             return found
-        reason = "it does not compute"
+        reason = "it does not work"
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
-    raise ArgumentError("device", expected="cpu, or a device that PyTorch has here",
+    raise ArgumentError("device", expected="cpu, or a device that PyTorch supports here",
                         found=f"{device} ({reason})")  # fmt: skip
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:
-    """Within the block, a GPU is PyTorch's current one: Triton launches kernels on that."""
+    """Make a GPU PyTorch's current one within the block: Triton launches kernels on that."""
     import torch
 
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,6 +1,6 @@
-"""``open_model``: a folder, a single weights file or a hub id, converted or not, opened and checked; every header is read once.
+"""``open_model``: open and check a folder, a weights file or a hub id, converted or not, reading every header once.
 
-Imports no torch: the converter and the footprint open models with this too.
+Imports no torch, as the converter and the footprint use this too.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .models.expert_stacks import take_apart
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model's headers: made by ``open_model``."""
+    """A model's headers; created by ``open_model``."""
 
     source: Source
-    """Where it is from."""
+    """Its origin."""
     checkpoint: Checkpoint
-    """Of a converted folder, the one that holds its tensors."""
+    """The checkpoint; of a converted folder, the one with its tensors."""
     converted: ConvertedFolder | None
-    """None: a checkpoint that is not converted."""
+    """None for an unconverted checkpoint."""
 
     @property
     def folder(self) -> Path:
@@ -40,25 +40,25 @@ class OpenedModel:
 
     @cached_property
     def architecture(self) -> Architecture:
-        """What the config says of the decoder, held to the tensors.
+        """The decoder described by the config, checked against the tensors.
 
         Raises:
-            UnsupportedModelError: the runtime does not know the family, or a feature of its config.
-            CheckpointError: config and tensors do not fit each other.
+            UnsupportedModelError: the runtime does not know the family or a feature of the config.
+            CheckpointError: config and tensors do not match.
         """
         config_file = self.folder / CONFIG_FILE
         return read_architecture(self.config, self.checkpoint.tensors, config_file)
 
 
 def open_model(path: str | os.PathLike[str], *, headers_only: bool = False) -> OpenedModel:
-    """Open a converted folder, or a checkpoint that is not converted.
+    """Open a converted folder or an unconverted checkpoint.
 
     Args:
-        path: a folder, a weights file or index in one, or the id of one on the hub, ``org/name`` or ``org/name@revision``.
-        headers_only: leave the weights of an unconverted model on the hub, where its format allows that.
+        path: a folder, a weights file or index in one, or a hub id, ``org/name`` or ``org/name@revision``.
+        headers_only: leave the weights of an unconverted model on the hub, if its format allows that.
 
     Raises:
-        NotFoundError: no such folder, or nothing to open in it.
+        NotFoundError: there is no such folder, or nothing to open in it.
         HubError: it cannot be downloaded.
         AlreadyQuantizedError: another tool has quantized it.
         CheckpointError, SafetensorsError, ConvertedFormatError: it is malformed.
@@ -66,18 +66,18 @@ def open_model(path: str | os.PathLike[str], *, headers_only: bool = False) -> O
     source = resolve_headers(path) if headers_only else resolve(path)
     if not is_converted(source.folder):
         return open_unconverted(source)
-    if source.remote:  # what a converted folder is held to needs its files
+    if source.remote:  # checking a converted folder needs its files
         source = resolve(path)
     converted = open_converted(source.folder)
     return OpenedModel(source, converted.checkpoint, converted)
 
 
 def open_unconverted(source: Source) -> OpenedModel:
-    """Open a checkpoint that is to be converted, or run in its own precision.
+    """Open a checkpoint to convert, or to run in its own precision.
 
     Raises:
         AlreadyQuantizedError: int8conv or another tool has quantized it.
-        NotFoundError, CheckpointError, SafetensorsError: as ``open_model``.
+        NotFoundError, CheckpointError, SafetensorsError: as for ``open_model``.
     """
     checkpoint = open_checkpoint(source.folder, source.remote, source.only)
     check_plain(checkpoint)

@@ -148,7 +148,7 @@ def test_a_flipped_byte_is_named(tmp_path: Path, source: Path) -> None:
     [
         ({"seed": 1}, "differs from the source"),
         ({"dtype": torch.bfloat16}, "another dtype or shape"),
-        ({"config": OPT}, "is not what the source has"),
+        ({"config": OPT}, "differs from the source"),
     ],
     ids=["weights", "dtype", "model"],
 )

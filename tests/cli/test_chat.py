@@ -34,11 +34,50 @@ def talk(folder: Path, text: str | bytes, *flags: object) -> Result:
     return CliRunner().invoke(main, ["chat", str(folder), *map(str, flags)], input=text)
 
 
-def test_a_line_a_message(folder: Path) -> None:
+def test_a_line_a_message(folder: Path, tmp_path: Path) -> None:
+    """With --lines; a conversation that was saved goes on where it was."""
     chat = Chat(int8conv.load(folder), system="Be naïve.", max_new_tokens=6)
     expected = "".join(chat.say(message).text + "\n" for message in ("The function", "größer"))
-    result = talk(folder, "The function\n\n  \ngrößer\r\n", "-n", 6, "--system", "Be naïve.")
+    flags = ["-n", 6, "--lines", "--save", tmp_path / "chat.json"]
+    result = talk(folder, "The function\n\n  \ngrößer\r\n", *flags, "--system", "Be naïve.")
     assert (result.exit_code, result.stdout, result.stderr) == (0, expected, "")
+    again = talk(folder, "More", "-n", 6, "--load", tmp_path / "chat.json")
+    assert again.stdout == chat.say("More").text + "\n"
+
+
+def test_stdin_is_one_message(folder: Path) -> None:
+    chat = Chat(int8conv.load(folder), max_new_tokens=6)
+    expected = chat.say("def f(x):\n\n    return x").text + "\n"
+    result = talk(folder, "def f(x):\n\n    return x\n", "-n", 6)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, expected, "")
+    assert talk(folder, "The function", "-n", 0).stdout == "\n"
+
+
+def test_a_full_context_is_said_and_goes_on(folder: Path) -> None:
+    result = talk(folder, "word " * 985 + "\nShort.\n", "--lines", "-n", 60, "-t", 1, "--seed", 1)
+    assert result.exit_code == 0
+    first, second, *_ = result.stderr.splitlines()
+    assert (
+        first
+        == "int8conv: note: the context ended before the reply did; the oldest messages will make room for the next"
+    )
+    assert (
+        second == "int8conv: note: the context is full: the oldest messages are dropped from now on"
+    )
+
+
+def test_arguments_of_the_template(folder: Path, tmp_path: Path) -> None:
+    source = "{{ mood }} {{ deep.a }} {{ tools[0].name }} {{ documents[0].text }}"
+    (folder / "chat_template.jinja").write_text(source)
+    (tmp_path / "list.json").write_text('[{"name": "look_up", "text": "facts"}]')
+    chat = Chat(int8conv.load(folder), max_new_tokens=5)
+    flags = ["--template-arg", "mood=kind", "--template-arg", 'deep={"a": 1}', "--tools", tmp_path / "list.json", "--documents", tmp_path / "list.json"]  # fmt: skip
+    expected = chat.model.generate(chat.model.tokenizer.encode("kind 1 look_up facts", special=False), max_new_tokens=5)  # fmt: skip
+    assert talk(folder, "any", "-n", 5, *flags).stdout == expected.text + "\n"
+    assert talk(folder, "any", "--template-arg", "mood").exit_code == 2
+    (tmp_path / "list.json").write_text("{}")
+    check_refused(talk(folder, "any", "--tools", tmp_path / "list.json"), "list.json", "expected a list of objects, found dict")  # fmt: skip
+    check_refused(talk(folder, "any", "--template", "rag"), "no chat template named 'rag': expected default")  # fmt: skip
 
 
 def test_options_are_those_of_generate(folder: Path) -> None:
@@ -50,7 +89,7 @@ def test_options_are_those_of_generate(folder: Path) -> None:
 def test_an_int8_cache(folder: Path) -> None:
     chat = Chat(int8conv.load(folder, kv_cache="int8"), max_new_tokens=6)
     expected = "".join(chat.say(message).text + "\n" for message in ("The function", "a list"))
-    result = talk(folder, "The function\na list\n", "-n", 6, "--kv-cache", "int8")
+    result = talk(folder, "The function\na list\n", "-n", 6, "--kv-cache", "int8", "--lines")
     assert (result.exit_code, result.stdout, result.stderr) == (0, expected, "")
 
 
@@ -66,7 +105,9 @@ def test_what_cannot_be_talked_with(converted: Path, example_int8: Path) -> None
     )
     (converted / "chat_template.jinja").write_text(TEMPLATE)
     check_refused(talk(converted, b"a\xff\n"), "stdin is not UTF-8 text")
-    check_refused(talk(converted, "word " * 1500), "do not fit the context", "1 to 1024 positions")
+    check_refused(
+        talk(converted, "word " * 1500), "does not fit the context", "less than 1024 tokens"
+    )
     check_refused(talk(converted, "a\n", "--top-p", 7), "top_p")
 
 
@@ -128,12 +169,20 @@ def test_at_a_terminal_the_end_of_input_ends_it(folder: Path) -> None:
     assert terminal.end() == (0, b"")
 
 
-@pytest.mark.parametrize("when", ["while it waits", "while it replies"])
-def test_at_a_terminal_ctrl_c_ends_it(folder: Path, when: str) -> None:
-    terminal = Terminal(folder, "-n", "900", "-t", "1")
+def test_at_a_terminal_ctrl_c_ends_it_while_it_waits(folder: Path) -> None:
+    terminal = Terminal(folder, "-n", "4")
     terminal.wait(lambda seen: b"> " in seen)
-    if when == "while it replies":
-        terminal.type(b"The function\r")
-        terminal.wait(lambda seen: len(seen) > 60)
     terminal.interrupt()
     assert terminal.end() == (130, b"int8conv: interrupted\n")
+
+
+def test_at_a_terminal_ctrl_c_ends_a_reply_and_no_more(folder: Path) -> None:
+    """The next message is asked for; a line with a backslash at its end goes on."""
+    terminal = Terminal(folder, "-n", "900", "-t", "1")
+    terminal.wait(lambda seen: b"> " in seen)
+    terminal.type(b"The \\\rfunction\r")
+    terminal.wait(lambda seen: b". " in seen and len(seen) > 80)
+    terminal.process.send_signal(signal.SIGINT)
+    terminal.wait(lambda seen: seen.count(b"> ") >= 2)
+    terminal.type(b"\x04")
+    assert terminal.end() == (0, b"")

@@ -113,7 +113,7 @@ def test_an_unknown_family_has_weights(unknown: Path) -> None:
     assert report(unknown, "--vram", "1kB")["vram"]["fits"] is False
     shown = succeed("footprint", unknown, "--vram", "1kB")
     assert "unknown model_type 'sphinx'" in shown.stderr
-    assert "what KV cache and activations take is not known" in shown.stderr
+    assert "the sizes of KV cache and activations are unknown" in shown.stderr
     assert "do not fit in 1.0 kB" in shown.stdout
     assert shown.stdout.count("unknown") == 4
 
@@ -121,3 +121,9 @@ def test_an_unknown_family_has_weights(unknown: Path) -> None:
 def test_an_unknown_config_alone_says_nothing(unknown: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((unknown / "config.json").read_bytes())
     check_refused(run("footprint", tmp_path), "unknown model_type 'sphinx'")
+
+
+def test_weights_that_are_not_the_configs_are_refused(source: Path) -> None:
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"vocab_size": 95}))
+    check_refused(run("footprint", source), "embed_tokens", "[95, 64]", "[96, 64]")

@@ -187,6 +187,62 @@ def test_json(example_int8: Path) -> None:
     assert found == [{"prompt": p, **asdict(r)} for p, r in zip([PROMPT, "A"], results, strict=True)]  # fmt: skip
 
 
+def test_token_ids_need_no_tokenizer(example: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(example / name)
+    expected = int8conv.load(example).generate([5, 6, 7], max_new_tokens=5).token_ids
+    found = succeed("generate", tmp_path, "--prompt-ids", "5, 6 7", "-n", 5)
+    assert found.stdout == " ".join(map(str, expected)) + "\n"
+    text = succeed("generate", tmp_path, "--tokenizer", example, "-p", "A", "-n", 3).stdout
+    assert text == succeed("generate", example, "-p", "A", "-n", 3).stdout
+    check_refused(run("generate", tmp_path, "-p", "A"), tmp_path, "no tokenizer in this folder")
+    check_refused(run("generate", tmp_path, "--prompt-ids", "5", "--stop", "a"), "no tokenizer")
+    assert run("generate", tmp_path, "--prompt-ids", "a").exit_code == 2
+
+
+def test_one_message_of_a_chat(converted: Path) -> None:
+    (converted / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}")  # fmt: skip
+    model = int8conv.load(converted)
+    ids = model.tokenizer.encode("[system] Be brief.\n[user] A list\n", special=False)
+    reply = model.generate(ids, max_new_tokens=5)
+    found = succeed("generate", converted, "-p", "A list", "--system", "Be brief.", "-n", 5)
+    assert (found.stdout, found.stderr) == (f"{reply.text}\n", "")
+    raw = succeed("generate", converted, "-p", "A list", "-n", 1)
+    assert raw.stderr == "int8conv: note: this model has a chat template, which --chat applies; now it continues the text as it is\n"  # fmt: skip
+
+
+def test_nothing_is_printed_before_all_is_checked(example_int8: Path) -> None:
+    for flags in (["-n", 5000], ["--top-p", 7], ["--stop-token", "<nothing>"], ["--logit-bias", "999999=1"]):  # fmt: skip
+        result = run("generate", example_int8, "-p", PROMPT, *flags)
+        check_refused(result)
+        assert result.stdout == ""
+
+
+def test_samples_biases_and_tokens_that_stop(example_int8: Path) -> None:
+    model = int8conv.load(example_int8, mode="w8a16")
+    ids = model.generate(PROMPT, max_new_tokens=6).token_ids
+    options = ["-p", PROMPT, "-n", 6, "--mode", "w8a16", "--json"]
+    (found,) = json.loads(
+        succeed("generate", example_int8, *options, "--stop-token", ids[2]).stdout
+    )
+    assert found["token_ids"] == ids[: ids.index(ids[2]) + 1]
+    (found,) = json.loads(succeed("generate", example_int8, *options, "--logit-bias", "7=1e9", "--top-logprobs", 2).stdout)  # fmt: skip
+    assert found["token_ids"] == [7] * 6
+    assert [len(top) for top in found["top_logprobs"]] == [2] * 6
+    assert found["top_logprobs"][0][0][0] == ids[0]
+    drawn = succeed("generate", example_int8, "-p", PROMPT, "-n", 4, "-t", 1, "--seed", 3, "--samples", 2, "--mode", "w8a16").stdout  # fmt: skip
+    expected = model.generate_batch([PROMPT], n=2, max_new_tokens=4, temperature=1.0, seed=3)
+    assert drawn == "".join(f"==> prompt 1, sample {i} <==\n{PROMPT}{each.text}\n" for i, each in enumerate(expected, 1))  # fmt: skip
+
+
+def test_characters_that_the_terminal_lacks_are_replaced(example_int8: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "int8conv", "generate", str(example_int8), "-p", "größer 日本", "-n", "1"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "latin-1"}, capture_output=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("größer ??".encode("latin-1"))
+
+
 def test_a_prompt_file_that_cannot_be(example_int8: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing.txt"
     check_refused(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from int8conv import __version__
+from int8conv.runtime.chat import REPLY_TOKENS
+from int8conv.runtime.model import DEFAULT_NEW_TOKENS
 
 from .helpers import (
     check_error_line,
@@ -185,3 +188,11 @@ main(["convert", *sys.argv[1:], "--outliers", "none"], prog_name="int8conv")
     note = "int8conv: note: run the same command again to resume\n"
     assert done.stderr == note + "int8conv: interrupted\n"
     assert without_workspace(snapshot(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "new_tokens"), [("generate", DEFAULT_NEW_TOKENS), ("chat", REPLY_TOKENS)]
+)
+def test_help_shows_the_default_that_is_used(command: str, new_tokens: int) -> None:
+    shown = " ".join(succeed(command, "--help").output.split())
+    assert re.search(rf"--max-new-tokens INTEGER RANGE Default: {new_tokens}\.", shown)

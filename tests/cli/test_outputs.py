@@ -40,7 +40,7 @@ def test_force_replaces_a_converted_folder_and_nothing_beside_it(
     (out / "README.md").write_text("the only copy")
     before = snapshot(tmp_path)
     refused = run("convert", source, out, "--outliers", "none", "--force")
-    check_refused(refused, out, "README.md", "move that elsewhere")
+    check_refused(refused, out, "README.md", "move them elsewhere")
     assert snapshot(tmp_path) == before
     (out / "README.md").unlink()
     edit_json(out / MANIFEST, lambda manifest: manifest.pop("files"))

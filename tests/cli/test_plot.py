@@ -6,14 +6,11 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import int8conv
-from int8conv.convert.outliers.figures import binned, expected_errors, outlier_map
 from int8conv.formats.int8.folder import open_converted
-from int8conv.formats.int8.stats import read_stats, write_stats
-from int8conv.formats.safetensors.stored import read_array
+from int8conv.formats.int8.stats import write_stats
 
 from ..formats.int8.test_stats import make_stats
 from .helpers import check_refused, edit_json, run, succeed
@@ -42,45 +39,6 @@ def test_without_any_columns(example: Path, tmp_path: Path) -> None:
     int8conv.convert_checkpoint(example, tmp_path / "out", outliers="none")
     succeed("inspect", tmp_path / "out", "--plot", tmp_path / "a.svg")
     assert (tmp_path / "a.svg").stat().st_size > 1000
-
-
-def test_the_map_without_statistics(example_int8: Path) -> None:
-    """Kept columns by their largest weight, and nothing else."""
-    converted = open_converted(example_int8)
-    group = converted.manifest.inputs[0]
-    values = outlier_map([group], converted, None)
-    linear = [converted.linears[path] for path in group.linears]
-    assert linear[0].outlier_index is not None
-    columns = read_array(linear[0].outlier_index)
-    assert np.flatnonzero(np.isfinite(values[0])).tolist() == columns.tolist()
-    largest = [np.abs(read_array(x.outlier_weight)).max(axis=0) for x in linear if x.outlier_weight]
-    np.testing.assert_allclose(values[0, columns], np.max(largest, axis=0), rtol=1e-6)
-
-
-def test_the_map_with_statistics(example: Path, example_int8: Path, tmp_path: Path) -> None:
-    succeed("calibrate", example, "-o", tmp_path / "s", "--tokens", 256)
-    stats, converted = read_stats(tmp_path / "s"), open_converted(example_int8)
-    group = converted.manifest.inputs[3]
-    values = outlier_map([group], converted, stats)
-    np.testing.assert_array_equal(values[0], stats.inputs[group.linears[0]].absmax)
-
-
-def test_bins_show_the_largest() -> None:
-    values = np.array([[1.0, np.nan, 9.0, 2.0, 3.0]])
-    assert binned(values, 3).tolist() == [[1.0, 9.0, 3.0]]
-    assert binned(values, 5).tolist()[0][2] == 9.0
-
-
-def test_expected_errors_are_near_measured_ones(example: Path, example_int8: Path) -> None:
-    from int8conv.convert.quality import compare_tensors
-    from int8conv.formats.hub.download import resolve
-
-    converted = open_converted(example_int8)
-    expected = expected_errors(converted)
-    for quality in compare_tensors(converted, resolve(str(example))).linears:
-        assert quality.sqnr_db is not None
-        measured = 10 ** (-quality.sqnr_db / 20)
-        assert expected[quality.name.removesuffix(".weight")] == pytest.approx(measured, rel=0.05)
 
 
 def test_refusals(example_int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

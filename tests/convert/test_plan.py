@@ -204,10 +204,10 @@ def test_biases_that_the_config_does_not_announce_stand_beside_their_weights(
     tensors["model.norm.bias"] = torch.ones(64).half()
     write_checkpoint(tmp_path / "source", LLAMA, tensors)
     report = convert_checkpoint(tmp_path / "source", tmp_path / "out", outliers="none")
-    why = "; kept, and not used (nor does transformers)"
+    why = "; kept but not used (transformers ignores them too)"
     assert report.notes == (
-        f"model.layers.0.self_attn.q_proj.bias and 3 more: the config says nothing of them{why}",
-        f"model.layers.2.mlp.down_proj.weight: of layers beyond the config's 2{why}",
+        f"model.layers.0.self_attn.q_proj.bias and 3 more: not mentioned in the config{why}",
+        f"model.layers.2.mlp.down_proj.weight: in layers beyond the config's 2{why}",
     )
     found = open_converted(tmp_path / "out").checkpoint.tensors
     assert set(tensors) <= set(found)
@@ -216,7 +216,7 @@ def test_biases_that_the_config_does_not_announce_stand_beside_their_weights(
 def test_names_that_would_occur_twice_are_refused(tmp_path: Path) -> None:
     stored = open_checkpoint(write_checkpoint(tmp_path)).tensors["model.norm.weight"]
     selection = Selection((Kept("a", stored, "small"), Kept("a", stored, "small")), {})
-    with pytest.raises(UnsupportedModelError, match="two tensors of the output"):
+    with pytest.raises(UnsupportedModelError, match="two output tensors would have this name"):
         make_plan(selection, {}, ConvertOptions())
 
 

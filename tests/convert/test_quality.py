@@ -303,7 +303,7 @@ def test_an_extra_head_in_the_source_is_named(tmp_path: Path) -> None:
         head = tensors["model.embed_tokens.weight"].clone()
         head[0] += row
         source = write_checkpoint(tmp_path / folder, tied, tensors | {"lm_head.weight": head})
-        with rejected(SourceMismatchError, "'lm_head.weight'", "was not there"):
+        with rejected(SourceMismatchError, "'lm_head.weight'", "that the converted one lacked"):
             qualities(tmp_path / "int8", source)
 
 

@@ -123,7 +123,7 @@ def test_a_changed_source_is_noticed(source: Path, stopped: Path, tmp_path: Path
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     report = go_on(source, tmp_path)
     assert report.resumed == 0
-    assert any("started again" in note for note in report.notes)
+    assert any("started over" in note for note in report.notes)
 
 
 def test_another_option_is_noticed(source: Path, stopped: Path, tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_a_changed_config_is_noticed(source: Path, stopped: Path, tmp_path: Path
     edit_config(source, rms_norm_eps=1e-5)
     report = go_on(source, tmp_path)
     assert report.resumed == 0
-    assert any("started again" in note for note in report.notes)
+    assert any("started over" in note for note in report.notes)
     convert_checkpoint(source, tmp_path / "fresh", outliers="none")
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 

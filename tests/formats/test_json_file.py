@@ -38,7 +38,7 @@ def test_one_that_need_not_be_there(path: Path) -> None:
 )  # fmt: skip
 def test_what_is_no_object(path: Path, text: str) -> None:
     path.write_text(text)
-    with pytest.raises(JsonFileError, match="not JSON"):
+    with pytest.raises(JsonFileError, match=r"not JSON: |: expected an object"):
         read_json(path)
 
 
@@ -46,7 +46,7 @@ def test_what_only_some_accept(path: Path) -> None:
     for text in ('{"a": 1, "a": 2}', '{"a": NaN}', '{"a": -Infinity}'):
         path.write_text(text)
         assert "a" in read_json(path)
-        with pytest.raises(JsonFileError, match="not JSON"):
+        with pytest.raises(JsonFileError, match=r"not JSON: |: expected an object"):
             read_json(path, strict=True)
 
 
@@ -76,7 +76,7 @@ def test_more_bytes_than_such_a_file_has(path: Path) -> None:
         file.truncate(1 << 40)
     tracemalloc.start()
     try:
-        with pytest.raises(JsonFileError, match="too large for a file of its kind"):
+        with pytest.raises(JsonFileError, match="the file is too large"):
             read_json(path)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20  # nothing of it is read
     finally:
@@ -89,7 +89,7 @@ def test_more_values_than_such_a_file_has(path: Path, value: str) -> None:
     path.write_text('{"a": [' + ",".join([value] * 2_000_000) + "]}")
     tracemalloc.start()
     try:
-        with pytest.raises(JsonFileError, match=r"values, 1,048,576 are the most"):
+        with pytest.raises(JsonFileError, match=r"values, at most 1,048,576 are allowed"):
             read_json(path)
         assert tracemalloc.get_traced_memory()[1] < 4 * SETTINGS.nbytes
     finally:

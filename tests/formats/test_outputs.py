@@ -193,7 +193,7 @@ def test_a_folder_that_holds_anything_else_is_not(
     output: Path, add: Callable[[Path], None], word: str
 ) -> None:
     add(output)
-    with rejected(OutputExistsError, str(output), f"found {word}", "move that elsewhere"):
+    with rejected(OutputExistsError, str(output), f"found {word}", "move them elsewhere"):
         check_folder(output, force=True)
 
 

@@ -124,6 +124,13 @@ def test_a_head_in_int8(tmp_path: Path) -> None:
     assert (logits(model, token_ids()) - own).abs().max() <= TOLERANCE
 
 
+def test_every_tensor_finds_its_place(family: Family) -> None:
+    """Padding is not reported as unexpected, nor a companion as missing."""
+    for name in ("llama", "gpt2"):
+        _, info = AutoModelForCausalLM.from_pretrained(family(name), output_loading_info=True)
+        assert not any(info.values()), info
+
+
 def test_config_and_shards_are_enough_and_a_manifest_is_too(family: Family, tmp_path: Path) -> None:
     expected = logits(load(family("llama")), token_ids())
     folder = Path(shutil.copytree(family("llama"), tmp_path / "copy"))

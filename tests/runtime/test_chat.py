@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import int8conv
-from int8conv.errors import GenerationError, TokenizerError
+from int8conv.errors import GenerationError, JsonFileError, NotWritableError, TokenizerError
 from int8conv.runtime.chat import Chat
 from int8conv.runtime.model import Model
 
@@ -68,25 +68,58 @@ def test_a_reply_ends_at_the_tokenizers_end_token(model: Model) -> None:
 
 
 def test_a_conversation_that_outgrows_the_context(model: Model) -> None:
-    chat = Chat(model, max_new_tokens=500, temperature=1.0, seed=1)
-    reply = chat.say("word " * 700)
-    assert 0 < len(reply.token_ids) < 400  # as many as fit
+    """The oldest turns make room, the system message stays; a message that alone is too long is refused."""
+    chat = Chat(model, system="Be brief.", max_new_tokens=500, temperature=1.0, seed=1)
+    reply = chat.say("word " * 970)
+    assert 0 < len(reply.token_ids) < 60  # as many as fit
+    assert chat.is_cut_by_context(reply)
     before = list(chat.messages)
-    with pytest.raises(GenerationError, match=r"do not fit the context: expected 1 to 1024 positions, found \d{4}"):  # fmt: skip
-        chat.say("word " * 500)
+    with pytest.raises(GenerationError, match=r"does not fit the context: expected less than 1024 tokens, found \d{4}"):  # fmt: skip
+        chat.say("word " * 1100)
     assert chat.messages == before
+    chat._limit = 3
+    again = chat.say("Short.")
+    assert chat.dropped == 2
+    assert not chat.is_cut_by_context(again)
+    text = "[system] Be brief.\n[user] Short.\n[assistant]"
+    assert again.prompt_tokens == len(model.tokenizer.encode(text, special=False))
+    assert chat.messages[:3] == before
 
 
-def test_text_that_cannot_fit_is_not_tokenized(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A template made the text; tokenizing it takes seconds."""
-    (model.folder / "chat_template.jinja").write_text("{{ 'ab' * 3000000 }}")
-    chat = Chat(model)
-    monkeypatch.setattr(model.tokenizer, "encode", None)
-    with pytest.raises(GenerationError, match=r"at most 65,536 characters for 1,024 positions, found 6,000,000"):  # fmt: skip
-        chat.say("x")
-    assert chat.messages == []
+def test_a_reply_that_is_ended_belongs_to_the_conversation(model: Model) -> None:
+    chat = Chat(model, max_new_tokens=30)
+    whole = chat.model.generate(chat.prompt("The function"), max_new_tokens=30).text
+    with chat.stream("The function") as stream:
+        first = next(stream)
+    chat.accept("The function", stream.result)
+    assert stream.result.finish_reason == "cancelled"
+    assert whole.startswith(first)
+    assert chat.messages[-1] == {"role": "assistant", "content": first}
+    assert chat.say("And?").prompt_tokens > 10
+
+
+def test_a_conversation_is_saved_and_loaded(model: Model, tmp_path: Path) -> None:
+    chat, again = Chat(model, max_new_tokens=4, system="größer"), Chat(model, max_new_tokens=4)
+    chat.say("One")
+    chat.save(tmp_path / "chat.json")
+    again.load(tmp_path / "chat.json")
+    assert again.messages == chat.messages
+    assert again.say("Two") == chat.say("Two")
+    (tmp_path / "chat.json").write_text('{"messages": [1]}')
+    with pytest.raises(JsonFileError, match=r"chat.json: key 'messages'"):
+        again.load(tmp_path / "chat.json")
+    with pytest.raises(NotWritableError, match="nowhere"):
+        chat.save(tmp_path / "nowhere" / "chat.json")
+
+
+def test_no_new_tokens(model: Model) -> None:
+    assert Chat(model, max_new_tokens=0).say("The function").token_ids == []
+
+
+def test_tokens_that_end_a_reply_may_be_added(model: Model) -> None:
+    free = Chat(model, max_new_tokens=12).say("The function").token_ids
+    reply = Chat(model, max_new_tokens=12, end_tokens=[free[3]]).say("The function")
+    assert reply.token_ids == free[: free.index(free[3]) + 1]
 
 
 def test_a_template_that_refuses_leaves_the_conversation(model: Model) -> None:

@@ -85,6 +85,39 @@ def test_generation_stops_at_an_end_token(example_int8: Path) -> None:
     assert stopped.text == model.tokenizer.decode(free.token_ids[:position])
 
 
+def test_a_cache_without_memory_is_a_line(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("int8conv.runtime.generate.room.available_memory", lambda: 2 * 10**6)
+    size = model.footprint(context=1001, batch=1)
+    with pytest.raises(GenerationError, match=rf"no memory for a cache of 1 x 1001 positions: expected at most the 0.0 GB that are free, found {size.kv_cache / 1e9:.1f} GB"):  # fmt: skip
+        model.generate([5], max_new_tokens=1000)
+    monkeypatch.setattr("int8conv.runtime.generate.room.available_memory", lambda: None)
+
+    def full(**_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(model.decoder, "cache", full)
+    for call in (lambda: model.generate([5], max_new_tokens=9), lambda: model.generate_batch([[5]] * 3, max_new_tokens=9)):  # fmt: skip
+        with pytest.raises(GenerationError, match=r"no memory for a cache of \d x 10 positions"):
+            call()
+
+
+@pytest.mark.parametrize("folder", ["example", "example_int8"])
+def test_the_default_dtype_of_a_program_changes_nothing(
+    folder: str, request: pytest.FixtureRequest
+) -> None:
+    where: Path = request.getfixturevalue(folder)
+    options: dict[str, Any] = {"max_new_tokens": 5, "temperature": 1.0, "seed": 1, "logprobs": True}
+    prompt = [[5, 6, 7] * 9, [8, 9]]
+    expected = int8conv.load(where).generate_batch(prompt, **options)
+    before = torch.get_default_dtype()
+    for dtype in (torch.bfloat16, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            assert int8conv.load(where).generate_batch(prompt, **options) == expected
+        finally:
+            torch.set_default_dtype(before)
+
+
 def test_default_length_ends_with_the_context(model: Model) -> None:
     generation = model.generate([5] * 1020, temperature=1.0, seed=0)
     assert len(generation.token_ids) <= 4

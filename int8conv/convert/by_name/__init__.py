@@ -1,1 +1,1 @@
-"""What becomes int8 in a family that the runtime does not know: decided by names and shapes."""
+"""Chooses what becomes int8 in families unknown to the runtime, by names and shapes."""

@@ -1,4 +1,4 @@
-"""Stacks of experts in checkpoints of any family: which tensors they are, and which way their matrices lie."""
+"""Stacks of experts in checkpoints of any family: which tensors they are, and how their matrices are oriented."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ...formats.source.checkpoint import Checkpoint
 
 _STACK: Final = re.compile(r"(^|\.)(experts|block_sparse_moe|moe)(\.|$)")
 _TRANSPOSED: Final = {"gpt_oss", "llama4", "llama4_text"}
-"""Families that store ``[experts, in, out]``, where no shape shows it."""
+"""Families that store ``[experts, in, out]`` although the shape does not show it."""
 _TO_HIDDEN: Final = re.compile(r"down|output|w2|fc2|c_proj|wo$")
-"""Names of the matrices whose output is the hidden state; of all others it is the input."""
+"""Names of the matrices whose output is the hidden state; for all others the hidden state is the input."""
 _COUNTS: Final = (
     "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_layer",
 )  # fmt: skip
@@ -22,9 +22,10 @@ _WIDTHS: Final = ("hidden_size", "d_model", "n_embd", "model_dim")
 
 
 def as_stack(checkpoint: Checkpoint, tensor: StoredTensor) -> tuple[StoredTensor, bool] | None:
-    """A tensor as ``[experts, ., .]``, and whether its matrices are stored ``[in, out]``; None if it is no stack, or may be either.
+    """A tensor as ``[experts, ., .]``, and whether its matrices are stored ``[in, out]``; None if it is not a stack or the
+    orientation is ambiguous.
 
-    A stack ``P`` beside a tensor ``P.0.weight``, whose name its first matrix would need, counts as none.
+    A stack ``P`` does not count if a tensor ``P.0.weight`` exists, the name that its first matrix would need.
     """
     path = tensor.name.removesuffix(f".{WEIGHT}")
     if _STACK.search(path) is None:
@@ -37,7 +38,7 @@ def as_stack(checkpoint: Checkpoint, tensor: StoredTensor) -> tuple[StoredTensor
 
 
 def _three_axes(config: Mapping[str, Any], tensor: StoredTensor, path: str) -> StoredTensor | None:
-    """DBRX has its experts below each other in one matrix, whose name is no weight's."""
+    """DBRX concatenates its experts along the rows of one matrix, whose name does not end in ``weight``."""
     if len(tensor.shape) == 3:
         return tensor
     count = next(_sizes(config, _COUNTS), 0)
@@ -47,7 +48,7 @@ def _three_axes(config: Mapping[str, Any], tensor: StoredTensor, path: str) -> S
 
 
 def _is_transposed(checkpoint: Checkpoint, stack: StoredTensor, path: str) -> bool | None:
-    """The side of the hidden size tells; for square matrices that of another stack of the same experts does."""
+    """Decided by the side that has the hidden size; for square matrices by another stack of the same experts."""
     hidden = next(_sizes(checkpoint.config, _WIDTHS), None)
     found = _by_shape(stack.shape, path, hidden)
     if found is not None or stack.shape[1] != stack.shape[2]:
@@ -72,14 +73,14 @@ def _by_shape(shape: tuple[int, ...], path: str, hidden: int | None) -> bool | N
 
 
 def _siblings(checkpoint: Checkpoint, parent: str) -> Iterator[str]:
-    """Names right below a module, a weight's suffix apart."""
+    """Names directly below a module, without the suffix of a weight."""
     for name in checkpoint.tensors:
         if name.removesuffix(f".{WEIGHT}").rpartition(".")[0] == parent:
             yield name
 
 
 def _sizes(config: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[int]:
-    """Values of keys in the config, or in the sections of it that wrappers have."""
+    """Values of keys in the config, or in its sections for wrapped models."""
     text = config.get("text_config")
     sections = [text if isinstance(text, dict) else config]
     sections += [s for s in (sections[0].get("ffn_config"),) if isinstance(s, dict)]

@@ -1,7 +1,7 @@
-"""The selection for a family that the runtime does not know: by names and shapes alone.
+"""The selection for a family unknown to the runtime, by names and shapes alone.
 
 A matrix in a numbered block becomes int8 unless its name says embedding, norm, router or the like; a stack of experts
-``[experts, ., .]`` becomes one linear an expert. Nothing is calibrated: see ``data_free``.
+``[experts, ., .]`` becomes one linear per expert. Nothing is calibrated: see ``data_free``.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from ..outliers.selection import (
     why_skipped,
 )
 from .expert_stacks import as_stack
-from .linear_names import is_numbered, is_of_senses, stays
+from .linear_names import is_kept_by_name, is_numbered, is_vision_or_audio
 
 SMALLEST_SIDE: Final = 32
-"""Matrices with a shorter side stay: routers, low-rank adapters, gates of a few heads."""
-_ANNOUNCED_SHARE: Final = 0.01
-"""Of the bytes, from which on large matrices that stay in 16 bits are named."""
+"""Matrices with a shorter side stay in 16 bits: routers, low-rank adapters, gates with a few heads."""
+_NAMED_FRACTION: Final = 0.01
+"""Fraction of all bytes from which on matrices that stay in 16 bits are named in a note."""
 
 _BY_SIBLINGS: Final = (
     ("q_proj", "k_proj", "v_proj"),
@@ -41,7 +41,7 @@ _BY_SIBLINGS: Final = (
     ("gate_proj", "up_proj"),
     ("w1", "w3"),
 )
-"""Last parts of paths of linears that share an input, in self-attention and gated FFNs."""
+"""Last path components of linears that share an input, in self-attention and gated FFNs."""
 _CROSS: Final = re.compile(r"cross|encoder_attn|EncDec", re.IGNORECASE)
 
 _CONV1D_FAMILIES: Final = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
@@ -49,7 +49,7 @@ _CONV1D_NAMES: Final = {"c_attn", "c_proj", "c_fc", "q_attn"}
 """GPT-2's ``Conv1D`` stores ``[in, out]``."""
 _ORDINAL: Final = re.compile("[0-9]{1,9}")
 _NUMBER: Final = re.compile(r"\d+")
-_SENSES: Final = "vision or audio"
+_PERCEPTION: Final = "vision or audio"
 
 
 def select_by_names(checkpoint: Checkpoint, patterns: Patterns) -> Selection:
@@ -58,7 +58,7 @@ def select_by_names(checkpoint: Checkpoint, patterns: Patterns) -> Selection:
     Raises:
         ArgumentError: a pattern matches nothing.
         UnsupportedModelError: no tensor looks like a linear.
-        UnsupportedDtypeError, CompanionError: a tensor that cannot be read.
+        UnsupportedDtypeError, CompanionError: a tensor cannot be read.
     """
     skipped: dict[str, str] = {}
     found: dict[str, tuple[Linear, ...]] = {}
@@ -75,8 +75,8 @@ def select_by_names(checkpoint: Checkpoint, patterns: Patterns) -> Selection:
             kinds[path] = _kind(checkpoint, tensor, path)
         else:
             rest.append(tensor)
-    if "linear" not in kinds.values():  # a model of nothing but a vision tower
-        kinds = {p: "linear" if kind == _SENSES else kind for p, kind in kinds.items()}
+    if "linear" not in kinds.values():  # the whole model is a vision tower
+        kinds = {p: "linear" if kind == _PERCEPTION else kind for p, kind in kinds.items()}
     chosen = _chosen(kinds, patterns)
     if not chosen:
         raise UnsupportedModelError(
@@ -96,7 +96,7 @@ def select_by_names(checkpoint: Checkpoint, patterns: Patterns) -> Selection:
 
 
 def _chosen(kinds: Mapping[str, str], patterns: Patterns) -> set[str]:
-    """Paths of what becomes int8: the linears but those to keep, and further matrices that the user names."""
+    """Paths of what becomes int8: all linears except those to keep, and other matrices that the user names."""
     candidates = [path for path, kind in kinds.items() if kind == "linear"]
     others = [path for path, kind in kinds.items() if kind != "linear"]
     patterns.check(candidates, others)
@@ -116,7 +116,7 @@ def _linears(checkpoint: Checkpoint, tensor: StoredTensor, path: str) -> tuple[L
         fits = bias.dtype in FLOAT_DTYPES and bias.shape == matrix.shape[:1]
         return (Linear(path, matrix, bias),) if fits else ()
     stack = as_stack(checkpoint, tensor)
-    if stack is None or not stack[0].nbytes:  # an empty one may claim any number of experts
+    if stack is None or not stack[0].nbytes:  # an empty stack may claim any number of experts
         return ()
     stored, turned = stack
     return tuple(
@@ -126,15 +126,15 @@ def _linears(checkpoint: Checkpoint, tensor: StoredTensor, path: str) -> tuple[L
 
 
 def _kind(checkpoint: Checkpoint, tensor: StoredTensor, path: str) -> str:
-    """``"linear"``, or why a matrix stays."""
+    """``"linear"``, or why a matrix stays in 16 bits."""
     if min(tensor.shape[-2:]) < SMALLEST_SIDE:
         return "small"
     parent, _, last = path.rpartition(".")
     up = checkpoint.tensors.get(f"{parent}.up.{WEIGHT}")
     gated = last == "gate" and up is not None and up.shape == tensor.shape
-    if not is_numbered(tensor.name) or stays(path, gated=gated):
+    if not is_numbered(tensor.name) or is_kept_by_name(path, gated=gated):
         return "matches no rule"
-    return _SENSES if is_of_senses(path) else "linear"
+    return _PERCEPTION if is_vision_or_audio(path) else "linear"
 
 
 def _small(tensor: StoredTensor) -> str:
@@ -142,23 +142,23 @@ def _small(tensor: StoredTensor) -> str:
 
 
 def _notes(checkpoint: Checkpoint, kept: Sequence[Kept]) -> Iterator[str]:
-    """What stays in 16 bits and is large: what sees and hears; and matrices in blocks that no rule took for linears."""
+    """Notes on large parts that stay in 16 bits: vision and audio, and matrices in blocks that no rule took for linears."""
     total = checkpoint.nbytes or 1
-    senses = sum(item.source.nbytes for item in kept if item.kind == _SENSES)
-    if senses:
+    perception = sum(item.source.nbytes for item in kept if item.kind == _PERCEPTION)
+    if perception:
         yield (
-            f"vision, audio and projectors stay in 16 bits ({senses / total:.0%} of the bytes): --quantize REGEX makes them int8"
+            f"vision, audio and projectors stay in 16 bits ({perception / total:.0%} of all bytes): use --quantize REGEX for int8"
         )
     large: Counter[str] = Counter()
     for item in kept:
         path = item.name.removesuffix(f".{WEIGHT}")
         sides = [size for size in item.source.shape if size >= SMALLEST_SIDE]
-        known = item.kind == _SENSES or stays(path) or not is_numbered(item.name)
+        known = item.kind == _PERCEPTION or is_kept_by_name(path) or not is_numbered(item.name)
         if len(sides) >= 2 and not known:
             large[_NUMBER.sub("*", item.name)] += item.source.nbytes
     for pattern, nbytes in large.items():
-        if nbytes > _ANNOUNCED_SHARE * total:
-            yield f"{pattern} stays in 16 bits ({nbytes / total:.0%} of the bytes): by name and shape it may not be a linear"
+        if nbytes > _NAMED_FRACTION * total:
+            yield f"{pattern} stays in 16 bits ({nbytes / total:.0%} of all bytes): by name and shape it may not be a linear"
 
 
 def _is_conv1d(config: dict[str, Any], path: str) -> bool:
@@ -169,7 +169,7 @@ def _is_conv1d(config: dict[str, Any], path: str) -> bool:
 
 
 def _grouped(linears: dict[str, tuple[Linear, ...]]) -> Iterator[Group]:
-    """Stacks are groups; so are siblings that share an input and can be one matrix."""
+    """Groups: each stack, and siblings that share an input and can form one matrix."""
     done: set[str] = set()
     for path, found in linears.items():
         if path in done:
@@ -197,7 +197,7 @@ def _name(item: Group | Kept) -> str:
 
 
 def _order(name: str) -> tuple[Any, ...]:
-    """Embeddings, numbered blocks by number, the rest."""
+    """Sort key: embeddings, numbered blocks by number, the rest."""
     numbered = is_numbered(name)
     place = 0 if re.search(r"emb|wte|wpe", name) and not numbered else 1 if numbered else 2
     return place, [

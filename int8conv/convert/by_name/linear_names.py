@@ -1,7 +1,7 @@
-"""What the names of a module's path say of it: whether it may become int8. By parts of the path, not by its end alone.
+"""Whether a module may become int8, judged by all components of its path, not only the last.
 
-What chooses (routers, gates of recurrences), what is looked up (embeddings), what gives logits (heads), and what is small and
-exact on purpose (norms, adapters) stays in 16 bits; so does what sees and hears, unless the whole model does.
+Routers and gates of recurrences, embeddings, heads, norms and adapters stay in 16 bits; so do vision and audio parts, unless
+they are the whole model.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ _ANYWHERE: Final = re.compile(
     r"(\w+_)?routers?(_\w+)?|gate|gating|(moe|experts?|routing)_gate|lora_\w+|(\w+_)?adapters?(_\w+)?|"
     r"(\w+_)?(lm|medusa|mtp|shared|output|classification|codec)_heads?|heads?"
 )
-"""A part with such a name makes routers, adapters or heads of all that is below it."""
+"""Everything below a component with such a name is a router, adapter or head."""
 _LAST: Final = re.compile(
     r"emb|embed|embeddings?|embed_\w+|\w+_emb(ed|edding|eddings)?|wte|wpe|"
     r"norm\w*|\w*norm|ln|ln_\w+|wg|relative\w*|rotary\w*|conv\w*|classifier|score|\w+_heads?"
 )
-"""Names of embeddings, norms, routers, convolutions and heads: of the module itself, numbers behind it left out."""
+"""Names of embeddings, norms, routers, convolutions and heads: of the module itself, without trailing numbers."""
 _RECURRENCE: Final = re.compile(
     r"[ab]_proj|[fg]_[ab]_proj|[fg]_[ab]|in_proj_(a|b|ba)|x_proj|dt_proj|weights_proj|"
     r"[if]gate(_preact)?|(input|forget|recurrent)_gate"
 )
-"""Projections that decays, step sizes, write strengths and the like of a linear attention or a state space model come from,
-and an indexer's weights of its heads: narrow, and an error in them is carried on from token to token."""
+"""Projections to decays, step sizes, write strengths and the like in linear attention and state space models, and an
+indexer's head weights: narrow, and their errors carry over from token to token."""
 _SENSE: Final = re.compile(
     r"(^|_)(visual|vision|audio|projector|merger|image|img|speech|vit|video)(_|$)", re.IGNORECASE
 )
@@ -36,12 +36,12 @@ def is_numbered(name: str) -> bool:
     return _NUMBERED.search(name) is not None
 
 
-def stays(path: str, *, gated: bool = False) -> bool:
-    """Whether a module's name says that it is no linear to quantize.
+def is_kept_by_name(path: str, *, gated: bool = False) -> bool:
+    """Whether a module's name says that it is not a linear to quantize.
 
     Args:
-        path: the module's.
-        gated: it stands beside a matrix ``up`` of the same shape, so that ``gate`` is a half of an FFN and no router.
+        path: the module's path.
+        gated: it has a sibling ``up`` of the same shape, so that ``gate`` is part of an FFN and not a router.
     """
     parts = [part for part in path.split(".") if not part.isdecimal()]
     if gated:
@@ -52,6 +52,6 @@ def stays(path: str, *, gated: bool = False) -> bool:
     return not gated and bool(_LAST.fullmatch(last) or _RECURRENCE.fullmatch(last))
 
 
-def is_of_senses(path: str) -> bool:
-    """Whether a module belongs to a part that sees or hears, or that hands on what it found."""
+def is_vision_or_audio(path: str) -> bool:
+    """Whether a module belongs to a vision or audio part, or to its projector."""
     return any(_SENSE.search(part) for part in path.split("."))

@@ -1,1 +1,1 @@
-"""Which input columns keep 16 bits: statistics of activations, and the rules that choose."""
+"""Which input columns stay in 16 bits: activation statistics, and the rules that choose."""

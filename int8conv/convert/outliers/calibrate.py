@@ -1,7 +1,7 @@
-"""Find each input's channel magnitudes: run a text through the source, one block in memory at a time.
+"""Find each input's channel magnitudes by running a text through the source, one block in memory at a time.
 
-The blocks are the runtime's decoder in float32 on the source's own weights, so what is measured is what the
-source computes; an observer at each group of linears sums up every channel (see ``formats/int8/stats.py``).
+The blocks are the runtime's decoder in float32 on the source's own weights, so the measurements are of what the source
+computes; an observer at each group of linears accumulates statistics per channel (see ``formats/int8/stats.py``).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from .collect import fingerprint
 CONTEXT: Final = 256
 RANDOM_TOKENS: Final = 1024
 _ROWS_AT_ONCE: Final = 1 << 19
-"""Weights whose int8 error is computed at once."""
+"""Number of weights whose int8 error is computed at once."""
 
 
 def calibrate(
@@ -63,25 +63,25 @@ def calibrate(
     device: DeviceLike = "cpu",
     progress: Progress = silent,
 ) -> Stats:
-    """Run a text through a checkpoint in its own precision and record what activations do, for ``convert_checkpoint(stats=...)``.
+    """Run text through a checkpoint in its own precision and record activation statistics for ``convert_checkpoint(stats=...)``.
 
     One block of the model is in memory at a time, in float32.
 
     Args:
-        source: as in ``convert_checkpoint``, of a family that the runtime knows.
-        out: the statistics file to write; None: none is written.
-        texts: files of UTF-8 text; none: a built-in text (random tokens if the source has no usable tokenizer).
-        tokens: of all texts, at most; whole windows are drawn from them. None: all.
-        context: tokens per window; None: 256, or fewer where the model has fewer positions.
-        seed: decides which windows are drawn.
-        device: where blocks run: ``"cpu"``, or another that PyTorch has.
-        progress: called as the work goes on.
+        source: as in ``convert_checkpoint``, from a family that the runtime knows.
+        out: the statistics file to write; None: write none.
+        texts: UTF-8 text files; empty: a built-in text (random tokens if the source has no usable tokenizer).
+        tokens: largest number of tokens from all texts, sampled as whole windows; None: all.
+        context: tokens per window; None: 256, or fewer if the model has fewer positions.
+        seed: seed for choosing windows.
+        device: device to run on: ``"cpu"`` or any PyTorch device.
+        progress: called as the work proceeds.
 
     Raises:
-        CalibrationError: a text that cannot be used; an activation is NaN or infinite (names module and channel).
-        OutputError: ``out`` is of another kind, belongs to the source, or cannot be written.
-        UnsupportedModelError: a family, or a feature of its config, that the runtime does not know.
-        ArgumentError: an option out of range, an unknown device.
+        CalibrationError: a text cannot be used, or an activation is NaN or infinite (names module and channel).
+        OutputError: ``out`` is another kind of file, belongs to the source, or cannot be written.
+        UnsupportedModelError: the runtime does not know the family or a feature of the config.
+        ArgumentError: an option is out of range, or the device is unknown.
         NotFoundError, HubError, CheckpointError, SafetensorsError: as ``convert_checkpoint``.
     """
     if out is not None:
@@ -112,7 +112,7 @@ def calibrate_opened(
     seed: int = 0,
     device: DeviceLike = "cpu",
 ) -> Stats:
-    """Measure a source checkpoint, with neither its name nor its fingerprint; the options are those of ``calibrate``."""
+    """Measure a source checkpoint, leaving out its name and fingerprint; the options are those of ``calibrate``."""
     if tokens is not None and tokens < 1:
         raise ArgumentError("tokens", expected="1 or more", found=tokens)
     place = find_torch_device(device)
@@ -151,16 +151,16 @@ def calibrate_opened(
 
 
 _AFTER_NORM: Final = {"q", "qkv", "gate", "up", "gate_up", "shared_gate", "shared_up"}
-"""Roles of linears that a norm feeds, if one stands before them."""
+"""Roles of linears whose input comes from the preceding norm, if there is one."""
 
 
 def _is_normalised(architecture: Architecture, first: Module) -> bool:
-    role = first.role.rpartition(".")[2]  # an expert's has its number in front
+    role = first.role.rpartition(".")[2]  # an expert's role starts with its number
     return role in _AFTER_NORM and architecture.config.norms in ("before", "around")
 
 
 class Sums:
-    """Running sums of one input."""
+    """Running sums for one input."""
 
     def __init__(self, channels: int, device: torch.device) -> None:
         self._absmax = torch.zeros(channels, device=device)
@@ -169,10 +169,10 @@ class Sums:
         self._fourths = np.zeros((2, channels))
 
     def add(self, x: Tensor) -> int | None:
-        """Add a window ``[tokens, in]``; the number of a channel that is not finite, if there is one.
+        """Add a window ``[tokens, in]``; returns the number of a channel that is not finite, if there is one.
 
-        A window's sums are rounded to float32, and then added without rounding: statistics of two halves of a text add up to
-        those of the whole, bit for bit.
+        A window's sums are rounded to float32 and then added without rounding: statistics of two halves of a text add up to
+        those of the whole text, bit for bit.
         """
         magnitude = x.abs()
         largest = magnitude.amax(dim=0)
@@ -201,9 +201,9 @@ _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
 
 class _CalibrationWeights(CheckpointWeights):
-    """Refuses a NaN or an infinity where it stands, rather than in the activation that it leads to.
+    """Reports a NaN or infinity in the weight itself rather than in the resulting activation.
 
-    Reads only those rows of an embedding that are looked up, and notes the error that int8 rows would make in each column.
+    Reads only the embedding rows that are looked up, and records the error that int8 rows would cause in each column.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
@@ -236,7 +236,7 @@ class _CalibrationWeights(CheckpointWeights):
         return look_up
 
     def error(self, path: str) -> Tensor:
-        """Of each column, float32 ``[in]``, for the input of that first linear."""
+        """Error of each column, float32 ``[in]``, for the input whose first linear is ``path``."""
         return torch.as_tensor(self._squares[path]).sqrt().float()
 
     def _check(self, tensor: Tensor, module: Module, kind: str, rows: Tensor | None = None) -> None:
@@ -248,7 +248,7 @@ class _CalibrationWeights(CheckpointWeights):
 
 
 def _column_errors(weight: Tensor) -> Tensor:
-    """Sum over rows of the squared error of int8 rows, float64 ``[in]``, for a weight ``[out, in]``."""
+    """Squared error of int8 rows summed over rows, float64 ``[in]``, for a weight ``[out, in]``."""
     total = torch.zeros(weight.shape[1], dtype=torch.float64)
     for rows in torch.split(weight, max(1, _ROWS_AT_ONCE // max(weight.shape[1], 1))):
         scale = rows.abs().amax(dim=1, keepdim=True) / 127
@@ -265,7 +265,7 @@ def _windows(
     context: int | None,
     seed: int,
 ) -> tuple[list[Tensor], tuple[tuple[str | None, int], ...]]:
-    """Token ids of each window, and each text's checksum and tokens that are used."""
+    """Token ids of each window, and the checksum and number of tokens used of each text."""
     config = architecture.config
     if context is not None:
         check_context(context, config.max_positions, CalibrationError)
@@ -296,7 +296,7 @@ def _windows(
 
 
 def _drawn(windows: list[tuple[int, Tensor]], count: int, seed: int) -> list[tuple[int, Tensor]]:
-    """So many windows at random, in their order."""
+    """``count`` random windows, in their original order."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(windows), generator=generator)[:count].sort().values
     return [windows[number] for number in chosen.tolist()]

@@ -1,4 +1,4 @@
-"""The outlier columns of every input of a conversion: from the journal if it has them, else by one of three ways."""
+"""The outlier columns of every input of a conversion: from the journal if it has them, otherwise chosen in one of three ways."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from ..source import OpenedSource
 from ..watch import SourceWatch
 from .data_free import RULE as DATA_FREE_RULE
 from .data_free import choose_data_free
+from .norm_gains import norm_offset
 from .rule import OutlierChoice, choose_all
 from .selection import Group, Selection
 
 Choices = tuple[dict[str, OutlierChoice], dict[str, Any] | None, tuple[str, ...]]
-"""By input; the manifest's ``calibration``; notes for the user."""
+"""Choices by input, the manifest's ``calibration``, and notes for the user."""
 
 _KEY: Final = "outliers"
 
@@ -36,7 +37,7 @@ def choose(
 
     Raises:
         CalibrationError: the model cannot be run.
-        FileChangedError: the source was changed meanwhile.
+        FileChangedError: the source was changed in the meantime.
     """
     if options.outliers == "none":
         return {}, None, ()
@@ -46,7 +47,7 @@ def choose(
     choices, about, notes = _found(opened, options, stats, progress)
     watch.check_files(
         opened.checkpoint, strict=True
-    )  # before it is recorded as that of this source
+    )  # before the choice is recorded for this source
     entry = {
         "choices": {path: choice.to_json() for path, choice in choices.items()},
         "calibration": about,
@@ -60,7 +61,10 @@ def _found(
     opened: OpenedSource, options: ConvertOptions, stats: Stats | None, progress: Progress
 ) -> Choices:
     if options.outliers == "data-free" or opened.architecture is None:
-        found = choose_data_free(opened.checkpoint, opened.selection, options.max_outliers)
+        found = choose_data_free(
+            opened.checkpoint, opened.selection, options.max_outliers,
+            offset=norm_offset(opened.checkpoint.config, opened.architecture),
+        )  # fmt: skip
         return found, {"rule": DATA_FREE_RULE}, ()
     if stats is None:
         from .calibrate import calibrate_opened  # needs torch
@@ -75,7 +79,7 @@ def _found(
 
 
 def _recorded(entry: Any, selection: Selection) -> Choices | None:
-    """What a journal has, if it can be what ``choose`` recorded for these inputs."""
+    """A journal's entry, if it is a valid record of ``choose`` for these inputs."""
     try:
         choices = {path: OutlierChoice.from_json(v) for path, v in entry["choices"].items()}
         about, notes = entry["calibration"], tuple(entry["notes"])
@@ -93,7 +97,7 @@ def _recorded(entry: Any, selection: Selection) -> Choices | None:
 
 
 def _fits(choice: OutlierChoice, in_features: int | None) -> bool:
-    """Of an input that is not quantized after all, columns do not matter."""
+    """Whether a choice is valid; for an input that is not quantized after all, the columns do not matter."""
     columns, threshold = choice.columns, choice.threshold
     if columns.ndim != 1 or len(columns) % OUTLIER_MULTIPLE or (np.diff(columns) <= 0).any():
         return False

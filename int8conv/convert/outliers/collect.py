@@ -1,4 +1,4 @@
-"""Statistics of activations: bound to a checkpoint, merged, and summed up as the paper does."""
+"""Activation statistics: bound to a checkpoint, merged, and evaluated as in the LLM.int8() paper."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ...formats.json_file import dump_json
 from ...formats.safetensors.checksum import running_checksum
 from ...formats.source.checkpoint import Checkpoint
 
-LAYER_SHARE: Final = 0.25
-POSITION_SHARE: Final = 0.06
-"""Of the paper's systematic dimensions (arXiv:2208.07339, section 4.1)."""
+LAYER_FRACTION: Final = 0.25
+POSITION_FRACTION: Final = 0.06
+"""For the paper's systematic dimensions (arXiv:2208.07339, section 4.1)."""
 
 _SAMPLES: Final = 64
 _SAMPLE_BYTES: Final = 1 << 14
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """What a checkpoint's weights are, however they are sharded: names, dtypes, shapes, and the bytes of a sample.
+    """A fingerprint of a checkpoint's weights, independent of sharding: names, dtypes, shapes and sampled bytes.
 
-    The sample is 16 KiB from the middle of 64 tensors: another training step changes all of them.
+    The sample is 16 KiB from the middle of each of 64 tensors: another training step changes all of them.
     """
     tensors = sorted(checkpoint.tensors.values(), key=lambda tensor: tensor.name)
     running = running_checksum()
@@ -47,11 +47,11 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 def check_source(
     stats: Stats, checkpoint: Checkpoint, inputs: Mapping[str, int], file: object
 ) -> None:
-    """Raise StatsError if statistics are of another checkpoint, or not of its inputs and their widths."""
+    """Raise StatsError if statistics belong to another checkpoint, or do not match its inputs and their widths."""
     found = fingerprint(checkpoint)
     if found != stats.fingerprint:
         raise StatsError(
-            f"statistics of another checkpoint ('{stats.source}')", file=file,
+            f"the statistics belong to another checkpoint ('{stats.source}')", file=file,
             expected=f"fingerprint {found}", found=stats.fingerprint,
             hint="calibrate this checkpoint",
         )  # fmt: skip
@@ -63,13 +63,13 @@ def check_source(
 
 
 def merge(parts: Sequence[tuple[str, Stats]]) -> Stats:
-    """Statistics of several texts as if they had been measured in one go.
+    """Merge statistics of several texts, as if they had been measured in one run.
 
     Args:
-        parts: the file's name, for errors, and what it holds.
+        parts: file name (for errors) and contents of each.
 
     Raises:
-        ArgumentError: fewer than two.
+        ArgumentError: fewer than two files.
         StatsError: they are of different checkpoints, windows or inputs.
     """
     if len(parts) < 2:
@@ -80,7 +80,7 @@ def merge(parts: Sequence[tuple[str, Stats]]) -> Stats:
         for what in ("fingerprint", "context", "linears", "normalised"):
             expected, found = getattr(first, what), getattr(stats, what)
             if expected != found:
-                raise StatsError(f"{what} differs from that of {name}", file=file,
+                raise StatsError(f"{what} differs from {name}", file=file,
                                  expected=expected, found=found)  # fmt: skip
         inputs = {}
         for path, a in merged.inputs.items():
@@ -88,9 +88,7 @@ def merge(parts: Sequence[tuple[str, Stats]]) -> Stats:
             if a.absmax.shape != b.absmax.shape or not np.array_equal(
                 a.weight_error, b.weight_error
             ):
-                raise StatsError(
-                    f"another weight than in {name}", file=file, tensor=f"{path}.weight_error"
-                )
+                raise StatsError(f"differs from {name}", file=file, tensor=f"{path}.weight_error")
             inputs[path] = InputStats(
                 np.maximum(a.absmax, b.absmax), a.large + b.large, add_exactly(a.squares, b.squares),
                 add_exactly(a.fourths, b.fourths), a.weight_error,
@@ -103,8 +101,8 @@ def merge_files(files: Sequence[str], out: str | os.PathLike[str]) -> Stats:
     """Merge statistics files into one.
 
     Raises:
-        NotFoundError, SafetensorsError, StatsError, ArgumentError: they cannot be read, or do not belong together.
-        OutputError: ``out`` is of another kind, or cannot be written.
+        NotFoundError, SafetensorsError, StatsError, ArgumentError: a file cannot be read, or they do not belong together.
+        OutputError: ``out`` is another kind of file, or cannot be written.
     """
     stats = merge([(file, read_stats(file)) for file in files])
     write_stats(stats, Path(out), map(Path, files))
@@ -114,18 +112,18 @@ def merge_files(files: Sequence[str], out: str | os.PathLike[str]) -> Stats:
 def systematic_dimensions(stats: Stats) -> npt.NDArray[np.int64]:
     """The paper's outlier dimensions of the hidden state.
 
-    Those with a magnitude of at least 6.0 in at least 25 % of the layers and 6 % of the positions, over the inputs that
-    come straight from a norm: of attention and of the FFN's first matrix.
+    Dimensions with a magnitude of at least 6.0 in at least 25 % of the layers and 6 % of the positions, counted over the inputs
+    that come directly from a norm: attention and the first FFN matrix.
     """
     widths = Counter(len(stats.inputs[path].absmax) for path in stats.normalised)
     if not widths:
         return np.empty(0, np.int64)
-    hidden = widths.most_common(1)[0][0]  # a model may have norms of other widths too
+    hidden = widths.most_common(1)[0][0]  # a model may also have norms of other widths
     found = (stats.inputs[path] for path in stats.normalised)
     inputs = [each for each in found if len(each.absmax) == hidden]
     hit = np.stack([found.large > 0 for found in inputs])
-    share = np.stack([found.large for found in inputs]) / stats.tokens
-    layers = np.count_nonzero(hit, axis=0) >= LAYER_SHARE * len(inputs)
-    # of the positions, where the dimension stands out at all
-    positions = np.where(hit, share, 0).sum(axis=0) / np.maximum(hit.sum(axis=0), 1)
-    return np.flatnonzero(layers & (positions >= POSITION_SHARE))
+    fraction = np.stack([found.large for found in inputs]) / stats.tokens
+    layers = np.count_nonzero(hit, axis=0) >= LAYER_FRACTION * len(inputs)
+    # fraction of positions in the layers where the dimension is an outlier at all
+    positions = np.where(hit, fraction, 0).sum(axis=0) / np.maximum(hit.sum(axis=0), 1)
+    return np.flatnonzero(layers & (positions >= POSITION_FRACTION))

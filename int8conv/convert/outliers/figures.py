@@ -1,4 +1,4 @@
-"""Figures of a converted folder that a picture of it shows: magnitudes of channels, expected errors of linears."""
+"""Data for plots of a converted folder: channel magnitudes, expected errors of linears."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import numpy.typing as npt
 from ...formats.int8.folder import ConvertedFolder
 from ...formats.int8.manifest import InputGroup
 from ...formats.int8.stats import Stats, input_stats
+from ...formats.safetensors.dtypes import widened
 from ...formats.safetensors.stored import StoredTensor, read_array, read_rows
 
 MOST_BINS: Final = 1024
-"""Across a map: of wider inputs, adjacent channels share a bin, which shows the largest."""
+"""Width of a map; in wider inputs, adjacent channels share a bin, which shows the largest."""
 _BLOCK_ROWS: Final = 256
 
 
 def outlier_map(
     groups: Sequence[InputGroup], converted: ConvertedFolder, stats: Stats | None
 ) -> npt.NDArray[np.float64]:
-    """Magnitudes ``[inputs, channels]``; NaN where there is nothing to show."""
+    """Magnitudes ``[inputs, channels]``; NaN if there is nothing to show."""
     values = np.full((len(groups), max(g.in_features for g in groups)), np.nan)
     for row, group in enumerate(groups):
         found = None if stats is None else input_stats(stats, group.linears[0])
@@ -39,14 +40,11 @@ def outlier_map(
 
 def _floats(stored: StoredTensor) -> npt.NDArray[np.float32]:
     """Magnitudes of a 16-bit tensor."""
-    values = read_array(stored)
-    if stored.dtype == "BF16":
-        values = (values.astype(np.uint32) << 16).view(np.float32)
-    return np.abs(values.astype(np.float32))
+    return np.abs(widened(read_array(stored), stored.dtype))
 
 
 def binned(values: npt.NDArray[np.float64], most: int = MOST_BINS) -> npt.NDArray[np.float64]:
-    """The largest value of neighbouring columns, so that at most ``most`` are left."""
+    """The largest values of adjacent columns, so that at most ``most`` are left."""
     wide = -(-values.shape[1] // most)
     padded = np.full((values.shape[0], -(-values.shape[1] // wide) * wide), np.nan)
     padded[:, : values.shape[1]] = values
@@ -55,10 +53,10 @@ def binned(values: npt.NDArray[np.float64], most: int = MOST_BINS) -> npt.NDArra
 
 
 def expected_errors(converted: ConvertedFolder) -> dict[str, float]:
-    """Root of noise over signal of each linear, from the file alone.
+    """Expected relative RMS error of each linear, from the file alone.
 
-    Rounding to codes is uniform noise of ``scale^2 / 12`` for each weight outside the outlier columns; the signal is what
-    codes and columns stand for.
+    Rounding to codes adds uniform noise of ``scale^2 / 12`` per weight outside the outlier columns; the signal is the
+    dequantized weight.
     """
     errors = {}
     for path, linear in converted.linears.items():

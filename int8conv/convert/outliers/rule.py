@@ -1,14 +1,14 @@
-"""Which input columns of a group stay in 16 bits, and from where the outlier fallback takes an activation: every rule for it.
+"""Which input columns of a group stay in 16 bits, and the threshold of the outlier fallback: all rules.
 
-Measured figures behind the defaults are in docs/fidelity.md.
+The measurements behind the defaults are in docs/fidelity.md.
 
-- ``absmax`` (default): channels whose largest magnitude is at least 4 times the median channel's, the largest first; at least
-  16, since kernels read 16 columns at a time, and at most max(16, 1 %). Free of scale.
-- ``error``: the cap's worth of channels with the largest expected error, absmax x weight error.
-- ``paper``: the systematic dimensions of LLM.int8() (arXiv:2208.07339, section 4.1), at inputs that a norm feeds; none elsewhere.
+- ``absmax`` (default): channels whose largest magnitude is at least 4 times the median channel's, largest first; at least
+  16, since kernels read 16 columns at a time, and at most max(16, 1 %). Scale-invariant.
+- ``error``: as many channels as the cap allows, those with the largest expected error (absmax x weight error).
+- ``paper``: the systematic dimensions of LLM.int8() (arXiv:2208.07339, section 4.1) at inputs that come from a norm; none elsewhere.
 
-The paper's criterion is 6.0 whatever the input. It was made for normalised inputs: at the second matrix of a gated FFN it would
-keep nearly every column.
+The paper's criterion is 6.0 for every input. It was designed for normalised inputs: at the second matrix of a gated FFN it
+would keep nearly every column.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...formats.int8.names import OUTLIER_MULTIPLE
-from ...formats.int8.outlier_cap import CAP_COLUMNS, CAP_SHARE, most_outliers
+from ...formats.int8.outlier_cap import CAP_COLUMNS, CAP_FRACTION, most_outliers
 from ...formats.int8.stats import InputStats, Stats
 from .collect import systematic_dimensions
 
@@ -32,7 +32,7 @@ HEAVY_TAILS: Final[tuple[HeavyTails, ...]] = ("16bit", "8bit")
 
 FACTOR: Final = 4.0
 HEAVY_KURTOSIS: Final = 16.0
-"""Of values outside the columns: a normal distribution has 3, inputs behind a norm 3 to 9, gated FFNs' second inputs 40 and more."""
+"""Kurtosis outside the columns: 3 for a normal distribution, 3 to 9 after a norm, 40 and more for the second input of gated FFNs."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class OutlierChoice:
     """The choice for one input."""
 
     columns: npt.NDArray[np.int32]
-    """Ascending; empty for none."""
+    """Ascending; empty if there are none."""
     threshold: float | None
     """Just above the largest magnitude that calibration saw outside the columns; 0.0: all activations of this input are
-    multiplied in 16 bits. None: not known."""
+    multiplied in 16 bits; None: unknown."""
 
     def to_json(self) -> dict[str, Any]:
         return {"columns": self.columns.tolist(), "threshold": self.threshold}
@@ -58,20 +58,24 @@ NO_OUTLIERS: Final = OutlierChoice(np.empty(0, np.int32), None)
 
 @dataclass(frozen=True)
 class Choosing:
-    """How to choose."""
+    """The settings of the choice."""
 
     rule: Rule = "absmax"
-    share: float = CAP_SHARE
-    """Of an input's columns, kept in 16 bits at most (or 16 columns, if that is more); 0: none, the fallback is alone."""
+    max_fraction: float = CAP_FRACTION
+    """Largest fraction of an input's columns to keep in 16 bits, or 16 columns if that is more; 0: none, only the fallback."""
     heavy_tails: HeavyTails = "16bit"
-    """What happens to activations of an input whose values are heavy-tailed outside of its columns. One value then sets the scale
-    of nearly every token, and a fallback that is of use takes something in nearly every block: 16 bits throughout cost less."""
+    """How to treat an input whose values are heavy-tailed outside its columns. There a single value sets the scale of nearly
+    every token, and a useful fallback would be active in nearly every block: multiplying everything in 16 bits costs less."""
 
     def describe(self) -> str:
-        """For the manifest."""
+        """The rule in words, for the manifest."""
         what = {"absmax": f"absmax >= {FACTOR:g} * median", "error": "absmax * weight error",
                 "paper": "systematic dimensions"}  # fmt: skip
-        most = f"at most max({CAP_COLUMNS}, {self.share:.3g})" if self.share else "at most 0"
+        most = (
+            f"at most max({CAP_COLUMNS}, {self.max_fraction:.3g})"
+            if self.max_fraction
+            else "at most 0"
+        )
         return f"{what[self.rule]}, {most}, heavy tails in {self.heavy_tails}"
 
 
@@ -95,9 +99,9 @@ def choose_outliers(
 
     Args:
         found: its statistics.
-        tokens: positions that they are of.
+        tokens: the number of positions they cover.
         choosing: the rule.
-        dimensions: the checkpoint's systematic dimensions, for the rule ``paper``; None: they do not concern this input.
+        dimensions: the checkpoint's systematic dimensions, for the rule ``paper``; None if they do not apply to this input.
     """
     in_features = len(found.absmax)
     if not found.absmax.any():
@@ -105,8 +109,8 @@ def choose_outliers(
     order, wanted = _ranked(found, choosing.rule, dimensions)
     if wanted:
         wanted = -(-wanted // OUTLIER_MULTIPLE) * OUTLIER_MULTIPLE
-    kept = min(wanted, most_outliers(in_features, choosing.share))
-    # what would be kept by default is no ordinary activation, kept or not
+    kept = min(wanted, most_outliers(in_features, choosing.max_fraction))
+    # columns that the default rule would keep are not ordinary activations, whether kept or not
     ordinary = order[min(wanted, most_outliers(in_features)) :]
     columns = np.sort(order[:kept]).astype(np.int32)
     return OutlierChoice(columns, _threshold(found, tokens, ordinary, choosing))
@@ -115,7 +119,7 @@ def choose_outliers(
 def _ranked(
     found: InputStats, rule: Rule, dimensions: npt.NDArray[np.int64] | None
 ) -> tuple[npt.NDArray[np.intp], int]:
-    """Channels, the most useful first, and how many of them the rule asks for."""
+    """Channels, most useful first, and how many of them the rule requests."""
     absmax = found.absmax
     if rule == "paper":
         score = absmax.astype(np.float64)
@@ -141,17 +145,17 @@ def _threshold(
 
 
 def kurtosis(found: InputStats, tokens: int, channels: npt.NDArray[np.intp]) -> float:
-    """Mean fourth power over squared mean square of the values of some channels."""
+    """Kurtosis of some channels: mean fourth power over squared mean square."""
     squares, fourths = (
         float(found.squares[0, channels].sum()),
         float(found.fourths[0, channels].sum()),
     )
-    # not over the square, which may be 0 or infinite where neither sum is
+    # dividing by the square could give 0 or infinity where neither sum is
     return fourths / squares / squares * tokens * len(channels) if squares else 0.0
 
 
 def _just_above(value: float) -> float:
-    """The next number of three significant digits: sums in another order must not change the file."""
+    """The next number with three significant digits: another order of summation must not change the file."""
     digits = Context(prec=3, rounding=ROUND_FLOOR)
     above = digits.create_decimal_from_float(value)
     while float(above) <= value:

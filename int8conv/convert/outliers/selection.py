@@ -1,4 +1,4 @@
-"""Which tensors of a source become int8, which stay in 16 bits and which are left out: by the decoder's modules."""
+"""Which tensors of a source become int8, stay in 16 bits or are left out, according to the decoder's modules."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Linear:
 
 @dataclass(frozen=True)
 class Group:
-    """Linears that share an input, in the order in which they stand next to each other."""
+    """Linears that share an input, in the order in which they are stored next to each other."""
 
     linears: tuple[Linear, ...]
     kind: str
-    """What they are, for people."""
+    """Their kind, for display."""
     input: str
-    """Path by which calibration knows their input."""
+    """Path that identifies their input in calibration."""
 
 
 @dataclass(frozen=True)
@@ -48,29 +48,29 @@ class Kept:
 
 @dataclass(frozen=True)
 class Selection:
-    """Everything in a source, in the order of the output."""
+    """Everything in a source, in output order."""
 
     items: tuple[Group | Kept, ...]
     skipped: dict[str, str]
-    """Tensors that are left out, and why."""
+    """Tensors left out, and why."""
     notes: tuple[str, ...] = ()
-    """What the user should know."""
+    """Notes for the user."""
 
 
 @dataclass(frozen=True)
 class Patterns:
-    """Regular expressions that match somewhere in a linear's path."""
+    """Regular expressions, searched for in a linear's path."""
 
     keep: tuple[str, ...] = ()
     """Linears that stay in 16 bits."""
     quantize: tuple[str, ...] = ()
-    """Further matrices that become int8: head, embeddings."""
+    """Additional matrices to quantize: head, embeddings."""
 
     def check(self, quantized: Collection[str], others: Collection[str]) -> None:
-        """Refuse a pattern that matches nothing which it could change.
+        """Refuse a pattern that has no effect.
 
         Raises:
-            ArgumentError: names the pattern, and a path that one could match.
+            ArgumentError: names the pattern and a path that it could match.
         """
         for option, patterns, paths in (
             ("keep matches no linear that would be quantized", self.keep, quantized),
@@ -78,7 +78,9 @@ class Patterns:
         ):
             for pattern in patterns:
                 if not any(re.search(pattern, path) for path in paths):
-                    example = f"such as {next(iter(paths))}" if paths else "nothing: there is none"
+                    example = (
+                        f"such as {next(iter(paths))}" if paths else "no pattern: there are none"
+                    )
                     raise ArgumentError(option, expected=example, found=repr(pattern))
 
 
@@ -94,7 +96,7 @@ def select_modules(
 
     Raises:
         ArgumentError: a pattern matches nothing.
-        MissingTensorError, ShapeError, UnsupportedDtypeError, CompanionError: the source is not what its config implies.
+        MissingTensorError, ShapeError, UnsupportedDtypeError, CompanionError: the source does not match its config.
     """
     modules = architecture.modules
     patterns.check(
@@ -128,7 +130,7 @@ def _tensors(item: Group | Kept) -> Iterator[StoredTensor | Matrix]:
 
 
 def _quantizable(module: Module) -> bool:
-    """Whether a module that stays in 16 bits by default can be int8 as well."""
+    """Whether a module that stays in 16 bits by default can also be int8."""
     return module.kind in ("embedding", "projection", "head") and module.role != "positions"
 
 
@@ -138,7 +140,7 @@ def _linear(checkpoint: Checkpoint, module: Module) -> Linear:
 
 
 def _bias(checkpoint: Checkpoint, module: Module) -> StoredTensor | None:
-    """A linear's; also one that the config says nothing of, which has to stand beside its weight and which nobody uses."""
+    """A linear's bias, including one that the config does not mention: it is not used, but stored next to its weight."""
     if module.bias or f"{module.path}.{BIAS}" in checkpoint.tensors:
         return find_tensor(checkpoint, module, BIAS)
     return None
@@ -151,11 +153,11 @@ def _kept(checkpoint: Checkpoint, module: Module) -> Iterator[Kept]:
 
 
 def keep(checkpoint: Checkpoint, tensor: StoredTensor, kind: str) -> Kept:
-    """A tensor as it stays.
+    """A tensor that is not quantized.
 
     Raises:
-        UnsupportedDtypeError: a weight of integers, which another program quantized; or FP8 and not a matrix.
-        CompanionError: FP8 without scales that fit.
+        UnsupportedDtypeError: an integer weight, quantized by another program; or FP8 but not a matrix.
+        CompanionError: FP8 without matching scales.
     """
     integers = tensor.dtype.startswith(("I", "U", "BOOL")) and not tensor.name.endswith(
         f".{WEIGHT}"
@@ -168,7 +170,7 @@ def keep(checkpoint: Checkpoint, tensor: StoredTensor, kind: str) -> Kept:
 def _extras(
     checkpoint: Checkpoint, architecture: Architecture, taken: Collection[str]
 ) -> tuple[list[Kept], dict[str, str]]:
-    """Tensors that no module of the decoder has: kept as they are, but for those that are redundant."""
+    """Tensors that belong to no module of the decoder: kept unchanged unless they are redundant."""
     head = architecture.family.names["head"] + ".weight"
     extras, skipped = [], {}
     for name, tensor in checkpoint.tensors.items():
@@ -196,7 +198,7 @@ def _notes(
         if path in modules and not (kind == WEIGHT or (kind == BIAS and modules[path].bias))
     ]  # fmt: skip
     if unannounced:
-        yield f"{_some(unannounced)}: the config says nothing of them; kept, and not used (nor does transformers)"
+        yield f"{_some(unannounced)}: not mentioned in the config; kept but not used (transformers ignores them too)"
     before, _, _ = architecture.family.names["attn_norm"].partition("{}")
     numbers = ((name, name.removeprefix(before).partition(".")[0]) for name in names)
     count = architecture.config.num_layers
@@ -205,7 +207,7 @@ def _notes(
         if name.startswith(before) and re.fullmatch("[0-9]{1,9}", number) and int(number) >= count
     ]  # fmt: skip
     if beyond:
-        yield f"{_some(beyond)}: of layers beyond the config's {count}; kept, and not used (nor does transformers)"
+        yield f"{_some(beyond)}: in layers beyond the config's {count}; kept but not used (transformers ignores them too)"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -223,20 +225,20 @@ _ACTIVATION_SCALES: Final = (
 
 
 def why_skipped(checkpoint: Checkpoint, tensor: StoredTensor) -> str | None:
-    """Why a tensor of any model is left out; None if it is not."""
+    """Why a tensor is left out of any model's conversion; None if it is kept."""
     name = tensor.name
     if (weight := scaled_weight(checkpoint.tensors, name)) is not None:
         if scale_tensor(checkpoint, weight.name) == tensor:
-            return "scales of an FP8 weight, which are multiplied into it"
+            return "scales of an FP8 weight, already multiplied into it"
     elif name.endswith(_ACTIVATION_SCALES) and checkpoint.has_fp8:
-        return "a scale of FP8 activations, which there are none of"
+        return "a scale of FP8 activations, which the output does not have"
     if _BUFFER.search(name) or _is_causal_mask(tensor):
         return COMPUTED
     return None
 
 
 def _is_causal_mask(tensor: StoredTensor) -> bool:
-    """The first GPTs call theirs ``bias``, ``[1, 1, positions, positions]``."""
+    """Early GPTs store theirs as ``bias``, ``[1, 1, positions, positions]``."""
     shape = tensor.shape
     square = len(shape) >= 3 and shape[-1] == shape[-2] and set(shape[:-2]) == {1}
     return square and tensor.name.endswith(f".{BIAS}")

@@ -1,4 +1,4 @@
-"""What statistics show, and what the default rule makes of them."""
+"""A summary of statistics, and what the default rule would choose."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from .rule import Choosing, choose_all
 
 @dataclass(frozen=True)
 class InputSummary:
-    """One input's activations."""
+    """Summary of one input's activations."""
 
     channels: int
     median_absmax: float
-    """Over the channels."""
+    """Median and maximum over the channels."""
     absmax: float
     channels_from_6: int
     """Channels that reach 6.0, the threshold of LLM.int8()."""
     columns: int
-    """That the default rule keeps in 16 bits."""
+    """Columns that the default rule keeps in 16 bits."""
     threshold: float | None
-    """From which the outlier fallback takes an activation; 0: all of them, None: none is known."""
+    """Magnitude from which the outlier fallback multiplies an activation in 16 bits; 0: all activations, None: unknown."""
 
 
 @dataclass(frozen=True)
 class StatsSummary:
-    """Statistics of a checkpoint, summed up."""
+    """Summary of a checkpoint's statistics."""
 
     stats: Stats
     systematic_dimensions: tuple[int, ...]
     """LLM.int8()'s outlier dimensions of the hidden state (arXiv:2208.07339, section 4.1)."""
     inputs: dict[str, InputSummary]
-    """By the path of the input's first linear."""
+    """Keyed by the path of the input's first linear."""
 
     def to_json(self) -> dict[str, Any]:
         stats = self.stats
@@ -49,7 +49,7 @@ class StatsSummary:
 
 
 def summarize_stats(stats: Stats) -> StatsSummary:
-    """Sum up statistics."""
+    """Summarize statistics."""
     choices = choose_all(stats, Choosing())
     inputs = {
         path: InputSummary(

@@ -1,31 +1,29 @@
-"""Quantize blocks of rows with PyTorch, on a GPU: the same bytes as ``quantize.RowQuantizer``."""
+"""Quantize blocks of rows with PyTorch on a GPU, to the same bytes as ``quantize.RowQuantizer``."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from ...runtime.weights.mapping import from_bits
 from .float16_bits import Bits
 from .quantize import SMALLEST_SCALE, NonFiniteRowError, QuantizedRows
 from .sample import RowSample
-
-_DTYPES: Final = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-_BITS: Final = {2: np.int16, 4: np.int32}
 
 
 class DeviceQuantizer:
     """Quantizes blocks of rows on a device.
 
-    Division and rounding are single IEEE operations there too, so every code and scale is the CPU's.
+    Division and rounding are single IEEE operations there too, so every code and scale equals the CPU's.
 
     Args:
         dtype: F16, BF16 or F32.
         columns: outlier columns, int ``[k]``.
         device: where the arithmetic is done.
-        sample: measures what is lost.
+        sample: measures the quantization error.
     """
 
     def __init__(
@@ -35,7 +33,7 @@ class DeviceQuantizer:
         device: torch.device,
         sample: RowSample | None = None,
     ) -> None:
-        self.dtype = _DTYPES[dtype]
+        self.dtype = dtype
         self.columns = columns
         self._device = device
         self._index = torch.from_numpy(columns.astype(np.int64)).to(device)
@@ -48,12 +46,11 @@ class DeviceQuantizer:
             NonFiniteRowError: a value is NaN or infinite.
         """
         outliers = bits[:, self.columns]
-        stored = torch.from_numpy(bits.view(_BITS[bits.itemsize])).to(self._device)
-        wide = stored.view(self.dtype).to(torch.float32, copy=True)
+        wide = from_bits(bits, self.dtype).to(self._device).to(torch.float32, copy=True)
         _check_finite(wide)
         wide[:, self._index] = 0
         largest = wide.abs().amax(1) if wide.shape[1] else wide.new_zeros(len(wide))
-        # by a tensor: PyTorch multiplies by the reciprocal of a plain number on a GPU
+        # divide by a tensor: on a GPU, PyTorch would multiply by the reciprocal of a Python number
         scale = (largest / torch.full_like(largest, 127)).clamp_min(float(SMALLEST_SCALE))
         scale = torch.where(largest > 0, scale, largest)
         wide /= torch.where(largest > 0, scale, torch.ones_like(scale))[:, None]

@@ -1,7 +1,7 @@
-"""16-bit floats as their bits, in numpy: widen, find the largest magnitude, round to.
+"""16-bit floats as bits in numpy: widen, find the largest magnitude, round.
 
-Works on bits because numpy has no bfloat16, and because its own float16 conversions are several times slower than the
-integer operations below.
+Works on bits because numpy has no bfloat16 and its float16 conversions are several times slower than the integer operations
+below.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ Bits = npt.NDArray[Any]
 """uint16 (F16, BF16) or uint32 (F32)."""
 
 MAGNITUDE: Final = {"F16": 0x7FFF, "BF16": 0x7FFF, "F32": 0x7FFFFFFF}
-INFINITY: Final = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000}
-"""Magnitudes from here on are infinite or NaN."""
-
 _REBIAS: Final = np.float32(2.0**112)
 """The exponent bias of float32 is 127, that of float16 is 15."""
 
@@ -32,7 +29,7 @@ def widen(bits: Bits, dtype: str, out: npt.NDArray[np.float32]) -> npt.NDArray[n
         np.left_shift(wide, 16, out=wide)
     else:
         signed = out.view(np.int32)
-        np.copyto(signed, bits.view(np.int16))  # the sign spreads over the upper half
+        np.copyto(signed, bits.view(np.int16))  # sign-extends into the upper half
         np.left_shift(wide, 13, out=wide)
         np.bitwise_and(wide, 0x8FFFE000, out=wide)
         np.multiply(out, _REBIAS, out=out)
@@ -40,16 +37,16 @@ def widen(bits: Bits, dtype: str, out: npt.NDArray[np.float32]) -> npt.NDArray[n
 
 
 def largest_magnitudes(bits: Bits, dtype: str, scratch: Bits) -> Bits:
-    """The bits of each row's largest magnitude, NaN above all: ``[rows, n]`` -> ``[rows]``; ``scratch`` is like ``bits``."""
+    """The bits of each row's largest magnitude, NaN being the largest: ``[rows, n]`` -> ``[rows]``; ``scratch`` is like ``bits``."""
     if bits.shape[1] == 0:
         return np.zeros(bits.shape[0], bits.dtype)
     np.bitwise_and(bits, MAGNITUDE[dtype], out=scratch)
-    largest: Bits = scratch.max(axis=1)  # magnitudes order like their bits
+    largest: Bits = scratch.max(axis=1)  # magnitudes sort like their bits
     return largest
 
 
 def round_to_half(values: npt.NDArray[np.float32], dtype: str) -> tuple[Bits, int]:
-    """Round finite float32 to F16 or BF16, half to even; also how many values changed. Overflow becomes infinity."""
+    """Round finite float32 to F16 or BF16, half to even; also returns how many values changed. Overflow gives infinity."""
     if dtype == "F16":
         with np.errstate(over="ignore"):
             half = values.astype(np.float16)

@@ -1,4 +1,4 @@
-"""Quantize a block of rows (SPEC.md section 1.1); the arithmetic of the format, in one place."""
+"""Quantize a block of rows (SPEC.md section 1.1): the format's arithmetic in one place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...formats.safetensors.buffers import Buffers
-from .float16_bits import INFINITY, Bits, largest_magnitudes, widen
+from ...formats.safetensors.dtypes import INFINITY_BITS
+from .float16_bits import Bits, largest_magnitudes, widen
 from .sample import RowSample
 
 SMALLEST_SCALE = np.float32(2.0**-126)
@@ -16,7 +17,7 @@ SMALLEST_SCALE = np.float32(2.0**-126)
 
 @dataclass(frozen=True)
 class QuantizedRows:
-    """One block; arrays are the quantizer's buffers, valid until the next block."""
+    """One block; the arrays are the quantizer's buffers, valid until the next block."""
 
     codes: npt.NDArray[np.int8]
     """``[rows, in]``, zero in outlier columns."""
@@ -32,8 +33,8 @@ class RowQuantizer:
     Args:
         dtype: F16, BF16 or F32.
         columns: outlier columns, int ``[k]``.
-        buffers: memory to work in; what a block needs in float32 should fit a core's cache.
-        sample: measures what is lost.
+        buffers: memory to work in; a block in float32 should fit a core's cache.
+        sample: measures the quantization error.
     """
 
     def __init__(
@@ -72,12 +73,12 @@ class RowQuantizer:
         if self._sample and exact is not None:
             self._sample.add(exact, wide, scale, first)
         codes = self._buffers.take("codes", bits.shape, np.int8)
-        np.copyto(codes, wide, casting="unsafe")  # within 127: no row value passes its scale
+        np.copyto(codes, wide, casting="unsafe")  # within +-127, as scales cover every value
         return QuantizedRows(codes, scale, outliers)
 
 
 class NonFiniteRowError(ValueError):
-    """Internal: a NaN or an infinity at ``row`` of the block; the caller knows file and tensor."""
+    """Internal: a NaN or infinity in ``row`` of the block; the caller knows file and tensor."""
 
     def __init__(self, row: int) -> None:
         super().__init__(row)
@@ -86,6 +87,6 @@ class NonFiniteRowError(ValueError):
 
 def check_finite(largest: Bits, dtype: str) -> None:
     """Raise NonFiniteRowError at the first row whose largest magnitude ``[rows]`` is NaN or infinite."""
-    bad = largest >= INFINITY[dtype]
+    bad = largest >= INFINITY_BITS[dtype]
     if bad.any():
         raise NonFiniteRowError(int(bad.argmax()))

@@ -1,7 +1,7 @@
-"""What quantizing loses, measured on a sample of rows while they pass: an exact figure would cost a third of the time.
+"""Quantization error, measured on a sample of rows during conversion: the exact figure would take a third of the time.
 
-For a weight ``w`` and what its codes stand for ``v``: SQNR = 10 log10(sum w^2 / sum (w - v)^2). ``inspect --against`` has the
-exact figure, over all rows.
+For a weight ``w`` and its dequantized value ``v``: SQNR = 10 log10(sum w^2 / sum (w - v)^2). ``inspect --against`` gives the
+exact figure over all rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 ELEMENTS: Final = 1 << 19
-"""A sample has about so many; a smaller matrix is measured whole."""
+"""Approximate size of a sample; smaller matrices are measured completely."""
 
 
 class RowSample:
@@ -24,7 +24,7 @@ class RowSample:
         self._signal = self._noise = self._largest = 0.0
 
     def quotients(self, wide: npt.NDArray[np.float32], first: int) -> npt.NDArray[np.float32]:
-        """A copy of the sampled rows of a block that starts at row ``first``, before they are rounded."""
+        """A copy of the sampled rows of a block that starts at row ``first``, before rounding."""
         return np.array(wide[-first % self.step :: self.step])
 
     def add(
@@ -34,7 +34,7 @@ class RowSample:
         scale: npt.NDArray[np.float32],
         first: int,
     ) -> None:
-        """Measure the sampled rows of a block, now that they are rounded."""
+        """Measure the sampled rows of a block, after rounding."""
         rows = slice(-first % self.step, None, self.step)
         weight = np.square(scale[rows].astype(np.float64))
         self._signal += float(weight @ np.einsum("ij,ij->i", quotients, quotients))
@@ -45,13 +45,13 @@ class RowSample:
             self._largest = max(self._largest, float(largest.max()))
 
     def add_exact(self, values: npt.NDArray[np.float32], first: int) -> None:
-        """Add outlier columns ``[rows, k]`` of a block, which lose nothing."""
+        """Add outlier columns ``[rows, k]`` of a block, which are exact."""
         rows = values[-first % self.step :: self.step]
         self._signal += float(np.einsum("ij,ij->", rows, rows, dtype=np.float64))
 
     @property
     def sqnr_db(self) -> float | None:
-        """None where nothing was lost."""
+        """None if nothing was lost."""
         return 10 * math.log10(self._signal / self._noise) if self._noise else None
 
     @property

@@ -1,1 +1,1 @@
-"""The Hugging Face hub: download a checkpoint, or read it there by ranges of bytes."""
+"""The Hugging Face hub: download a checkpoint, or read it remotely by byte ranges."""

@@ -1,7 +1,7 @@
-"""Sources that are named by their id on the Hugging Face hub: found, and downloaded into the hub library's own cache.
+"""Find sources by their id on the Hugging Face hub and download them into the hub library's cache.
 
-The library is imported only when there is something to ask the hub for. It looks up tokens, resumes files, draws its bars,
-and answers from its cache when the hub is out of reach.
+The hub library is imported only when the hub is needed. It looks up tokens, resumes files, shows progress bars,
+and falls back to its cache when the hub is unreachable.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from .remote import RemoteFile
 _PART: Final = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"
 _ID: Final = re.compile(rf"({_PART}/{_PART})(?:@(\w(?:[\w./+-]*[\w+-])?))?", re.ASCII)
 
-_SMALL_FILES: Final = (
+_METADATA_FILES: Final = (
     "*.json", CODE, *NAMES,
 )  # fmt: skip
 
 
 def _folders_but(kept: str) -> list[str]:
-    """Patterns of ``fnmatch``, for files in any folder but that one, in folders within it, and for what is no template.
+    """``fnmatch`` patterns for files in any folder but ``folder``, in its subfolders, and for files that are not templates.
 
-    There is no pattern for "does not start with": one for each place where a name can differ.
+    There is no pattern for "does not start with", so there is one for each position at which a name can differ.
     """
     start = f"{kept}/"
     differ = [f"{start[:i]}[!{c}]*/*" for i, c in enumerate(start)]
@@ -55,38 +55,38 @@ def _folders_but(kept: str) -> list[str]:
 _NEVER: Final = (
     *_folders_but(TEMPLATES_FOLDER), "*.h5.index.json", "*.msgpack.index.json", "*.onnx.index.json",
 )  # fmt: skip
-"""Folders, in which repositories keep their weights in other formats, and those formats' indexes."""
+"""Subfolders, where repositories keep weights in other formats, and the indexes of those formats."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint, and where it is from."""
+    """A checkpoint and its origin."""
 
     folder: Path
-    """On this machine."""
+    """The folder on this machine."""
     id: str
-    """``org/name`` on the hub, or the folder's name."""
+    """``org/name`` on the hub, or the name of the folder."""
     revision: str | None = None
     """The commit, for a checkpoint from the hub."""
     remote: Mapping[str, WeightsFile] = field(default_factory=dict)
-    """Weights files that are not in the folder but stay on the hub, by name."""
+    """Weights files that stay on the hub, by name."""
     only: str | None = None
-    """The weights file, or index, that was named itself; None if the folder was."""
+    """The weights file or index that was given instead of the folder, if any."""
 
 
 def resolve(source: str | os.PathLike[str], *, stream: bool = False) -> Source:
-    """The folder that a path or hub id means; what it lacks of a hub checkpoint is downloaded.
+    """Resolve a path or hub id to a folder, downloading missing files of a hub checkpoint.
 
     Args:
-        source: a path, which wins if it exists, of a folder or of a weights file (or index) in one; else a string ``org/name`` or ``org/name@revision``, the revision being a
-            branch, a tag or a commit.
-        stream: leave the weights of a hub checkpoint on the hub, unless they are all in the cache: they are read from there.
+        source: the path of a folder, or of a weights file (or index) in one, if it exists; otherwise a hub id ``org/name`` or
+            ``org/name@revision``, where the revision is a branch, tag or commit.
+        stream: leave the weights of a hub checkpoint on the hub and read them from there, unless all are in the cache.
 
     Raises:
-        NotFoundError: neither a path that exists nor the form of a hub id; a repository without weights that can be read.
-        ArgumentError: ``stream``, and the weights are pickles.
+        NotFoundError: neither an existing path nor a hub id; or a repository without readable weights.
+        ArgumentError: ``stream`` is set and the weights are pickles.
         CheckpointError: the index of the weights is malformed.
-        HubError: not on the hub, not open to this user, or not to be reached.
+        HubError: the source is not on the hub, this user has no access, or the hub cannot be reached.
         OutputError: the cache cannot be written to.
     """
     path = Path(source)
@@ -105,12 +105,12 @@ def resolve(source: str | os.PathLike[str], *, stream: bool = False) -> Source:
 
 
 def _readable_name(folder: Path) -> str:
-    """A folder's name as text: one that is no UTF-8 can stand in no file of JSON."""
+    """A folder's name as text: a name that is not UTF-8 could not be written to JSON."""
     return os.fsencode(folder.resolve().name).decode("utf-8", "replace")
 
 
 def resolve_headers(source: str | os.PathLike[str]) -> Source:
-    """As ``resolve``, for a reader of headers alone: weights are downloaded only where they are pickles."""
+    """Like ``resolve``, but for reading headers only: weights are downloaded only if they are pickles."""
     try:
         return resolve(source, stream=True)
     except ArgumentError:
@@ -124,12 +124,12 @@ def parse_id(text: str) -> tuple[str, str | None] | None:
 
 
 def _download(source: str, repository: str, revision: str | None, *, stream: bool) -> Source:
-    """Small files first, as they tell the commit and the shards; then the weights, by name."""
-    folder = _fetch(repository, revision, _SMALL_FILES)
-    here = Source(folder, repository, folder.name)  # a snapshot is called as its commit
+    """Download metadata files first, as they give the commit and the shards; then the weights, by name."""
+    folder = _fetch(repository, revision, _METADATA_FILES)
+    here = Source(folder, repository, folder.name)  # a snapshot is named after its commit
     cached = _cached(folder)
     if cached and cached.standard and cached.format is SAFETENSORS:
-        return here  # with no further look at the hub
+        return here  # without asking the hub again
     try:
         files = _list_files(repository, here.revision)
     except Exception:
@@ -153,12 +153,12 @@ def _download(source: str, repository: str, revision: str | None, *, stream: boo
 
 
 def _fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The snapshot's folder in the cache, with the files that match and are in none of the folders ``_NEVER``."""
+    """The snapshot's folder in the cache, with the matching files that are not in any folder of ``_NEVER``."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     class Bar(tqdm):
-        """A bar where stderr is a terminal; the library's count of files would be drawn anywhere."""
+        """A bar shown only if stderr is a terminal; the library would always show its count of files."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **({"disable": None} | options))  # type: ignore[no-untyped-call]
@@ -175,7 +175,7 @@ def _fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Pa
 
 
 def _list_files(repository: str, commit: str | None) -> dict[str, Any]:
-    """The library's records of the files at the top of a repository, by name."""
+    """The library's records of a repository's top-level files, by name."""
     from huggingface_hub import HfApi
 
     entries = patiently(lambda: list(HfApi().list_repo_tree(repository, revision=commit)))
@@ -183,16 +183,16 @@ def _list_files(repository: str, commit: str | None) -> dict[str, Any]:
 
 
 def _content_id(file: Any) -> str:
-    """What differs when the content does: its SHA-256 where the hub keeps it apart from git, else git's own id."""
+    """An id of the content: its SHA-256 if the hub stores it outside git, otherwise git's blob id."""
     return str(file.lfs.sha256 if file.lfs is not None else file.blob_id)
 
 
 def _cached(folder: Path) -> WeightFiles | None:
-    """The weights in the folder, if all of them are there."""
+    """The weights in the folder, if all of them are present."""
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     try:
         found = find_weight_files(present, folder)
-    except (ArgumentError, MissingShardError):  # some of them, by another tool
+    except (ArgumentError, MissingShardError):  # only some, downloaded by another tool
         return None
     return found if found and present.issuperset(_shards(found, folder)) else None
 
@@ -206,7 +206,7 @@ def _shards(found: WeightFiles, folder: Path) -> list[str]:
 def _find_weights(
     source: str, folder: Path, files: Collection[str]
 ) -> tuple[WeightFormat, list[str]]:
-    """The best weights in a repository; refuses one that lacks a file before others are downloaded."""
+    """The best weights in a repository; an incomplete one is refused before anything is downloaded."""
     found = find_weight_files(files, source)
     if found is None:
         raise NotFoundError(
@@ -216,5 +216,7 @@ def _find_weights(
     shards = _shards(found, folder)
     for name in (CONFIG_FILE, *shards):
         if name not in files:
-            raise HubNotFoundError("the repository lacks a file", file=source, expected=name)
+            raise HubNotFoundError(
+                "a file is missing from the repository", file=source, expected=name
+            )
     return found.format, shards

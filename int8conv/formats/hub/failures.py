@@ -1,4 +1,4 @@
-"""What can go wrong between here and the hub: which failures pass, how long to wait, and what the others mean to a user."""
+"""Failures of the hub: which are transient, how long to wait, and what the others mean to the user."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from ...errors import (
 _Result = TypeVar("_Result")
 
 WAITS: Final = (1, 2, 4, 8)
-"""Seconds before each further attempt, where the hub does not ask for more."""
+"""Seconds before each further attempt, unless the hub asks for a longer wait."""
 _LONGEST_WAIT: Final = 300
-"""The hub counts requests over five minutes."""
+"""The hub counts requests over windows of five minutes."""
 _PASSING_STATUS: Final = {408, 429, 500, 502, 503, 504}
 _PASSING_FAULTS: Final = {"TimeoutException", "NetworkError", "RemoteProtocolError", "ConnectionError"}  # fmt: skip
-"""Classes by name, or of their bases: httpx's (the library's version 2 has them from httpx2), and Python's."""
+"""Names of exception classes or their bases: those of httpx (httpx2 in version 2 of the library) and Python."""
 _UNREACHABLE: Final = {"ConnectError", "ConnectTimeout", "ConnectionRefusedError", "ProxyError"}
 
 
 class Patience:
-    """Waits before the next attempt at a request, a few times.
+    """Waits before retrying a request, a limited number of times.
 
     Args:
-        reconnect: whether a hub that cannot be reached counts as a failure that passes: not before the first contact, when
-            the network is likely to be off.
+        reconnect: whether an unreachable hub counts as a transient failure: not before the first contact, when the network
+            is more likely to be down.
     """
 
     def __init__(self, *, reconnect: bool) -> None:
@@ -46,7 +46,7 @@ class Patience:
         self._waits = iter(WAITS)
 
     def after(self, error: Exception) -> None:
-        """Wait; raise the error if it will not pass, or there were enough attempts."""
+        """Wait before a retry; raise the error if it is not transient or there were enough attempts."""
         cause = cause_of(error)
         wait = next(self._waits, None) if self._passes(cause) else None
         if wait is None:
@@ -54,13 +54,15 @@ class Patience:
         time.sleep(max(wait, min(_asked_wait(cause), _LONGEST_WAIT)))
 
     def renew(self) -> None:
-        """It went on: the next failure is a first one."""
+        """Progress was made: the next failure counts as the first."""
         self._waits = iter(WAITS)
 
     def _passes(self, error: BaseException) -> bool:
         from huggingface_hub.errors import OfflineModeIsEnabled
 
-        if isinstance(error, OfflineModeIsEnabled | Int8convError):  # some are a ConnectionError
+        if isinstance(
+            error, OfflineModeIsEnabled | Int8convError
+        ):  # some derive from ConnectionError
             return False
         names = {kind.__name__ for kind in type(error).__mro__}
         if names & _UNREACHABLE:
@@ -69,7 +71,7 @@ class Patience:
 
 
 def patiently(request: Callable[[], _Result]) -> _Result:
-    """The result, after further attempts if what fails may pass."""
+    """The result of a request, retried after transient failures."""
     patience = Patience(reconnect=False)
     while True:
         try:
@@ -80,7 +82,7 @@ def patiently(request: Callable[[], _Result]) -> _Result:
 
 @contextmanager
 def quiet_library() -> Iterator[None]:
-    """The library's warnings, of retries say, stay unsaid: an error is one line. Not for several threads at once."""
+    """Suppress the library's warnings (of retries, for instance), as an error is one line. Not thread-safe."""
     from huggingface_hub.utils import logging as library
 
     before = library.get_verbosity()
@@ -94,30 +96,30 @@ def quiet_library() -> Iterator[None]:
 
 @contextmanager
 def hub_errors(source: str) -> Iterator[None]:
-    """The library's errors become this package's."""
+    """Turn the library's errors into this package's."""
     try:
         yield
     except Int8convError:
         raise
-    except Exception as error:  # the library's, its HTTP client's, its storage's: no common base
+    except Exception as error:  # library, HTTP client and storage have no common base class
         raise _translated(cause_of(error), source) from error
 
 
 def cause_of(error: Exception) -> BaseException:
-    """What went wrong behind "not in the cache, and could not be downloaded"."""
+    """The cause of "not in the cache, and could not be downloaded"."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     return (isinstance(error, LocalEntryNotFoundError) and error.__cause__) or error
 
 
 def _status(error: BaseException) -> int | None:
-    """HTTP status of an answer that is behind an error."""
+    """HTTP status of the response that caused an error."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 
 
 def _asked_wait(error: BaseException) -> int:
-    """Seconds that the hub asked to wait for, or 0."""
+    """Seconds that the hub asked to wait, or 0."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     seconds = str(headers.get("Retry-After", "")).strip()
     reset = re.search(r"\br=0;t=(\d+)", str(headers.get("RateLimit", "")).replace(" ", ""))
@@ -138,12 +140,12 @@ def _translated(error: BaseException, source: str) -> Int8convError:
     if isinstance(error, hub.GatedRepoError):
         return HubAccessError(
             "access to this repository is gated", file=source,
-            hint="accept its licence on its page, then set HF_TOKEN to a token of that account",
+            hint="accept the licence on its page, then set HF_TOKEN to a token of that account",
         )  # fmt: skip
     if status in (401, 403):
         return HubAccessError(
             "the hub denies access to this repository", file=source, found=found,
-            hint="check the name, and set HF_TOKEN to a token that may read it",
+            hint="check the name, and set HF_TOKEN to a token with read access",
         )  # fmt: skip
     if isinstance(error, hub.RevisionNotFoundError):
         return HubNotFoundError("no such revision in this repository on the hub", file=source)
@@ -154,13 +156,13 @@ def _translated(error: BaseException, source: str) -> Int8convError:
     if status == 429:
         return HubUnavailableError(
             "too many requests to the hub", file=source, found=found,
-            hint="try again later; with a token in HF_TOKEN it may allow more",
+            hint="try again later; a token in HF_TOKEN may raise the limit",
         )  # fmt: skip
     if status is not None:
         return HubUnavailableError(
             "the hub returned an error", file=source, found=found, hint="try again later"
         )
-    if isinstance(error, OSError) and error.errno and error.filename:  # the cache's disk
+    if isinstance(error, OSError) and error.errno and error.filename:  # on the cache's disk
         kind = NoSpaceError if error.errno == errno.ENOSPC else NotWritableError
         return kind(f"cannot download to the hub's cache: {error.strerror}", file=error.filename)
     return HubUnavailableError(

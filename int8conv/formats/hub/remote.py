@@ -1,8 +1,8 @@
-"""Weights files on the hub, read by HTTP ranges and never stored.
+"""Weights files on the hub, read with HTTP range requests and never stored.
 
-A reader asks for all that its user is going to read (``until``) in one request and hands the body on as it comes: the
-network's own flow control bounds what is in memory. A connection that drops is taken up where it stopped. Every answer
-must be of the same file: the size that the hub lists, and one ETag from first to last.
+A reader requests everything its user is going to read (``until``) at once and passes the body on as it arrives: the
+network's flow control bounds memory. A dropped connection is resumed where it stopped. Every response must be for the same
+file, with the size that the hub lists and one ETag throughout.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from ...errors import HubChangedError, HubUnavailableError, TruncatedFileError
 from .failures import Patience, hub_errors
 
 _PROGRESS_BYTES: Final = 1 << 20
-"""After so many, the next failure counts as a first one."""
+"""After this many bytes, the next failure counts as the first."""
 _EXPIRED: Final = (401, 403, 404, 410)
-"""What a storage answers to an address that was valid for a while."""
+"""How a storage server answers when a temporary URL has expired."""
 
 
 @dataclass
 class _Known:
-    """What the answers so far told of a file; threads may find out the same twice."""
+    """What responses so far revealed about a file; threads may find the same out twice."""
 
     location: str | None = None
-    """Where the hub sent the last request on to."""
+    """Where the hub redirected the last request."""
     etag: str | None = None
 
 
@@ -43,7 +43,7 @@ class RemoteFile:
     name: str
     nbytes: int
     content: str
-    """An id of the content."""
+    """Identifies the content."""
     known: _Known = field(default_factory=_Known, compare=False, repr=False)
 
     @contextmanager
@@ -65,23 +65,23 @@ class RemoteFile:
 
 
 class _RemoteReader:
-    """One body at a time; threads that share it wait for each other, and should read in order."""
+    """Reads one body at a time; threads that share it wait for each other and should read in order."""
 
     def __init__(self, file: RemoteFile, until: int) -> None:
         self._file = file
         self._until = until
         self._lock = threading.Lock()
         self._position = -1
-        """Of the next byte of the body."""
+        """Offset of the next byte of the body."""
         self._body = ExitStack()
         self._chunks: Iterator[bytes] = iter(())
         self._left = memoryview(b"")
-        """Of the last chunk."""
+        """The unread rest of the last chunk."""
 
     def read_into(self, data: memoryview, offset: int) -> None:
         end = offset + len(data)
         if end > self._file.nbytes:
-            raise TruncatedFileError("the file ends before", file=self._file,
+            raise TruncatedFileError("the file is too short", file=self._file,
                                      expected=f"{end} bytes", found=self._file.nbytes)  # fmt: skip
         patience, progress = Patience(reconnect=True), 0
         with self._lock, hub_errors(str(self._file)):
@@ -92,7 +92,7 @@ class _RemoteReader:
                     count = self._take(data)
                 except Exception as error:
                     self.close()
-                    self._file.known.location = None  # the hub may know a better one
+                    self._file.known.location = None  # the hub may give a better one
                     patience.after(error)
                     progress = 0
                 else:
@@ -101,17 +101,17 @@ class _RemoteReader:
                         patience.renew()
 
     def close(self) -> None:
-        """Leave the body, and the connection if there is more of it."""
+        """Drop the body, and the connection if any of it is unread."""
         self._position = -1
         self._left = memoryview(b"")
         self._body.close()
 
     def _take(self, data: memoryview) -> int:
-        """Copy what is there of the body, at most ``data``; the number of bytes."""
+        """Copy what is available of the body into ``data``; returns the number of bytes."""
         while not self._left:
             chunk = next(self._chunks, None)
             if chunk is None:
-                raise ConnectionError("the connection ended within the body")
+                raise ConnectionError("the connection ended in the middle of the body")
             self._left = memoryview(chunk)
         count = min(len(data), len(self._left))
         data[:count] = self._left[:count]
@@ -131,7 +131,7 @@ class _RemoteReader:
         self._position = begin
 
     def _send(self, location: str | None, begin: int, end: int) -> Any:
-        """The answer, whose body is still to come."""
+        """The response, before its body is read."""
         from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
@@ -148,12 +148,12 @@ class _RemoteReader:
                 "GET", location or url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
             )
         )
-        self._chunks = response.iter_raw()  # as it comes
+        self._chunks = response.iter_raw()  # not decompressed
         return response
 
 
 def _check_answer(file: RemoteFile, response: Any, begin: int) -> None:
-    """Refuse an answer that is not the range asked for, of the file known."""
+    """Refuse a response that is not the requested range of the known file."""
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
     if response.status_code == 416:
@@ -177,5 +177,5 @@ def _check_answer(file: RemoteFile, response: Any, begin: int) -> None:
 
 
 def _changed(file: RemoteFile, expected: str, found: str | None) -> HubChangedError:
-    return HubChangedError("the file changed while it was read", file=file, expected=expected,
+    return HubChangedError("the file changed while it was being read", file=file, expected=expected,
                            found=found, hint="run the command again")  # fmt: skip

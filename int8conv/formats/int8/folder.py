@@ -1,4 +1,4 @@
-"""Open a converted folder and hold it to SPEC.md: files, companions, groups, layout. Reads headers and indices only."""
+"""Open a converted folder and check it against SPEC.md: files, companions, groups, layout. Reads headers and outlier indices only."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class QuantizedLinear:
         return self.outlier_index.shape[0] if self.outlier_index else 0
 
     def tensors(self) -> Iterator[StoredTensor]:
-        """Those of the five that it has."""
+        """The tensors that exist, of the five."""
         for t in (self.weight, self.scale, self.outlier_index, self.outlier_weight, self.bias):
             if t is not None:
                 yield t
@@ -82,12 +82,12 @@ class QuantizedLinear:
 
 @dataclass(frozen=True)
 class ConvertedFolder:
-    """A converted folder that passed every check that needs no payload but the outlier indices."""
+    """A converted folder that has passed every check that needs no payload other than the outlier indices."""
 
     checkpoint: Checkpoint
     manifest: Manifest
     linears: dict[str, QuantizedLinear]
-    """By module path, in the order of the file."""
+    """By module path, in file order."""
 
     @property
     def folder(self) -> Path:
@@ -98,13 +98,13 @@ class ConvertedFolder:
         return self.checkpoint.config
 
     def others(self) -> Iterator[StoredTensor]:
-        """The tensors that are not part of a quantized linear."""
+        """The tensors that do not belong to a quantized linear."""
         taken = {t.name for linear in self.linears.values() for t in linear.tensors()}
         return (t for t in self.checkpoint.tensors.values() if t.name not in taken)
 
 
 def is_converted(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder claims to be a converted one (it may still be malformed)."""
+    """Whether a folder claims to be converted (it may still be malformed)."""
     folder = Path(folder)
     if (folder / MANIFEST_FILE).is_file():
         return True
@@ -115,11 +115,11 @@ def is_converted(folder: str | os.PathLike[str]) -> bool:
 
 
 FolderLike: TypeAlias = "str | os.PathLike[str] | ConvertedFolder"
-"""A converted folder, its id on the hub, or one that is opened already."""
+"""A converted folder, its hub id, or an opened folder."""
 
 
 def open_folder(path: FolderLike) -> ConvertedFolder:
-    """Open a converted folder; one from the hub is downloaded.
+    """Open a converted folder, downloading it if it is on the hub.
 
     Raises:
         HubError: it cannot be downloaded.
@@ -134,10 +134,10 @@ def open_converted(folder: str | os.PathLike[str]) -> ConvertedFolder:
     """Open a converted folder.
 
     Raises:
-        NotFoundError: no such folder, or a file of it is absent.
+        NotFoundError: there is no such folder, or one of its files is missing.
         NotConvertedError: it is not a converted folder.
-        UnknownVersionError: a newer or foreign format version.
-        CheckpointError, SafetensorsError, ConvertedFormatError: a subclass for each rule of SPEC.md.
+        UnknownVersionError: the format version is newer or unknown.
+        CheckpointError, SafetensorsError, ConvertedFormatError: a rule of SPEC.md is violated (a subclass for each kind).
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -186,7 +186,7 @@ def _check_shards(checkpoint: Checkpoint, manifest: Manifest) -> None:
             )  # fmt: skip
         record = manifest.files.get(shard)
         if record is None or record.tensors is None:
-            raise JsonFileError(f"has no record of {shard}", file=checkpoint.folder / MANIFEST_FILE)
+            raise JsonFileError(f"does not list {shard}", file=checkpoint.folder / MANIFEST_FILE)
         if record.bytes != (size := path.stat().st_size):
             raise TruncatedFileError(
                 f"size differs from {MANIFEST_FILE}", file=path,
@@ -195,7 +195,7 @@ def _check_shards(checkpoint: Checkpoint, manifest: Manifest) -> None:
         _check_listed(checkpoint, shard, header)
     for shard, record in manifest.files.items():
         if record.tensors is not None and shard not in checkpoint.headers:
-            raise MissingShardError(f"shard of {MANIFEST_FILE} is not in {INDEX_FILE}",
+            raise MissingShardError(f"a shard in {MANIFEST_FILE} is not in {INDEX_FILE}",
                                     file=checkpoint.folder / shard)  # fmt: skip
 
 
@@ -237,7 +237,7 @@ def _collect_linears(checkpoint: Checkpoint) -> dict[str, QuantizedLinear]:
 def _need(tensors: dict[str, StoredTensor], name: str, beside: StoredTensor, what: str) -> None:
     if name not in tensors:
         raise CompanionError(
-            f"{what} lacks its companion", file=beside.file, tensor=beside.name,
+            f"the companion of {what} is missing", file=beside.file, tensor=beside.name,
             expected=name, found="no such tensor",
         )  # fmt: skip
 
@@ -270,7 +270,7 @@ def _check_linear(path: str, linear: QuantizedLinear) -> None:
             _reject(tensor, " or ".join(dtypes), str(list(expected)))
     if index is not None and (k == 0 or k % OUTLIER_MULTIPLE):
         raise CompanionError(
-            "number of outlier columns", file=linear.weight.file, tensor=f"{path}.{OUTLIER_INDEX}",
+            "wrong number of outlier columns", file=linear.weight.file, tensor=f"{path}.{OUTLIER_INDEX}",
             expected=f"a multiple of {OUTLIER_MULTIPLE}", found=k,
         )  # fmt: skip
 
@@ -294,7 +294,7 @@ def _check_groups(
     for path in linears:
         if grouped[path] != 1:
             raise CompanionError(
-                "linear is not in exactly one input", file=manifest, tensor=f"{path}.{WEIGHT}",
+                "a linear must belong to exactly one input", file=manifest, tensor=f"{path}.{WEIGHT}",
                 expected="1 input", found=grouped[path],
             )  # fmt: skip
     for group in groups:
@@ -302,7 +302,7 @@ def _check_groups(
 
 
 def _check_config_groups(checkpoint: Checkpoint, manifest: Manifest) -> None:
-    """What tools without a manifest go by has to be what this reader goes by."""
+    """Check that the config tells tools without a manifest the same as the manifest."""
     file = checkpoint.folder / CONFIG_FILE
     found = read_groups(checkpoint.config[SECTION], file)
     dtypes = {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}
@@ -328,7 +328,7 @@ def _check_group(group: InputGroup, linears: dict[str, QuantizedLinear]) -> None
             )  # fmt: skip
         if (linear.bias is not None) != biased:
             raise CompanionError(
-                "some linears of one input have a bias, and some have none", file=linear.weight.file,
+                "some linears of the same input have a bias and others do not", file=linear.weight.file,
                 tensor=linear.weight.name, expected=f"{'a' if biased else 'no'} bias",
             )  # fmt: skip
         if linear.outlier_index is None:
@@ -337,7 +337,7 @@ def _check_group(group: InputGroup, linears: dict[str, QuantizedLinear]) -> None
         _check_index(linear.outlier_index, index, linear.in_features)
         if shared is not None and not np.array_equal(index, shared):
             raise OutlierIndexError(
-                "outlier columns are not those of the linears that share its input",
+                "outlier columns differ from those of the linears that share its input",
                 file=linear.weight.file, tensor=linear.outlier_index.name,
             )  # fmt: skip
         shared = index

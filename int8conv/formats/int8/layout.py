@@ -1,7 +1,7 @@
 """The layout planner: which tensor goes into which shard at which offset (SPEC.md section 4).
 
-A *run* is a list of tensors with no byte between them, so that a fused matrix is one view. A *unit* is a list of runs
-that stay in one shard: a group of linears, or a single other tensor. Units are placed in the order given.
+A *run* is a list of tensors with no bytes between them, so that a fused matrix is one view. A *unit* is a list of runs that
+stay in one shard: a group of linears, or any other single tensor. Units are placed in the given order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RUN_ALIGNMENT = 256
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor still to be placed."""
+    """A tensor to be placed."""
 
     name: str
     dtype: str
@@ -36,12 +36,12 @@ Unit = tuple[Run, ...]
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """One planned file: its header's bytes and where each tensor goes."""
+    """One planned file: the bytes of its header, and where each tensor goes."""
 
     name: str
     header: bytes
     tensors: tuple[TensorInfo, ...]
-    """Padding included; offsets are within the payload, which starts at ``len(header)``."""
+    """Including padding; offsets are relative to the payload, which starts at ``len(header)``."""
 
     @property
     def nbytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Hold a converted folder's shards to the layout of SPEC.md section 4."""
+"""Check a converted folder's shards against the layout of SPEC.md section 4."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .names import KINDS, PADDING_PREFIX, is_padding
 
 
 def check_layout(checkpoint: Checkpoint, groups: Sequence[InputGroup]) -> None:
-    """Raise LayoutError where a payload or a run is not aligned, a group's tensors are apart, or padding is out of place."""
+    """Raise LayoutError if a payload or run is not aligned, a group's tensors are not adjacent, or padding is misplaced."""
     for shard, header in checkpoint.headers.items():
         if header.payload_offset % PAYLOAD_ALIGNMENT:
             raise LayoutError(
@@ -43,7 +43,7 @@ def check_layout(checkpoint: Checkpoint, groups: Sequence[InputGroup]) -> None:
 
 
 def _check_padding(header: Header, file: Path) -> None:
-    """Padding fills the bytes before a run up to its alignment, and is counted; its bytes are for ``verify``."""
+    """Check that padding fills the bytes up to an aligned run and is numbered; ``verify`` checks its bytes."""
     tensors = list(header.tensors.values())
     paddings = [(place, t) for place, t in enumerate(tensors) if is_padding(t.name)]
     for number, (place, t) in enumerate(paddings):
@@ -74,12 +74,12 @@ def _check_adjacent(before: StoredTensor, tensor: StoredTensor) -> None:
     end = before.offset + before.nbytes
     if tensor.offset != end:
         raise LayoutError(
-            f"does not follow '{before.name}', which shares its input",
+            f"does not directly follow '{before.name}', which shares its input",
             file=tensor.file, tensor=tensor.name,
             expected=f"offset {end}", found=tensor.offset,
         )  # fmt: skip
     if tensor.dtype != before.dtype:
         raise LayoutError(
-            f"is not one matrix with '{before.name}', which shares its input",
+            f"does not form one matrix with '{before.name}', which shares its input",
             file=tensor.file, tensor=tensor.name, expected=before.dtype, found=tensor.dtype,
         )  # fmt: skip

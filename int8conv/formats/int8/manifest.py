@@ -19,14 +19,14 @@ class InputGroup:
     linears: tuple[str, ...]
     in_features: int
     outliers: int
-    """k: columns kept in 16 bits."""
+    """k, the number of columns kept in 16 bits."""
     threshold: float | None
-    """Magnitude from which the outlier fallback takes an activation outside those columns; None: no fallback."""
+    """Magnitude from which the outlier fallback multiplies an activation outside those columns in 16 bits; None: no fallback."""
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of the folder: its size and checksum; for a shard, of its header, and one a tensor."""
+    """One file of the folder: its size and checksum; for a shard, checksums of its header and of each tensor."""
 
     bytes: int
     xxh3_128: str
@@ -60,8 +60,8 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         NotFoundError: there is none.
-        UnknownVersionError: its version is not one that this release reads.
-        JsonFileError: a field is absent or of the wrong kind.
+        UnknownVersionError: this release does not read its version.
+        JsonFileError: a field is absent or of the wrong type.
         UnsafePathError: it names a file outside the folder.
     """
     path = folder / MANIFEST_FILE
@@ -86,7 +86,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_version(version: object, file: object) -> None:
-    """Raise UnknownVersionError unless this release reads that version."""
+    """Raise UnknownVersionError unless this release reads ``version``."""
     if version != VERSION or type(version) is not int:
         raise UnknownVersionError(
             "unknown format version", file=file, expected=VERSION, found=repr(version),
@@ -96,7 +96,7 @@ def check_version(version: object, file: object) -> None:
 
 def _field(value: object, name: str, kind: type | tuple[type, ...], path: Path) -> Any:
     found = value.get(name) if isinstance(value, dict) else None
-    # every number of the manifest counts or measures something
+    # every number in the manifest is a count or a magnitude
     negative = isinstance(found, (int, float)) and found < 0
     if not isinstance(found, kind) or isinstance(found, bool) or negative:
         kinds = kind if isinstance(kind, tuple) else (kind,)

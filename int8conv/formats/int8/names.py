@@ -11,13 +11,13 @@ PADDING_PREFIX: Final = "int8conv.padding."
 METADATA: Final = {"format": QUANT_METHOD, "version": str(VERSION)}
 
 TEMPLATES_FOLDER: Final = "additional_chat_templates"
-"""The one folder in a converted folder: further chat templates, where the source has them."""
+"""The only subfolder of a converted folder: additional chat templates of the source."""
 
 OUTLIER_MULTIPLE: Final = 16
-"""k is a multiple of this: kernels read so many outlier columns at a time."""
+"""k is a multiple of this: kernels read this many outlier columns at a time."""
 
 SMALLEST_SCALE: Final = 2.0**-126
-"""Of a row that is not all zeros: the smallest normal float32."""
+"""Smallest scale of a row that is not all zeros: the smallest normal float32."""
 
 WEIGHT: Final = "weight"
 SCALE: Final = "weight_scale"
@@ -25,7 +25,7 @@ OUTLIER_INDEX: Final = "outlier_index"
 OUTLIER_WEIGHT: Final = "outlier_weight"
 BIAS: Final = "bias"
 KINDS: Final = (WEIGHT, SCALE, OUTLIER_INDEX, OUTLIER_WEIGHT, BIAS)
-"""In the order in which the runs of a group stand in a shard."""
+"""In the order of a group's runs in a shard."""
 
 
 def shard_name(number: int, count: int) -> str:
@@ -34,14 +34,14 @@ def shard_name(number: int, count: int) -> str:
 
 
 def is_plain_file_name(name: str) -> bool:
-    """Whether the name of a file stays within its folder, and can be one."""
+    """Whether a file name is valid and stays within its folder."""
     if name in ("", ".", "..") or set(name) & set("/\\\0"):
         return False
     return len(name.encode(errors="replace")) <= 255
 
 
 def is_recorded_name(name: str) -> bool:
-    """Whether a file of that name may stand in a manifest: one in the folder, or a chat template in the folder of those."""
+    """Whether a manifest may list a file of that name: directly in the folder, or in the folder of chat templates."""
     return is_plain_file_name(name.removeprefix(f"{TEMPLATES_FOLDER}/"))
 
 

@@ -1,4 +1,4 @@
-"""``quantization_config`` in ``config.json`` (SPEC.md section 2.1): what a tool needs that reads no manifest."""
+"""``quantization_config`` in ``config.json`` (SPEC.md section 2.1), for tools that do not read the manifest."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .names import OUTLIER_WEIGHT, QUANT_METHOD, VERSION
 SECTION: Final = "quantization_config"
 GROUPS: Final = "groups"
 _MOST_GROUP_BYTES: Final = 8 << 20
-"""Of all groups as text: half of what a reader takes for a config. Beyond, with some 40,000 experts, there are none."""
+"""Largest size of all groups as text: half of a reader's limit for configs. Beyond that (about 40,000 experts) they are omitted."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Linears that share an input and its outlier columns, as the config tells them."""
+    """Linears that share an input and its outlier columns, as listed in the config."""
 
     linears: tuple[str, ...]
     outliers: int
-    """k: columns kept in 16 bits."""
+    """k, the number of columns kept in 16 bits."""
     dtype: str | None
-    """Of ``outlier_weight``, F16 or BF16; None where k is 0."""
+    """Dtype of ``outlier_weight``, F16 or BF16; None if k is 0."""
     threshold: float | None
     """As in the manifest."""
 
@@ -36,8 +36,8 @@ def describe_groups(inputs: Sequence[InputGroup], dtypes: Mapping[str, str]) -> 
     """The groups of a manifest, with the dtypes of their outlier columns.
 
     Args:
-        inputs: of the manifest.
-        dtypes: of the folder's tensors, by name.
+        inputs: the manifest's inputs.
+        dtypes: dtypes of the folder's tensors, by name.
     """
     return [
         Group(x.linears, x.outliers, dtypes.get(f"{x.linears[0]}.{OUTLIER_WEIGHT}"), x.threshold)
@@ -48,11 +48,11 @@ def describe_groups(inputs: Sequence[InputGroup], dtypes: Mapping[str, str]) -> 
 def dump_config(
     config: Mapping[str, Any], outliers: str, dtype: str, groups: Sequence[Group]
 ) -> bytes:
-    """A source's ``config.json`` with the section, a line for each group.
+    """A source's ``config.json`` with the section added, one line per group.
 
     Args:
-        config: the source's.
-        outliers: how outlier columns were found.
+        config: the source's config.
+        outliers: how outlier columns were chosen.
         dtype: the 16-bit type that float32 matrices were rounded to.
         groups: in the order of the manifest's ``inputs``.
     """
@@ -67,7 +67,7 @@ def dump_config(
 
 
 def read_groups(section: Mapping[str, Any], file: object) -> tuple[Group, ...] | None:
-    """The groups of a section, or None where it has none: of an earlier release, or of a very large model.
+    """The groups of a section; None if it has none (from an earlier release, or for a very large model).
 
     Raises:
         JsonFileError: they are malformed.

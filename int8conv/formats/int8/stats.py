@@ -1,4 +1,4 @@
-"""The statistics file that ``int8conv calibrate`` writes: what activations did at each input (SPEC.md section 7)."""
+"""The statistics file of ``int8conv calibrate``: activation statistics of each input (SPEC.md section 7)."""
 
 from __future__ import annotations
 
@@ -40,47 +40,47 @@ LARGE: Final = 6.0
 
 @dataclass(frozen=True)
 class InputStats:
-    """What was seen at one input; arrays ``[in]``, one value for each channel."""
+    """Statistics of one input; arrays ``[in]``, one value per channel."""
 
     absmax: npt.NDArray[np.float32]
     """Largest magnitude."""
     large: npt.NDArray[np.int64]
-    """Positions whose magnitude is at least 6.0."""
+    """Number of positions whose magnitude is at least 6.0."""
     squares: npt.NDArray[np.float64]
-    """``[2, in]``: sum of squares over all positions, see ``add_exactly``."""
+    """``[2, in]``: sum of squares over all positions; see ``add_exactly``."""
     fourths: npt.NDArray[np.float64]
     """``[2, in]``: sum of fourth powers."""
     weight_error: npt.NDArray[np.float32]
-    """Root of the sum, over the rows of all linears of the input, of the squared error that int8 rows make in the column."""
+    """Square root of the summed squared error that int8 rows cause in the column, over all rows of the input's linears."""
 
 
 _DTYPES: Final = {
     "absmax": "F32", "large": "I64", "squares": "F64", "fourths": "F64", "weight_error": "F32",
 }  # fmt: skip
 MOST_CHANNELS: Final = 1 << 22
-"""Of an input that is believed; the widest have a hundred thousand."""
+"""Largest number of channels accepted for an input; the widest models have a hundred thousand."""
 MOST_TOKENS: Final = 1 << 50
-"""Of a text, and positions that are counted: sums of them stay within 64 bits."""
+"""Largest number of tokens of a text, and of positions counted: their sums stay within 64 bits."""
 _PAIRS: Final = ("squares", "fourths")
 assert list(_DTYPES) == [f.name for f in fields(InputStats)]
 
 
 @dataclass(frozen=True)
 class Stats:
-    """A calibration's result."""
+    """The result of a calibration."""
 
     source: str
-    """Name of the checkpoint, for people."""
+    """Name of the checkpoint, for display."""
     fingerprint: str
-    """Of the checkpoint's tensors."""
+    """Fingerprint of the checkpoint's tensors."""
     texts: tuple[tuple[str | None, int], ...]
-    """Checksum of each text (None: random tokens) and its tokens."""
+    """Checksum (None: random tokens) and number of tokens of each text."""
     context: int
-    """Tokens of a window."""
+    """Tokens per window."""
     linears: dict[str, tuple[str, ...]]
-    """By the path of an input's first linear: all its linears."""
+    """The linears of each input, keyed by the path of its first linear."""
     normalised: tuple[str, ...]
-    """Inputs that come straight from a norm."""
+    """Inputs that come directly from a norm."""
     inputs: dict[str, InputStats]
 
     @property
@@ -89,12 +89,12 @@ class Stats:
 
     @property
     def random(self) -> bool:
-        """Whether any of it was measured on random tokens."""
+        """Whether any text was random tokens."""
         return any(text is None for text, _ in self.texts)
 
 
 def input_stats(stats: Stats, linear: str) -> InputStats | None:
-    """What was seen at the input of a linear, by its path; None: it is not among the statistics."""
+    """The statistics of the input of a linear, by its path; None if there are none."""
     if linear in stats.inputs:
         return stats.inputs[linear]
     inputs = (path for path, linears in stats.linears.items() if linear in linears)
@@ -102,9 +102,9 @@ def input_stats(stats: Stats, linear: str) -> InputStats | None:
 
 
 def add_exactly(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The sum of two sums ``[2, n]``, each the nearest float64 and what that leaves out.
+    """The sum of two sums ``[2, n]``, each given as the nearest float64 and the remainder.
 
-    With 106 bits, terms of float32's precision add up without rounding, so that the order does not matter (Knuth's TwoSum).
+    With 106 bits, terms with float32 precision add up without rounding, so that the order does not matter (Knuth's TwoSum).
     """
     high, rest = _two_sum(a[0], b[0])
     return np.stack(_two_sum(high, rest + (a[1] + b[1])))
@@ -117,15 +117,15 @@ def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:
 
 
 def write_stats(stats: Stats, path: Path, sources: Iterable[Path] = ()) -> None:
-    """Write a statistics file, which appears whole or not at all; one that is there is replaced.
+    """Write a statistics file atomically; an existing statistics file is replaced.
 
     Args:
-        stats: what to write.
-        path: where to; a file of any other kind is never replaced.
-        sources: what they are of, which is never written to (see ``outputs``).
+        stats: the statistics.
+        path: the output; a file of any other kind is never replaced.
+        sources: what was measured, which is never written to (see ``outputs``).
 
     Raises:
-        OutputError: a subclass: something else is there, or it cannot be written.
+        OutputError: ``path`` exists and is something else, or it cannot be written.
     """
     tensors, arrays, position = [], [], 0
     for name, array, dtype in _tensors(stats):
@@ -144,7 +144,7 @@ def write_stats(stats: Stats, path: Path, sources: Iterable[Path] = ()) -> None:
 
 
 def _tensors(stats: Stats) -> Iterator[tuple[str, npt.NDArray[Any], str]]:
-    """Those of 8 bytes first, so that every one is aligned."""
+    """Tensors with 8-byte elements first, so that all are aligned."""
     for kind, dtype in sorted(_DTYPES.items(), key=lambda item: item[1][1:], reverse=True):
         for path, found in stats.inputs.items():
             yield f"{path}.{kind}", getattr(found, kind), dtype
@@ -156,7 +156,7 @@ def read_stats(path: str | os.PathLike[str]) -> Stats:
     Raises:
         NotFoundError: it cannot be opened.
         SafetensorsError: it is not a safetensors file.
-        StatsError: it holds something else than this format asks for; names the tensor.
+        StatsError: it violates this format; names the tensor.
     """
     path = Path(path)
     header = read_header(path)
@@ -165,7 +165,7 @@ def read_stats(path: str | os.PathLike[str]) -> Stats:
         raise StatsError("not a statistics file", file=path, expected=f"format {STATS_FORMAT!r}",
                          found=repr(metadata.get("format")), hint="make one with 'int8conv calibrate'")  # fmt: skip
     if metadata.get("version") != STATS_VERSION:
-        raise StatsError("unknown version of statistics", file=path, expected=STATS_VERSION,
+        raise StatsError("unknown version of the statistics format", file=path, expected=STATS_VERSION,
                          found=repr(metadata.get("version")))  # fmt: skip
     try:
         about = _About(metadata.get("stats", ""))
@@ -188,7 +188,7 @@ _CHECKSUM: Final = re.compile("[0-9a-f]{32}")
 
 
 class _About:
-    """The metadata's field, held to what SPEC.md section 7 says of it."""
+    """The metadata field, checked against SPEC.md section 7."""
 
     def __init__(self, text: str) -> None:
         check_values(text, INDEX)
@@ -223,7 +223,7 @@ class _About:
 
     def _field(self, name: str, kind: type[_T], called: str) -> _T:
         if name not in self._fields:
-            raise ValueError(f"no '{name}'")
+            raise ValueError(f"'{name}' is missing")
         value = self._fields[name]
         if type(value) is not kind:
             raise ValueError(f"'{name}' is not {called}: {value!r:.100}")
@@ -231,11 +231,11 @@ class _About:
 
 
 def _check_linears(linears: dict[str, Any]) -> None:
-    """Raise ValueError unless each input has a list of linears that begins with it, and each linear one input."""
+    """Raise ValueError unless each input's list of linears begins with it and each linear has exactly one input."""
     seen: set[str] = set()
     for path, paths in linears.items():
         if type(paths) is not list or not all(type(each) is str for each in paths):
-            raise ValueError(f"'linears' of {path!r} is not a list of text: {paths!r:.100}")
+            raise ValueError(f"'linears' of {path!r} is not a list of strings: {paths!r:.100}")
         if paths[:1] != [path]:
             raise ValueError(f"'linears' of {path!r} does not begin with it")
         if len(set(paths)) != len(paths) or not seen.isdisjoint(paths):
@@ -244,9 +244,9 @@ def _check_linears(linears: dict[str, Any]) -> None:
 
 
 def _text(value: object) -> tuple[str | None, int]:
-    """A text's checksum, None for random tokens, and its tokens."""
+    """A text's checksum (None: random tokens) and number of tokens."""
     if type(value) is not dict or not {"xxh3_128", "tokens"} <= set(value):
-        raise ValueError(f"'texts' has what is no text: {value!r:.100}")
+        raise ValueError(f"'texts' has a malformed entry: {value!r:.100}")
     checksum = value["xxh3_128"]
     if checksum is not None and not (type(checksum) is str and _CHECKSUM.fullmatch(checksum)):
         raise ValueError(f"'xxh3_128' is not 32 hexadecimal digits or null: {checksum!r:.100}")

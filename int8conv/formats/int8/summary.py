@@ -1,4 +1,4 @@
-"""What is inside a converted folder, summed by kind and by layer, against the same parameters in 16 bits."""
+"""The contents of a converted folder by kind and by layer, compared with the same parameters in 16 bits."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Row:
     tensors: int = 0
     nbytes: int = 0
     nbytes_16bit: int = 0
-    """Of the same parameters at two bytes each: what the format adds counts 0 here."""
+    """Size of the same parameters at two bytes each; what the format adds counts as 0."""
     linears: int = 0
     outliers: list[tuple[int, int]] = field(default_factory=list)
-    """For each input of the layer: columns kept in 16 bits, columns in all."""
+    """For each input of the layer: columns kept in 16 bits, and all columns."""
     _dtypes: set[str] = field(default_factory=set)
 
     @property
@@ -49,13 +49,13 @@ class Row:
 
 @dataclass(frozen=True)
 class FolderSummary:
-    """The sums, and the tensors that they are of, in the order of the files."""
+    """The sums, and the tensors they cover, in file order."""
 
     model_type: str | None
     source: str | None
-    """Id or folder name of what was converted."""
+    """Hub id or folder name of the source."""
     generator: str
-    """What wrote it."""
+    """The program that wrote the folder."""
     kinds: list[Row]
     layers: list[Row]
     total: Row
@@ -63,11 +63,11 @@ class FolderSummary:
 
     @property
     def ratio(self) -> float:
-        """Bytes against 16 bits."""
+        """Size relative to 16 bits."""
         return self.total.nbytes / self.total.nbytes_16bit
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure, and dtype, shape and bytes of every tensor."""
+        """All figures, and the dtype, shape and size of every tensor."""
 
         def row(r: Row) -> dict[str, Any]:
             return {"tensors": r.tensors, "bytes": r.nbytes, "bytes_16bit": r.nbytes_16bit}
@@ -87,14 +87,14 @@ class FolderSummary:
 
 
 def inspect_folder(path: FolderLike) -> FolderSummary:
-    """Sum up what is inside a converted folder, from its headers.
+    """Summarize the contents of a converted folder from its headers.
 
     Args:
-        path: the folder, its id on the hub, or one that is opened.
+        path: the folder, its hub id, or an opened folder.
 
     Raises:
-        NotFoundError, HubError: no such folder.
-        NotConvertedError: it is not a converted one.
+        NotFoundError, HubError: there is no such folder.
+        NotConvertedError: it is not a converted folder.
         CheckpointError, SafetensorsError, ConvertedFormatError: it is malformed.
     """
     converted = open_folder(path)
@@ -134,7 +134,7 @@ def layer_of(name: str) -> int | None:
 
 
 def _classify(tensor: StoredTensor, converted: ConvertedFolder) -> tuple[str, int]:
-    """Kind, and bytes of the same parameters in 16 bits."""
+    """Kind, and size of the same parameters in 16 bits."""
     path, _, last = tensor.name.rpartition(".")
     quantized = tensor.dtype == "I8" and last == WEIGHT and path in converted.linears
     if quantized:
@@ -147,7 +147,7 @@ def _classify(tensor: StoredTensor, converted: ConvertedFolder) -> tuple[str, in
 
 
 def kind_of(name: str, dtype: str, *, quantized: bool) -> str:
-    """What a tensor of a converted folder is, for people; ``quantized`` says that it is the codes of a linear."""
+    """The kind of a tensor of a converted folder, for display; ``quantized``: whether it holds the codes of a linear."""
     if quantized:
         return "int8 weights"
     if (kind := _KINDS.get(name.rpartition(".")[2])) is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import ChecksumError, NotFoundError, NumberError
 from ...progress import Advance, Progress, counted, silent
 from ..safetensors.checksum import checksum_range, read_blocks, running_checksum
-from ..safetensors.dtypes import ITEM_BYTES
+from ..safetensors.dtypes import INFINITY_BITS, ITEM_BYTES
 from ..safetensors.stored import read_array, read_rows
 from ..source.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
 from .folder import FolderLike, QuantizedLinear, open_folder
@@ -18,24 +18,24 @@ from .manifest import FileRecord
 from .names import MANIFEST_FILE, SMALLEST_SCALE, is_padding
 
 BLOCK_CODES: Final = 1 << 20
-"""Codes that are looked at in one go."""
+"""Number of codes checked at a time."""
 
 
 def verify(path: FolderLike, *, progress: Progress = silent) -> int:
     """Re-read every byte of a converted folder against its checksums and the numeric rules of the format.
 
     Args:
-        path: the folder, its id on the hub, or one that is opened.
-        progress: called with the tensors' bytes that are read.
+        path: the folder, its hub id, or an opened folder.
+        progress: called with the number of tensor bytes read.
 
     Returns:
-        The number of bytes, of all files.
+        The number of bytes in all files.
 
     Raises:
-        ChecksumError: a file, a header or a tensor differs from its checksum, or has none.
-        NumberError: a code of -128, in an outlier column or of a row with scale 0; a bad scale; a NaN or infinity; padding that
-            is not zero.
-        NotFoundError: a file that the manifest lists is missing.
+        ChecksumError: a file, header or tensor does not match its checksum, or has none.
+        NumberError: a code is -128, or nonzero in an outlier column or a row with scale 0; a scale is invalid; a value is NaN
+            or infinite; padding is not zero.
+        NotFoundError: a file listed in the manifest is missing.
         HubError, CheckpointError, SafetensorsError, ConvertedFormatError: the folder cannot be opened.
     """
     converted = open_folder(path)
@@ -47,7 +47,7 @@ def verify(path: FolderLike, *, progress: Progress = silent) -> int:
     for name, record in converted.manifest.files.items():
         path = converted.folder / name
         if not path.is_file():
-            raise NotFoundError(f"file of {MANIFEST_FILE} is missing", file=path)
+            raise NotFoundError(f"a file listed in {MANIFEST_FILE} is missing", file=path)
         size = path.stat().st_size
         if size != record.bytes:
             raise ChecksumError("size differs from the manifest", file=path,
@@ -65,7 +65,7 @@ def _verify_shard(checkpoint: Checkpoint, path: Path, record: FileRecord, advanc
     header = checkpoint.headers[path.name]
     assert record.tensors is not None
     if record.header_bytes != header.payload_offset:
-        raise ChecksumError("checksum is not of the header", file=path,
+        raise ChecksumError("the checksum does not cover exactly the header", file=path,
                             expected=f"{header.payload_offset} bytes", found=record.header_bytes)  # fmt: skip
     for info in header.tensors.values():
         offset = header.payload_offset + info.begin
@@ -85,16 +85,14 @@ def _verify_shard(checkpoint: Checkpoint, path: Path, record: FileRecord, advanc
                 raise NumberError("a value is NaN or infinite", file=path, tensor=info.name)
 
 
-_EXPONENTS: Final = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000}
-"""The bits that are all set in a NaN and in an infinity."""
-
-
 def _is_finite(block: memoryview, dtype: str) -> bool:
-    """Through the bits, as numpy is slow with 16-bit floats; True for what is no float of the format."""
-    if dtype not in _EXPONENTS or len(block) % ITEM_BYTES[dtype]:  # truncated: the checksum tells
+    """Checked on bits, as numpy is slow with 16-bit floats; True for dtypes that are not floats of the format."""
+    if (
+        dtype not in INFINITY_BITS or len(block) % ITEM_BYTES[dtype]
+    ):  # truncated: the checksum will differ
         return True
     bits = np.frombuffer(block, "<u4" if dtype == "F32" else "<u2")
-    exponent = bits.dtype.type(_EXPONENTS[dtype])
+    exponent = bits.dtype.type(INFINITY_BITS[dtype])
     return not bool(((bits & exponent) == exponent).any())
 
 
@@ -109,7 +107,7 @@ def _compare(found: str, expected: str | None, path: Path, tensor: str | None = 
 
 
 def verify_linear(linear: QuantizedLinear) -> None:
-    """Hold codes and scales to the numeric rules, a block of rows at a time."""
+    """Check codes and scales against the numeric rules, a block of rows at a time."""
     scale = read_array(linear.scale)
     positive = np.isfinite(scale) & (scale >= SMALLEST_SCALE)
     allowed = positive | ((scale == 0) & ~np.signbit(scale))
@@ -130,5 +128,5 @@ def verify_linear(linear: QuantizedLinear) -> None:
             raise NumberError("a code in an outlier column is not 0",
                                        file=linear.weight.file, tensor=linear.weight.name)  # fmt: skip
         if codes[scale[first:last] == 0].any():
-            raise NumberError("a code of a row with scale 0 is not 0", file=linear.weight.file,
+            raise NumberError("a code in a row with scale 0 is not 0", file=linear.weight.file,
                               tensor=linear.weight.name)  # fmt: skip

@@ -1,10 +1,10 @@
-"""Write a folder whole or not at all: its files grow in a workspace beside it, and one rename shows them.
+"""Write a folder atomically: its files grow in a workspace next to it, and one rename publishes them.
 
 The workspace of ``OUT`` is ``.OUT.partial``: a lock, whatever its user records there, and ``folder``, which becomes ``OUT``. It
-outlives a kill, a full disk or an interrupt, so that the same command can go on; it goes when the folder is in place, or
-when the input turns out to be unusable.
+survives a kill, a full disk or an interrupt, so that the same command can resume; it is removed once the folder is in place, or
+if the input turns out to be unusable.
 
-What it finds there it does not trust: links are not followed, and what holds anything else is no workspace.
+Existing contents are not trusted: links are not followed, and a folder with anything else in it is not a workspace.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _DISCARDED: Final = "discarded"
 _FOLDERS: Final = (_FOLDER, _REPLACED, _DISCARDED)
 _RECORDS_SUFFIX: Final = ".jsonl"
 _NO_FLUSH: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
-"""What a file system says that cannot flush folders: CIFS, DrvFs, sshfs."""
+"""Errors of file systems that cannot flush folders: CIFS, DrvFs, sshfs."""
 
 
 class Workspace:
-    """A locked folder beside ``out``; made by ``open_workspace``."""
+    """A locked folder next to ``out``; created by ``open_workspace``."""
 
     def __init__(self, out: Path, *, force: bool, source: Path | None = None) -> None:
         self.out = out
@@ -53,10 +53,10 @@ class Workspace:
         self.folder = self.path / _FOLDER
         """Becomes ``out``."""
         self.notes: list[str] = []
-        """What the file system cannot do."""
+        """Notes on what the file system cannot do."""
         self._replaced = self.path / _REPLACED
         self._owner: bytes | None = None
-        """Written into the workspace where there are no locks: another owner took it over if it changes."""
+        """Written into the workspace if there are no locks: if it changes, another process has taken over."""
         self._check()
         self._lock = self._acquire()
         try:
@@ -68,12 +68,12 @@ class Workspace:
             raise
 
     def clear(self) -> None:
-        """Forget what an earlier, other attempt left."""
+        """Remove what an earlier attempt with other settings left."""
         shutil.rmtree(self.folder)
         self.folder.mkdir()
 
     def keep_only(self, names: Collection[str]) -> None:
-        """Remove what the folder holds of any other name: it would become part of the output."""
+        """Remove files with any other name from the folder: they would become part of the output."""
         for path in list(self.folder.iterdir()):
             if not _is_no_folder(path):
                 shutil.rmtree(path)
@@ -81,16 +81,16 @@ class Workspace:
                 path.unlink()
 
     def commit(self) -> None:
-        """Flush the folder's entries and rename it to ``out``, which it replaces if that is there."""
+        """Flush the folder's entries and rename it to ``out``, replacing an existing one."""
         self._flush(self.folder)
         if self._owner is not None and self._read_owner() != self._owner:
             raise _busy(self.out)
-        self._check_output()  # it may have come to be meanwhile
+        self._check_output()  # it may have appeared in the meantime
         if os.path.lexists(self.out):
             self.out.rename(self._replaced)
         try:
             if self._replaced.exists():
-                check_is_output(self._replaced, self.out)  # as nobody can add to it any more
+                check_is_output(self._replaced, self.out)  # checked now that nobody can add to it
             self.folder.rename(self.out)
         except (OSError, OutputError):
             if self._replaced.exists():
@@ -98,12 +98,12 @@ class Workspace:
             raise
         try:
             self._flush(self.out.parent)
-        except OSError as error:  # the output is in place: no error would be true
-            self.notes.append(f"the output may not outlive a power loss: {error.strerror}")
+        except OSError as error:  # the output is in place, so this is not an error
+            self.notes.append(f"the output may not survive a power loss: {error.strerror}")
         self.discard()
 
     def discard(self) -> None:
-        """Remove the workspace; the lock last, so that what is left is a workspace at any time."""
+        """Remove the workspace, the lock last, so that what is left is a valid workspace at any time."""
         with contextlib.suppress(OSError):
             self._remove_replaced()
             for path in list(self.path.iterdir()):
@@ -115,7 +115,7 @@ class Workspace:
             self.path.rmdir()
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         os.close(self._lock)
 
     def _check_output(self) -> None:
@@ -125,7 +125,7 @@ class Workspace:
             check_apart(self.path, self._source)
 
     def _check(self) -> None:
-        """Raise OutputExistsError unless the workspace's place is free, or what is there is a workspace."""
+        """Raise OutputExistsError if the workspace's path exists and is not a workspace."""
         if not os.path.lexists(self.path):
             return
         foreign = _is_no_folder(self.path)
@@ -152,11 +152,11 @@ class Workspace:
             raise _busy(self.out) from None
         except OSError:  # Lustre without its option, NFS without its daemon
             self.notes.append(
-                "this file system has no locks: let no other conversion write the same output"
+                "this file system has no locks: do not run another conversion to the same output"
             )
             self._owner = uuid.uuid4().bytes
             write_file(self.path / _OWNER, self._owner)
-        if os.fstat(lock).st_nlink == 0:  # its owner finished, and removed it, meanwhile
+        if os.fstat(lock).st_nlink == 0:  # its owner has finished and removed it in the meantime
             os.close(lock)
             raise _busy(self.out)
         return lock
@@ -172,7 +172,7 @@ class Workspace:
             os.close(fd)
 
     def _recover(self) -> None:
-        """Of an attempt that was killed within ``commit``: before its second rename, or after."""
+        """Recover from an attempt that was killed during ``commit``, before or after its second rename."""
         if self._replaced.exists():
             if os.path.lexists(self.out):
                 check_is_output(self._replaced)
@@ -195,7 +195,7 @@ class Workspace:
         except OSError as error:
             if error.errno not in _NO_FLUSH:
                 raise
-            note = "this file system cannot flush folders: the output may not outlive a power loss"
+            note = "this file system cannot flush folders: the output may not survive a power loss"
             if note not in self.notes:
                 self.notes.append(note)
         finally:
@@ -215,15 +215,15 @@ def _busy(out: Path) -> OutputBusyError:
 def open_workspace(
     out: Path, *, force: bool = False, source: Path | None = None
 ) -> Iterator[Workspace]:
-    """The workspace of ``out``, locked; ``commit`` it within the block.
+    """The locked workspace of ``out``; call ``commit`` within the block.
 
-    It is kept when the block fails for a reason that may pass (an interrupt, a full disk, an unreadable file, the network), and removed
-    when the input is at fault. With ``force`` an existing ``out`` may be replaced, if it is a converted folder.
+    It is kept if the block fails for a transient reason (an interrupt, a full disk, an unreadable file, the network), and removed
+    if the input is at fault. With ``force``, an existing ``out`` is replaced if it is a converted folder.
 
     Raises:
-        OutputExistsError: ``out`` exists, and ``force`` is not set or it is not a converted folder alone.
-        OutputOverlapError: ``out`` is ``source``, holds it or lies inside a file of it.
-        OutputBusyError: another process has the workspace.
+        OutputExistsError: ``out`` exists, and ``force`` is not set or it is not just a converted folder.
+        OutputOverlapError: ``out`` is ``source``, contains it or lies inside one of its files.
+        OutputBusyError: another process is using the workspace.
         NotWritableError: the parent of ``out`` cannot be written to.
         NoSpaceError: the disk filled up within the block.
     """

@@ -1,4 +1,4 @@
-"""Write a planned shard, in any order and again where an earlier attempt stopped."""
+"""Write a planned shard, in any order, resuming what an earlier attempt wrote."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .layout import ShardLayout
 
 
 class ShardWriter:
-    """One planned shard: the header goes first, tensors at their offsets in any order, from any thread.
+    """One planned shard: the header is written first, then tensors at their offsets, in any order and from any thread.
 
-    Its room on the disk is taken first: a disk that is too small is known before any work is done, and writing into room
-    that is there costs half of the time. What the file holds already stays: of an earlier attempt with the same layout.
+    Disk space is reserved first: a disk that is too small is noticed before any work is done, and writing into allocated
+    space takes half the time. Existing contents stay: they come from an earlier attempt with the same layout.
     """
 
     def __init__(self, folder: Path, layout: ShardLayout) -> None:
@@ -37,22 +37,22 @@ class ShardWriter:
             raise
 
     def abandon(self) -> None:
-        """Give back the room that was taken, and close."""
+        """Release the reserved space, and close."""
         try:
             os.ftruncate(self._fd, self._before)
         finally:
             os.close(self._fd)
 
     def write(self, tensor: str, data: memoryview, position: int = 0) -> None:
-        """Put ``data`` at byte ``position`` of a tensor."""
+        """Write ``data`` at byte ``position`` of a tensor."""
         self._write(data, self._offsets[tensor] + position)
 
     def checksum(self, tensor: str) -> str:
-        """Of a tensor's bytes as they stand in the file."""
+        """Checksum of a tensor's bytes as they are in the file."""
         return checksum_at(self._fd, self._offsets[tensor], self._sizes[tensor])
 
     def flush(self) -> None:
-        """Flush to disk what was written so far."""
+        """Flush what was written so far to disk."""
         os.fdatasync(self._fd)
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class ShardWriter:
 
 
 def _reserve(fd: int, nbytes: int) -> None:
-    """Take room for a file, where the file system knows how."""
+    """Reserve disk space for a file, if the file system supports it."""
     try:
         os.posix_fallocate(fd, 0, nbytes)
     except OSError as error:
@@ -79,10 +79,10 @@ def _reserve(fd: int, nbytes: int) -> None:
 
 
 class Flusher:
-    """Flushes shards to disk in a thread of its own while others are being computed, for use in a ``with`` statement.
+    """Flushes shards to disk in a separate thread while others are computed; use in a ``with`` statement.
 
     Raises:
-        OSError: at the end: what a flush could not write, which the system tells only once.
+        OSError: on exit, if a flush failed (the system reports that only once).
     """
 
     _PAUSE: Final = 0.1

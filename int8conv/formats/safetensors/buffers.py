@@ -1,4 +1,4 @@
-"""A worker's memory for blocks, taken once and used again for every tensor."""
+"""A worker's memory for blocks, allocated once and reused for every tensor."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 
 class Buffers:
-    """Arrays by name; each grows to the largest that was asked for."""
+    """Arrays by name; each grows to the largest size requested."""
 
     def __init__(self) -> None:
         self._memory: dict[str, npt.NDArray[np.uint8]] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array of that shape, with what was left in it; valid until the same name is taken again."""
+        """An uninitialised array of that shape, valid until the same name is taken again."""
         dtype = np.dtype(dtype)
         needed = prod(shape) * dtype.itemsize
         if name not in self._memory or len(self._memory[name]) < needed:

@@ -13,19 +13,19 @@ _BLOCK_BYTES = 1 << 20
 
 
 def checksum(data: bytes | memoryview) -> str:
-    """Of bytes in memory."""
+    """Checksum of bytes in memory."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
 def running_checksum() -> xxhash.xxh3_128:
-    """One to feed with ``update`` and read with ``hexdigest``."""
+    """An incremental checksum: feed it with ``update``, read it with ``hexdigest``."""
     return xxhash.xxh3_128()
 
 
 def read_blocks(path: Path, offset: int = 0, nbytes: int | None = None) -> Iterator[memoryview]:
-    """Blocks of 1 MiB of a file's range through one buffer (each valid until the next); all that follows if no length.
+    """Blocks of 1 MiB of a range of a file, in one buffer (each valid until the next); up to the end if ``nbytes`` is None.
 
-    Only the last one is shorter, so that no block but that of a truncated file ends within an element.
+    Only the last block is shorter, so that no block ends within an element unless the file is truncated.
     """
     with path.open("rb", buffering=0) as file:
         left = os.fstat(file.fileno()).st_size - offset if nbytes is None else nbytes
@@ -37,7 +37,7 @@ def read_blocks(path: Path, offset: int = 0, nbytes: int | None = None) -> Itera
 
 
 def _fill(file: io.FileIO, buffer: memoryview) -> int:
-    """Bytes read: as many as fit, fewer only at the file's end."""
+    """Fill a buffer; returns the number of bytes, which is smaller than the buffer only at the end of the file."""
     done = 0
     while done < len(buffer) and (count := file.readinto(buffer[done:])):
         done += count
@@ -45,7 +45,7 @@ def _fill(file: io.FileIO, buffer: memoryview) -> int:
 
 
 def checksum_range(path: Path, offset: int = 0, nbytes: int | None = None) -> str:
-    """Of a range of a file, read block by block."""
+    """Checksum of a range of a file, read block by block."""
     running = running_checksum()
     for block in read_blocks(path, offset, nbytes):
         running.update(block)
@@ -53,7 +53,7 @@ def checksum_range(path: Path, offset: int = 0, nbytes: int | None = None) -> st
 
 
 def checksum_at(fd: int, offset: int, nbytes: int) -> str:
-    """Of a range of an open file, as far as the file goes."""
+    """Checksum of a range of an open file, as far as the file extends."""
     running = running_checksum()
     buffer = memoryview(bytearray(min(_BLOCK_BYTES, max(nbytes, 1))))
     while nbytes > 0 and (count := os.preadv(fd, [buffer[: min(nbytes, len(buffer))]], offset)):

@@ -1,4 +1,4 @@
-"""Safetensors dtype names, their sizes, and how numpy holds their bits."""
+"""Safetensors dtype names, their sizes, and their numpy representations."""
 
 from __future__ import annotations
 
@@ -7,33 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
-
-ITEM_BYTES: Final[dict[str, int]] = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "F8_E5M2": 1,
-    "F8_E4M3": 1,
-    "F8_E8M0": 1,
-    "I16": 2,
-    "U16": 2,
-    "F16": 2,
-    "BF16": 2,
-    "I32": 4,
-    "U32": 4,
-    "F32": 4,
-    "I64": 8,
-    "U64": 8,
-    "F64": 8,
-    "C64": 8,
-}
-"""Bytes per element, for every dtype whose elements are whole bytes."""
-
-FLOAT_DTYPES: Final = ("F16", "BF16", "F32", "F64")
-"""The dtypes that a source weight may have; those of F64 are taken as F32."""
-
-FP8_DTYPES: Final = ("F8_E4M3", "F8_E5M2")
-"""8-bit floats that weights are stored in, with scales beside them."""
+import numpy.typing as npt
 
 _NUMPY: Final[dict[str, type[np.generic]]] = {
     "BOOL": np.bool_,
@@ -54,15 +28,34 @@ _NUMPY: Final[dict[str, type[np.generic]]] = {
     "F64": np.float64,
     "C64": np.complex64,
 }
-"""The bits of floats that numpy does not have."""
+"""Every dtype whose elements are whole bytes; unsigned bits for floats that numpy does not support."""
+
+ITEM_BYTES: Final = {name: np.dtype(kind).itemsize for name, kind in _NUMPY.items()}
+"""Bytes per element."""
+
+FLOAT_DTYPES: Final = ("F16", "BF16", "F32", "F64")
+"""The dtypes that a source weight may have; F64 is read as F32."""
+
+FP8_DTYPES: Final = ("F8_E4M3", "F8_E5M2")
+"""8-bit float dtypes of weights, which have separate scales."""
+
+INFINITY_BITS: Final = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000}
+"""The bits of infinity; those of a NaN's magnitude are larger, and have the same bits set."""
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
-    """The little-endian numpy dtype for a safetensors dtype; BF16 and 8-bit floats come as their bits, unsigned."""
+    """The little-endian numpy dtype for a safetensors dtype; unsigned bits for BF16 and 8-bit floats."""
     little: np.dtype[Any] = np.dtype(_NUMPY[dtype]).newbyteorder("<")
     return little
 
 
 def byte_count(dtype: str, shape: Sequence[int]) -> int:
-    """Bytes of a tensor of that dtype and shape."""
+    """Size in bytes of a tensor of that dtype and shape."""
     return math.prod(shape) * ITEM_BYTES[dtype]
+
+
+def widened(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
+    """Float32 values of an array in its ``numpy_dtype``, of any float dtype but 8-bit ones."""
+    if dtype == "BF16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)

@@ -1,7 +1,7 @@
 """Safetensors headers: parse with every check of SPEC.md section 3, and build.
 
-A file is: header length (u64, little-endian), header (JSON), payload. Offsets in the header count from the start of the
-payload. Nothing is allocated from a length in the file before that length was checked against the file's size.
+A file consists of header length (u64, little-endian), header (JSON) and payload. Offsets in the header are relative to the
+payload. No memory is allocated for a length in the file before that length has been checked against the file's size.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _LIMIT: Final = Limit(MAX_HEADER_BYTES, 8 << 20)
 
 @dataclass(frozen=True)
 class Header:
-    """A parsed header: tensors by name in the order of their offsets."""
+    """A parsed header: tensors by name, in the order of their offsets."""
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str] = field(default_factory=dict)
     payload_offset: int = LENGTH_BYTES
-    """Where the payload starts in the file."""
+    """File offset of the payload."""
 
 
 def read_header(file: Path | WeightsFile) -> Header:
@@ -49,8 +49,8 @@ def read_header(file: Path | WeightsFile) -> Header:
 
     Raises:
         NotFoundError: the file cannot be opened.
-        SafetensorsError: a subclass for each way in which the file can be wrong.
-        HubError: it is on the hub, and cannot be read.
+        SafetensorsError: the file is malformed (a subclass for each kind of error).
+        HubError: the file is on the hub and cannot be read.
     """
     stored = LocalFile(file) if isinstance(file, Path) else file
     with stored.open() as reader:
@@ -84,7 +84,7 @@ def parse_header(text: bytes | bytearray, *, payload_bytes: int, file: object) -
     """Check a header's JSON against a payload of ``payload_bytes`` bytes.
 
     Raises:
-        SafetensorsError: a subclass for each way in which the header can be wrong.
+        SafetensorsError: the header is malformed (a subclass for each kind of error).
     """
     decoded = _decode(text, file)
     found = read_compact(decoded)
@@ -103,7 +103,7 @@ def parse_header(text: bytes | bytearray, *, payload_bytes: int, file: object) -
 def build_header(
     tensors: Sequence[TensorInfo], metadata: Mapping[str, str], *, alignment: int
 ) -> bytes:
-    """The length field and JSON of a header, padded with spaces to a multiple of ``alignment`` bytes."""
+    """A header's length field and JSON, padded with spaces to a multiple of ``alignment`` bytes."""
     entries: dict[str, Any] = {METADATA: dict(metadata)}
     for t in tensors:
         entries[t.name] = {
@@ -133,7 +133,7 @@ def _read_any(text: str, file: object) -> Entries:
     try:
         check_values(text, _LIMIT)
         entries = json.loads(text, object_pairs_hook=unique_fields)
-        "".join(entries).encode()  # JSON can spell half a surrogate pair, which is no text
+        "".join(entries).encode()  # JSON allows lone surrogates, which are not valid text
     except (ValueError, RecursionError) as error:
         raise HeaderSyntaxError(f"header is not JSON: {error}", file=file) from error
     metadata = entries.pop(METADATA, {})
@@ -145,7 +145,7 @@ def _read_any(text: str, file: object) -> Entries:
 
 
 def _check_metadata(metadata: object, file: object) -> dict[str, str]:
-    if metadata is None:  # as the library that others write with accepts it
+    if metadata is None:  # null, which the safetensors library accepts too
         return {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise HeaderSyntaxError("__metadata__ is not an object of strings", file=file)
@@ -185,7 +185,7 @@ def _parse_entry(name: str, entry: object, file: object) -> TensorInfo:
         )
     needed = bytes_within_limit(dtype, shape)
     if needed is None:
-        raise ByteCountError(f"{dtype} of {len(shape)} axes passes 2^63 - 1 bytes", file=file,
+        raise ByteCountError(f"{dtype} of {len(shape)} axes exceeds 2^63 - 1 bytes", file=file,
                              tensor=name, found=f"{list(shape[:8])}{'...' * (len(shape) > 8)}")  # fmt: skip
     if needed != end - begin:
         raise ByteCountError(
@@ -200,12 +200,14 @@ def _check_coverage(tensors: Iterable[TensorInfo], payload_bytes: int, file: obj
     for t in tensors:
         if t.end > payload_bytes:
             raise TruncatedFileError(
-                "offsets pass the end of the file", file=file, tensor=t.name,
+                "offsets extend past the end of the file", file=file, tensor=t.name,
                 expected=f"at least {t.end} bytes of payload", found=f"{payload_bytes}",
                 hint="the file is truncated: download or copy it again",
             )  # fmt: skip
         if t.begin != position:
-            problem = "overlaps the tensor before it" if t.begin < position else "leaves a hole"
+            problem = (
+                "overlaps the previous tensor" if t.begin < position else "leaves a gap before it"
+            )
             raise OffsetError(
                 problem, file=file, tensor=t.name, expected=f"begin {position}", found=f"{t.begin}"
             )
@@ -216,6 +218,6 @@ def _check_coverage(tensors: Iterable[TensorInfo], payload_bytes: int, file: obj
 def _check_end(position: int, payload_bytes: int, file: object) -> None:
     if position != payload_bytes:
         raise OffsetError(
-            "bytes after the last tensor", file=file,
+            "unused bytes after the last tensor", file=file,
             expected=f"{position} bytes of payload", found=f"{payload_bytes}",
         )  # fmt: skip

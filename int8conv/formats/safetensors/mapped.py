@@ -1,8 +1,8 @@
-"""Map weights files into memory, and say so where one becomes shorter under its mapping.
+"""Map weights files into memory, and report a file that is truncated while mapped.
 
-A mapping keeps the file that was mapped: another one may take its name. But whoever makes that very file shorter takes pages away
-that the model is about to read, and the system answers with SIGBUS, which no language can turn into an exception. A
-program that owns its process (the command line) asks for one line and exit code 1 instead (``exit_if_truncated``).
+A mapping keeps the mapped file alive even if another file takes its name. But truncating that very file removes pages that
+the model is about to read, and the system then sends SIGBUS, which cannot be turned into an exception. A program that owns its
+process (the command line) can ask for one line and exit code 1 instead (``exit_if_truncated``).
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from .storage import LocalFile, changed_file
 
 _mapped: Final[weakref.WeakKeyDictionary[mmap.mmap, LocalFile]] = weakref.WeakKeyDictionary()
 _handler: list[Any] = []
-"""What the system calls; it must outlive every mapping."""
+"""The signal handler; it must outlive every mapping."""
 _wanted = False
 
 
 def map_file(file: LocalFile) -> mmap.mmap:
-    """A copy-on-write mapping: torch wants a writable buffer, and the file must never change.
+    """Map a file copy-on-write: torch needs a writable buffer, and the file must never change.
 
     Raises:
         NotFoundError: the file cannot be opened.
-        FileChangedError: it is not what it was when it was first opened.
+        FileChangedError: it has changed since it was first opened.
     """
     with file.descriptor() as fd:
         mapping = mmap.mmap(fd, 0, access=mmap.ACCESS_COPY)
@@ -40,24 +40,24 @@ def map_file(file: LocalFile) -> mmap.mmap:
 
 
 def check_length(mapping: mmap.mmap) -> None:
-    """Raise FileChangedError if the mapped file, whatever it is called now, has become shorter."""
+    """Raise FileChangedError if the mapped file, whatever its current name, has become shorter."""
     if mapping.size() < len(mapping):
         raise _shorter(_mapped[mapping])
 
 
 def exit_if_truncated() -> None:
-    """From now on, end this process with one line and exit code 1 where a mapped file has become shorter."""
+    """From now on, end this process with one line and exit code 1 if a mapped file is truncated."""
     global _wanted
     _wanted = True
 
 
 def _shorter(file: LocalFile) -> FileChangedError:
-    return FileChangedError("the file became shorter while it was in use", file=file.path,
-                            hint="replace it by a new file instead of writing into it")  # fmt: skip
+    return FileChangedError("the file was truncated while it was in use", file=file.path,
+                            hint="replace it with a new file instead of writing to it")  # fmt: skip
 
 
 def _install() -> None:
-    """Called by the system in the thread that read, which is in no call of the system's or of malloc then."""
+    """The handler runs in the thread that was reading, which is not inside a system call or malloc at that point."""
     import ctypes
 
     library = ctypes.CDLL(None)
@@ -67,7 +67,7 @@ def _install() -> None:
             if mapping.size() < len(mapping):
                 os.write(2, f"int8conv: error: {_shorter(file)}\n".encode(errors="replace"))
                 os._exit(1)
-        library.signal(number, None)  # not ours: it ends the process as it would have
+        library.signal(number, None)  # not one of our mappings: the default action ends the process
         os.kill(os.getpid(), number)
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(on_bus_error)

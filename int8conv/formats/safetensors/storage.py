@@ -1,6 +1,6 @@
-"""The files that weights are read from: explicit reads at offsets, wherever the bytes are.
+"""The files that weights are read from, local or remote, with explicit reads at offsets.
 
-Reads are explicit because pages of a mapping count as this process's memory.
+Reads are explicit because mapped pages would count as memory of this process.
 """
 
 from __future__ import annotations
@@ -20,49 +20,49 @@ class Reader(Protocol):
     """An open weights file."""
 
     def read_into(self, data: memoryview, offset: int) -> None:
-        """Fill ``data`` with the bytes from ``offset`` on. Threads may share a reader.
+        """Fill ``data`` with bytes starting at ``offset``. Threads may share a reader.
 
         Raises:
             NotFoundError: the bytes cannot be read.
-            TruncatedFileError: the file ends before.
+            TruncatedFileError: the file is too short.
         """
 
 
 class WeightsFile(Protocol):
-    """A file with tensors; ``str`` gives what an error should call it."""
+    """A file with tensors; ``str`` gives its name for error messages."""
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
+        """The last component of its path."""
 
     def open(self, until: int = 0) -> AbstractContextManager[Reader]:
         """A reader, to be used in a ``with`` statement.
 
         Args:
-            until: where reading will end, if that is known: from the first offset up to there in order. A file that is far
-                away is then asked for all of it at once.
+            until: where sequential reading from the first offset will end, if known. A remote file is then requested up to
+                there at once.
 
         Raises:
             NotFoundError: the file cannot be opened.
         """
 
     def size(self) -> int:
-        """In bytes."""
+        """Size in bytes."""
 
     def stamp(self) -> object:
-        """Something (as JSON has it) that differs when the contents do."""
+        """A JSON value that differs if the contents do."""
 
 
 @dataclass
 class _Seen:
-    """What a file was when it was first opened."""
+    """The state of a file when it was first opened."""
 
     stamp: list[int] | None = None
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file on this machine: the one that was first opened, and no other that takes its name later."""
+    """A local file: the one that was first opened, not another one that takes its name later."""
 
     path: Path
     _seen: _Seen = field(default_factory=_Seen, compare=False, repr=False)
@@ -82,7 +82,7 @@ class LocalFile:
 
         Raises:
             NotFoundError: the file cannot be opened.
-            FileChangedError: it is not what it was when it was first opened.
+            FileChangedError: it has changed since it was first opened.
         """
         try:
             fd = open_regular(self.path)
@@ -95,9 +95,9 @@ class LocalFile:
             os.close(fd)
 
     def check_unchanged(self) -> None:
-        """Raise FileChangedError if the file's bytes were changed in place since it was first opened.
+        """Raise FileChangedError if the file's bytes have been changed in place since it was first opened.
 
-        One that another file took the name of is not: what was mapped of it stays.
+        Replacing it by another file of the same name does not count: mapped contents stay valid.
         """
         stamp = self._seen.stamp
         try:
@@ -132,7 +132,7 @@ class LocalFile:
 def changed_file(path: Path) -> FileChangedError:
     """The error for a file that was replaced or overwritten while it was in use."""
     return FileChangedError("the file was changed while it was in use", file=path,
-                            hint="let nothing write it meanwhile, and run the command again")  # fmt: skip
+                            hint="run the command again while nothing writes to the file")  # fmt: skip
 
 
 def _cannot_be_read(path: Path, error: OSError) -> NotFoundError:
@@ -140,7 +140,7 @@ def _cannot_be_read(path: Path, error: OSError) -> NotFoundError:
 
 
 def _stamp(found: os.stat_result) -> list[int]:
-    """Changes when another file takes the name, and when somebody writes to it."""
+    """Changes when the file is replaced or written to."""
     return [found.st_size, found.st_mtime_ns, found.st_ino]
 
 
@@ -157,6 +157,6 @@ class _LocalReader:
                 raise _cannot_be_read(self.path, error) from error
             if count == 0:
                 raise TruncatedFileError(
-                    "the file became shorter while it was read", file=self.path
+                    "the file was truncated while it was being read", file=self.path
                 )
             data, offset = data[count:], offset + count

@@ -1,4 +1,4 @@
-"""One tensor in a file: where its bytes are, and how they are read into memory."""
+"""A tensor in a file: where its bytes are, and how to read them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK_BYTES: Final = 1 << 20
 
 
 class StoredTensor(NamedTuple):
-    """Where one tensor's bytes are."""
+    """The location of a tensor's bytes."""
 
     name: str
     dtype: str
@@ -23,28 +23,28 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
     file: WeightsFile
     offset: int
-    """Of the first byte, from the start of the file."""
+    """Offset of the first byte in the file."""
     nbytes: int
 
 
 class Stored(Protocol):
-    """What lies in a file in one piece."""
+    """Something stored contiguously in a file."""
 
     @property
     def file(self) -> WeightsFile:
-        """Where it is."""
+        """The file."""
 
     @property
     def offset(self) -> int:
-        """Of the first byte."""
+        """Offset of the first byte."""
 
     @property
     def nbytes(self) -> int:
-        """How long it is."""
+        """Size in bytes."""
 
 
 def stored_checksum(stored: Stored) -> str:
-    """Of the bytes as they stand in the file, read block by block."""
+    """Checksum of the bytes in the file, read block by block."""
     running, left, offset = running_checksum(), stored.nbytes, stored.offset
     buffer = memoryview(bytearray(min(_BLOCK_BYTES, max(left, 1))))
     with stored.file.open(offset + left) as reader:
@@ -57,12 +57,12 @@ def stored_checksum(stored: Stored) -> str:
 
 
 def read_array(tensor: StoredTensor) -> npt.NDArray[Any]:
-    """A tensor's elements, read into memory; BF16 comes as its bits (uint16)."""
+    """A tensor's elements, read into memory; BF16 as uint16 bits."""
     return _read(tensor, 0, tensor.shape)
 
 
 def read_rows(tensor: StoredTensor, first: int, last: int) -> npt.NDArray[Any]:
-    """Like ``read_array``, but only of the rows ``first`` to before ``last`` of the first axis."""
+    """Like ``read_array``, but only for rows ``first`` (inclusive) to ``last`` (exclusive) of the first axis."""
     row_bytes = tensor.nbytes // max(tensor.shape[0], 1)
     return _read(tensor, first * row_bytes, (last - first, *tensor.shape[1:]))
 

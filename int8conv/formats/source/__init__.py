@@ -1,1 +1,1 @@
-"""A source checkpoint: which files hold its tensors, and how their numbers are read."""
+"""Source checkpoints: which files hold their tensors, and how their numbers are read."""

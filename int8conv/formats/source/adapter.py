@@ -1,4 +1,4 @@
-"""Adapters (LoRA and its kin, as peft saves them): small weights that change a model and are none."""
+"""Adapters (LoRA and similar, as saved by peft): small weights that modify a model but are not one."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def is_adapter_name(name: str) -> bool:
-    """Whether a file of that name holds the weights of an adapter."""
+    """Whether a file of that name holds adapter weights."""
     return _WEIGHTS.fullmatch(name) is not None
 
 
 def check_not_adapter(
     folder: Path, files: Iterable[str], tensors: Iterable[str] | None = None
 ) -> None:
-    """Raise AdapterError for a folder with an adapter and no model.
+    """Raise AdapterError for a folder that holds an adapter but no model.
 
     Args:
         folder: the folder.
         files: the names of its files.
-        tensors: the names of its tensors, if it has any; all of them are an adapter's in one that is saved under a model's name.
+        tensors: the names of its tensors, if any; an adapter saved under a model's file name has only adapter tensors.
     """
     if tensors is None:
         adapter = any(map(is_adapter_name, files)) or CONFIG_NAME in files
@@ -48,7 +48,7 @@ def check_not_adapter(
 
 
 def _base(folder: Path) -> str | None:
-    """The id of the model that an adapter was made for, as its config has it."""
+    """The id of the model that an adapter was made for, from its config."""
     try:
         config: Mapping[str, object] = read_json(folder / CONFIG_NAME)
     except Int8convError:

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint folder: which tensor lies where, from headers alone."""
+"""A Hugging Face checkpoint folder: where each tensor is, from headers alone."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ INDEX_FILE = SAFETENSORS.index
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened folder; tensors stand in the order of shards and offsets."""
+    """An opened folder; tensors are in the order of shards and offsets."""
 
     folder: Path
     config: dict[str, Any]
@@ -53,16 +53,16 @@ class Checkpoint:
     weight_map: dict[str, str] | None
     """Tensor name to shard file name; None without an index."""
     notes: tuple[str, ...] = ()
-    """What was left out or is not as it should be, for the user."""
+    """Notes for the user on what was left out or is irregular."""
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Size of all tensors in bytes."""
         return sum(t.nbytes for t in self.tensors.values())
 
     @cached_property
     def has_fp8(self) -> bool:
-        """Whether a tensor holds 8-bit floats."""
+        """Whether any tensor holds 8-bit floats."""
         return any(t.dtype in FP8_DTYPES for t in self.tensors.values())
 
     def tensor(self, name: str) -> StoredTensor:
@@ -88,21 +88,21 @@ def open_checkpoint(
     *,
     exact: bool = False,
 ) -> Checkpoint:
-    """Open a folder with ``config.json`` and safetensors files, or else PyTorch pickles: one, or several.
+    """Open a folder with ``config.json`` and one or more safetensors files or, failing those, PyTorch pickles.
 
-    What is found is what transformers finds in the same folder.
+    Finds the same files as transformers in the same folder.
 
     Args:
         folder: the folder.
-        remote: weights files that belong to it and are elsewhere, by name.
-        only: the one to take of several weights files, or indexes of them.
-        exact: take what the index lists and nothing else, and refuse what it lists for a file without it.
+        remote: weights files that belong to it but are stored elsewhere, by name.
+        only: the weights file or index to use, if there are several.
+        exact: use only what the index lists, and refuse tensors that it lists for a file without them.
 
     Raises:
-        NotFoundError: no such folder, or no checkpoint in it.
-        ArgumentError: it is not clear which weights files are meant.
-        CheckpointError: index and shards do not hold together, a pickle cannot be read safely, or what is there stands for
-            a checkpoint and is none: a Git LFS pointer, an adapter.
+        NotFoundError: there is no such folder, or no checkpoint in it.
+        ArgumentError: it is ambiguous which weights files are meant.
+        CheckpointError: index and shards are inconsistent, a pickle cannot be read safely, or the folder does not hold a
+            real checkpoint (a Git LFS pointer, an adapter).
         SafetensorsError: a shard is malformed.
     """
     folder = Path(folder)
@@ -133,15 +133,14 @@ def open_checkpoint(
         listed = weight_map or {}
         check_listed(headers, listed, found.index, folder)
         return Checkpoint(folder, config, _locate(files, headers, listed), headers, weight_map)
-    alone = len(headers) == 1 and weight_map is None
-    taken, notes = (None, ()) if alone else shard_of_each(headers, weight_map, folder)
+    taken, notes = shard_of_each(headers, weight_map, folder)
     notes += _left_out(folder, found, files, headers)
     tensors = _locate(files, headers, taken)
-    return Checkpoint(folder, config, tensors, headers, weight_map and taken, notes)
+    return Checkpoint(folder, config, tensors, headers, weight_map and (taken or weight_map), notes)
 
 
 def _list_files(folder: Path) -> tuple[dict[str, WeightsFile], dict[str, str]]:
-    """The files of a folder by name, and the links in it that lead nowhere, with where they lead."""
+    """The files of a folder by name, and its dangling links with their targets."""
     if not folder.is_dir():
         raise NotFoundError(
             "not a folder" if folder.exists() else "no such folder", file=folder,
@@ -162,7 +161,7 @@ def _list_files(folder: Path) -> tuple[dict[str, WeightsFile], dict[str, str]]:
 
 def _dangling(path: Path) -> NotFoundError:
     return NotFoundError(
-        "is a link to a file that is not there", file=path, found=path.readlink(),
+        "is a link to a file that does not exist", file=path, found=path.readlink(),
         hint="download it again",
     )  # fmt: skip
 
@@ -191,14 +190,17 @@ def _locate(
             for name, dtype, shape, begin, end in header.tensors.values()
             if shards is None or shards.get(name) == shard
         }
-        found = found | part if found else part
+        if found:
+            found |= part
+        else:  # as it mostly is: no copy
+            found = part
     return found
 
 
 def _left_out(
     folder: Path, found: WeightFiles, files: Mapping[str, WeightsFile], taken: Mapping[str, Header]
 ) -> tuple[str, ...]:
-    """A note of the weights that stand beside those which are taken."""
+    """Notes on weights in the folder that are not used."""
     others = [name for name in candidates(files, found.format) if name not in taken]
     if found.index is None and found.format.index in files:
         try:
@@ -210,9 +212,9 @@ def _left_out(
     notes = []
     if others:
         weights = found.index or some(found.names)
-        notes.append(f"the weights are those of {weights}; left out: {some(sorted(others))}")
+        notes.append(f"using the weights in {weights}; left out: {some(sorted(others))}")
     if adapters := [name for name in files if is_adapter_name(name)]:
         notes.append(
-            f"an adapter beside the weights is left out: {some(sorted(adapters))}; {MERGE}"
+            f"an adapter next to the weights is left out: {some(sorted(adapters))}; {MERGE}"
         )
     return tuple(notes)

@@ -1,4 +1,4 @@
-"""What a source checkpoint must be: a whole model's weights, under their own names, and not packed by another quantizer."""
+"""What a source checkpoint must be: a complete model's weights, under their own names, not packed by another quantizer."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from .fp8 import quantization_sections
 from .packed import made_from, packed_by
 
 _FP8_METHODS: Final = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt")
-"""Methods by which a config may announce FP8 weights; the tensors show whether it is them."""
+"""Methods that may mean FP8 weights in a config; the tensors show whether they do."""
 _WRAPPERS: Final = {
     "_orig_mod": "torch.compile",
     "_fsdp_wrapped_module": "FSDP",
     "_checkpoint_wrapped_module": "activation checkpointing",
 }
-"""Parts of names that a wrapper puts anywhere."""
+"""Path components that a wrapper may insert anywhere in a name."""
 _WRAPPED: Final = re.compile(rf"(?:^|\.)({'|'.join(_WRAPPERS)})\.")
 _PREFIXES: Final = {
     "module.": "DistributedDataParallel or DeepSpeed",
-    "base_model.model.": "peft (merge_and_unload() takes it off)",
+    "base_model.model.": "peft (merge_and_unload() removes it)",
 }
-"""What every name starts with."""
+"""Prefixes of all names."""
 
 
 def check_plain(checkpoint: Checkpoint) -> None:
-    """Refuse what stands for a model's weights and is something else.
+    """Refuse anything that is not a model's plain weights.
 
     Raises:
-        AlreadyQuantizedError: the config, or a tensor's name or dtype, says that another quantizer packed them; FP8 weights
-            with their scales are floats still.
-        AdapterError: all tensors are those of an adapter.
-        WrappedNamesError: the names are those of a wrapper around the model.
-        ShapeError: a weight has no elements, as a placeholder of DeepSpeed ZeRO-3.
+        AlreadyQuantizedError: according to the config or a tensor's name or dtype, another quantizer packed them (FP8
+            weights with scales still count as floats).
+        AdapterError: all tensors belong to an adapter.
+        WrappedNamesError: the names have the prefix of a wrapper around the model.
+        ShapeError: a weight has no elements (a placeholder of DeepSpeed ZeRO-3).
     """
     check_not_adapter(checkpoint.folder, (), checkpoint.tensors)
     _check_config(checkpoint)
@@ -45,12 +45,12 @@ def check_plain(checkpoint: Checkpoint) -> None:
     for name, tensor in checkpoint.tensors.items():
         if (method := packed_by(tensor, checkpoint.tensors)) is not None:
             raise AlreadyQuantizedError(
-                "the source is quantized already", file=tensor.file, tensor=name, found=method,
+                "the source is already quantized", file=tensor.file, tensor=name, found=method,
                 hint=_instead(checkpoint.folder, checkpoint.config),
             )  # fmt: skip
         if tensor.shape == (0,) and name.endswith(".weight"):
             raise ShapeError(
-                "a weight without elements", file=tensor.file, tensor=name, found="[0]",
+                "a weight has no elements", file=tensor.file, tensor=name, found="[0]",
                 hint="a placeholder of DeepSpeed ZeRO-3: gather the weights with its zero_to_fp32.py",
             )  # fmt: skip
 
@@ -67,7 +67,7 @@ def _check_config(checkpoint: Checkpoint) -> None:
         else:
             found = f"quant_method {method!r}"
         raise AlreadyQuantizedError(
-            "the source is quantized already", file=checkpoint.folder / CONFIG_FILE,
+            "the source is already quantized", file=checkpoint.folder / CONFIG_FILE,
             expected=f"no {key}", found=found,
             hint=_instead(checkpoint.folder, checkpoint.config),
         )  # fmt: skip
@@ -75,7 +75,7 @@ def _check_config(checkpoint: Checkpoint) -> None:
 
 def _instead(folder: Path, config: Mapping[str, Any]) -> str:
     base = made_from(folder, config)
-    return "give the checkpoint it was made from" + (f": {base}" if base else "")
+    return "use the checkpoint it was made from" + (f": {base}" if base else "")
 
 
 def _check_names(checkpoint: Checkpoint) -> None:
@@ -87,7 +87,7 @@ def _check_names(checkpoint: Checkpoint) -> None:
             found, wrapper = prefix, by
     if wrapper is not None:
         raise WrappedNamesError(
-            f"tensor names have '{found}', of {wrapper}", file=checkpoint.folder,
+            f"tensor names contain '{found}' from {wrapper}", file=checkpoint.folder,
             tensor=next(name for name in names if str(found) in name),
-            hint="save the model inside of the wrapper, or rename the tensors",
+            hint="save the model inside the wrapper, or rename the tensors",
         )  # fmt: skip

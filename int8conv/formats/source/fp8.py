@@ -1,4 +1,4 @@
-"""FP8 weights (arXiv:2209.05433) and the scales that stand beside them: value = fp32(code * scale)."""
+"""FP8 weights (arXiv:2209.05433) with separate scales: value = fp32(code * scale)."""
 
 from __future__ import annotations
 
@@ -12,50 +12,48 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import CompanionError, ShapeError, UnsupportedDtypeError
-from ..safetensors.dtypes import FLOAT_DTYPES, FP8_DTYPES
+from ..safetensors.dtypes import FLOAT_DTYPES, FP8_DTYPES, widened
 from ..safetensors.stored import StoredTensor, read_array
 from .checkpoint import CONFIG_FILE, Checkpoint
 
 SCALE_DTYPES: Final = (*FLOAT_DTYPES, "F8_E8M0")
 SCALE_SUFFIXES: Final = ("_scale_inv", "_scale")
-"""After a weight's name. Both are multiplied with, whatever the first one's name says (DeepSeek-V3, README_WEIGHTS)."""
+"""Suffixes of a weight's name. Both are multiplied, despite the name of the first (DeepSeek-V3, README_WEIGHTS)."""
 _WEIGHT: Final = ".weight"
 _SCALE: Final = ".scale"
-"""In place of ``.weight``, as DeepSeek-V4 names them."""
+"""Replaces ``.weight`` in DeepSeek-V4."""
 
 _USUAL_BLOCK: Final = (128, 128)
 _SECTIONS: Final = ("quantization_config", "compression_config", "quantization")
 _PARTS: Final = ("text_config", "llm_config", "language_config")
-"""Of a config whose model has several, where it may say how its text model is quantized."""
+"""Section of a composite model's config that may say how its text model is quantized."""
 
 
 @dataclass(frozen=True)
 class BlockScales:
-    """A scale for each block of ``rows`` x ``columns`` of a weight."""
+    """One scale per block of ``rows`` x ``columns`` of a weight."""
 
     tensor: StoredTensor
     shape: tuple[int, int]
-    """Blocks down and across; the tensor may have fewer axes."""
+    """Number of blocks vertically and horizontally; the tensor may have fewer axes."""
     rows: int
     columns: int
 
     def values(self) -> npt.NDArray[np.float32]:
-        """Float32 of ``shape``."""
+        """Scales in float32, of shape ``shape``."""
         stored = read_array(self.tensor)
-        if self.tensor.dtype == "BF16":
-            stored = (stored.astype(np.uint32) << 16).view(np.float32)
-        elif self.tensor.dtype == "F8_E8M0":  # a power of two; 255 is NaN
+        if self.tensor.dtype == "F8_E8M0":  # a power of two; 255 is NaN
             stored = np.where(stored == 255, np.nan, np.ldexp(1.0, stored.astype(np.int32) - 127))
-        return stored.astype(np.float32).reshape(self.shape)
+        return widened(stored, self.tensor.dtype).reshape(self.shape)
 
 
 def is_fp8(tensor: StoredTensor) -> bool:
-    """Whether a tensor holds codes of 8-bit floats."""
+    """Whether a tensor holds 8-bit floats."""
     return tensor.dtype in FP8_DTYPES
 
 
 def quantization_sections(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Where a config says how its weights are quantized, by key, as far as something is there."""
+    """The sections of a config that say how its weights are quantized, by key."""
     parts: list[tuple[str, Any]] = [("", config), *((f"{n}.", config.get(n)) for n in _PARTS)]
     for name, part in parts:
         for key in _SECTIONS if isinstance(part, dict) else ():
@@ -64,23 +62,23 @@ def quantization_sections(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]
 
 
 def find_scales(checkpoint: Checkpoint, weight: StoredTensor) -> BlockScales:
-    """The scales of an FP8 weight ``[out, in]``, in whichever shard they are.
+    """The scales of an FP8 weight ``[out, in]``, from any shard.
 
-    One for the tensor (a scalar), one a row (``[out]`` or ``[out, 1]``), or one a block, whose size is the config's
-    ``weight_block_size`` or ``block_structure``, or else 128 x 128.
+    One per tensor (a scalar), per row (``[out]`` or ``[out, 1]``) or per block, whose size is ``weight_block_size`` or
+    ``block_structure`` in the config, or 128 x 128 by default.
 
     Raises:
         CompanionError: there are none, or their shape does not fit.
-        UnsupportedDtypeError: they are no floats.
-        ShapeError: the weight is no matrix.
+        UnsupportedDtypeError: they are not floats.
+        ShapeError: the weight is not a matrix.
     """
     if len(weight.shape) != 2:
-        raise ShapeError("an FP8 weight that is no matrix", file=weight.file, tensor=weight.name,
+        raise ShapeError("an FP8 weight is not a matrix", file=weight.file, tensor=weight.name,
                          expected="[out, in]", found=list(weight.shape),
-                         hint="give a checkpoint in 16 bits")  # fmt: skip
+                         hint="use a checkpoint in 16 bits")  # fmt: skip
     scale = scale_tensor(checkpoint, weight.name)
     if scale is None:
-        raise CompanionError("an FP8 weight without scales", file=weight.file, tensor=weight.name,
+        raise CompanionError("an FP8 weight has no scales", file=weight.file, tensor=weight.name,
                              expected=" or ".join(_scale_names(weight.name)))  # fmt: skip
     if scale.dtype not in SCALE_DTYPES:
         raise UnsupportedDtypeError("unsupported dtype of a scale", file=scale.file, tensor=scale.name,
@@ -105,13 +103,13 @@ def find_scales(checkpoint: Checkpoint, weight: StoredTensor) -> BlockScales:
 
 
 def scale_tensor(checkpoint: Checkpoint, weight: str) -> StoredTensor | None:
-    """The scales of a weight of that name, if there are any."""
+    """The tensor with the scales of a weight, if there is one."""
     found = (checkpoint.tensors.get(name) for name in _scale_names(weight))
     return next((tensor for tensor in found if tensor is not None), None)
 
 
 def scaled_weight(tensors: Mapping[str, StoredTensor], scale: str) -> StoredTensor | None:
-    """The FP8 weight that a tensor of that name holds the scales of, if it is one."""
+    """The FP8 weight whose scales are in the tensor ``scale``, if there is one."""
     names = [scale.removesuffix(s) for s in SCALE_SUFFIXES if scale.endswith(s)]
     if scale.endswith(_SCALE):
         names.append(scale.removesuffix(_SCALE) + _WEIGHT)
@@ -125,7 +123,7 @@ def _scale_names(weight: str) -> list[str]:
 
 
 def _block_sizes(checkpoint: Checkpoint) -> list[tuple[int, int]]:
-    """Those that the config gives: DeepSeek's for the model, compressed-tensors' for each group of linears."""
+    """Block sizes in the config: DeepSeek's for the whole model, compressed-tensors' for each group of linears."""
     sizes = []
     for key, section in quantization_sections(checkpoint.config):
         if not isinstance(section, dict):
@@ -141,7 +139,7 @@ def _block_sizes(checkpoint: Checkpoint) -> list[tuple[int, int]]:
 
 def _block_size(checkpoint: Checkpoint, key: str, size: object) -> tuple[int, int]:
     if isinstance(size, str) and re.fullmatch(r"\d{1,9}x\d{1,9}", size, re.ASCII):
-        size = [int(n) for n in size.split("x")]  # as older releases wrote it
+        size = [int(n) for n in size.split("x")]  # as written by older releases
     if (
         isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)
     ):  # fmt: skip
@@ -154,11 +152,11 @@ def _block_size(checkpoint: Checkpoint, key: str, size: object) -> tuple[int, in
 def decoded(dtype: str) -> npt.NDArray[np.float32]:
     """The value of each of the 256 codes."""
     codes = np.arange(256)
-    if dtype == "F8_E5M2":  # the upper half of an F16
+    if dtype == "F8_E5M2":  # the upper byte of an F16
         return (codes << 8).astype(np.uint16).view(np.float16).astype(np.float32)
     exponent, fraction = (codes >> 3) & 15, (codes & 7) / 8
     normal = np.ldexp(1 + fraction, exponent - 7)
     value = np.where(exponent > 0, normal, np.ldexp(fraction, -6))
-    value[(codes & 0x7F) == 0x7F] = np.nan  # E4M3 has no infinities, and one NaN a sign
+    value[(codes & 0x7F) == 0x7F] = np.nan  # E4M3 has no infinities, and one NaN per sign
     signed: npt.NDArray[Any] = np.where(codes & 0x80, -value, value)
     return signed.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Git-LFS pointers: small text files that stand for large ones which were never fetched (git-lfs, docs/spec.md)."""
+"""Git LFS pointers: small text files in place of large ones that were never fetched (git-lfs, docs/spec.md)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..safetensors.storage import LocalFile, WeightsFile
 
 _MAGIC: Final = b"version https://git-lfs.github.com/spec/"
 _MOST_BYTES: Final = 1024
-"""Of a pointer, by its specification."""
+"""Largest size of a pointer, by its specification."""
 
 
 def check_not_pointer(file: Path | WeightsFile) -> None:
-    """Raise PointerFileError if a Git-LFS pointer stands in place of a file.
+    """Raise PointerFileError if a file is only a Git LFS pointer.
 
     Raises:
         NotFoundError: it cannot be read.
@@ -27,6 +27,6 @@ def check_not_pointer(file: Path | WeightsFile) -> None:
         reader.read_into(memoryview(start), 0)
     if start == _MAGIC:
         raise PointerFileError(
-            "a Git LFS pointer stands in place of the file", file=stored,
+            "the file is only a Git LFS pointer", file=stored,
             hint="run 'git lfs pull' in the repository, or download the file from the hub",
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The index of several weights files, and where it and they disagree."""
+"""The index of several weights files, and how to treat discrepancies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .weight_files import some
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
-    """Tensor name to shard file name as an index has it.
+    """Read an index: tensor name to shard file name.
 
     Raises:
         NotFoundError: there is no such file.
@@ -23,7 +23,8 @@ def read_weight_map(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise JsonFileError("no usable weight_map", file=path, expected="tensor name -> file name",
                             found=type(weight_map).__name__)  # fmt: skip
-    for name, shard in weight_map.items():
+    others = set(map(type, weight_map.values())) != {str}
+    for name, shard in weight_map.items() if others else ():
         if not isinstance(shard, str):
             raise JsonFileError("weight_map entry is not a file name", file=path, tensor=name,
                                 found=shard)  # fmt: skip
@@ -38,7 +39,7 @@ def read_weight_map(path: Path) -> dict[str, str]:
 def check_listed(
     headers: Mapping[str, Header], weight_map: Mapping[str, str], index: str | None, folder: Path
 ) -> None:
-    """Raise MissingTensorError for a tensor that the index lists for a shard without it."""
+    """Raise MissingTensorError if a shard lacks a tensor that the index lists for it."""
     for name, shard in weight_map.items():
         if name not in headers[shard].tensors:
             raise MissingTensorError(
@@ -48,15 +49,17 @@ def check_listed(
 
 def shard_of_each(
     headers: Mapping[str, Header], weight_map: Mapping[str, str] | None, folder: Path
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The shard that each tensor is taken from, and what the user should know.
+) -> tuple[dict[str, str] | None, tuple[str, ...]]:
+    """The shard that each tensor is taken from (None: all of each, as the index says, if there is one), and what the user should know.
 
-    As in transformers, an index only says which files there are: their headers say what is in them, and the last file that
-    has a tensor counts.
+    As in transformers, an index only says which files there are; their headers say what they contain, and the last file with
+    a tensor wins.
 
     Raises:
-        DuplicateTensorError: two files have a tensor, and there is no index.
+        DuplicateTensorError: two files contain the same tensor, and there is no index.
     """
+    if _agree(headers, weight_map):
+        return None, ()
     found: dict[str, str] = {}
     twice = []
     for shard, header in headers.items():
@@ -67,21 +70,32 @@ def shard_of_each(
             if name in found:
                 if weight_map is None:
                     raise DuplicateTensorError(
-                        f"is in {found[name]} too, and no index says which to use", file=folder / shard,
+                        f"is also in {found[name]}, and no index says which to use", file=folder / shard,
                         tensor=name, hint="merge tensor-parallel shards first",
                     )  # fmt: skip
                 twice.append(f"{name} (in {found[name]} and {shard})")
             found[name] = shard
     notes = []
     if twice:
-        notes.append(f"tensors in two files, of which the last is taken: {some(twice)}")
+        notes.append(f"tensors in two files (the last one is used): {some(twice)}")
     if weight_map is not None:
         if stale := [name for name in weight_map if name not in found]:
             notes.append(
-                f"tensors that the index lists and no file has ({len(stale)}): {some(stale)}"
+                f"tensors listed in the index but in no file ({len(stale)}): {some(stale)}"
             )
         if unlisted := [name for name in found if name not in weight_map]:
             notes.append(
-                f"taken, though the index leaves them out ({len(unlisted)}): {some(unlisted)}"
+                f"tensors used although the index does not list them ({len(unlisted)}): {some(unlisted)}"
             )
     return found, tuple(notes)
+
+
+def _agree(headers: Mapping[str, Header], weight_map: Mapping[str, str] | None) -> bool:
+    """Whether an index lists what its files have, and nothing else; or there is one file, and no index."""
+    if weight_map is None:
+        return len(headers) == 1
+    if len(weight_map) != sum(len(header.tensors) for header in headers.values()):
+        return False
+    return all(
+        {shard}.issuperset(map(weight_map.get, header.tensors)) for shard, header in headers.items()
+    )

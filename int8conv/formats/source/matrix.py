@@ -1,4 +1,4 @@
-"""A linear's weight as the matrix ``[out, in]`` that it multiplies with, however a checkpoint stores it."""
+"""A linear's weight as a matrix ``[out, in]``, however the checkpoint stores it."""
 
 from __future__ import annotations
 
@@ -21,29 +21,23 @@ from .fp8 import BlockScales, decoded, find_scales
 
 Bits = npt.NDArray[Any]
 """uint16 (F16, BF16), uint32 (F32) or uint8 (the bytes of anything else)."""
-_BITS: Final[dict[str, type[np.unsignedinteger[Any]]]] = {
-    "F16": np.uint16,
-    "BF16": np.uint16,
-    "F32": np.uint32,
-    "U8": np.uint8,
-}
 
 _SHORT_ROW: Final = 1 << 12
 _COMPARED: Final = 1 << 20
-"""Bytes that are compared at a time."""
+"""Number of bytes compared at a time."""
 _PANEL_BYTES: Final = 8 << 20
-"""Of a transposed matrix at a time: a narrower panel would be read in slivers."""
+"""Size of a panel of columns of a transposed matrix: narrower panels would mean many tiny reads."""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Where a weight is, and how to read it."""
+    """Where a weight is stored, and how to read it."""
 
     stored: StoredTensor
     scales: BlockScales | None = None
-    """Of an FP8 weight."""
+    """Scales of an FP8 weight."""
     part: int | None = None
-    """Which one of a stack ``[parts, ., .]`` of experts."""
+    """Index in a stack ``[parts, ., .]`` of experts."""
     transposed: bool = False
     """Stored ``[in, out]``."""
 
@@ -63,18 +57,18 @@ class Matrix:
 
     @property
     def dtype(self) -> str:
-        """F16, BF16 or F32: of the values, which an FP8 weight has after its scales; F64 is taken as F32."""
+        """Dtype of the values, F16, BF16 or F32; FP8 weights are F32 after scaling, and F64 is read as F32."""
         widened = self.scales is not None or self.stored.dtype == "F64"
         return "F32" if widened else self.stored.dtype
 
     @property
     def nbytes(self) -> int:
-        """As stored, without scales."""
+        """Stored size, without scales."""
         return self.shape[0] * self.shape[1] * ITEM_BYTES[self.stored.dtype]
 
     @property
     def offset(self) -> int:
-        """Of the first byte in the file."""
+        """Offset of the first byte in the file."""
         return self.stored.offset + (self.part or 0) * self.nbytes
 
 
@@ -88,8 +82,8 @@ def find_matrix(
     """The matrix of a stored tensor, with its scales if it is FP8.
 
     Raises:
-        UnsupportedDtypeError: it is no float that can be read.
-        CompanionError, ShapeError: FP8 without scales that fit, or of a shape that has none.
+        UnsupportedDtypeError: its dtype is not a supported float.
+        CompanionError, ShapeError: an FP8 weight lacks matching scales or is not a matrix.
     """
     plain = part is None and not transposed
     if stored.dtype in FP8_DTYPES and plain:
@@ -104,10 +98,10 @@ def find_matrix(
 
 
 def as_rows(stored: StoredTensor, block_elements: int) -> Matrix:
-    """A tensor of any shape as a matrix: the rows of its first axis, or shorter ones where those are too long."""
+    """A tensor of any shape as a matrix: rows along its first axis, or shorter ones if those would be too long."""
     rows = stored.shape[0] if stored.shape else 1
     columns = prod(stored.shape[1:])
-    if rows * columns == 0:  # whose axes may be of any length
+    if rows * columns == 0:  # its other axes may have any length
         return Matrix(stored._replace(shape=(0, 0)))
     if columns > block_elements:
         total = rows * columns
@@ -117,10 +111,10 @@ def as_rows(stored: StoredTensor, block_elements: int) -> Matrix:
 
 
 def have_same_values(first: StoredTensor, second: StoredTensor) -> bool:
-    """Whether two tensors are the same bit for bit; reads both up to the first block that differs.
+    """Whether two tensors are bit-identical; reads both up to the first block that differs.
 
     Raises:
-        NotFoundError, TruncatedFileError: a file changed meanwhile.
+        NotFoundError, TruncatedFileError: a file changed in the meantime.
     """
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
@@ -144,11 +138,11 @@ def as_bytes(stored: StoredTensor) -> Matrix:
 
 
 class MatrixReader:
-    """Reads a matrix as blocks of whole rows and sums the bytes that it read.
+    """Reads a matrix as blocks of complete rows and computes the checksum of the bytes.
 
     Args:
         matrix: what to read.
-        block_elements: a block has at most so many, but at least one row.
+        block_elements: largest number of elements per block (at least one row).
         buffers: memory to read into.
     """
 
@@ -157,13 +151,13 @@ class MatrixReader:
         self._buffers = buffers or Buffers()
         self.rows, self.columns = matrix.shape
         self.rows_per_block = max(1, min(self.rows, block_elements // max(self.columns, 1)))
-        self.dtype = np.dtype(_BITS[matrix.dtype])
+        self.dtype = np.dtype(f"u{ITEM_BYTES[matrix.dtype]}")
         self._wide = matrix.stored.dtype == "F64"
         self._item = np.dtype(np.float64) if self._wide else self.dtype
         self._sum = running_checksum()
 
     def blocks(self) -> Iterator[tuple[int, Bits]]:
-        """First row and bits ``[rows, in]`` of each block, which the caller may overwrite."""
+        """Yields the first row and the bits ``[rows, in]`` of each block; the caller may overwrite them."""
         end = self._matrix.offset + self._matrix.nbytes
         with self._matrix.file.open(until=end) as reader:
             if self._matrix.scales is not None:
@@ -175,7 +169,7 @@ class MatrixReader:
                     yield first, self._narrowed(stored, first) if self._wide else stored
 
     def checksum(self) -> str:
-        """Of the stored bytes, once all blocks were read."""
+        """Checksum of the stored bytes, once all blocks have been read."""
         return self._sum.hexdigest()
 
     def _stored(self, reader: Reader, dtype: np.dtype[Any]) -> Iterator[tuple[int, Bits]]:
@@ -198,12 +192,12 @@ class MatrixReader:
             wide = factors[down]
             with np.errstate(
                 over="ignore", invalid="ignore"
-            ):  # what is not finite is refused by name
+            ):  # non-finite values are refused later, by name
                 values *= wide if scales.shape[1] == 1 else wide[:, across]
             yield first, values.view(np.uint32)
 
     def _transposed(self, reader: Reader) -> Iterator[tuple[int, Bits]]:
-        """Panels of the stored columns, each turned block by block."""
+        """Panels of the stored columns, each transposed block by block."""
         item, inner, begin = self._item.itemsize, self.columns, self._matrix.offset
         wide = max(1, min(self.rows, _PANEL_BYTES // max(inner * item, 1)))
         for left in range(0, self.rows, wide):
@@ -238,7 +232,7 @@ class MatrixReader:
         return narrow.view(np.uint32)
 
     def _sum_all(self, reader: Reader) -> None:
-        """In the order of the file, which panels do not have."""
+        """Compute the checksum in file order, which panels do not follow."""
         begin, end = self._matrix.offset, self._matrix.offset + self._matrix.nbytes
         buffer = _bytes_of(self._buffers.take("stored", (min(1 << 20, end - begin),), np.uint8))
         for place in range(begin, end, len(buffer) or 1):

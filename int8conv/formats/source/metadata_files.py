@@ -1,6 +1,6 @@
-"""The files beside the weights that belong to a model: tokenizer, generation, processors, its own code, licence; told by their names.
+"""The files of a model other than weights: tokenizer, generation, processors, custom code, licence; recognized by name.
 
-What a stranger has put beside them (a corpus, logs of a training run, what another quantizer or trainer wrote) is not copied.
+Anything else in the folder (a corpus, training logs, files of other quantizers or trainers) is not copied.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ NAMES: Final = (
     "*processor_config.json", "configuration.json",
     "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*",
 )  # fmt: skip
-"""Patterns, as of ``fnmatch``."""
+"""``fnmatch`` patterns."""
 CODE: Final = "*.py"
-"""Where a config's ``auto_map`` names classes of the model's own."""
+"""Files in which ``auto_map`` may name custom classes."""
 MOST_BYTES: Final = 256 << 20
-"""Of a file: the largest vocabularies have some 40 MB."""
+"""Largest size of a file: the largest vocabularies take about 40 MB."""
 MOST_TEMPLATES: Final = 64
-"""In a folder of their own; a model has two or three."""
+"""Limit on templates in a separate folder; a model has two or three."""
 
 _WITH_CODE: Final = (
     "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
 )  # fmt: skip
 _UNMENTIONED: Final = ("README*", ".*", "*.gguf", "*.onnx", "*.h5", "*.msgpack", CONFIG_FILE, MANIFEST_FILE)  # fmt: skip
-"""What is not copied, and nobody expects to be."""
+"""Files that are not copied and need no note."""
 
 
 @dataclass(frozen=True)
 class MetadataFiles:
-    """Names within the folder, and a note of what is left out."""
+    """Names within the folder, and notes on what is left out."""
 
     names: tuple[str, ...]
     notes: tuple[str, ...]
 
 
 def find_metadata_files(folder: Path, config: Mapping[str, Any]) -> MetadataFiles:
-    """The files that go along with a model.
+    """Find the files that belong to a model.
 
     Raises:
         NotFoundError: one cannot be read.
-        PointerFileError: a Git LFS pointer stands in place of one.
+        PointerFileError: one is only a Git LFS pointer.
     """
     with_code = _has_code(folder, config)
     names, others, templates = [], [], 0
@@ -83,10 +83,10 @@ def find_metadata_files(folder: Path, config: Mapping[str, Any]) -> MetadataFile
 
 
 def open_metadata_file(folder: Path, name: str) -> int:
-    """A descriptor to read one of them.
+    """Open one of them for reading; returns a descriptor.
 
     Raises:
-        NotFoundError: it cannot be read, or leads out of the folder.
+        NotFoundError: it cannot be read, or is a link out of the folder.
     """
     try:
         return open_within(folder, name)
@@ -96,7 +96,7 @@ def open_metadata_file(folder: Path, name: str) -> int:
 
 def _listed(folder: Path) -> Iterator[str]:
     for path in folder.iterdir():
-        if path.is_file():
+        if not path.is_dir():
             yield path.name
     templates = folder / TEMPLATES_FOLDER
     if templates.is_dir() and not templates.is_symlink():
@@ -110,10 +110,13 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _why_not(folder: Path, name: str) -> str | None:
-    """Why a file that is wanted is not copied; None if it is."""
+    """Why a metadata file is not copied; None if it is."""
     last = name.rpartition("/")[2]
     if not is_plain_file_name(last) or not last.isprintable():
         return "its name"
+    path = folder / name
+    if not path.is_file():
+        return "a link to a file that does not exist" if path.is_symlink() else "not a regular file"
     target = Path(os.path.realpath(folder / name))
     try:
         fd = open_within(folder, name)

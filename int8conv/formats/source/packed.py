@@ -1,4 +1,4 @@
-"""Weights that another quantizer packed, told by the names and dtypes that it gives its tensors, and what they were made from."""
+"""Weights packed by another quantizer, recognized by tensor names and dtypes, and the checkpoint they were made from."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MARKS: Final = {
     "outlier_index": QUANT_METHOD,
     "outlier_weight": QUANT_METHOD,
 }
-"""Last parts of names, and who gives them."""
+"""Last name components, and the quantizer that uses them."""
 _BESIDE_INTEGERS: Final = (
     (".scales", ".biases", "MLX"),
     (".SCB", "", "bitsandbytes"),
@@ -48,7 +48,7 @@ _BESIDE_INTEGERS: Final = (
     (".weight_scale", "", "integers with a scale"),
     (".scale", "", "integers with a scale"),
 )  # fmt: skip
-"""What stands beside an integer ``*.weight``, and whose it is then."""
+"""Companions of an integer ``*.weight``, and the quantizer they indicate."""
 
 _README: Final = "README.md"
 _README_BYTES: Final = 1 << 16
@@ -63,7 +63,7 @@ _PACKED_NAME: Final = re.compile(
 
 
 def packed_by(tensor: StoredTensor, tensors: Mapping[str, StoredTensor]) -> str | None:
-    """Who packed a tensor, or the weight that it belongs to; None for a plain one, and for FP8 and its scales."""
+    """The quantizer that packed a tensor or the weight it belongs to; None for plain tensors, FP8 and its scales."""
     name = tensor.name
     if is_padding(name):
         return QUANT_METHOD
@@ -84,7 +84,7 @@ def packed_by(tensor: StoredTensor, tensors: Mapping[str, StoredTensor]) -> str 
 
 
 def made_from(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The hub id of the checkpoint that a packed one was made from, as its model card or config has it; None: unknown."""
+    """The hub id of the checkpoint that a packed one was made from, from its model card or config; None if unknown."""
     try:
         fd = open_within(folder, _README)
     except OSError:

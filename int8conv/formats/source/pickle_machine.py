@@ -1,7 +1,7 @@
-"""Run the instructions of a pickle that ``torch.save`` needs, and no others: nothing is imported, called or allocated for it.
+"""Run only those pickle instructions that ``torch.save`` uses: a pickle cannot import, call or allocate anything else.
 
-What a pickle names by module and name is looked up in a table of the caller's. Time and memory are bounded by the pickle's
-length, whatever numbers stand in it: Python's own readers allocate what a length says, or a memo as long as an index.
+What a pickle refers to by module and name is looked up in a table given by the caller. Time and memory are bounded by the pickle's
+size, whatever numbers it contains: Python's own readers allocate as much as a length field or a memo index says.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 Call = Callable[[tuple[object, ...]], object]
-"""What stands for a callable: its arguments to its result; ValueError if they are not of its kind."""
+"""Stands in for a callable, from arguments to result; raises ValueError if the arguments are invalid."""
 
 MOST_BYTES: Final = 8 << 20
-"""Of a pickle; one takes some 200 for each tensor."""
+"""Largest size of a pickle, which takes about 200 bytes per tensor."""
 MOST_INSTRUCTIONS: Final = 1 << 20
-"""Some 30 are needed for each tensor."""
+"""About 30 are needed per tensor."""
 
 _INT: Final = struct.Struct("<i")
 _FLOAT: Final = struct.Struct(">d")
@@ -24,18 +24,18 @@ _STOP: Final = ord(".")
 
 
 def run_pickle(data: bytes, known: Mapping[str, object], persistent: Call) -> object:
-    """The object that a pickle makes.
+    """Build the object that a pickle describes.
 
     Args:
         data: the pickle.
-        known: what it may name, by ``module.name``; a ``Call`` may be called.
-        persistent: makes what a persistent id stands for, from the id.
+        known: what it may refer to, by ``module.name``; a ``Call`` may be called.
+        persistent: maps a persistent id to its object.
 
     Raises:
-        ValueError: it is malformed, too long, or asks for something else.
+        ValueError: it is malformed, too long, or asks for anything else.
     """
     if len(data) > MOST_BYTES:
-        raise ValueError(f"a pickle of {len(data):,} bytes, {MOST_BYTES:,} are the most")
+        raise ValueError(f"a pickle of {len(data):,} bytes, at most {MOST_BYTES:,} are allowed")
     machine = _Machine(data, known, persistent)
     instructions, at = machine.instructions(), 0
     try:
@@ -54,7 +54,7 @@ def run_pickle(data: bytes, known: Mapping[str, object], persistent: Call) -> ob
 
 
 class _Machine:
-    """A pickle's stack and memo. An instruction takes the place of its argument, and returns that of the next one."""
+    """A pickle's stack and memo. An instruction is called with the offset of its argument, and returns that of the next instruction."""
 
     def __init__(self, data: bytes, known: Mapping[str, object], persistent: Call) -> None:
         self._data = data
@@ -65,7 +65,7 @@ class _Machine:
         self._memo: dict[int, object] = {}
 
     def instructions(self) -> dict[int, Callable[[int], int]]:
-        """By their codes, which the standard library's ``pickletools`` describes."""
+        """Instructions by opcode (see ``pickletools`` in the standard library)."""
         return {
             0x80: lambda at: at + 1,  # PROTO
             0x95: lambda at: at + 8,  # FRAME
@@ -232,12 +232,12 @@ class _Machine:
         return at
 
     def _build(self, at: int) -> int:
-        """Attributes, such as the versions of modules, are of no use here."""
+        """Ignore attributes, such as the versions of modules."""
         self.pop()
         return at
 
     def _marked(self) -> list[object]:
-        """What was put on the stack since the last mark."""
+        """The objects pushed since the last mark."""
         start = self._marks.pop()
         values = self._stack[start:]
         del self._stack[start:]
@@ -246,7 +246,7 @@ class _Machine:
     def _set(self, pairs: list[object]) -> None:
         keys = pairs[::2]
         if len(pairs) % 2 or not all(isinstance(key, str | int) for key in keys):
-            raise ValueError("keys that are no text")  # hashing nested tuples can take for ever
+            raise ValueError("keys that are not text")  # hashing nested tuples can take forever
         self._top(dict).update(zip(keys, pairs[1::2], strict=True))
 
     def _top(self, kind: type[Any]) -> Any:

@@ -1,8 +1,7 @@
-"""PyTorch pickles (``pytorch_model.bin``): where each tensor's bytes lie, without running what the pickle asks for.
+"""PyTorch pickles (``pytorch_model.bin``): where each tensor's bytes are, without running what the pickle asks for.
 
-Its instructions are run by ``pickle_machine``, which knows how to make tensors and nothing else; what is left of a tensor is its
-dtype, its shape, and the offset of its bytes in the file. From there a pickle is read like any other file, a block of rows at
-a time.
+``pickle_machine`` runs its instructions, and can create tensors but nothing else; all that remains of a tensor is its dtype, its
+shape and the offset of its bytes in the file. From there on, a pickle is read like any other file, a block of rows at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from .pickle_machine import MOST_BYTES, Call, run_pickle
 from .torch_archive import CONVERT, Place, TorchArchive
 
 _BYTES: Final = "bytes"
-"""Dtype of a storage that leaves it to the tensors."""
+"""Dtype of an untyped storage, whose tensors have dtypes of their own."""
 _DTYPES: Final = {
     "float16": "F16",
     "bfloat16": "BF16",
@@ -40,7 +39,7 @@ _DTYPES: Final = {
     "int32": "I32",
     "int64": "I64",
 }
-"""PyTorch's name to that of safetensors."""
+"""PyTorch's name -> safetensors' name."""
 _STORAGES: Final = {
     "Half": "float16",
     "BFloat16": "bfloat16",
@@ -56,11 +55,11 @@ _STORAGES: Final = {
     "ComplexDouble": "complex128",
     "Untyped": _BYTES,
 }
-"""What PyTorch calls a storage of a dtype."""
+"""PyTorch's names for storages of a dtype."""
 _MOST_SIZE: Final = 2**63 - 1
 _MOST_AXES: Final = 64
 _MOST_SHARED: Final = 8
-"""Times a file's size that its tensors may have together: an embedding can have four names."""
+"""Largest total size of tensors as a multiple of the file's size: an embedding can have four names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,7 @@ class _Storage:
     dtype: str
     key: str
     count: int
-    """Elements, or bytes where the dtype is those."""
+    """Number of elements, or of bytes if untyped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +90,13 @@ class _Tensor:
 
 
 def read_pickle(file: LocalFile) -> Header:
-    """The tensors of a pickle, as a header whose payload is the whole file.
+    """Read the tensors of a pickle as a header whose payload is the whole file.
 
     Raises:
         NotFoundError: the file cannot be opened.
-        PickleFileError: it is no zip file of ``torch.save``, holds something else than tensors by name, a tensor whose
-            elements do not stand in row order or in the file, or asks for anything that takes more.
-        TruncatedFileError: a record passes the file's end.
+        PickleFileError: it is not a zip file from ``torch.save``, contains anything other than named tensors, asks for
+            anything else, or has a tensor that is not in the file or not in row-major order.
+        TruncatedFileError: a record extends past the end of the file.
     """
     path = file.path
     with file.descriptor() as fd:
@@ -149,7 +148,7 @@ def _locate(
     own = tensor.storage.count * (1 if tensor.storage.dtype == _BYTES else ITEM_BYTES[dtype])
     if end > place.end or own > place.end - place.begin:
         raise PickleFileError(
-            "tensor passes the end of its storage", file=path, tensor=name,
+            "tensor extends past the end of its storage", file=path, tensor=name,
             expected=f"at least {max(end - place.begin, own)} bytes in record 'data/{key}'",
             found=f"{place.end - place.begin}",
         )  # fmt: skip
@@ -157,7 +156,7 @@ def _locate(
 
 
 def _elements(tensor: _Tensor) -> int | None:
-    """How many there are; None where they do not stand one after the other, or are more than can be."""
+    """The number of elements; None if they are not contiguous or too many."""
     if 0 in tensor.shape:
         return 0
     count = 1
@@ -179,7 +178,7 @@ def _is_sizes(value: object) -> TypeGuard[tuple[int, ...]]:
 
 
 def _storage(arguments: tuple[object, ...]) -> _Storage:
-    """What a persistent id stands for."""
+    """The storage that a persistent id refers to."""
     match arguments[0]:
         case ("storage", _StorageType(dtype), str(key), str(), int(count)) if count >= 0:
             return _Storage(dtype, key, count)
@@ -187,7 +186,7 @@ def _storage(arguments: tuple[object, ...]) -> _Storage:
 
 
 def _tensor(arguments: Sequence[object], dtype: str | None = None) -> _Tensor:
-    """Of a storage, an offset, sizes and strides; whether it needs a gradient, and hooks, are of no use here."""
+    """A tensor from storage, offset, sizes and strides; gradient flag and hooks are ignored."""
     match arguments[:4]:
         case (_Storage() as storage, int(offset), shape, strides) if (
             0 <= offset <= _MOST_SIZE and _is_sizes(shape) and _is_sizes(strides)
@@ -212,7 +211,7 @@ def _parameter(arguments: tuple[object, ...]) -> _Tensor:
 
 
 def _with_attributes(arguments: tuple[object, ...]) -> object:
-    """A tensor with attributes, which are of no use here."""
+    """A tensor with attributes, which are ignored."""
     match arguments[:3]:
         case (function, _, tuple(inner)) if function is _tensor or function is _tensor_of_bytes:
             return _tensor(inner) if function is _tensor else _tensor_of_bytes(inner)
@@ -220,16 +219,21 @@ def _with_attributes(arguments: tuple[object, ...]) -> object:
 
 
 def _dictionary(arguments: tuple[object, ...]) -> dict[str, object]:
-    """An OrderedDict, as Python 2 and 3 pickle it."""
-    pairs = arguments[0] if arguments else []
+    """An OrderedDict as pickled by Python 2 and 3. The list of its pairs is used up: a pickle could give one to many calls."""
     found: dict[str, object] = {}
-    for pair in pairs if isinstance(pairs, list) else [None]:
-        match pair:
-            case (str(name), value) | [str(name), value]:
-                found[name] = value
-            case _:
-                raise ValueError("keys that are no text")
-    return found
+    match arguments:
+        case ():
+            return found
+        case (list(pairs),):
+            for pair in pairs:
+                match pair:
+                    case (str(name), value):
+                        found[name] = value
+                    case _:
+                        raise ValueError("keys that are not text")
+            pairs.clear()
+            return found
+    raise ValueError("keys that are not text")
 
 
 def _kind(_: tuple[object, ...]) -> NoReturn:

@@ -1,6 +1,6 @@
-"""The zip files that ``torch.save`` writes: records that stand in them as they are, so that their bytes are bytes of the file.
+"""The zip files of ``torch.save``: their records are stored uncompressed, so that tensors can be read directly from the file.
 
-A record that is compressed, or larger than what the file has of it, is refused before a byte of it is read.
+A record that is compressed or truncated is refused before any of it is read.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any, Final
 
 from ...errors import PickleFileError, TruncatedFileError
 
-CONVERT: Final = "convert it to safetensors where you trust it"
+CONVERT: Final = "convert it to safetensors if you trust it"
 _MAGIC: Final = b"PK\x03\x04"
 _OLD_MAGIC: Final = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
-"""What ``torch.save`` wrote first before version 1.6: a number in a pickle of its own."""
+"""The beginning of files from ``torch.save`` before version 1.6: a separate pickle with a number."""
 _LOCAL: Final = struct.Struct("<4s22xHH")
-"""Of the header before a record: its magic, and how long its name and extra field are."""
+"""Header of a record: magic number, and lengths of its name and extra field."""
 _MOST_DIRECTORY_BYTES: Final = 4 << 20
-"""Some 50,000 records."""
+"""Enough for about 50,000 records."""
 
 
 class _Bounded(io.FileIO):
@@ -45,14 +45,14 @@ class Place:
 
 
 class TorchArchive:
-    """An open zip file of ``torch.save``; records go by their names behind the archive's own.
+    """An open zip file of ``torch.save``; records are named without the prefix of the archive's name.
 
     Args:
-        path: for errors.
+        path: file name for errors.
         fd: descriptor of a regular file, which stays open.
 
     Raises:
-        PickleFileError: it is another kind of file, or malformed.
+        PickleFileError: it is another kind of file or malformed.
     """
 
     def __init__(self, path: Path, fd: int) -> None:
@@ -67,7 +67,7 @@ class TorchArchive:
         self._root = infos[0].filename.partition("/")[0] if infos else ""
         self._records = {info.filename: info for info in infos}
         if len(self._records) != len(infos):
-            raise self._error("two records have one name")
+            raise self._error("two records have the same name")
         if f"{self._root}/constants.pkl" in self._records:
             raise self._error(
                 "a TorchScript program, not a checkpoint",
@@ -78,10 +78,10 @@ class TorchArchive:
         return f"{self._root}/{name}" in self._records
 
     def read(self, name: str, most: int) -> bytes:
-        """A record of at most so many bytes.
+        """Read a record of at most ``most`` bytes.
 
         Raises:
-            PickleFileError, TruncatedFileError: as ``place``; it is longer, or not as its checksum says.
+            PickleFileError, TruncatedFileError: as for ``place``; or the record is longer, or does not match its checksum.
         """
         place = self.place(name)
         if place.end - place.begin > most:
@@ -97,7 +97,7 @@ class TorchArchive:
 
         Raises:
             PickleFileError: there is no such record, or it is compressed or encrypted.
-            TruncatedFileError: it passes the file's end.
+            TruncatedFileError: it extends past the end of the file.
         """
         info = self._records.get(f"{self._root}/{name}")
         if info is None:
@@ -115,7 +115,7 @@ class TorchArchive:
         begin = info.header_offset + _LOCAL.size + name_bytes + extra_bytes
         if begin + info.file_size > self._nbytes:
             raise TruncatedFileError(
-                f"record '{name}' passes the end of the file", file=self._path,
+                f"record '{name}' extends past the end of the file", file=self._path,
                 expected=f"at least {begin + info.file_size} bytes", found=f"{self._nbytes}",
             )  # fmt: skip
         return Place(begin, begin + info.file_size)

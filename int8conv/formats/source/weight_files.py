@@ -1,4 +1,4 @@
-"""Which files of a checkpoint hold its weights, told by their names, in the order in which transformers looks for them."""
+"""Which files of a checkpoint hold its weights, by name, in the order in which transformers looks for them."""
 
 from __future__ import annotations
 
@@ -14,67 +14,67 @@ INDEX_SUFFIX: Final = ".index.json"
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """A format of weights files, and what the hub's libraries call them."""
+    """A format of weights files, and their standard names."""
 
     single: str
     suffixes: tuple[str, ...]
 
     @property
     def index(self) -> str:
-        """Of several files: names the file of each tensor."""
+        """Name of the index, which maps each tensor to one of several files."""
         return self.single + INDEX_SUFFIX
 
     @property
     def stem(self) -> str:
-        """What the names of several files start with."""
+        """Common prefix of the names of several files."""
         return self.single.rpartition(".")[0]
 
 
 SAFETENSORS: Final = WeightFormat("model.safetensors", (".safetensors",))
 PICKLES: Final = WeightFormat("pytorch_model.bin", (".bin", ".pth", ".pt"))
 FORMATS: Final = (SAFETENSORS, PICKLES)
-"""The first that a folder has is taken."""
+"""In order of preference."""
 
 _NUMBERED: Final = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})(\.\w+)", re.ASCII)
 _NOT_WEIGHTS: Final = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state\w*|random_states\w*|adapter_model)\.\w+"
-    r"|\..*",  # hidden files: macOS leaves a '._NAME' beside each file on a foreign disk
+    r"|\..*",  # hidden files: macOS adds a '._NAME' for each file on foreign file systems
     re.ASCII | re.DOTALL,
 )
-"""What trainers and systems leave beside the weights."""
+"""Files that trainers and operating systems leave next to the weights."""
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The weights of a checkpoint: an index that names them, or their names."""
+    """The weights of a checkpoint: an index, or the names of the files."""
 
     format: WeightFormat
     index: str | None
     names: tuple[str, ...] = ()
-    """Without an index; in order."""
+    """Used without an index; in order."""
 
     @property
     def standard(self) -> bool:
-        """Whether they have the names that the hub's libraries give them."""
+        """Whether they have the standard names."""
         return self.index == self.format.index or self.names == (self.format.single,)
 
 
 def find_weight_files(
     names: Collection[str], where: object, only: str | None = None
 ) -> WeightFiles | None:
-    """The weights among a folder's files; None if there are none.
+    """Find the weights among a folder's files; None if there are none.
 
-    Standard names go before others, and one file before an index, as in transformers; then an index of another name, files
-    numbered ``x-00001-of-00003`` (``model-...`` before others), a file on its own.
+    As in transformers, standard names take precedence, and a single file over an index; then an index with another name, files
+    numbered ``x-00001-of-00003`` (``model-...`` first), and finally a single file.
 
     Args:
-        names: of all files.
-        where: what an error calls the folder.
-        only: the one to take, an index or a weights file, whatever the others are.
+        names: names of all files.
+        where: the folder's name for error messages.
+        only: the index or weights file to use, regardless of the others.
 
     Raises:
-        MissingShardError: numbered files, and one is missing.
-        ArgumentError: several files of which any could be meant; ``only`` has the name of no weights file.
+        MissingShardError: one of several numbered files is missing.
+        ArgumentError: several files and no way to choose, or ``only`` is not the name of a weights file.
     """
     if only is not None:
         return _named(only, where)
@@ -94,12 +94,12 @@ def find_weight_files(
 
 
 def candidates(names: Iterable[str], kind: WeightFormat) -> list[str]:
-    """The names that weights of that format may have."""
+    """The names that may be weights of that format."""
     return [n for n in names if n.endswith(kind.suffixes) and not _NOT_WEIGHTS.fullmatch(n)]
 
 
 def is_weights_name(name: str) -> bool:
-    """Whether a file of that name is a weights file, or an index of some."""
+    """Whether a file of that name is a weights file or an index."""
     return any(_is_index(name, kind) or name.endswith(kind.suffixes) for kind in FORMATS)
 
 
@@ -119,7 +119,7 @@ def _named(name: str, where: object) -> WeightFiles:
 
 
 def _complete(files: Collection[str], kind: WeightFormat, where: object) -> tuple[str, ...]:
-    """One file, or all that share a name and a number of files."""
+    """A single file, or a complete set of numbered files."""
     series: dict[tuple[str, str, str], dict[int, str]] = {}
     for name in files:
         match = _NUMBERED.fullmatch(name)
@@ -132,24 +132,24 @@ def _complete(files: Collection[str], kind: WeightFormat, where: object) -> tupl
             hint="pass one of the files instead of the folder",
         )  # fmt: skip
     (stem, total, suffix), numbers = usual[0], series[usual[0]]
-    for number in range(1, min(int(total), len(numbers) + 1) + 1):  # the total is only claimed
+    for number in range(1, min(int(total), len(numbers) + 1) + 1):  # the total may be a lie
         if number not in numbers:
             name = f"{stem}-{number:0{len(total)}}-of-{total}{suffix}"
             raise MissingShardError("shard is missing", file=f"{where}/{name}", found=some(sorted(files)),
                                     hint="download the rest")  # fmt: skip
     if len(numbers) > int(total):
-        raise ArgumentError("more weights files than their names say", file=where, expected=total,
+        raise ArgumentError("there are more weights files than their names say", file=where, expected=total,
                             found=some(sorted(files)))  # fmt: skip
     return tuple(numbers[number] for number in sorted(numbers))
 
 
 def some(names: Iterable[str]) -> str:
-    """The first of them, for a message."""
+    """The first few names, for a message."""
     first = list(names)
     return ", ".join(first[:3]) + (", ..." if len(first) > 3 else "")
 
 
 def weights_like(names: Iterable[str]) -> str:
-    """Some of the files that hold weights in whatever format, for a message."""
+    """Some of the files that hold weights in any format, for a message."""
     suffixes = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".onnx", ".h5", ".msgpack")
     return some(sorted(n for n in names if n.endswith(suffixes))) or "no weights"

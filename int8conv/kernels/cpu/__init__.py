@@ -1,1 +1,1 @@
-"""The mixed linear on a CPU: PyTorch operators, and compiled code where numba is installed."""
+"""The mixed linear on a CPU: PyTorch operators, and compiled code if numba is installed."""

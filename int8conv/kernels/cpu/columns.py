@@ -1,4 +1,4 @@
-"""The two modes on a CPU around products of the int8 columns, which ``integer`` and ``widened`` form in their own way."""
+"""The two modes on a CPU, given products of the int8 columns, which ``integer`` and ``widened`` compute differently."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def w8a8(x: Tensor, weight: MixedWeight, *, int8: Product, int16: Product, exact
 
     Args:
         x: activations.
-        weight: see there.
-        int8: product of int8 activations.
-        int16: of float32 ones, rounded no coarser than to 16 bits of the token's largest magnitude.
-        exact: of float32 ones, rounded no coarser than float32.
+        weight: the weight.
+        int8: product with int8 activations.
+        int16: product with float32 activations, at least as exact as 16-bit integers scaled to the token's largest magnitude.
+        exact: product with float32 activations, at least as exact as float32.
     """
     small = without_outliers(x, weight)
     if weight.activation_bits == 16:
@@ -36,13 +36,13 @@ def w8a8(x: Tensor, weight: MixedWeight, *, int8: Product, int16: Product, exact
 
 
 def w8a16(x: Tensor, weight: MixedWeight, *, exact: Product) -> Tensor:
-    """As ``w8a8``, with float activations."""
+    """Like ``w8a8``, but with float activations."""
     y = exact(without_outliers(x, weight), weight.codes).mul_(weight.scale)
     return add_outliers(y, x, weight)
 
 
 def _fallback_products(values: Tensor, weight: MixedWeight, exact: Product) -> Tensor:
-    """Products of what the outlier fallback took: with the dequantized columns of those channels alone, where they are few."""
+    """Products of the values in the outlier fallback, using only the dequantized columns of their channels if those are few."""
     channels = (values != 0).any(dim=0).nonzero().flatten()
     if len(channels) * GATHERED_CHANNELS > weight.in_features:
         return exact(values, weight.codes).mul_(weight.scale)

@@ -1,4 +1,4 @@
-"""A layer of a decoder for one new token of each sequence on a CPU, compiled whole."""
+"""A decoder layer for one new token per sequence on a CPU, compiled as one function."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from ..weight import MixedWeight
 from . import jit
 
 ACTIVATIONS: Final = {"silu": 1, "relu": 2, "gelu": 3, "gelu_tanh": 4}
-_NO_TABLE: Final = np.empty((1, 0), np.float32)
 
 
 @dataclass(frozen=True)
 class FusedNorm:
-    """RMSNorm (arXiv:1910.07467), or LayerNorm."""
+    """RMSNorm (arXiv:1910.07467) or LayerNorm."""
 
     rms: bool
     eps: float
@@ -31,24 +30,24 @@ class FusedNorm:
 
 @dataclass(frozen=True)
 class FusedAttention:
-    """What attention does, beyond its linears."""
+    """Attention apart from its linears."""
 
     scale: float
     window: int | None
-    """Positions that a token sees, itself included; None: all."""
+    """Number of positions that a token attends to, including itself; None: all."""
     query_gain: Tensor | None = None
-    """float32 ``[head_dim]``: of an RMSNorm of each head; or ``[heads * head_dim]``: of all together."""
+    """float32 gain of an RMSNorm: ``[head_dim]`` for each head separately, ``[heads * head_dim]`` for all heads together."""
     key_gain: Tensor | None = None
     eps: float = 0.0
-    """Of these two."""
+    """Epsilon of these two norms."""
     interleaved: bool = False
     """How rotary positions pair channels."""
     softcap: float | None = None
-    """Of scores."""
+    """Soft cap of scores."""
     slopes: Tensor | None = None
-    """float32 ``[heads]``: of ALiBi."""
+    """float32 ``[heads]``: ALiBi slopes."""
     by_heads: bool = False
-    """The rows of qkv go by key heads: of each its queries, itself and its value."""
+    """Whether qkv rows are grouped by key head: its queries, its key, its value."""
 
 
 FusedLinear = tuple[MixedWeight, Tensor | None]
@@ -59,12 +58,12 @@ class FusedLayer:
     """``h = x + residual_multiplier * post(out(attention(qkv(norm(x)))))``, then ``h + residual_multiplier * post(down(inner(norm(h))))`` in W8A16.
 
     Args:
-        norms: before attention, after it, before the FFN, after it; None: there is none.
-        attention: see there.
-        linears: qkv ``[(heads + 2 kv_heads) * head_dim, hidden]``, out, the FFN's wide one, down.
+        norms: before and after attention, before and after the FFN; None where there is no norm.
+        attention: attention apart from its linears.
+        linears: qkv ``[(heads + 2 kv_heads) * head_dim, hidden]``, out, the FFN's first linear, down.
         activation: a key of ``ACTIVATIONS``.
-        gated: whether the wide one is ``[gate; up]``: the inner state is then ``act(gate) * up``.
-        parallel: the FFN's input is ``x`` too.
+        gated: whether the first FFN linear is ``[gate; up]``, so that the inner state is ``act(gate) * up``.
+        parallel: whether the FFN's input is also ``x``.
         residual_multiplier: see above.
     """
 
@@ -89,10 +88,9 @@ class FusedLayer:
         Args:
             x: float32 ``[batch, hidden]``.
             tables: cos and sin, float32 ``[batch or 1, rotated]``, each pair's value twice; None: nothing is rotated.
-            keys: the cache, float32 ``[batch, kv_heads, capacity, head_dim]``, contiguous, and ``values``: likewise; the new
-                keys and values go into it.
-            values: see ``keys``.
-            lengths: int64 ``[batch]``: positions filled before.
+            keys: key cache, float32 ``[batch, kv_heads, capacity, head_dim]``, contiguous; the new keys are stored in it.
+            values: value cache, likewise.
+            lengths: int64 ``[batch]``: number of positions already filled.
 
         Raises:
             IndexError: the cache is full.
@@ -107,16 +105,18 @@ class FusedLayer:
 
 
 def prepare() -> None:
-    """Compile what layers run, or load it from disk, now rather than at the first token."""
+    """Compile the code of layers, or load it from disk, now rather than at the first token."""
     weight, wide = (
-        MixedWeight(torch.ones(n, 64, dtype=torch.int8), torch.ones(n)) for n in (64, 192)
+        MixedWeight(torch.ones(n, 64, dtype=torch.int8), torch.ones(n, dtype=torch.float32))
+        for n in (64, 192)
     )
-    norm = FusedNorm(True, 1e-6, torch.ones(64), None)
+    norm = FusedNorm(True, 1e-6, torch.ones(64, dtype=torch.float32), None)
     linears = ((wide, None), (weight, None), (weight, None), (weight, None))
     layer = FusedLayer((norm, None, norm, None), FusedAttention(1.0, None), linears, "silu", False)
-    cache, table = torch.ones(1, 1, 2, 64), torch.ones(1, 64)
+    cache = torch.ones(1, 1, 2, 64, dtype=torch.float32)
+    table = torch.ones(1, 64, dtype=torch.float32)
     for tables in (None, (table, table)):
-        layer(torch.ones(1, 64), tables, cache, cache, torch.zeros(1, dtype=torch.int64))
+        layer(table.clone(), tables, cache, cache, torch.zeros(1, dtype=torch.int64))
 
 
 def _norm(norm: FusedNorm | None) -> tuple[object, ...]:
@@ -127,7 +127,11 @@ def _norm(norm: FusedNorm | None) -> tuple[object, ...]:
 
 def _table(table: Tensor | None, batch: int) -> npt.NDArray[np.float32]:
     """``[batch, rotated]``."""
-    found = _NO_TABLE if table is None else table.numpy()
+    if (
+        table is None
+    ):  # of every batch in one type: one that cannot be written to would be compiled anew
+        return np.empty((batch, 0), np.float32)
+    found = table.numpy()
     if found.shape[0] != batch:
         found = np.broadcast_to(found, (batch, found.shape[1]))
     return np.ascontiguousarray(found)

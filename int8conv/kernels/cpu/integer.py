@@ -1,12 +1,12 @@
-"""The mixed linear on a CPU with int8 dot products (VNNI): on ``torch._int_mm``, which is exact and reads the weight as it lies in the file.
+"""The mixed linear on a CPU with int8 dot products (VNNI), using ``torch._int_mm``, which is exact and reads the weight as stored.
 
-- ``w8a8``: one int8 code for each activation; two digits, 2^-15 of the token's largest magnitude, for an input that keeps 16 bits.
+- ``w8a8``: one int8 code per activation; for an input that keeps 16 bits, two digits (2^-15 of the token's largest magnitude).
 - ``w8a16``: an activation becomes a 24-bit integer, ``x = step * (65536 d2 + 256 d1 + d0)`` with int8 digits, and the three
-  digits are three rows of one multiplication. The step is 2^-23 of the token's largest magnitude: float32's precision, on
-  int8 units, at the memory traffic of int8.
+  digits are three rows of one multiplication. The step is 2^-23 of the token's largest magnitude: float32 precision on
+  int8 units, with the memory traffic of int8.
 
-Two operators are left out on purpose: ``_weight_int8pack_mm`` (rounds results to bfloat16; wrong when in % 8 != 0) and FBGEMM's
-dynamic linear (one scale for all tokens, saturates).
+Two operators are deliberately not used: ``_weight_int8pack_mm`` (rounds results to bfloat16; wrong if in % 8 != 0) and FBGEMM's
+dynamic linear (one scale for all tokens; saturates).
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def _three_digits(x: Tensor, codes: Tensor) -> Tensor:
 
 
 def _by_digits(x: Tensor, codes: Tensor, count: int) -> Tensor:
-    """``x @ codes^T`` by integers of so many int8 digits for each activation.
+    """``x @ codes^T`` with integers of ``count`` int8 digits per activation.
 
-    A token's largest magnitude becomes 127 with zeros after it: exact in float32, and so far below 127.5 that rounding the step
-    cannot carry the upper digit to 128.
+    A token's largest magnitude becomes the digit 127 followed by zeros: exact in float32, and far enough below 127.5 that rounding
+    the step cannot carry the upper digit to 128.
     """
     step = largest_of_tokens(x) / (127 * _DIGIT ** (count - 1))
     integers = (x / step.masked_fill(step == 0, 1.0)).round_().to(torch.int32)
@@ -67,7 +67,7 @@ def _by_digits(x: Tensor, codes: Tensor, count: int) -> Tensor:
 
 @functools.cache
 def available() -> bool:
-    """Whether ``torch._int_mm`` is fast and exact here (without VNNI it is a plain loop, or saturates)."""
+    """Whether ``torch._int_mm`` is fast and exact on this CPU (without VNNI it is a plain loop, or saturates)."""
     supported = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
     if not supported():
         return False

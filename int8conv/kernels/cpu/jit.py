@@ -1,10 +1,10 @@
-"""Few tokens on a CPU at the speed at which memory gives the weight, compiled by numba where that is installed.
+"""Few tokens on a CPU at the speed of memory, compiled by numba if that is installed.
 
     y = (x @ codes^T) * scale + x[:, O] @ outlier_weight^T          int8 weights, ``w8a16``
     y = x @ weight^T                                                16-bit weights, ``dense``
 
-A weight is read once and multiplied in float32: W8A16 with nothing rounded but the sums. PyTorch's operators are slower at
-this, most of all with 16-bit weights. Compiled code is kept on disk; the first use ever takes some seconds.
+A weight is read once and multiplied in float32: W8A16 in which only the sums are rounded. PyTorch's operators are slower at
+this, most of all with 16-bit weights. Compiled code is cached on disk; the very first use takes some seconds.
 """
 
 from __future__ import annotations
@@ -25,36 +25,46 @@ from torch import Tensor
 from ..weight import MixedWeight
 
 KINDS: Final = {torch.float16: 1, torch.bfloat16: 2}
-"""The compiled functions' numbers for the 16-bit dtypes that they read."""
+"""Numbers of the 16-bit dtypes in compiled functions."""
 NOTHING: Final = np.empty(0, np.float32)
 _NO_RESIDUAL: Final = np.empty((0, 0), np.float32)
 NO_NORM: Final = (0, 0.0, NOTHING, NOTHING)
 
 
 _PARTS: Final = 4
-"""Of the rows that a thread gets. Not many: numba counts references to arrays at each call of a function, and cores that count
-wait for each other."""
+"""Number of parts that each thread's rows are cut into. Not many: numba counts references to arrays at each function call, and
+cores that do so wait for each other."""
 _LOCK: Final = threading.Lock()
 """Numba's own thread pool ends the process when two threads use it at once."""
 
 
 _ON_COMPILE: list[Callable[[], None]] = []
+_USED: list[bool] = []
 
 
 def on_compile(tell: Callable[[], None]) -> None:
-    """Call ``tell`` once, when code is not found on disk and some seconds of compiling begin."""
+    """Call ``tell`` once, when code is not in the cache and some seconds of compiling begin."""
     _ON_COMPILE[:] = [tell]
+
+
+def notes() -> list[str]:
+    """What became of compiled code that could not be kept on disk, once some has been compiled or looked for."""
+    if not _USED:
+        return []
+    from .jit_cache import NOTES
+
+    return list(NOTES)
 
 
 @functools.cache
 def available() -> bool:
-    """Whether numba is there, and ``INT8CONV_JIT=0`` does not switch it off."""
+    """Whether numba is installed and not switched off with ``INT8CONV_JIT=0``."""
     return os.environ.get("INT8CONV_JIT") != "0" and importlib.util.find_spec("numba") is not None
 
 
 def w8a16(x: Tensor, weight: MixedWeight) -> Tensor:
     """float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, outlier columns included, without bias."""
-    y = torch.empty(x.shape[0], weight.out_features)
+    y = torch.empty(x.shape[0], weight.out_features, dtype=torch.float32)
     with threads() as parts:
         from .jit_linear import linear  # takes half a second
 
@@ -65,7 +75,7 @@ def w8a16(x: Tensor, weight: MixedWeight) -> Tensor:
 
 def dense(x: Tensor, weight: Tensor) -> Tensor:
     """float32 ``[tokens, in]`` times a float16 or bfloat16 weight ``[out, in]``: float32 ``[tokens, out]``."""
-    y = torch.empty(x.shape[0], weight.shape[0])
+    y = torch.empty(x.shape[0], weight.shape[0], dtype=torch.float32)
     with threads():
         from .jit_linear import dense as compiled  # takes half a second
 
@@ -74,7 +84,7 @@ def dense(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def linear_arguments(weight: MixedWeight, bias: Tensor | None = None) -> tuple[object, ...]:
-    """A weight and a bias ``[out]`` as the compiled functions take them."""
+    """A weight and a bias ``[out]`` as arguments of compiled functions."""
     index, columns = weight.outlier_index, weight.outlier_weight
     if index is None or columns is None:
         outliers = np.empty(0, np.int32), np.empty((weight.out_features, 0), np.uint16), 0
@@ -100,12 +110,18 @@ def _bits(weight: Tensor) -> npt.NDArray[np.uint16]:
 
 @contextmanager
 def threads() -> Iterator[int]:
-    """For compiled functions, as many threads as PyTorch uses: in how many parts to cut a weight's rows."""
+    """Let compiled functions use as many threads as PyTorch; yields the number of parts to cut a weight's rows into."""
     import numba
 
     with _LOCK, _telling():
-        count = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        _USED[:] = [True]
+        asked = torch.get_num_threads()
+        count = min(asked, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
         numba.set_num_threads(count)
+        if (
+            torch.get_num_threads() != asked
+        ):  # numba's first threads set OpenMP's number, which is PyTorch's
+            torch.set_num_threads(asked)
         yield count * _PARTS
 
 
@@ -122,7 +138,7 @@ def _telling() -> Iterator[None]:
                 _ON_COMPILE.pop()()
 
         def on_end(self, event: Any) -> None:
-            """Nothing: what matters is that it began."""
+            """Nothing to do: only the start matters."""
 
     with event.install_listener("numba:compile", Listener()):
         yield

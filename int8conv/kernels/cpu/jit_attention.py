@@ -1,17 +1,18 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, call-arg"
-"""Attention of one token of each sequence, compiled by numba."""
+"""Attention of one token per sequence, compiled by numba."""
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from .jit_primitives import OPTIONS, exp
+from .jit_cache import compiled
+from .jit_primitives import exp
 
 
-@njit(**OPTIONS)
+@compiled()
 def _position(x, b, head, gain, eps, cos, sin, interleaved):
-    """Norm and rotation of a head, in place; cos and sin hold each pair's value twice, side by side if ``interleaved``."""
+    """Norm and rotation of a head, in place; cos and sin hold each pair's value twice, adjacent if ``interleaved``."""
     size = x.shape[2]
     if gain.shape[0]:
         total = np.float32(0)
@@ -33,9 +34,9 @@ def _position(x, b, head, gain, eps, cos, sin, interleaved):
         x[b, head, i + half] = z * cos[b, i] + y * sin[b, i]
 
 
-@njit(**OPTIONS)
+@compiled()
 def _scores(q, keys, b, head, kv, first, scale, softcap, slopes, scores):
-    """Of a query with the keys from position ``first`` on; itself the last. Returns the highest."""
+    """Scores of a query with the keys from position ``first`` up to its own. Returns the highest."""
     count = scores.shape[0]
     for s in range(count):
         total = np.float32(0)
@@ -57,7 +58,7 @@ def _scores(q, keys, b, head, kv, first, scale, softcap, slopes, scores):
     return highest
 
 
-@njit(**OPTIONS)
+@compiled()
 def _values(scores, highest, values, b, head, kv, first, out):
     """Softmax of the scores, times the values."""
     total = np.float32(0)
@@ -72,15 +73,15 @@ def _values(scores, highest, values, b, head, kv, first, out):
             out[b, head, i] += weight * values[b, kv, first + s, i]
 
 
-@njit(parallel=True, **OPTIONS)
+@compiled(parallel=True)
 def attend(
     q, k, v, query_gain, key_gain, eps, cos, sin, interleaved, keys, values, lengths, scale, softcap, slopes, window, out,
 ):  # fmt: skip
-    """Attention of one token of each sequence, whose key and value go into the cache at ``lengths``.
+    """Attention of one token per sequence, whose key and value are stored in the cache at ``lengths``.
 
-    Shapes: q and out float32 ``[b, h, d]``; k and v ``[b, kv_heads, d]``; gains of the RMSNorms of heads ``[d]`` or ``[0]``; cos
-    and sin ``[b, rotated]``; keys and values ``[b, kv_heads, capacity, d]``; lengths int64 ``[b]``; slopes of ALiBi ``[h]`` or
-    ``[0]``; softcap 0: none; window 0: all positions. q and k are changed. Raises IndexError where the cache is full.
+    Shapes: q and out float32 ``[b, h, d]``; k and v ``[b, kv_heads, d]``; gains of per-head RMSNorms ``[d]`` or ``[0]``; cos and
+    sin ``[b, rotated]``; keys and values ``[b, kv_heads, capacity, d]``; lengths int64 ``[b]``; ALiBi slopes ``[h]`` or ``[0]``;
+    softcap 0: none; window 0: all positions. q and k are modified. Raises IndexError if the cache is full.
     """
     batch, heads, kv_heads = q.shape[0], q.shape[1], k.shape[1]
     for b in range(batch):

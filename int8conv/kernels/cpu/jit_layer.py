@@ -1,19 +1,19 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, call-arg"
-"""A layer of a decoder for one token of each sequence, compiled by numba as one call."""
+"""A decoder layer for one token per sequence, compiled by numba as one call."""
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from .jit_attention import attend
+from .jit_cache import compiled
 from .jit_linear import linear, normalised
-from .jit_primitives import NO_NORM, OPTIONS, RMS_NORM
+from .jit_primitives import NO_NORM, RMS_NORM
 
 
-@njit(**OPTIONS)
+@compiled()
 def _heads(y, count, first, apart, group, size):
-    """``count`` heads ``[b, count, size]`` of ``[b, all * size]``: ``group`` in a row from head ``first`` on, every ``apart`` heads."""
+    """``count`` heads ``[b, count, size]`` of ``[b, all * size]``: ``group`` consecutive ones, starting at ``first``, every ``apart`` heads."""
     out = np.empty((y.shape[0], count, size), np.float32)
     for b in range(y.shape[0]):
         for head in range(count):
@@ -23,16 +23,16 @@ def _heads(y, count, first, apart, group, size):
     return out
 
 
-@njit(**OPTIONS)
+@compiled()
 def _norm_rows(x, gain, eps):
-    """RMSNorm of all heads together, ``[b, h, d]``, if the gain is theirs; and the gain that is left, for each head."""
+    """RMSNorm of all heads ``[b, h, d]`` together, if the gain covers all of them; returns the gain left to apply per head."""
     if gain.shape[0] <= x.shape[2]:
         return x, gain
     rows = x.reshape(x.shape[0], x.shape[1] * x.shape[2])
     return normalised(rows, RMS_NORM, eps, gain, gain[:0]).reshape(x.shape), gain[:0]
 
 
-@njit(**OPTIONS)
+@compiled()
 def _added(x, residual_multiplier, y, norm, eps, gain, shift):
     """``x + residual_multiplier * n(y)``."""
     out = normalised(y, norm, eps, gain, shift)
@@ -42,7 +42,7 @@ def _added(x, residual_multiplier, y, norm, eps, gain, shift):
     return out
 
 
-@njit(**OPTIONS)
+@compiled()
 def layer(
     x, parts, keys, values, lengths, cos, sin,
     norm, eps, gain, shift, post_norm, post_eps, post_gain, post_shift,
@@ -54,16 +54,19 @@ def layer(
     down_codes, down_scale, down_index, down_columns, down_bits, down_bias,
 ):  # fmt: skip
     """``h = x + m * post(out(attention(qkv(n(x)))))``, then ``h + m * post(down(act(wide(n(h)))))``, m the residual multiplier; if
-    ``parallel`` the FFN's input is x as well.
+    ``parallel`` the FFN's input is also x.
 
-    Shapes: x float32 ``[b, hidden]``; norms and weights as ``linear`` has them, cache and attention as ``attend``. Returns
-    float32 ``[b, hidden]``. One by one, not in tuples: those cost numba a millisecond per token.
+    Shapes: x float32 ``[b, hidden]``; norms and weights as in ``linear``, cache and attention as in ``attend``. Returns float32
+    ``[b, hidden]``. Arguments are not grouped in tuples, which cost numba a millisecond per token.
     """
     batch, kv_heads, size = x.shape[0], keys.shape[1], keys.shape[3]
     heads = out_codes.shape[1] // size
     group = heads // kv_heads
     none, nothing = np.empty((0, 0), np.float32), np.empty(0, np.float32)
-    zero, no = np.int64(0), np.bool_(False)  # of literals numba would compile linear once more each
+    zero, no = (
+        np.int64(0),
+        np.bool_(False),
+    )  # for each literal, numba would compile linear once more
     y = np.empty((batch, codes.shape[0]), np.float32)
     linear(x, norm, eps, gain, shift, codes, scale, index, columns, bits, bias, zero, no, none, parts, y)  # fmt: skip
     first, apart = (group, group + 2) if by_heads else (heads, 1)
@@ -77,7 +80,7 @@ def layer(
         q, k, v, query_gain, key_gain, head_eps, cos, sin, interleaved, keys, values, lengths, score_scale, softcap,
         slopes, window, seen,
     )  # fmt: skip
-    # the residual is added by the linear itself where nothing stands between
+    # the linear adds the residual itself if nothing comes in between
     sums_fused = post_norm == NO_NORM and mlp_post_norm == NO_NORM and residual_multiplier == 1
     h = np.empty_like(x)
     linear(

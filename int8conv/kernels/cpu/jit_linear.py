@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, call-arg"
-"""Linears of a few tokens, compiled by numba: int8 weights with outlier columns, and 16-bit ones.
+"""Linears for few tokens, compiled by numba: int8 weights with outlier columns, and 16-bit weights.
 
-One or two tokens are multiplied with a row of the weight at a time, as long as they stay in a core's first cache; longer
-ones with four rows, so that an activation is loaded once for the four. Sums are float32 and may be reordered (``reassoc``):
-that is what lets them be vectors.
+One or two tokens are multiplied by one row of the weight at a time if they fit a core's first-level cache; longer ones by four
+rows, so that an activation is loaded once for all four. Sums are float32 and may be reordered (``reassoc``), which allows
+vectorization.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from .jit_cache import compiled
 from .jit_primitives import (
     BFLOAT16,
     FLOAT16,
@@ -20,7 +21,6 @@ from .jit_primitives import (
     GELU_TANH,
     LAYER_NORM,
     NO_NORM,
-    OPTIONS,
     RELU,
     SILU,
     brain,
@@ -29,10 +29,10 @@ from .jit_primitives import (
 )
 
 LONG = 6144
-"""Activations, in float32, that a first cache of 32 KiB holds besides the weight that passes through."""
+"""Number of float32 activations that fit a first-level cache of 32 KiB next to the weight streaming through."""
 
 
-@njit(**OPTIONS)
+@compiled()
 def _row(codes, i, x, m):
     """Row i of codes times token m."""
     total = np.float32(0)
@@ -41,7 +41,7 @@ def _row(codes, i, x, m):
     return total
 
 
-@njit(**OPTIONS)
+@compiled()
 def _row_twice(codes, i, x, m):
     """Row i of codes times tokens m and m + 1."""
     a = b = np.float32(0)
@@ -52,7 +52,7 @@ def _row_twice(codes, i, x, m):
     return a, b
 
 
-@njit(**OPTIONS)
+@compiled()
 def _one_token(codes, i, x, m):
     """Rows i to i + 3 of codes times token m."""
     a = b = c = d = np.float32(0)
@@ -64,9 +64,9 @@ def _one_token(codes, i, x, m):
     return a, b, c, d
 
 
-@njit(**OPTIONS)
+@compiled()
 def _two_tokens(codes, i, x, m):
-    """Rows i to i + 3 of codes times tokens m and m + 1: four results of the one, four of the other."""
+    """Rows i to i + 3 of codes times tokens m and m + 1: four results for each token."""
     a = b = c = d = e = f = g = h = np.float32(0)
     for j in range(codes.shape[1]):
         w = np.float32(codes[i, j])
@@ -84,7 +84,7 @@ def _two_tokens(codes, i, x, m):
     return a, b, c, d, e, f, g, h
 
 
-@njit(**OPTIONS)
+@compiled()
 def _half_row(weight, i, x, m):
     """Row i of float16 bits times token m."""
     total = np.float32(0)
@@ -93,7 +93,7 @@ def _half_row(weight, i, x, m):
     return total
 
 
-@njit(**OPTIONS)
+@compiled()
 def _brain_row(weight, i, x, m):
     """Row i of bfloat16 bits times token m."""
     total = np.float32(0)
@@ -102,9 +102,9 @@ def _brain_row(weight, i, x, m):
     return total
 
 
-@njit(**OPTIONS)
+@compiled()
 def _short(x, codes, first, end, out):
-    """Rows ``first`` to ``end``, one by one, times all tokens."""
+    """Rows ``first`` to ``end`` times all tokens, one row at a time."""
     tokens = x.shape[0]
     for i in range(first, end):
         for m in range(0, tokens - 1, 2):
@@ -113,9 +113,9 @@ def _short(x, codes, first, end, out):
             out[tokens - 1, i] = _row(codes, i, x, tokens - 1)
 
 
-@njit(**OPTIONS)
+@compiled()
 def _long(x, codes, first, end, out):
-    """The same four by four, as many as are whole fours."""
+    """The same in groups of four, for all complete groups."""
     tokens = x.shape[0]
     for i in range(first, end - 3, 4):
         for m in range(0, tokens - 1, 2):
@@ -128,7 +128,7 @@ def _long(x, codes, first, end, out):
                 out[tokens - 1, i + r] = last[r]
 
 
-@njit(**OPTIONS)
+@compiled()
 def _rows(x, outliers, codes, scale, columns, kind, bias, first, end, out):
     """Rows ``first`` to ``end`` times all tokens, with their outlier columns and bias."""
     fours = 0
@@ -146,9 +146,9 @@ def _rows(x, outliers, codes, scale, columns, kind, bias, first, end, out):
             out[m, i] = total + bias[i] if bias.shape[0] else total
 
 
-@njit(**OPTIONS)
+@compiled()
 def _activate(x, first, end, activation):
-    """An activation function of elements of ``[m, n]``, in place."""
+    """Apply an activation function to elements of ``[m, n]``, in place."""
     for m in range(x.shape[0]):
         if activation == SILU:
             for i in range(first, end):
@@ -168,9 +168,9 @@ def _activate(x, first, end, activation):
                 x[m, i] = np.float32(0.5 * y * (1.0 + math.erf(y * math.sqrt(0.5))))
 
 
-@njit(**OPTIONS)
+@compiled()
 def normalised(x, norm, eps, gain, shift):
-    """RMSNorm or LayerNorm of each token ``[m, k]``; a gain or shift of no elements is none."""
+    """RMSNorm or LayerNorm of each token ``[m, k]``; an empty gain or shift means none."""
     if norm == NO_NORM:
         return x
     out = np.empty_like(x)
@@ -196,15 +196,15 @@ def normalised(x, norm, eps, gain, shift):
     return out
 
 
-@njit(parallel=True, **OPTIONS)
+@compiled(parallel=True)
 def linear(
     x, norm, eps, gain, shift, codes, scale, index, columns, kind, bias, activation, gated, residual, parts, out,
 ):  # fmt: skip
-    """``out = act(n(x) @ weight^T + bias) [* (n(x) @ up^T + bias)] [+ residual]``, n a norm or nothing.
+    """``out = act(n(x) @ weight^T + bias) [* (n(x) @ up^T + bias)] [+ residual]``, where n is an optional norm.
 
     Shapes: x float32 ``[m, k]``; gain and shift float32 ``[k]`` or ``[0]``; codes int8 ``[n, k]``; scale float32 ``[n]``; index
-    int32 ``[o]``; columns ``[n, o]``: bits of ``kind``, 0 where there are none; bias float32 ``[n]`` or ``[0]``; residual
-    float32 ``[m, n]`` or ``[0, 0]``. If ``gated`` the upper half of the rows is ``up``. out float32 ``[m, n]``, or ``[m, n / 2]``.
+    int32 ``[o]``; columns ``[n, o]``: bits of ``kind``, which is 0 if there are none; bias float32 ``[n]`` or ``[0]``; residual
+    float32 ``[m, n]`` or ``[0, 0]``. If ``gated``, the second half of the rows is ``up``. out float32 ``[m, n]`` or ``[m, n / 2]``.
     """
     tokens, rows = x.shape[0], out.shape[1]
     x = normalised(x, norm, eps, gain, shift)
@@ -229,7 +229,7 @@ def linear(
                     out[m, i] += residual[m, i]
 
 
-@njit(parallel=True, **OPTIONS)
+@compiled(parallel=True)
 def dense(x, weight, kind, out):
     """``out = x @ weight^T``: x float32 ``[m, k]``, weight ``[n, k]``: bits of ``kind``, out float32 ``[m, n]``."""
     for i in prange(weight.shape[0]):

@@ -1,29 +1,28 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, call-arg"
-# ruff: noqa: ARG001 - numba asks for these arguments
-"""What the compiled kernels are made of: conversions of bits, an exponential that is vectors, how numba compiles.
+# ruff: noqa: ARG001 - numba requires these arguments
+"""What the compiled kernels are made of: conversions of bits, an exponential that is vectors.
 
-Numba keeps compiled code by the time of the one file that a function stands in. After a change here, or in any of the ``jit_*`` modules
-that others import, remove what it kept (``__pycache__``); tests have a cache of their own for each state of these files.
+Numba's cache checks only the modification time of the file that defines a function. After a change here, or in any ``jit_*``
+module that others import, delete the cache (``__pycache__``); tests use a separate cache for each state of these files.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from .jit_cache import compiled
 
 FLOAT16, BFLOAT16 = 1, 2
 NO_NORM, RMS_NORM, LAYER_NORM = range(3)
 NO_ACTIVATION, SILU, RELU, GELU, GELU_TANH = range(5)
-OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz"}}  # fmt: skip
 
 
 @intrinsic
 def half(context, bits):
-    """The float32 value of float16 bits, by the processor's own conversion: numba has no 16-bit floats."""
+    """The float32 value of float16 bits, using the processor's conversion: numba has no 16-bit floats."""
 
     def generate(context, builder, signature, args):
         return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
@@ -41,17 +40,17 @@ def _float_of_bits(context, bits):
     return types.float32(types.int32), generate
 
 
-@njit(**OPTIONS)
+@compiled()
 def brain(bits):
-    """The float32 value of bfloat16 bits, which are the upper half of float32's."""
+    """The float32 value of bfloat16 bits, which are the upper half of float32 bits."""
     return _float_of_bits(np.int32(np.uint32(bits) << np.uint32(16)))
 
 
-@njit(**OPTIONS)
+@compiled()
 def exp(x):
-    """e^x to some 3e-7 of it, for a loop that is to be vectors: no call, no branch.
+    """e^x with a relative error of about 3e-7, for vectorized loops: no call, no branch.
 
-    2^n e^r with |r| <= ln(2) / 2, its series to the seventh power. 1e-38 below -87.3, infinity above 88.7.
+    2^n e^r with |r| <= ln(2) / 2 and the series of e^r up to the seventh power. 1e-38 below -87.3, infinity above 88.7.
     """
     inside = min(max(x, np.float32(-87.3)), np.float32(88.7))
     n = np.floor(inside * np.float32(1.442695041) + np.float32(0.5))

@@ -1,4 +1,4 @@
-"""The linears on a CPU with float32 products: the weight is widened a block of rows at a time. Runs everywhere."""
+"""Linears on a CPU with float32 products: the weight is widened a block of rows at a time. Runs on any CPU."""
 
 from __future__ import annotations
 

@@ -1,19 +1,19 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 # ruff: noqa: N803
-"""Attention of one new token of each sequence over the key/value cache.
+"""Attention of one new token per sequence over the key/value cache.
 
     o = softmax(scale * q k^T [soft-capped] [+ slope * distance]) v          over the last ``window`` positions, or all
 
-The context of a sequence is split among ``splits`` programs for each key/value head, so that few sequences still fill a
-GPU (flash decoding). A program takes all query heads of its key/value head at once, as the rows of a dot: each key and
-value is read once. It keeps the running maximum m and sum l of arXiv:1805.02867 in float32 and writes them with its
-unnormalised output; a second kernel joins the parts: o = sum exp(m_i - m) o_i / sum exp(m_i - m) l_i.
+The context of a sequence is split among ``splits`` programs per key/value head, so that few sequences still fill a GPU (flash
+decoding). A program processes all query heads of its key/value head at once, as the rows of a dot product: each key and value is
+read once. It keeps the running maximum m and sum l of arXiv:1805.02867 in float32 and writes them with its unnormalised
+output; a second kernel combines the parts: o = sum exp(m_i - m) o_i / sum exp(m_i - m) l_i.
 
-A cache in int8 has a scale for each key and value: s_k multiplies the key's score, s_v the value's share, and codes enter the
-dots as they are, exact in 16 bits. Shares are then in units of a block's largest s_v, so that they stay within float16.
+An int8 cache has a scale per key and value: s_k multiplies the key's score, s_v the value's probability, and codes enter the
+dot products directly, exact in 16 bits. Probabilities are then in units of a block's largest s_v, to stay within float16.
 
-The number of parts follows from the launch's shape, their borders from each sequence's length on the device: nothing
-that a CUDA graph could not replay for a longer context. Probabilities are rounded to 16 bits for the second dot.
+The number of parts depends on the shape of the launch, their bounds on each sequence's length on the device, so that a CUDA
+graph can be replayed for a longer context. Probabilities are rounded to 16 bits for the second dot product.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .configs import Config, choose
 from .primitives import dot16, halve_codes, narrow, tanh
 
 _SMALLEST_SCALE = tl.constexpr(2.0**-14)
-"""Of a cache in int8; no scale that was stored is smaller."""
+"""Smallest scale stored in an int8 cache."""
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def _block_scores(
     query, key, key_scales, slopes, head, s, here, length, scale, softcap,
     ROWS: tl.constexpr, BLOCK_S: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
-    """float32 ``[ROWS, BLOCK_S]`` of the query heads with the keys of positions ``s``; minus infinity where nothing is ``here``."""
+    """float32 scores ``[ROWS, BLOCK_S]`` of the query heads with the keys of positions ``s``; minus infinity where not ``here``."""
     if key_scales is not None:
         key = halve_codes(key, query.dtype)
     scores = dot16(query, tl.trans(key), tl.zeros((ROWS, BLOCK_S), tl.float32)) * scale
@@ -60,7 +60,7 @@ def attention_kernel(
     GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
     D_FITS: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One part of the context of one sequence and key/value head; ``GROUP`` query heads in ``ROWS`` rows."""
+    """One part of the context for one sequence and key/value head; ``GROUP`` query heads in ``ROWS`` rows."""
     batch = (tl.program_id(0) // kv_heads).to(tl.int64)
     kv_head = tl.program_id(0) % kv_heads
     part = tl.program_id(1)
@@ -102,9 +102,9 @@ def attention_kernel(
         else:
             each = tl.load(value_scales + scale_base + s, mask=here, other=0.0).to(tl.float32)
             unit = tl.maximum(tl.max(each, 0), _SMALLEST_SCALE)
-            shares = narrow(weights * (each / unit)[None, :], query.dtype)
+            scaled = narrow(weights * (each / unit)[None, :], query.dtype)
             value = halve_codes(value, query.dtype)
-            part_out = dot16(shares, value, tl.zeros((ROWS, BLOCK_D), tl.float32))
+            part_out = dot16(scaled, value, tl.zeros((ROWS, BLOCK_D), tl.float32))
             out = out * shrink[:, None] + part_out * unit
         peak = higher
 
@@ -144,25 +144,25 @@ def attend(
     softcap: float | None = None,
     config: Config | None = None,
 ) -> Tensor:
-    """Attention of the newest token of each sequence, whose key and value are in the cache already.
+    """Attention of the newest token of each sequence, whose key and value are already in the cache.
 
     Args:
-        q: 16-bit ``[batch, heads, head_dim]``, contiguous but for the first axis.
+        q: 16-bit ``[batch, heads, head_dim]``, contiguous except for the first axis.
         keys: 16-bit or int8 ``[batch, kv_heads, capacity, head_dim]``, last axis contiguous; values with the same strides.
         values: the same.
-        lengths: int32 ``[batch]``: positions filled, the newest token's included.
-        scale: of the scores, 1 / sqrt(head_dim) as a rule.
-        scales: float16 ``[batch, kv_heads, capacity, 1]`` of int8 keys and of int8 values, without gaps between positions.
+        lengths: int32 ``[batch]``: number of positions filled, including the newest token.
+        scale: scale of the scores, usually 1 / sqrt(head_dim).
+        scales: float16 ``[batch, kv_heads, capacity, 1]`` for int8 keys and for int8 values, without gaps between positions.
         slopes: float32 ``[heads]``: ALiBi (arXiv:2108.12409).
-        window: how many of the last positions are seen; None: all.
+        window: number of most recent positions attended to; None: all.
         softcap: scores become ``softcap * tanh(scores / softcap)``.
-        config: the launch configuration; None takes the table's.
+        config: the launch configuration; None: from the table.
 
     Returns:
         ``[batch, heads, head_dim]`` in the dtype of ``q``.
 
     Raises:
-        ArgumentError: a shape, dtype or stride that does not fit.
+        ArgumentError: a shape, dtype or stride is invalid.
     """
     _check(q, keys, values)
     (batch, heads, size), kv_heads = q.shape, keys.shape[1]
@@ -174,7 +174,7 @@ def attend(
     y = L.empty(batch, heads, size, like=q, dtype=q.dtype)
     group, block_d = heads // kv_heads, max(L.power_of_two(size), 16)
     block_s, warps = config["block_s"], config["num_warps"]
-    if scales is not None:  # widened codes take registers, and masks more of them
+    if scales is not None:  # widened codes take registers, and masks take more of them
         block_s, warps = block_s if block_d == size else block_s // 2, 2 * warps
     L.launch(
         attention_kernel, (batch * kv_heads, parts),

@@ -1,9 +1,9 @@
-"""Launch configurations: chosen from ``configs.json`` by kernel, GPU and shape, never by trying out at run time.
+"""Launch configurations, chosen from ``configs.json`` by kernel, GPU and shape; there is no autotuning at run time.
 
-The table has a list of rows for each kernel and each generation of GPUs; the first row that fits the shape is taken.
+The table has a list of rows for each kernel and GPU generation; the first row that fits the shape is used.
 ``max_tokens`` and ``max_out`` bound the rows of the activations and of the weight; the rest are the kernel's parameters.
-Kernels that read int8 matrices have rows of their own for a number of channels that is not a multiple of 16: rows of the
-matrix then begin at odd addresses and are read byte by byte, which large tiles have too few registers for.
+Kernels that read int8 matrices have separate rows for numbers of channels that are not multiples of 16: the matrix rows are then
+unaligned and read byte by byte, for which large tiles have too few registers.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import functools
 import json
 from collections.abc import Mapping
 from importlib import resources
-from typing import Any, Final
+from typing import Final
 
 from ...errors import ArgumentError
 
 GENERATIONS: Final = (80, 89, 90, 100, 120)
-"""Compute capabilities that the table has rows for."""
+"""Compute capabilities with rows in the table."""
 
 _SAME_AS: Final = {86: 89, 87: 80, 88: 89, 101: 100, 103: 100, 110: 100, 121: 120}
 _CONDITIONS: Final = ("max_tokens", "max_out")
@@ -26,10 +26,10 @@ Config = Mapping[str, int]
 
 
 def generation(capability: int) -> int:
-    """The table's GPU that stands for this one: unknown newer ones run what needs least of a chip.
+    """The GPU generation in the table to use for this one; unknown newer GPUs use the least demanding one.
 
     Raises:
-        ArgumentError: a GPU older than Ampere.
+        ArgumentError: the GPU is older than Ampere.
     """
     if capability < GENERATIONS[0]:
         raise ArgumentError("compute capability", expected="80 or more", found=capability)
@@ -37,7 +37,7 @@ def generation(capability: int) -> int:
 
 
 def choose(kernel: str, capability: int, *, tokens: int = 1, out: int = 1) -> Config:
-    """The configuration of a kernel for a GPU and a shape, without the conditions it was chosen by."""
+    """The configuration of a kernel for a GPU and a shape, without the conditions of its row."""
     bounds = dict(zip(_CONDITIONS, (tokens, out), strict=True))
     for row in _table()[kernel][str(generation(capability))]:
         if all(size <= row.get(condition, size) for condition, size in bounds.items()):
@@ -56,13 +56,13 @@ def shipped(kernel: str, capability: int) -> list[Config]:
 
 
 def with_tma(row: Config) -> Config:
-    """A row of ``gemm`` with its operands through the tensor memory accelerator (Hopper and newer); the fallback's smaller blocks leave the
-    registers that its largest tile needs."""
+    """A ``gemm`` row with operands loaded by the tensor memory accelerator (Hopper and newer); smaller blocks in the fallback leave
+    enough registers for the largest tile."""
     return {**row, "fallback_k": min(row["fallback_k"], 64), "tma": 1}
 
 
 def dumps(table: Mapping[str, Mapping[str, list[Config]]]) -> str:
-    """The table as its file has it: a row a line."""
+    """The table in the format of its file: one row per line."""
     kernels = []
     for kernel, generations in table.items():
         parts = []
@@ -74,7 +74,7 @@ def dumps(table: Mapping[str, Mapping[str, list[Config]]]) -> str:
 
 
 @functools.cache
-def _table() -> dict[str, Any]:
+def _table() -> dict[str, dict[str, list[Config]]]:
     text = resources.files(__package__).joinpath("configs.json").read_text(encoding="utf-8")
-    table: dict[str, Any] = json.loads(text)
+    table: dict[str, dict[str, list[Config]]] = json.loads(text)
     return table

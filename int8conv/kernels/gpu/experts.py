@@ -1,13 +1,13 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 # ruff: noqa: N803
-"""W8A16 for a few tokens of a mixture of experts: each times the weights of experts whose numbers are on the device.
+"""W8A16 for few tokens of a mixture of experts: each is multiplied by the weights of experts whose numbers are on the device.
 
-    y_s = act(gate_e x) * (up_e x)   or   w_e x              for slot s, with e = chosen[s] and x the row s // each
+    y_s = act(gate_e x) * (up_e x)   or   w_e x              for slot s, where e = chosen[s] and x is row s // each
 
-``gemv`` for every slot: a program takes ``BLOCK_N`` rows of one slot's expert. The experts' weights lie wherever the file has
-them; a table on the device has the distance of each tensor from a first one, so that the host never learns which experts
-a step needs, and a CUDA graph can replay it. Two slots of one expert read it twice, the second time from L2 if it
-fits: for the tokens of a decoding step, not for prompts.
+``gemv`` for every slot: a program computes ``BLOCK_N`` rows of one slot's expert. The experts' weights stay where they were
+loaded; a table on the device has the offset of each tensor from a base tensor, so that the host need not know which experts a
+step uses, and a CUDA graph can replay it. Two slots with the same expert read it twice, the second time from L2 if it fits: meant
+for the tokens of a decoding step, not for prompts.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from .gemv import rows_times_x
 from .primitives import activate, narrow
 
 _UNIT: Final = 16
-"""Bytes in which distances are counted: what a thread loads at once, so that the compiler knows of the alignment."""
+"""Unit of offsets in bytes: what a thread loads at once, so that the compiler knows the alignment."""
 _TENSORS: Final = ("codes", "scale", "outlier_index", "outlier_weight")
 
 
 @dataclass(frozen=True)
 class ExpertWeights:
-    """The weights of one linear, or of gate and up, of every expert."""
+    """The weights of one linear, or of gate and up, for all experts."""
 
     experts: tuple[MixedWeight, ...]
     first: MixedWeight
-    """Tensors from which distances are counted."""
+    """Base tensors of the offsets."""
     table: Tensor
-    """int64 ``[experts, 5]``: distances of ``_TENSORS`` in units of 16 bytes, and the number of outlier columns."""
+    """int64 ``[experts, 5]``: offsets of ``_TENSORS`` in units of 16 bytes, and the number of outlier columns."""
 
     @classmethod
     def of(cls, experts: Sequence[MixedWeight]) -> ExpertWeights:
-        """The table of experts of one shape.
+        """The table for experts of the same shape.
 
         Raises:
-            ArgumentError: shapes or dtypes differ, or a tensor does not begin at 16 bytes.
+            ArgumentError: shapes or dtypes differ, or a tensor is not aligned to 16 bytes.
         """
         first = next((e for e in experts if e.outlier_weight is not None), experts[0])
         rows = []
@@ -109,20 +109,20 @@ def chosen_experts(
     activation: str = "none",
     config: Config | None = None,
 ) -> Tensor:
-    """Tokens times the weights of the experts that were chosen for them.
+    """Tokens times the weights of the experts chosen for them.
 
     Args:
         x: 16-bit ``[rows, in]``, last axis contiguous.
-        weights: of ``out`` rows an expert; ``[gate; up]`` of ``2 out`` rows with an activation.
-        chosen: int64 ``[slots]``, a multiple of ``rows``: the expert of each slot; slots of a row follow one another.
-        activation: "none", or the function whose value of the gate multiplies up.
-        config: the launch configuration, ``gemv``'s; None takes the table's.
+        weights: ``out`` rows per expert; with an activation, ``[gate; up]`` with ``2 out`` rows.
+        chosen: int64 ``[slots]``, a multiple of ``rows``: the expert of each slot; slots of the same row are adjacent.
+        activation: "none", or the function applied to gate before multiplying by up.
+        config: the launch configuration of ``gemv``; None: from the table.
 
     Returns:
         ``[slots, out]`` in the dtype of ``x``.
 
     Raises:
-        ArgumentError: a shape or dtype that does not fit.
+        ArgumentError: a shape or dtype is invalid.
     """
     first, (rows, slots) = weights.first, (x.shape[0], chosen.numel())
     L.check_rows("x", x, first.in_features)

@@ -1,27 +1,27 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 # ruff: noqa: N803
-"""The int8 matrix product of W8A8, with outlier columns, outlier fallback, bias and residual in its epilogue.
+"""The int8 matrix product of W8A8; outlier columns, outlier fallback, bias and residual are in its epilogue.
 
     y = ((q_x @ q_w^T) * s_x  +  fallback @ q_w^T) * s_w  +  x_O @ w_O^T  +  bias  +  residual
 
-Products of int8 codes are summed in int32, exactly (``in`` is at most 133,152, so that no sum overflows); everything after
-that is float32, rounded once. ``fallback`` are the activations that the outlier fallback took: for row blocks of which any token
-has a marked block of 128 channels, that block is multiplied once more, in 16 bits, with the codes as they are; the row
-scale comes after. The decision is made on the device from the quantizer's bits; where nothing is marked it costs one load
-of an int32 for each token and 4096 channels.
+Products of int8 codes are summed exactly in int32 (``in`` is at most 133,152, so that no sum overflows); everything after that
+is float32, rounded once. ``fallback`` are the activations in the outlier fallback: if any token of a row block has a marked
+block of 128 channels, that block is multiplied again in 16 bits by the unscaled codes; row scales are applied afterwards. The
+decision is made on the device from the quantizer's bits; if nothing is marked, it costs one int32 load per token and 4096
+channels.
 
-Layout: both operands have K contiguous. A weight ``[out, in]`` as in the file is what int8 tensor cores want as their
-second operand; with ``[in, out]`` it would have to pass through registers. Tiles are visited in groups of ``GROUP`` row
-blocks, so that what runs at the same time shares operands in the L2 cache. Row and column indices past the edge wrap
-around (their results are never stored); K is masked where it is not a multiple of the tile.
+Layout: K is contiguous in both operands. A weight ``[out, in]`` as stored in the file is what int8 tensor cores need as their
+second operand; ``[in, out]`` would have to pass through registers. Tiles are visited in groups of ``GROUP`` row blocks, so that
+programs running at the same time share operands in the L2 cache. Row and column indices past the edge wrap around (their results
+are never stored); K is masked if it is not a multiple of the tile.
 
-Operand tiles are copied asynchronously by threads, or (``tma`` in a configuration, Hopper and newer) by the tensor memory
-accelerator from descriptors that the host fills in: no addresses in registers, and what is past an edge reads as zero.
+Operand tiles are copied asynchronously by threads or (with ``tma`` in a configuration, Hopper and newer) by the tensor memory
+accelerator from descriptors filled in by the host, which takes no registers for addresses and reads zeros past an edge.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 import triton
@@ -37,7 +37,7 @@ from .primitives import dot16, halve_codes, narrow
 from .quantize import QuantizedTokens
 
 MAX_CHANNELS: Final = (2**31 - 1) // 127**2
-"""More products of 127 by 127 would overflow int32."""
+"""Largest K: more products of 127 by 127 would overflow int32."""
 
 
 @triton.jit
@@ -55,7 +55,7 @@ def _tile(pid, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.con
 def _add_fallback(
     y, exact, fallback, codes_w, m, n, K, exact_stride, threshold, BLOCK: tl.constexpr
 ):
-    """``y + fallback @ codes^T``: blocks of 128 channels of which any token is marked."""
+    """``y + fallback @ codes^T`` over the blocks of 128 channels that are marked for any token."""
     words = (K + 32 * 128 - 1) // (32 * 128)
     for word in range(words):
         bits = tl.load(fallback + m * words + word)
@@ -140,11 +140,11 @@ def gemm(
         x: from ``quantize``, with the outlier channels of ``weight``.
         bias: float ``[out]``.
         residual: 16-bit ``[tokens, out]``, added before rounding.
-        dtype: of the result, float32 too; None: of ``x``'s 16-bit values, or of ``residual``, or float16.
-        config: the launch configuration; None takes the table's.
+        dtype: dtype of the result, 16-bit or float32; None: that of ``x``'s 16-bit values or of ``residual``, else float16.
+        config: the launch configuration; None: from the table.
 
     Raises:
-        ArgumentError: a shape or dtype that does not fit.
+        ArgumentError: a shape or dtype is invalid.
     """
     tokens, channels = x.codes.shape
     out_features = weight.out_features
@@ -178,8 +178,8 @@ def gemm(
     return y
 
 
-def _descriptors(x: Tensor, w: Tensor, config: Config) -> tuple[Any, Any] | None:
-    """For the tensor memory accelerator, if the configuration asks for it and rows and bases stand at multiples of 16 bytes."""
+def _descriptors(x: Tensor, w: Tensor, config: Config) -> tuple[object, object] | None:
+    """Descriptors for the tensor memory accelerator, if the configuration requests it and rows and bases are aligned to 16 bytes."""
     aligned = x.shape[1] % 16 == x.data_ptr() % 16 == w.data_ptr() % 16 == 0
     if not config.get("tma") or not aligned or 0 in (len(x), len(w)):
         return None
@@ -190,10 +190,10 @@ def _descriptors(x: Tensor, w: Tensor, config: Config) -> tuple[Any, Any] | None
 
 
 def check_contiguous(weight: MixedWeight) -> None:
-    """The kernels read a weight as it lies in the file.
+    """Check that a weight has the layout of the file, which the kernels read directly.
 
     Raises:
-        ArgumentError: codes, scales or outlier columns with gaps or another dtype.
+        ArgumentError: codes, scales or outlier columns have gaps or another dtype.
     """
     if weight.codes.dtype != torch.int8:
         raise ArgumentError("dtype of codes", expected="int8", found=weight.codes.dtype)

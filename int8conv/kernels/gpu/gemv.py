@@ -1,14 +1,14 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 # ruff: noqa: N803
-"""W8A16 for one token: an int8 weight times a 16-bit vector, at the speed at which memory gives the weight.
+"""W8A16 for one token: an int8 weight times a 16-bit vector, at the speed of memory.
 
-    y = (q_w @ x) * s_w + w_O @ x_O + bias                  then act(y_gate) * y_up, if gated; then + residual
+    y = (q_w @ x) * s_w + w_O @ x_O + bias                  then act(y_gate) * y_up if gated; then + residual
 
-Outlier columns of ``q_w`` are zero, so ``x`` needs no mask. One program takes ``BLOCK_N`` rows (of a gated weight
-``[gate; up]``: as many of both) and walks over K; a thread loads 16 codes in one instruction, widens them through their bits
-(``primitives``), and adds 16 products to one float32 sum. No tensor cores: with one token 15 of 16 rows of theirs would
+Outlier columns of ``q_w`` are zero, so ``x`` needs no mask. One program computes ``BLOCK_N`` rows (of both parts of a gated
+weight ``[gate; up]``) and iterates over K; a thread loads 16 codes in one instruction, widens them by bit manipulation
+(``primitives``), and adds 16 products to one float32 sum. Tensor cores are not used: with one token 15 of their 16 rows would
 idle, and float32 products of 16-bit values are exact. Rows are never split among programs, so the order of summation
-depends on the configuration alone.
+depends only on the configuration.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .primitives import activate, narrow, widen_codes
 @triton.jit
 def rows_times_x(x, codes_w, scale_w, index, outlier_w, bias, n, K, num_outliers,
                   BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, K_FITS: tl.constexpr):  # fmt: skip
-    """float32 results of weight rows ``n``, with outlier columns and bias."""
+    """float32 results for weight rows ``n``, including outlier columns and bias."""
     k = tl.arange(0, BLOCK_K)
     w_tile = codes_w + n[:, None] * K + k[None, :]
     sums = tl.zeros((BLOCK_N, BLOCK_K // 16), tl.float32)
@@ -59,7 +59,7 @@ def gemv_kernel(
     x, codes_w, scale_w, index, outlier_w, bias, residual, out, N, K, num_outliers,
     ACTIVATION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, K_FITS: tl.constexpr,
 ):  # fmt: skip
-    """``BLOCK_N`` results; ``ACTIVATION``: "none", or that of a gated weight of 2 N rows."""
+    """``BLOCK_N`` results; ``ACTIVATION``: "none", or the activation of a gated weight with 2 N rows."""
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     n = (row % N).to(tl.int64)
     y = rows_times_x(x, codes_w, scale_w, index, outlier_w, bias, n, K, num_outliers, BLOCK_N, BLOCK_K, K_FITS)  # fmt: skip
@@ -83,7 +83,7 @@ def gemv(
 ) -> Tensor:
     """One token times an int8 weight with outlier columns: 16-bit ``[1, in]`` -> ``[1, out]``.
 
-    Arguments are checked by ``skinny.w8a16``, which takes the same ones and calls this for a single token.
+    Arguments are checked by ``skinny.w8a16``, which takes the same ones and calls this for single tokens.
     """
     out_features = weight.out_features // (1 if activation == "none" else 2)
     y = L.empty(1, out_features, like=x, dtype=x.dtype)

@@ -1,10 +1,11 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
-"""How kernels are started: the one place that calls Triton, and what every launcher checks."""
+"""Launching kernels: the only place that calls Triton, and the checks of all launchers."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import triton
@@ -14,11 +15,18 @@ from ...errors import ArgumentError
 
 HALVES = (torch.float16, torch.bfloat16)
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
-"""Kernels run in Triton's interpreter, on CPU tensors."""
+"""Whether kernels run in Triton's interpreter, on CPU tensors."""
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: object, **meta: object) -> None:
-    """Start a kernel. Contraction of ``a * b + c`` is pinned: its default changes between Triton releases."""
+class Kernel(Protocol):
+    """A ``@triton.jit`` function."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]:
+        """The kernel as a function that launches it on a grid."""
+
+
+def launch(kernel: Kernel, grid: tuple[int, ...], *args: object, **meta: object) -> None:
+    """Launch a kernel. Contraction of ``a * b + c`` is pinned, as its default changes between Triton releases."""
     if all(grid):
         kernel[grid](*args, **meta, enable_fp_fusion=True)
 
@@ -34,7 +42,7 @@ def power_of_two(n: int) -> int:
 
 
 def check_half(name: str, x: Tensor) -> None:
-    """Kernels take 16-bit activations.
+    """Check that activations have a 16-bit dtype.
 
     Raises:
         ArgumentError: ``x`` has another dtype.
@@ -44,10 +52,10 @@ def check_half(name: str, x: Tensor) -> None:
 
 
 def check_rows(name: str, x: Tensor, columns: int) -> None:
-    """A matrix of 16-bit rows, each without gaps.
+    """Check that ``x`` is a matrix of 16-bit rows without gaps.
 
     Raises:
-        ArgumentError: another dtype, number of axes or columns, or rows with gaps.
+        ArgumentError: the dtype, number of axes or number of columns is wrong, or rows have gaps.
     """
     check_half(name, x)
     if x.ndim != 2 or x.shape[1] != columns:
@@ -59,10 +67,10 @@ def check_rows(name: str, x: Tensor, columns: int) -> None:
 def cache_scales(
     keys: Tensor, values: Tensor, scales: tuple[Tensor, Tensor] | None, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None, tuple[int, int]]:
-    """Scales of keys and of values, and their strides by batch and head; None and 0 for a cache in ``dtype``.
+    """Scales of keys and values, and their batch and head strides; None and 0 for a cache in ``dtype``.
 
     Raises:
-        ArgumentError: the cache has another dtype than it should, or the scales do not fit it.
+        ArgumentError: the cache has the wrong dtype, or the scales do not match it.
     """
     wanted = dtype if scales is None else torch.int8
     for name, x in (("keys", keys), ("values", values)):
@@ -90,5 +98,5 @@ def capability(device: torch.device) -> int:
 
 
 def empty(*shape: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """Memory that a kernel fills; tests replace this with poisoned memory."""
+    """Uninitialised memory for a kernel to fill; tests replace this with poisoned memory."""
     return torch.empty(shape, dtype=dtype, device=like.device)

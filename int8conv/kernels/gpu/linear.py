@@ -1,10 +1,10 @@
-"""The mixed linear on a GPU: the kernels joined in its two modes, and the choice between them.
+"""The mixed linear on a GPU: its two modes, built from the kernels, and the choice between them.
 
-- ``w8a8``: ``quantize`` (with the norm or activation function before it), then ``gemm`` (with bias and residual).
+- ``w8a8``: ``quantize`` (including the preceding norm or activation function), then ``gemm`` (with bias and residual).
 - ``w8a16``: that norm or function alone, then ``gemv`` or ``skinny`` (with bias, gate and residual).
 
-An input travels as ``Operand``: a matrix and what is to happen to it, so that whichever kernel reads it next does that on
-the way. The mode follows from the number of tokens by the table's crossover.
+An input is passed as ``Operand``, a matrix with a pending prologue, which the next kernel to read it applies on the fly. The mode
+depends on the number of tokens, by the table's crossover.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from .skinny import MAX_TOKENS, w8a16
 
 @dataclass(frozen=True)
 class Operand:
-    """16-bit ``[tokens, in]`` to which ``prologue`` is still to be applied."""
+    """16-bit ``[tokens, in]`` to which ``prologue`` has yet to be applied."""
 
     x: Tensor
     prologue: Prologue = NO_PROLOGUE
 
     def value(self) -> Tensor:
-        """With ``prologue`` applied."""
+        """The matrix with ``prologue`` applied."""
         return self.x if self.prologue.is_empty else apply(self.x, self.prologue)
 
 
 def mode_for(tokens: int, device: torch.device) -> Mode:
-    """The faster mode for so many tokens on this GPU."""
+    """The faster mode for a number of tokens on this GPU."""
     most = choose("crossover", L.capability(device))["w8a16_tokens"]
     return "w8a16" if tokens <= most else "w8a8"
 
@@ -57,10 +57,10 @@ def linear(
         weight: int8 ``[out, in]`` with scales and outlier columns, as the file holds it.
         bias: float ``[out]``.
         residual: 16-bit ``[tokens, out]``.
-        mode: None takes the faster one.
+        mode: None: the faster one.
 
     Raises:
-        ArgumentError: a shape, dtype or stride that does not fit.
+        ArgumentError: a shape, dtype or stride is invalid.
     """
     mode = _mode(mode, operand, weight)
     if mode == "w8a8":
@@ -76,7 +76,7 @@ def gated(
     activation: str,
     mode: Mode | None = None,
 ) -> Operand:
-    """``act(x @ gate^T) * (x @ up^T)`` for a weight ``[gate; up]``; in ``w8a8`` the product is left to the next kernel.
+    """``act(x @ gate^T) * (x @ up^T)`` for a weight ``[gate; up]``; in ``w8a8`` the elementwise product is left to the next kernel.
 
     Raises:
         ArgumentError: as for ``linear``.

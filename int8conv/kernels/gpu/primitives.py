@@ -1,12 +1,12 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
-"""Device functions that several kernels use.
+"""Device functions shared by several kernels.
 
-int8 becomes float through its bits: an unsigned byte in the lowest bits of a mantissa is ``2^n + byte``, so one XOR (which
-also turns the signed byte into an unsigned one, off by 128) and one subtraction are exact and need no conversion
-instruction; those run at a quarter of the rate. ``rint`` adds and subtracts 1.5 * 2^23, which rounds half to even.
+int8 is converted to float by bit manipulation: an unsigned byte in the lowest bits of a mantissa is ``2^n + byte``, so one XOR
+(which also turns the signed byte into an unsigned one, off by 128) and one subtraction are exact and need no conversion
+instruction, which would run at a quarter of the rate. ``rint`` adds and subtracts 1.5 * 2^23, which rounds half to even.
 
-In the interpreter bfloat16 is a bare bit pattern: it truncates when it narrows and multiplies patterns in ``dot``.
-``narrow`` and ``dot16`` do there what the hardware does.
+The interpreter treats bfloat16 as a bare bit pattern: it truncates when narrowing and multiplies bit patterns in ``dot``.
+There, ``narrow`` and ``dot16`` reproduce what the hardware does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import triton.language as tl
 from .launch import INTERPRETED as _INTERPRETED
 
 INTERPRETED = tl.constexpr(_INTERPRETED)
-"""For kernels: the same flag."""
+"""The same flag, for use in kernels."""
 
 
 @triton.jit
@@ -55,7 +55,7 @@ def narrow(x, dtype: tl.constexpr):
 
 @triton.jit
 def dot16(a, b, acc):
-    """``acc + a @ b`` with 16-bit factors and float32 sums."""
+    """``acc + a @ b`` with 16-bit operands and float32 sums."""
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
     else:

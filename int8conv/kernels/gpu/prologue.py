@@ -1,11 +1,11 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 # ruff: noqa: N803
-"""The prologue of a kernel: the norm or activation function of a token's values, applied by whatever reads them.
+"""The prologue of a kernel: the norm or activation function applied to a token's values as they are read.
 
     rms:  x / sqrt(mean(x^2) + eps) * weight        layer:  (x - mean) / sqrt(var + eps) * weight + bias
     act(x) [* times]
 
-All of it rounds to 16 bits where PyTorch's operators would.
+Rounds to 16 bits wherever PyTorch's operators would.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from .primitives import activate, narrow
 
 @dataclass(frozen=True)
 class Prologue:
-    """A norm (with ``weight``, ``bias``, ``eps``), or an ``activation`` that may be followed by a product with ``times``."""
+    """A norm (with ``weight``, ``bias``, ``eps``), or an ``activation``, optionally multiplied by ``times``."""
 
     norm: str = "none"
     """"none", "rms" or "layer"."""
     weight: Tensor | None = None
-    """Of the dtype of the tokens; or float32, then what it multiplies is not rounded first."""
+    """In the dtype of the tokens; or float32, in which case the values it multiplies are not rounded first."""
     bias: Tensor | None = None
     eps: float = 0.0
     activation: str = "none"
     """"none", "silu", "gelu", "gelu_tanh" or "relu"."""
     times: Tensor | None = None
-    """Of the shape of the input."""
+    """Has the shape of the input."""
 
     @property
     def is_empty(self) -> bool:
         return self.norm == "none" and self.activation == "none"
 
     def check(self, x: Tensor) -> None:
-        """Whether it fits 16-bit tokens ``[tokens, channels]``.
+        """Check that it is applicable to 16-bit tokens ``[tokens, channels]``.
 
         Raises:
-            ArgumentError: a shape, dtype or stride that does not fit.
+            ArgumentError: a shape, dtype or stride is invalid.
         """
         L.check_rows("x", x, x.shape[-1])
         if self.times is None:
@@ -60,7 +60,7 @@ NO_PROLOGUE: Final = Prologue()
 
 @triton.jit
 def moments(x_row, eps, channels, NORM: tl.constexpr, BLOCK: tl.constexpr):
-    """What a norm needs of a token: its mean, and one over its root mean square distance from it."""
+    """The moments that a norm needs: a token's mean, and the reciprocal of its root mean square deviation from it."""
     mean = 0.0
     rstd = 1.0
     if NORM == "layer":
@@ -72,7 +72,7 @@ def moments(x_row, eps, channels, NORM: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _power(x_row, mean, channels, BLOCK: tl.constexpr):
-    """Mean square distance from ``mean``, for a token."""
+    """A token's mean square deviation from ``mean``."""
     squares = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, channels, BLOCK):
         i = start + tl.arange(0, BLOCK)
@@ -93,7 +93,7 @@ def _mean(x_row, channels, BLOCK: tl.constexpr):
 
 @triton.jit
 def value_at(x_row, times_row, weight, bias, i, mask, mean, rstd, NORM: tl.constexpr, ACTIVATION: tl.constexpr):  # fmt: skip
-    """The 16-bit values at channels ``i`` of a token, with the prologue applied."""
+    """The 16-bit values in channels ``i`` of a token, with the prologue applied."""
     x = tl.load(x_row + i, mask=mask, other=0.0)
     dtype: tl.constexpr = x.dtype
     if NORM == "rms":

@@ -1,20 +1,20 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 # ruff: noqa: N803
-"""The activation quantizer, with the norm or activation function before it in the same kernel.
+"""The activation quantizer, including the preceding norm or activation function.
 
-For each token, over channels outside the stored outlier set O and below the threshold of the outlier fallback:
+For each token, over values outside the stored outlier channels O and below the threshold of the outlier fallback:
 
     scale = max |x| / 127        codes = rint(x / scale)
 
-Both divisions are IEEE divisions, so that codes and scales equal the reference bit for bit. Codes are 0 in O and where
-the fallback took a value. The values in O leave in 16 bits, gathered. Where the fallback took something is told in one bit per
-token and block of 128 channels, 32 blocks an int32: no memory has to be cleared first, no atomics, and the GEMM may
-join the tokens of whatever row block it uses by OR. The values themselves stay in a 16-bit matrix, of which the GEMM reads
-the marked blocks alone: the input, or, after a norm or activation function, a matrix whose marked blocks alone are written.
-What the fallback takes is counted on the device: one atomic addition per value taken, and one per launch for the number of tokens.
+Both are IEEE divisions, so that codes and scales equal the reference bit for bit. Codes are 0 in O and for values in the
+fallback. The values in O are output in 16 bits, gathered. One bit per token and block of 128 channels, 32 blocks per int32, marks
+blocks with values in the fallback: no memory has to be cleared first, no atomics are needed, and the GEMM can combine the tokens
+of any row block by OR. The values themselves stay in a 16-bit matrix of which the GEMM reads only the marked blocks: the input
+or, after a norm or activation function, a matrix in which only the marked blocks are written. The fallback is counted on the
+device: one atomic addition per value, and one per launch for the number of tokens.
 
-One program takes one token and reads it two to four times: from the L1 cache, but for the first. NaN: the largest magnitude is
-found among the bit patterns, where NaN is above all, so the scale and with it the token's results become NaN.
+One program processes one token and reads it two to four times, from the L1 cache except for the first time. The largest magnitude
+is found by comparing bit patterns, where NaN is the largest, so a NaN makes the scale and thus the token's results NaN.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from .primitives import rint
 from .prologue import NO_PROLOGUE, Prologue, moments, value_at
 
 FALLBACK_BLOCK: Final = 128
-"""Channels that one bit of the outlier fallback stands for."""
+"""Number of channels per bit of the outlier fallback."""
 WORD_CHANNELS: Final = 32 * FALLBACK_BLOCK
 
 
 @dataclass(frozen=True)
 class QuantizedTokens:
-    """int8 activations with all that the GEMM needs beside them."""
+    """int8 activations with everything else that the GEMM needs."""
 
     codes: Tensor
     """int8 ``[tokens, in]``."""
     scale: Tensor
     """float32 ``[tokens]``."""
     outliers: Tensor | None
-    """16-bit ``[tokens, k]``: the values of the stored outlier channels."""
+    """16-bit ``[tokens, k]``: the values in the stored outlier channels."""
     fallback: Tensor | None
-    """int32 ``[tokens, ceil(in / 4096)]``: bit b of word w marks channels from 4096 w + 128 b; None: no fallback."""
+    """int32 ``[tokens, ceil(in / 4096)]``: bit b of word w marks the channels from 4096 w + 128 b on; None: no fallback."""
     exact: Tensor | None
-    """16-bit ``[tokens, in]``: what was quantized; defined in marked blocks."""
+    """16-bit ``[tokens, in]``: the values before quantization; defined only in marked blocks."""
     threshold: float = 0.0
 
 
@@ -60,7 +60,7 @@ def _first_pass(
     threshold, mean, rstd, channels, quantized: tl.constexpr,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The largest magnitude that is kept, as bits, and whether the fallback took anything; marks and 16-bit values on the way."""
+    """The bits of the largest magnitude to quantize, and whether there are values in the fallback; stores marks and 16-bit values."""
     largest = tl.full((), 0, tl.int32)
     taken = tl.full((), 0, tl.int32)
     for start in range(0, channels, BLOCK):
@@ -96,7 +96,7 @@ def _store_codes(
     x_row, times_row, weight, bias, is_outlier, codes_row, step, fallback, threshold, mean, rstd, channels,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``rint(x / step)`` where x is kept, else 0."""
+    """``rint(x / step)`` where x is quantized, else 0."""
     for start in range(0, channels, BLOCK):
         i = start + tl.arange(0, BLOCK)
         mask = i < channels
@@ -117,7 +117,7 @@ def quantize_kernel(
     threshold, eps, channels, num_outliers, x_stride, times_stride, half_stride, codes_stride,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One token. ``HALF``: 0 writes no 16-bit values, 1 all of them, 2 those of marked blocks."""
+    """One token. ``HALF``: 0 writes no 16-bit values, 1 all of them, 2 only those in marked blocks."""
     row = tl.program_id(0).to(tl.int64)
     x_row = x + row * x_stride
     dtype: tl.constexpr = x.dtype.element_ty
@@ -189,7 +189,7 @@ def apply(x: Tensor, prologue: Prologue) -> Tensor:
     """The norm or activation function alone: 16-bit ``[tokens, channels]`` -> the same.
 
     Raises:
-        ArgumentError: a shape, dtype or stride that does not fit.
+        ArgumentError: a shape, dtype or stride is invalid.
     """
     prologue.check(x)
     y = L.empty(*x.shape, like=x, dtype=x.dtype)
@@ -211,13 +211,13 @@ def quantize(
     Args:
         x: 16-bit ``[tokens, channels]``, last axis contiguous.
         prologue: norm or activation function to apply first.
-        index: int32 ``[k]``, ascending: stored outlier channels.
-        is_outlier: int8 ``[channels]``: 1 in those channels; with ``index``.
-        threshold: magnitude from which the outlier fallback takes a value; None: no fallback.
-        counts: int64 ``[2 + channels]``, added to where there is a fallback: ``FallbackCounter.counts``.
+        index: int32 ``[k]``, ascending: the stored outlier channels.
+        is_outlier: int8 ``[channels]``: 1 in those channels; required with ``index``.
+        threshold: magnitude from which a value goes to the outlier fallback; None: no fallback.
+        counts: int64 ``[2 + channels]``, incremented if there is a fallback: ``FallbackCounter.counts``.
 
     Raises:
-        ArgumentError: a shape, dtype or stride that does not fit.
+        ArgumentError: a shape, dtype or stride is invalid.
     """
     prologue.check(x)
     if (index is None) != (is_outlier is None):

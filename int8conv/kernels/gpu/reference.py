@@ -1,7 +1,7 @@
 # ruff: noqa: ARG001  (the kernels' signatures)
-"""The formulas of the GPU kernels in PyTorch, with the kernels' signatures: what tests and benchmarks compare them with.
+"""The formulas of the GPU kernels in PyTorch, with the same signatures, for tests and benchmarks to compare against.
 
-Written for reading. Sums are float64 and round once to float32, so a kernel may differ by the rounding of its own sums.
+Written for readability. Sums are float64 and rounded once to float32, so a kernel may differ by the rounding of its own sums.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def quantize(
     threshold: float | None = None,
     counts: Tensor | None = None,
 ) -> QuantizedTokens:
-    """Tokens to int8, each by its largest magnitude outside the outlier channels and below the threshold."""
+    """Quantize tokens to int8, each by its largest magnitude outside the outlier channels and below the threshold."""
     x = apply(x, prologue)
     rest = x.float() if index is None else x.float().index_fill(1, index.long(), 0.0)
     fallback = None
@@ -74,7 +74,7 @@ def quantize(
 
 
 def _words(over: Tensor) -> Tensor:
-    """bool ``[tokens, channels]`` -> int32 ``[tokens, ceil(channels / 4096)]``, a bit for each block of 128."""
+    """bool ``[tokens, channels]`` -> int32 ``[tokens, ceil(channels / 4096)]``, one bit per block of 128."""
     padded = F.pad(over, (0, -over.shape[1] % WORD_CHANNELS))
     blocks = padded.view(over.shape[0], -1, 32, FALLBACK_BLOCK).any(-1).long()
     words = (blocks << torch.arange(32)).sum(-1)
@@ -82,7 +82,7 @@ def _words(over: Tensor) -> Tensor:
 
 
 def _bits(words: Tensor, channels: int) -> Tensor:
-    """The reverse: bool ``[tokens, channels]``, the blocks that are marked."""
+    """The reverse: bool ``[tokens, channels]``, True in marked blocks."""
     bits = (words.long()[:, :, None] >> torch.arange(32, device=words.device)) & 1
     return bits.flatten(1).repeat_interleave(FALLBACK_BLOCK, 1)[:, :channels].bool()
 
@@ -139,7 +139,7 @@ def chosen_experts(
     activation: str = "none",
     config: object = None,
 ) -> Tensor:
-    """Tokens times the weights of the experts that were chosen for them."""
+    """Tokens times the weights of the experts chosen for them."""
     each = len(chosen) // max(len(x), 1)
     return torch.cat([
         w8a16(x[s // each][None], weights.experts[e], activation=activation)
@@ -232,22 +232,22 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
 
 def kept(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
-    """float64 probabilities ``[vocab]`` that a token is drawn from; for a temperature above 0."""
+    """float64 probabilities ``[vocab]`` to draw a token from, for temperatures above 0."""
     wide = logits.double()
     order = wide.sort(descending=True).values
     weights = ((wide - order[0]) / temperature).exp()
     if 0 < top_k < wide.numel():
         weights = weights.where(wide >= order[top_k - 1], 0.0)
     if top_p < 1:
-        shares = torch.stack([weights[wide >= value].sum() for value in order])
-        weights = weights.where(wide >= order[int((shares < top_p * shares[-1]).sum())], 0.0)
+        sums = torch.stack([weights[wide >= value].sum() for value in order])
+        weights = weights.where(wide >= order[int((sums < top_p * sums[-1]).sum())], 0.0)
     weights = weights.where(weights >= min_p, 0.0)
-    share: Tensor = weights / weights.sum()
-    return share
+    probabilities: Tensor = weights / weights.sum()
+    return probabilities
 
 
 def sample(logits: Tensor, draws: Draws, positions: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """The next token of each sequence; draws from a generator of its own."""
+    """The next token of each sequence, drawn with a different generator than the kernel's."""
     tokens = torch.empty(logits.shape[0], dtype=torch.int64) if out is None else out
     for i, row in enumerate(logits):
         temperature, top_k, top_p, min_p, seed = (t[i].item() for t in vars(draws).values())
@@ -255,6 +255,6 @@ def sample(logits: Tensor, draws: Draws, positions: Tensor, *, out: Tensor | Non
             tokens[i] = row.argmax()
             continue
         generator = torch.Generator().manual_seed(int(seed) * 2**20 + int(positions[i]))
-        share = kept(row, temperature, int(top_k), top_p, min_p)
-        tokens[i] = torch.multinomial(share, 1, generator=generator)[0]
+        probabilities = kept(row, temperature, int(top_k), top_p, min_p)
+        tokens[i] = torch.multinomial(probabilities, 1, generator=generator)[0]
     return tokens

@@ -4,14 +4,14 @@
 
     y_a = x_a cos - x_b sin        y_b = x_b cos + x_a sin        for pairs (a, b) of the first ``rotated`` elements of a head
 
-Pairs are an element of the first half and its partner of the second, or two neighbours (``interleaved``). Elements
-behind ``rotated`` pass. Computed in float32 from float32 tables, rounded once. One program takes one head of one token.
+Pairs consist of corresponding elements of the first and second half, or of adjacent elements (``interleaved``). Elements after
+``rotated`` are unchanged. Computed in float32 from float32 tables, rounded once. One program handles one head of one token.
 
-A cache in int8 gets codes and a scale for each head and token, of the rounded keys and values:
+An int8 cache gets codes and one scale per head and token, computed from the rounded keys and values:
 
     code = clamp(rint(x / scale), -127, 127)        scale = fp16(clamp(max |x| / 127, 2^-14, 65504))
 
-with IEEE divisions and the rounded scale: bit for bit what the CPU's cache has. Of a head with NaN the scale is NaN.
+with IEEE divisions and the rounded scale, bit-identical to the CPU's cache. The scale of a head with a NaN is NaN.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .primitives import narrow, rint
 
 _SMALLEST = tl.constexpr(2.0**-14)
 _LARGEST = tl.constexpr(65504.0)
-"""Normal float16."""
+"""Largest float16; ``_SMALLEST`` is the smallest normal one."""
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def rotary_kernel(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, ROTATED: tl.constexpr,
     INTERLEAVED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Head ``program_id(1)`` of the query, then of the key, then of the value, of token ``program_id(0)``."""
+    """Head ``program_id(1)``, counting query heads, then key heads, then value heads, of token ``program_id(0)``."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     position = tl.load(positions + token).to(tl.int64)
@@ -69,7 +69,7 @@ def _turn(
     source, target, scales, scale_slot, cos, sin, position, width,
     ROTATED: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The first ``width`` elements of a head, rotated, to ``target``: as they are, or as codes with one of ``scales``."""
+    """Store the first ``width`` elements of a head, rotated, to ``target``: as floats, or as codes with one of ``scales``."""
     dtype: tl.constexpr = source.dtype.element_ty
     i = tl.arange(0, BLOCK)
     rest = (i >= ROTATED) & (i < width)
@@ -111,14 +111,14 @@ def _largest(x):
 
 @triton.jit
 def _not_numbers(x):
-    """How many are NaN: ``tl.max`` passes over them."""
+    """The number of NaNs, which ``tl.max`` ignores."""
     wide = x.to(tl.float32)
     return tl.sum((wide != wide).to(tl.int32), 0)
 
 
 @triton.jit
 def _codes(x, step):
-    """int8 in units of ``step``; 0 where that is NaN."""
+    """int8 codes in units of ``step``; 0 if that is NaN."""
     wide = x.to(tl.float32)
     code = tl.div_rn(wide, step.to(tl.float32) + tl.zeros_like(wide))
     code = tl.where(code == code, code, 0.0)
@@ -137,24 +137,24 @@ def rotate_and_store(
     scales: tuple[Tensor, Tensor] | None = None,
     interleaved: bool = False,
 ) -> Tensor:
-    """Rotate queries and keys, and put keys and values into the cache at their positions.
+    """Rotate queries and keys, and store keys and values in the cache at their positions.
 
     Args:
         q: 16-bit ``[batch * tokens, heads * head_dim]``; may be part of a wider matrix.
-        k: 16-bit ``[batch * tokens, kv_heads * head_dim]``, and ``v``: likewise.
-        v: see ``k``.
+        k: 16-bit ``[batch * tokens, kv_heads * head_dim]``.
+        v: like ``k``.
         tables: cos and sin, float32 ``[positions, rotated / 2]``, contiguous; None: nothing is rotated.
         positions: int32 ``[batch * tokens]``; a token past the cache's capacity is not written.
-        keys: cache, 16-bit or int8 ``[batch, kv_heads, capacity, head_dim]``, and ``values`` with the same strides.
-        values: see ``keys``.
-        scales: of int8 keys and of int8 values, float16 ``[batch, kv_heads, capacity, 1]``, without gaps between positions.
-        interleaved: whether pairs are neighbours.
+        keys: key cache, 16-bit or int8 ``[batch, kv_heads, capacity, head_dim]``.
+        values: value cache with the same strides.
+        scales: scales of int8 keys and of int8 values, float16 ``[batch, kv_heads, capacity, 1]``, without gaps between positions.
+        interleaved: whether pairs are adjacent elements.
 
     Returns:
         The queries, ``[batch * tokens, heads, head_dim]``.
 
     Raises:
-        ArgumentError: a shape, dtype or stride that does not fit.
+        ArgumentError: a shape, dtype or stride is invalid.
     """
     batch, kv_heads, capacity, size = keys.shape
     rows, heads = q.shape[0], q.shape[1] // size

@@ -1,18 +1,17 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 # ruff: noqa: N803
-"""The next token of each sequence, drawn on the device: nothing that the host would have to wait for.
+"""The next token of each sequence, sampled on the device, without any synchronization with the host.
 
-    p_i ~ exp((logit_i - max) / temperature)     kept: the k likeliest, then the fewest whose share is at least top_p,
+    p_i ~ exp((logit_i - max) / temperature)     kept: the k likeliest, then the fewest with total probability >= top_p,
                                                  then those with p_i >= min_p * max p
 
-No sorting. What top-k and top-p keep is all at or above some value: the largest value v for which the number, or the
-probability, of the tokens at or above v reaches the target. Floats are searched through their bits, made monotone, two
-bits a pass: 8 passes over 16-bit logits, 16 over float32, and none where the option is off. Tokens that equal the last
-one kept are kept too.
+No sorting: top-k and top-p keep every logit at or above some value v, the largest for which the number or probability of the
+tokens at or above v reaches the target. v is found by bisecting the monotone bits of floats, two bits per pass: 8 passes over
+16-bit logits, 16 over float32, none if the option is off. Tokens that tie with the last one kept are kept too.
 
-The draw inverts the distribution's sum at one random number of Philox (Salmon et al., SC'11), from the sequence's seed and
-its position: the same in a replayed CUDA graph, in a batch and alone. One program takes one sequence; the logits of
-a large vocabulary stay in the L2 cache between passes.
+A draw inverts the cumulative distribution at a random number from Philox (Salmon et al., SC'11), keyed by the sequence's seed
+and position: the same in a replayed CUDA graph, in a batch and alone. One program handles one sequence; the logits of a large
+vocabulary stay in the L2 cache between passes.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from ...errors import ArgumentError
 from . import launch as L
 
 _BLOCK: Final = 4096
-"""Logits of a step; more would leave the registers."""
+"""Logits per step; more would not fit in registers."""
 
 
 @dataclass(frozen=True)
 class Draws:
-    """How each sequence's token is drawn; one element a sequence, on the logits' device."""
+    """Sampling options with one element per sequence, on the logits' device."""
 
     temperature: Tensor
-    """float32; 0 takes the likeliest token, the first of equals."""
+    """float32; 0: the most likely token (the first one of a tie)."""
     top_k: Tensor
     """int32; 0: all."""
     top_p: Tensor
@@ -45,12 +44,12 @@ class Draws:
     min_p: Tensor
     """float32; 0: all."""
     seed: Tensor
-    """int64; its lower 32 bits count."""
+    """int64, of which the lower 32 bits are used."""
 
 
 @triton.jit
 def _keys(x, BITS: tl.constexpr):
-    """Floats to integers of the same order, from 0."""
+    """Floats to non-negative integers that sort the same way."""
     if BITS == 16:
         bits = x.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
         return tl.where(bits >= 0x8000, 0xFFFF - bits, bits + 0x8000).to(tl.int64)
@@ -66,7 +65,7 @@ def _weights(x, mask, peak, temperature):
 
 @triton.jit
 def _above(row, V, peak, temperature, border, floor, COUNT: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """How many tokens, or how much weight, with keys from ``border`` and ``floor``."""
+    """The number or total weight of tokens whose keys are at least ``border`` and ``floor``."""
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, V, BLOCK):
         i = start + tl.arange(0, BLOCK)
@@ -79,7 +78,7 @@ def _above(row, V, peak, temperature, border, floor, COUNT: tl.constexpr, BITS: 
 
 @triton.jit
 def _border(row, V, peak, temperature, floor, target, COUNT: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """The largest key, at least ``floor``, from which on the tokens reach ``target``."""
+    """The largest key, at least ``floor``, for which the tokens at or above it reach ``target``."""
     border = tl.full((), 0, tl.int64)
     for step in range(BITS // 2):
         quarter = tl.full((), 1, tl.int64) << (BITS - 2 - 2 * step)
@@ -151,24 +150,24 @@ def sampling_kernel(
             found = tl.minimum(found, tl.min(tl.where(here, i, 0x7FFFFFFF), 0))
             last = tl.maximum(last, tl.max(tl.where(w > 0.0, i, 0), 0))
             before += tl.sum(w, 0)
-        token = tl.minimum(found, last)  # rounding may leave the target above the sum
+        token = tl.minimum(found, last)  # by rounding, the target may exceed the sum
     tl.store(tokens + sequence, token.to(tl.int64))
 
 
 def sample(logits: Tensor, draws: Draws, positions: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Draw the next token of each sequence.
+    """Sample the next token of each sequence.
 
     Args:
         logits: float ``[batch, vocab]``, last axis contiguous; no NaN.
-        draws: how.
-        positions: int32 or int64 ``[batch]``: with the seed, what the draw depends on.
+        draws: the sampling options.
+        positions: int32 or int64 ``[batch]``: determines the random number, together with the seed.
         out: int64 ``[batch]`` to fill.
 
     Returns:
         int64 ``[batch]``.
 
     Raises:
-        ArgumentError: a shape, dtype or stride that does not fit.
+        ArgumentError: a shape, dtype or stride is invalid.
     """
     if logits.ndim != 2 or logits.stride(1) != 1 or logits.shape[1] == 0:
         raise ArgumentError("shape of logits", expected="[batch, vocab], last axis contiguous", found=list(logits.shape))  # fmt: skip

@@ -2,16 +2,16 @@
 # ruff: noqa: N803
 """W8A16 for few tokens (up to 64): an int8 weight times 16-bit activations on tensor cores.
 
-    y = (x @ q_w^T) * s_w + x_O @ w_O^T + bias              then act(y_gate) * y_up, if gated; then + residual
+    y = (x @ q_w^T) * s_w + x_O @ w_O^T + bias              then act(y_gate) * y_up if gated; then + residual
 
-The weight's rows are the tall operand, ``y^T = q_w @ x^T``: codes pass from memory to shared memory asynchronously, 16 bytes
-at a time, and are widened to 16 bits (exactly) in registers on their way into the dot. The row scale comes after the sum,
-so nothing is rounded before the end.
+The weight is the tall operand, ``y^T = q_w @ x^T``: codes are copied to shared memory asynchronously, 16 bytes at a time, and
+widened to 16 bits (exactly) in registers before the dot product. Row scales are applied after the sum, so nothing is rounded
+before the end.
 
-Where too few row blocks exist to keep a GPU busy, K is split among ``SPLIT`` programs. Each writes its float32 sums to a
-workspace; the one that arrives last (an atomic counter for each tile) adds all of them in the order of K, its own too, and
-finishes the tile. Who is last changes nothing in the result. That program also sets the counter back to zero, so counters
-are cleared once, when they are allocated, and not between launches.
+If there are too few row blocks to keep a GPU busy, K is split among ``SPLIT`` programs. Each writes its float32 sums to a
+workspace; the last one to arrive (by an atomic counter per tile) adds all of them in the order of K, including its own, and
+finishes the tile. The result does not depend on which one is last. That program also resets the counter to zero, so counters are
+cleared only once, when allocated, and not between launches.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from .gemv import gemv
 from .primitives import activate, dot16, halve_codes, narrow
 
 MAX_TOKENS: Final = 64
-"""Beyond, W8A8 is the faster mode on any GPU of the table."""
+"""Beyond this, W8A8 is faster on every GPU in the table."""
 
 
 @triton.jit
 def _sums(x, codes_w, m, n, first, last, K, x_stride,
           BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
           K_FITS: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
-    """float32 ``[BLOCK_N, BLOCK_M]``: codes times x over channels ``first`` to ``last``."""
+    """float32 ``[BLOCK_N, BLOCK_M]``: codes times x, summed over channels ``first`` to ``last``."""
     k = tl.arange(0, BLOCK_K)
     w_tile = codes_w + n[:, None] * K + (first + k)[None, :]
     x_tile = x + m[None, :] * x_stride + (first + k)[:, None]
@@ -60,7 +60,7 @@ def _sums(x, codes_w, m, n, first, last, K, x_stride,
 
 @triton.jit
 def _finish(y, x, scale_w, index, outlier_w, bias, m, n, x_stride, num_outliers):
-    """Row scale, outlier columns and bias onto sums ``[BLOCK_N, BLOCK_M]``."""
+    """Apply row scales, outlier columns and bias to sums ``[BLOCK_N, BLOCK_M]``."""
     y = y * tl.load(scale_w + n)[:, None]
     if index is not None:
         for start in tl.range(0, num_outliers, 16, num_stages=1):
@@ -78,7 +78,7 @@ def _finish(y, x, scale_w, index, outlier_w, bias, m, n, x_stride, num_outliers)
 @triton.jit
 def _gather_sums(partial, tile, half: tl.constexpr, HALVES: tl.constexpr, BLOCK_M: tl.constexpr,
                  BLOCK_N: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
-    """The sums of all parts of K of a tile, added in the order of K."""
+    """A tile's sums over all parts of K, added in the order of K."""
     i = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
     y = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for part in range(SPLIT):
@@ -94,7 +94,7 @@ def skinny_kernel(
     ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr, K_FITS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One part of K of one row block; the last part to arrive writes ``[M, BLOCK_N]`` results."""
+    """One part of K for one row block; the last part to arrive writes ``[M, BLOCK_N]`` results."""
     tile = tl.program_id(0)
     part = tl.program_id(1)
     halves: tl.constexpr = 1 if ACTIVATION == "none" else 2
@@ -148,17 +148,17 @@ def w8a16(
 
     Args:
         x: 16-bit ``[tokens, in]``, at most ``MAX_TOKENS`` tokens, last axis contiguous.
-        weight: of ``out`` rows; ``[gate; up]`` of ``2 out`` rows with an activation.
-        bias: float, one for each row of the weight.
+        weight: ``out`` rows; with an activation, ``[gate; up]`` with ``2 out`` rows.
+        bias: float, one value per row of the weight.
         residual: 16-bit ``[tokens, out]``, added before rounding.
-        activation: "none", or the function whose value of the gate multiplies up.
-        config: the launch configuration; None takes the table's.
+        activation: "none", or the function applied to gate before multiplying by up.
+        config: the launch configuration; None: from the table.
 
     Returns:
         ``[tokens, out]`` in the dtype of ``x``.
 
     Raises:
-        ArgumentError: a shape or dtype that does not fit.
+        ArgumentError: a shape or dtype is invalid.
     """
     L.check_rows("x", x, weight.in_features)
     check_contiguous(weight)
@@ -198,9 +198,9 @@ _workspaces: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
 
 
 def _workspace(device: torch.device, sums: int, tiles: int) -> tuple[Tensor, Tensor]:
-    """Memory for partial sums, and counters at zero: one pair for each stream, grown when needed, kept.
+    """Memory for partial sums, and zeroed counters: one pair per stream, cached and grown as needed.
 
-    A CUDA graph keeps the addresses that it was captured with, so a pair that grew is not freed but left to the graph.
+    A CUDA graph keeps the addresses it was captured with, so the old pair is not freed when a larger one is needed.
     """
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     partial, arrived = _workspaces.get((device, stream), (None, None))

@@ -1,1 +1,1 @@
-"""What computes a layer: PyTorch, code compiled by numba, Triton kernels on a GPU."""
+"""Implementations of a layer: PyTorch, code compiled by numba, Triton kernels on a GPU."""

@@ -1,12 +1,12 @@
-"""What the decoder asks of a backend, by role. ``Backend`` is all of them together.
+"""The interface between decoder and backends, by role; ``Backend`` combines all roles.
 
 | implementation | module | runs |
 | --- | --- | --- |
 | PyTorch's operators | ``torch_backend`` | anywhere |
-| layers compiled by numba | ``numba_backend`` | single tokens on a CPU; the rest is PyTorch's |
+| layers compiled by numba | ``numba_backend`` | single tokens on a CPU; PyTorch for everything else |
 | Triton kernels | ``gpu.backend`` | on a GPU, or in Triton's interpreter |
 
-Linears are not here: ``weights`` makes ``Projection``s that belong to the backend. Shapes: ``b`` batch, ``t`` tokens of a call.
+Linears are not included: ``weights`` creates ``Projection``s that match the backend. Shapes: ``b`` batch, ``t`` tokens of a call.
 """
 
 from __future__ import annotations
@@ -30,48 +30,48 @@ Step = Callable[[Tensor], Tensor]
 
 
 class Positions(Protocol):
-    """Where the tokens of a call stand, with what its backend needs for attention there."""
+    """The positions of a call's tokens, with what the backend needs for attention at them."""
 
     @property
     def ids(self) -> Tensor:
-        """Integers ``[t]``, or of each sequence ``[b, t]``."""
+        """Integers ``[t]``, or ``[b, t]`` if sequences differ."""
 
     def to(self, device: torch.device) -> Positions:
-        """On another device."""
+        """The same positions on another device."""
 
 
 FusedLayer = Callable[[Tensor, Positions, Cache | None], Tensor | None]
-"""A layer as one call on ``[b, t, hidden]``; None: not for this call."""
+"""A layer as one call on ``[b, t, hidden]``; returns None if it does not support the call."""
 FusedExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Tokens ``[tokens, hidden]``, the numbers of the experts for each ``[tokens, used]``, their weights likewise -> ``[tokens, hidden]``."""
+"""Tokens ``[tokens, hidden]``, numbers of their experts ``[tokens, used]`` and the experts' weights likewise -> ``[tokens, hidden]``."""
 
 
 class Forward(Protocol):
-    """What steps are made of: a decoder."""
+    """A decoder, as steps use it."""
 
     @property
     def needs_host_sync(self) -> bool:
-        """Whether a step of one token per sequence makes the host wait for the device."""
+        """Whether a step of one token per sequence requires the host to wait for the device."""
 
     def forward(self, token_ids: Tensor, cache: Cache | None = None, *, last_only: bool = False) -> Tensor:  # fmt: skip
         """Token ids ``[b, t]`` -> logits, float32 ``[b, t or 1, vocab]``."""
 
 
 class Caching(Protocol):
-    """Memory for keys and values."""
+    """Key/value caches."""
 
     def cache(self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype) -> Cache:  # fmt: skip
-        """An empty cache in a float dtype, or in int8 with scales; only this backend's ``attend`` takes it."""
+        """An empty cache in a float dtype, or in int8 with scales; only for this backend's ``attend``."""
 
 
 class Elementwise(Protocol):
-    """Between two linears."""
+    """Operations between two linears."""
 
     def norm(self, x: Tensor, norm: NormWeights) -> Hidden:
         """RMSNorm or LayerNorm of the last axis."""
 
     def inner(self, wide: Projection, x: Hidden, activation: Activation, gated: bool) -> Hidden:
-        """``act(up)``, or ``act(gate) * up``, of the FFN; gate and up may be one linear."""
+        """``act(up)`` or ``act(gate) * up`` of the FFN; gate and up may be one linear."""
 
 
 class Attending(Protocol):
@@ -80,35 +80,35 @@ class Attending(Protocol):
     def positions(
         self, rotaries: Sequence[Rotary], cache: Cache | None, token_ids: Tensor, dtype: torch.dtype
     ) -> Positions:
-        """Of token ids ``[b, t]`` after those in the cache; ``dtype`` is that of activations."""
+        """The positions of token ids ``[b, t]`` after those in the cache; ``dtype`` is the dtype of activations."""
 
     def attend(
         self, qkv: Sequence[Tensor], spec: AttentionSpec, positions: Positions, cache: Cache | None
     ) -> Tensor:
-        """``[b, t, heads * d]`` for q, k and v of ``[b, t, ...]``; k and v go into the cache. Cache and positions are this backend's."""
+        """``[b, t, heads * d]`` for q, k and v ``[b, t, ...]``; stores k and v in the cache. Cache and positions must be this backend's."""
 
 
 class Fusing(Protocol):
-    """Several linears, and what is between them, as one call."""
+    """Several linears and the operations between them as one call."""
 
     def fuse_layer(self, block: BlockParts) -> FusedLayer | None:
-        """A decoder's layer; None: not here, or not one like this."""
+        """A decoder layer; None if this backend does not fuse it."""
 
     def fuse_experts(self, experts: Sequence[FeedForwardParts]) -> FusedExperts | None:
-        """Experts, of which the host never learns which are used; None: not here, or not such experts."""
+        """Experts, without the host knowing which ones are used; None if this backend does not fuse them."""
 
 
 class Generating(Protocol):
-    """Token after token."""
+    """Generating token by token."""
 
     def steps(self, decoder: Forward, cache: Cache) -> Step:
-        """Steps of one token per sequence with a cache, as often as wanted."""
+        """A callable for repeated steps of one token per sequence with a cache."""
 
     def sampler(self, requests: Sequence[Request], vocab: int) -> Sampler:
-        """What chooses the tokens of sequences from such logits."""
+        """A sampler of the sequences' tokens from logits of ``vocab`` entries."""
 
 
 class Backend(Caching, Elementwise, Attending, Fusing, Generating, Protocol):
-    """Everything between a decoder's linears, on one device."""
+    """Everything a decoder needs besides its linears, on one device."""
 
     device: torch.device

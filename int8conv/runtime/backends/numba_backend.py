@@ -1,4 +1,4 @@
-"""A decoder's layers as one compiled call each, where a CPU has one new token of a few sequences to compute."""
+"""Decoder layers as one compiled call each, for one new token of few sequences on a CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .torch_backend import TorchBackend, TorchPositions
 
 
 class NumbaBackend(TorchBackend):
-    """PyTorch's operators, but for single tokens compiled layers."""
+    """PyTorch's operators, with compiled layers for single tokens."""
 
     def fuse_layer(self, block: BlockParts) -> FusedLayer | None:
         compiled, spec = compile_layer(block), block.attention
@@ -40,7 +40,7 @@ class NumbaBackend(TorchBackend):
 
 
 def compile_layer(block: BlockParts) -> fused.FusedLayer | None:
-    """A layer as one call; None: it has something that compiled layers have not."""
+    """A layer as one call; None if it has a feature that compiled layers lack."""
     config, spec, ffn = block.config, block.attention, block.ffn
     head_norms = [norm for norm in (spec.query_norm, spec.key_norm) if norm is not None]
     if ffn is None or config.norms == "after sum" or not all(norm.rms for norm in head_norms):

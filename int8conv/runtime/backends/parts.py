@@ -1,4 +1,4 @@
-"""What a backend is given of a layer: activations, linears, and typed descriptions of a block and its FFN."""
+"""The parts of a layer that backends work with: activations, linears, and descriptions of a block and its FFN."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..models.config import Activation, DecoderConfig
 
 
 class DeferredTensor(ABC):
-    """An activation with something still to be done to it, by whatever reads it: only linears of the same backend look inside."""
+    """An activation with an operation left to its reader; only linears of the same backend look inside."""
 
     @abstractmethod
     def value(self) -> Tensor:
-        """``[b, t, channels]``, with it done."""
+        """``[b, t, channels]`` with the operation applied."""
 
 
 Hidden = Tensor | DeferredTensor
@@ -35,15 +35,15 @@ class Projection(Protocol):
     """Linears of one input."""
 
     def __call__(self, x: Hidden, *, residual: Tensor | None = None) -> Sequence[Tensor]:
-        """``[b, t, in]`` -> for each linear ``[b, t, out]``; of a single one with ``residual`` added."""
+        """``[b, t, in]`` -> ``[b, t, out]`` for each linear; a single linear can add ``residual``."""
 
 
 @dataclass(frozen=True)
 class FeedForwardParts:
-    """``down(act(wide(x)))``, or with ``[gate; up]`` ``down(act(gate(x)) * up(x))``."""
+    """``down(act(wide(x)))`` or, with ``[gate; up]``, ``down(act(gate(x)) * up(x))``."""
 
     wide: Projection
-    """Gate and up if ``gated``, as two linears or as one."""
+    """Up, or gate and up if ``gated``, as two linears or one."""
     down: Projection
     activation: Activation
     gated: bool
@@ -51,14 +51,14 @@ class FeedForwardParts:
 
 @dataclass(frozen=True)
 class BlockParts:
-    """One layer of a decoder. A norm that is not there is None."""
+    """One layer of a decoder; absent norms are None."""
 
     config: DecoderConfig
     attention: AttentionSpec
     qkv: Projection
     out: Projection
     ffn: FeedForwardParts | None
-    """None: a mixture of experts."""
+    """None for a mixture of experts."""
     attn_norm: NormWeights | None
     attn_post_norm: NormWeights | None
     mlp_norm: NormWeights | None

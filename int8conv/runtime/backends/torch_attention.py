@@ -1,4 +1,4 @@
-"""Attention in PyTorch: masks and biases of scores, and a cache of another dtype widened a block of heads at a time."""
+"""Attention in PyTorch: masks and score biases, and caches of other dtypes, widened a block of heads at a time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from ..decoder.cache import Quantized, Stored
 from ..decoder.working_sizes import SCORES_AT_ONCE, WIDENED_AT_ONCE
 
 
-def scores_bias(spec: AttentionSpec, positions: Tensor, end: int, dtype: torch.dtype) -> Tensor | None:  # fmt: skip
-    """What masks do to scores of tokens at ``positions``, ``[t]`` or of each sequence ``[b, t]``, for keys up to ``end``.
+def scores_bias(
+    spec: AttentionSpec, positions: Tensor, end: int, dtype: torch.dtype, *, newest: bool = True
+) -> Tensor | None:
+    """The mask or bias of scores of tokens at ``positions``, ``[t]`` or ``[b, t]``, for keys up to ``end``.
+
+    ``newest``: the last of the tokens is the last key too; alone, it sees all of them.
 
     Returns:
-        bool (True may look) or float, ``[b or 1, h or 1, t, s]``; None: nothing.
+        bool (True: attend) or float, ``[b or 1, h or 1, t, s]``; None: no mask.
     """
     windowed = spec.window is not None and spec.window < end
-    if not spec.alibi and not windowed and positions.shape == (1,):
+    if newest and not spec.alibi and not windowed and positions.shape == (1,):
         return None
     where = positions[None] if positions.ndim == 1 else positions
     keys = torch.arange(end, dtype=torch.int32, device=positions.device)
@@ -38,10 +42,10 @@ def scores_bias(spec: AttentionSpec, positions: Tensor, end: int, dtype: torch.d
 def attend(
     q: Tensor, k: Stored, v: Stored, spec: AttentionSpec, positions: Tensor, biases: dict[int | None, Tensor | None]
 ) -> Tensor:  # fmt: skip
-    """Softmax of scores times values: ``[b, h, t, d]`` for q ``[b, h, t, d]`` at ``positions``, ``[t]`` or ``[b, t]``.
+    """Softmax of scores times values, ``[b, h, t, d]``, for q ``[b, h, t, d]`` at ``positions``, ``[t]`` or ``[b, t]``.
 
-    Keys and values that are not of the dtype of q are widened to it a block of heads of one sequence at a time. ``biases`` keeps,
-    by window, what all layers need; at first it is empty.
+    Keys and values of another dtype than q are widened to it, a block of heads of one sequence at a time. ``biases`` caches
+    biases by window for all layers; it starts out empty.
     """
     tokens, end = q.shape[2], k.shape[2]
     if _is_causal_alone(spec, positions, tokens, end):
@@ -55,13 +59,14 @@ def attend(
     y = torch.empty_like(q)
     for first in range(0, tokens, step):
         part = slice(first, first + step)
-        bias = scores_bias(spec, positions[..., part], end, q.dtype)
+        newest = first + step >= tokens
+        bias = scores_bias(spec, positions[..., part], end, q.dtype, newest=newest)
         y[:, :, part] = _attend_stored(q[:, :, part], k, v, spec, bias)
     return y
 
 
 def _is_causal_alone(spec: AttentionSpec, positions: Tensor, tokens: int, end: int) -> bool:
-    """Whether each token sees all before it, from the first on, and nothing else happens to scores: no mask is made then."""
+    """Whether attention is plain causal attention from position 0 on, which needs no mask."""
     if spec.alibi or spec.softcap is not None or positions.ndim == 2 or tokens != end:
         return False
     return spec.window is None or spec.window >= end
@@ -92,7 +97,7 @@ def _widened(x: Stored, sequence: int, first: int, last: int, dtype: torch.dtype
 
 
 def _bias_of(bias: Tensor | None, sequence: int, heads: slice) -> Tensor | None:
-    """What of ``scores_bias`` is of one sequence and some heads."""
+    """The part of ``scores_bias`` for one sequence and some heads."""
     if bias is None:
         return None
     bias = bias if bias.shape[0] == 1 else bias[sequence : sequence + 1]
@@ -100,7 +105,7 @@ def _bias_of(bias: Tensor | None, sequence: int, heads: slice) -> Tensor | None:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, bias: Tensor | None, causal: bool) -> Tensor:  # fmt: skip
-    """Of some heads, in one dtype."""
+    """Attention of some heads, all in one dtype."""
     if spec.softcap is None:
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=bias, is_causal=causal, scale=spec.scale, enable_gqa=q.shape[1] != k.shape[1]
@@ -108,12 +113,12 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, bias: Tensor |
     batch, kv_heads, _, size = k.shape
     grouped = q.reshape(
         batch, kv_heads, -1, size
-    )  # query heads of a key head, one behind the other
+    )  # query heads of each key head, one after another
     scores = (grouped @ k.transpose(-1, -2)).mul_(spec.scale / spec.softcap)
     scores = scores.tanh_().mul_(spec.softcap).view(*q.shape[:3], -1)
     if bias is not None:
         scores = (
             scores.masked_fill_(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias
         )
-    shares = torch.softmax(scores.float(), dim=-1).to(v.dtype)
-    return (shares.view(batch, kv_heads, -1, k.shape[2]) @ v).view(q.shape)
+    probabilities = torch.softmax(scores.float(), dim=-1).to(v.dtype)
+    return (probabilities.view(batch, kv_heads, -1, k.shape[2]) @ v).view(q.shape)

@@ -1,4 +1,4 @@
-"""What the decoder computes between its linears, in PyTorch, on any device that it has."""
+"""The decoder's operations between its linears in PyTorch, on any PyTorch device."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TorchPositions:
     tables: Sequence[tuple[Tensor, Tensor]]
     """cos and sin of each rotary embedding."""
     biases: dict[int | None, Tensor | None]
-    """Of scores, by window; filled by ``attend`` as layers ask for them."""
+    """Biases of scores by window; filled by ``attend`` on demand."""
 
     def to(self, device: torch.device) -> TorchPositions:
         if device == self.ids.device:
@@ -47,7 +47,7 @@ class TorchPositions:
 
 
 class TorchBackend:
-    """Operators of PyTorch; nothing is fused."""
+    """PyTorch's operators; nothing is fused."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -72,7 +72,7 @@ class TorchBackend:
     def positions(
         self, rotaries: Sequence[Rotary], cache: Cache | None, token_ids: Tensor, dtype: torch.dtype
     ) -> TorchPositions:
-        """Made on the host, as some scalings go by the length."""
+        """Computed on the host, as some rotary scalings depend on the length."""
         ids = torch.arange(token_ids.shape[1])
         if cache is None or cache.length == cache.lengths.min():
             ids += cache.length if cache is not None else 0
@@ -111,7 +111,7 @@ class TorchBackend:
 
 
 def _tables_of_each(rotary: Rotary, ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin ``[b, 1, t, size]`` for ``[b, t]``: one by one, as some scalings go by the sequence's length."""
+    """cos and sin ``[b, 1, t, size]`` for ``[b, t]``, per sequence, as some rotary scalings depend on its length."""
     cos, sin = zip(*(rotary.tables(row, dtype) for row in ids), strict=True)
     return torch.stack(cos)[:, None], torch.stack(sin)[:, None]
 

@@ -1,4 +1,4 @@
-"""What attention does in one layer, beyond q, k and v: scale, masks and biases of scores, norms of heads."""
+"""The parameters of attention in one layer: scale, masks and biases of scores, norms of heads."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ class AttentionSpec:
     """Attention of one layer."""
 
     layer: int
-    """Of the cache."""
+    """Layer of the cache."""
     heads: int
     kv_heads: int
     size: int
     """Channels of a head."""
     scale: float
-    """Of scores."""
+    """Scale of scores."""
     softcap: float | None = None
     window: int | None = None
-    """Positions that a token sees, itself included."""
+    """Number of positions that a token attends to, including itself."""
     alibi: float = 0.0
-    """What the slopes of ALiBi are multiplied by; 0: there is none."""
+    """Multiplier of ALiBi slopes; 0: no ALiBi."""
     rotary: int = 0
-    """Which of the decoder's rotary embeddings."""
+    """Number of the rotary embedding in the decoder."""
     interleaved: bool = False
-    """How that one pairs channels."""
+    """Whether it pairs adjacent channels."""
     query_norm: NormWeights | None = None
     key_norm: NormWeights | None = None
     by_head: bool = True
-    """The norms are of each head; else of all together."""
+    """Whether q and k are normalised per head or over all heads."""
 
     @classmethod
     def of(
         cls, config: DecoderConfig, layer: int, query_norm: NormWeights | None, key_norm: NormWeights | None,
         cache_layer: int | None = None,
     ) -> AttentionSpec:  # fmt: skip
-        """Of a layer of a decoder; ``cache_layer`` where the cache has fewer layers than the decoder."""
+        """The spec of a decoder layer; ``cache_layer`` is given if the cache has fewer layers than the decoder."""
         window = config.window(layer)
         local = config.local_rope is not None and window is not None
         scale = config.attention_scale
@@ -66,8 +66,8 @@ class AttentionSpec:
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """Slopes of ALiBi (arXiv:2108.12409, section 3), float32 ``[heads]``; between powers of two, every other of the next."""
+    """ALiBi slopes (arXiv:2108.12409, section 3), float32 ``[heads]``; between powers of two, every other slope of the next power."""
     power = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     slopes += [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (heads - power), 2)]
-    return torch.tensor(slopes)
+    return torch.tensor(slopes, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""The static key/value cache: allocated once for the longest sequence, filled in place."""
+"""The static key/value cache: allocated once for the longest sequence and filled in place."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ _Self = TypeVar("_Self", bound="Cache")
 
 
 class Cache:
-    """Memory for keys and values of every layer, in some form, for sequences that may differ in length.
+    """Memory for the keys and values of every layer, for sequences that may differ in length.
 
-    Prompts of different length pass one by one, each through its ``sequence``; then all go on together, a token at a time.
+    Prompts of different length are processed one by one, each with its ``sequence``; then all continue together, one token at a time.
     """
 
     def __init__(self, parts: list[Tensor], lengths: torch.dtype = torch.int64) -> None:
-        """``parts``: what a position has, each ``[layers, 2, batch, kv_heads, capacity, width]``; all on one device."""
+        """``parts``: the tensors of the cache, each ``[layers, 2, batch, kv_heads, capacity, width]``; all on one device."""
         self._parts = parts
         self.lengths = torch.zeros(parts[0].shape[2], dtype=lengths, device=parts[0].device)
-        """``[batch]``: positions filled so far, the same in every layer between two forward passes."""
+        """``[batch]``: number of positions filled, the same in every layer between forward passes."""
 
     @property
     def capacity(self) -> int:
-        """Positions that there is room for."""
+        """Number of positions that fit."""
         return self._parts[0].shape[4]
 
     @property
     def length(self) -> int:
-        """Positions filled in the longest sequence."""
+        """Number of positions filled in the longest sequence."""
         return int(self.lengths.max())
 
     @property
     def nbytes(self) -> int:
-        """Of all positions, filled or not."""
+        """Size of all positions, filled or not."""
         return sum(part.nbytes for part in self._parts)
 
     def sequence(self: _Self, i: int) -> _Self:
-        """One sequence's part of the same memory: for its prompt, while others have a length of their own."""
+        """One sequence's part of the same memory, for its prompt, as sequences differ in length."""
         same: _Self = object.__new__(type(self))
         same._parts = [part[:, :, i : i + 1] for part in self._parts]
         same.lengths = self.lengths[i : i + 1]
         return same
 
     def advance(self, tokens: int) -> None:
-        """Count positions as filled, once all layers have them."""
+        """Count positions as filled once all layers have stored them."""
         self.lengths += tokens
 
     def truncate(self, length: int) -> None:
-        """Forget what stands from position ``length`` on, in every sequence."""
+        """Discard everything from position ``length`` on in every sequence."""
         self.lengths.clamp_(max=length)
 
     def clear(self, i: int) -> None:
-        """Forget a sequence: one that is done steps on with the others, in its own memory again from the start."""
+        """Discard a sequence: a finished one keeps stepping with the others, overwriting its own memory from the start."""
         self.lengths[i] = 0
 
     def fill_from(self, single: Cache) -> None:
@@ -69,7 +69,7 @@ class Cache:
         self.advance(length)
 
     def enlarge(self, capacity: int) -> None:
-        """Move to larger memory; what is there stays."""
+        """Move to larger memory, keeping the contents."""
         for number, old in enumerate(self._parts):
             part = old.new_zeros(*old.shape[:-2], capacity, old.shape[-1])
             part[..., : self.length, :] = old[..., : self.length, :]
@@ -90,33 +90,33 @@ class Quantized:
         return self.codes.shape
 
     def between(self, begin: int, end: int) -> Quantized:
-        """Positions ``begin`` to before ``end``."""
+        """Positions ``begin`` (inclusive) to ``end`` (exclusive)."""
         return Quantized(self.codes[:, :, begin:end], self.scale[:, :, begin:end])
 
     def widened(self, sequence: int, first: int, last: int, dtype: torch.dtype) -> Tensor:
-        """Heads ``first`` to before ``last`` of one sequence: ``[1, heads, positions, head_dim]``."""
+        """Heads ``first`` (inclusive) to ``last`` (exclusive) of one sequence: ``[1, heads, positions, head_dim]``."""
         codes = self.codes[sequence : sequence + 1, first:last].to(dtype)
         return codes.mul_(self.scale[sequence : sequence + 1, first:last].float())
 
 
 Stored = Tensor | Quantized
-"""Keys or values of all positions, ``[batch, kv_heads, positions, head_dim]``, as a cache has them."""
+"""Keys or values of all positions, ``[batch, kv_heads, positions, head_dim]``, as stored in a cache."""
 
 
 class HostCache(Cache, ABC):
-    """What the host fills; ``KVCache`` is the plain form. On a GPU kernels fill a ``backends.gpu.cache.DeviceCache``."""
+    """A cache filled by the host; ``KVCache`` is the plain one. On a GPU, kernels fill a ``backends.gpu.cache.DeviceCache``."""
 
     @abstractmethod
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Stored, Stored]:
-        """Put ``[batch, kv_heads, tokens, head_dim]`` after what is there.
+        """Append ``[batch, kv_heads, tokens, head_dim]``.
 
         Returns:
-            All positions up to the end of the longest sequence, in the form that the cache has them; those past the end of a
-            shorter one hold anything.
+            All positions up to the end of the longest sequence, in the cache's representation; those past the end of a shorter
+            one are undefined.
         """
 
     def _put(self, part: Tensor, new: Tensor) -> Tensor:
-        """Keys or values of a layer: ``new`` after what ``part`` has of each sequence -> all positions, as a view."""
+        """Append ``new`` to each sequence's part of a layer's keys or values; returns a view of all positions."""
         lengths, tokens = self.lengths.tolist(), new.shape[2]
         start, end = min(lengths), max(lengths) + tokens
         if start + tokens == end:
@@ -128,7 +128,7 @@ class HostCache(Cache, ABC):
 
 
 class KVCache(HostCache):
-    """Keys and values as they are, or rounded to a narrower float: ``[batch, kv_heads, capacity, head_dim]`` per layer."""
+    """Keys and values in a float dtype, possibly narrower than activations: ``[batch, kv_heads, capacity, head_dim]`` per layer."""
 
     def __init__(
         self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype
@@ -141,7 +141,7 @@ class KVCache(HostCache):
         return self._parts[0]
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, all positions."""
+        """Keys and values of a layer, for all positions."""
         keys, values = self._data[layer]
         return keys, values
 

@@ -1,6 +1,6 @@
-"""The decoder: one set of blocks for every family, parametrised by ``DecoderConfig``.
+"""The decoder: one implementation for all families, parametrised by ``DecoderConfig``.
 
-Shapes: ``b`` batch, ``t`` tokens of this call, ``s`` positions in the cache, ``h`` heads, ``d`` head size.
+Shapes: ``b`` batch, ``t`` tokens of a call, ``s`` positions in the cache, ``h`` heads, ``d`` head size.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .norms import NormWeights
 from .rotary import Rotary
 
 Observer = Callable[[Module, Tensor], None]
-"""Told the first linear of a group and the group's input ``[b, t, in]``, before it is multiplied."""
+"""Called with the first linear of a group and the group's input ``[b, t, in]`` before the product."""
 
 
 def norm_weights(config: DecoderConfig, module: Module, weights: Weights) -> NormWeights:
     """A norm's parameters."""
     weight = weights.tensor(module)
-    if config.norm_offset:  # of 16 bits, a sum about 1 would lose most of the weight's
+    if config.norm_offset:  # in 16 bits, a sum near 1 would lose most bits of the weight
         weight = weight.float() + config.norm_offset
     bias = weights.tensor(module, "bias") if module.bias else None
     return NormWeights(config.norm == "rms", config.norm_eps, weight, bias)
@@ -104,7 +104,7 @@ class Block:
         observe: Observer | None = None,
         cache_layer: int | None = None,
     ) -> None:
-        """``cache_layer``: which layer of the cache is this one's, if not the same."""
+        """``cache_layer``: the layer of the cache to use, if it differs from ``layer``."""
         self.config = config = architecture.config
         modules = architecture.layer(layer)
 
@@ -145,7 +145,7 @@ class Block:
 
     @property
     def parts(self) -> BlockParts:
-        """What a backend is told of it."""
+        """The description of the block for a backend."""
         norms = (self.attn_norm, self.attn_post_norm, self.mlp_norm, self.mlp_post_norm)
         weights = [None if norm is None else norm.weights for norm in norms]
         ffn = self.ffn.parts if isinstance(self.ffn, FeedForward) else None
@@ -173,7 +173,7 @@ class Block:
     def _add(
         self, x: Tensor, norm: Norm | None, branch: Callable[[Hidden, Tensor | None], Tensor], post: Norm | None
     ) -> Tensor:  # fmt: skip
-        """``x`` plus a branch of it."""
+        """``x`` plus the output of a branch."""
         h = x if norm is None else norm(x)
         if post is None and self.config.residual_scale == 1:
             return branch(h, x)
@@ -192,7 +192,7 @@ def _observed(project: Projection, module: Module, observe: Observer) -> Project
 
 
 class Embedding:
-    """Token (and learned position) embeddings, and rotary tables for the blocks."""
+    """Token and learned position embeddings, and the positions for the blocks."""
 
     def __init__(self, architecture: Architecture, weights: Weights, dtype: torch.dtype) -> None:
         config, modules = architecture.config, architecture.outside()
@@ -238,19 +238,27 @@ class Output:
             Norm(config, modules["final_norm"], weights) if "final_norm" in modules else None
         )
         self.project = _optional(weights, modules.get("project_out"))
-        self.head = weights.projection([architecture.head()])
+        self._architecture = architecture
+        self.head = _optional(weights, architecture.head() if architecture.has_head else None)
         self.scale, self.softcap = config.logit_scale, config.logit_softcap
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[b, t, hidden]`` -> float32 ``[b, t, vocab]``."""
-        h: Hidden = x if self.final_norm is None else self.final_norm(x)
+        h = self.normed(x)
         h = h if self.project is None else self.project(h)[0]
+        if self.head is None:
+            self._architecture.head()  # raises
+        assert self.head is not None
         logits = self.head(h)[0].float()
         if self.scale != 1:
             logits = logits * self.scale
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
+
+    def normed(self, x: Tensor) -> Hidden:
+        """Through the final norm alone."""
+        return x if self.final_norm is None else self.final_norm(x)
 
 
 class Decoder:
@@ -259,7 +267,7 @@ class Decoder:
     def __init__(
         self, architecture: Architecture, weights: Weights, dtype: torch.dtype, kv_cache: torch.dtype | None = None
     ) -> None:  # fmt: skip
-        """``dtype``: of activations; ``kv_cache``: of keys and values in the cache, None: the same."""
+        """``dtype``: dtype of activations; ``kv_cache``: dtype of the cache, None: the same."""
         self.config = config = architecture.config
         self.dtype = dtype
         self.kv_cache = kv_cache or dtype
@@ -269,12 +277,12 @@ class Decoder:
         self.output = Output(architecture, weights)
 
     def cache(self, *, batch: int, capacity: int) -> Cache:
-        """An empty cache for so many sequences of so many positions each."""
+        """An empty cache for ``batch`` sequences of ``capacity`` positions each."""
         return self.backend.cache(self.config, batch=batch, capacity=capacity, dtype=self.kv_cache)
 
     @property
     def needs_host_sync(self) -> bool:
-        """Whether a step of one token per sequence makes the host wait for the device."""
+        """Whether a step of one token per sequence requires the host to wait for the device."""
         return any(
             isinstance(each.ffn, MixtureOfExperts) and each.ffn.needs_host_sync
             for each in self.blocks
@@ -284,9 +292,9 @@ class Decoder:
     def forward(
         self, token_ids: Tensor, cache: Cache | None = None, *, last_only: bool = False
     ) -> Tensor:
-        """Logits, float32 ``[b, t, vocab]`` (``[b, 1, vocab]`` with ``last_only``), for token ids ``[b, t]``.
+        """Logits for token ids ``[b, t]``: float32 ``[b, t, vocab]``, or ``[b, 1, vocab]`` with ``last_only``.
 
-        With a cache the tokens come after those in it, and are added to it.
+        With a cache, the tokens follow those in it and are appended to it.
         """
         x, positions = self.embedding(token_ids, cache)
         for block in self.blocks:
@@ -294,3 +302,11 @@ class Decoder:
         if cache is not None:
             cache.advance(token_ids.shape[1])
         return self.output(x[:, -1:] if last_only else x)
+
+    @torch.inference_mode()
+    def hidden(self, token_ids: Tensor) -> Tensor:
+        """Hidden states behind the final norm, float32 ``[b, t, hidden]``, for token ids ``[b, t]``."""
+        x, positions = self.embedding(token_ids, None)
+        for block in self.blocks:
+            x = block(x, positions, None)
+        return tensor_of(self.output.normed(x)).float()

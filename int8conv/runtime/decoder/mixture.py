@@ -1,4 +1,4 @@
-"""A mixture of experts in place of the FFN (arXiv:2101.03961): each token passes through the few that its router prefers."""
+"""A mixture of experts in place of the FFN (arXiv:2101.03961): each token passes through the few experts its router chooses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..models.config import Experts
 
 
 class Expert(Protocol):
-    """An FFN ``[tokens, hidden]`` -> the same."""
+    """An FFN, ``[tokens, hidden]`` -> ``[tokens, hidden]``."""
 
     parts: FeedForwardParts
 
@@ -22,15 +22,15 @@ class Expert(Protocol):
 
 
 class MixtureOfExperts:
-    """Experts, and one that every token passes through if there is a shared one.
+    """Experts, and possibly a shared one that every token passes through.
 
     Args:
-        config: how many are used, and how they are weighed.
-        router: ``[b, t, hidden]`` -> a score for each expert.
+        config: how many are used, and how they are weighted.
+        router: ``[b, t, hidden]`` -> a score per expert.
         experts: the FFNs.
         shared: the shared FFN.
-        shared_gate: one score for the shared FFN, which passes through a sigmoid.
-        backend: which may pass a few tokens through their experts as one call.
+        shared_gate: one score for the shared FFN, which is passed through a sigmoid.
+        backend: may process few tokens as one fused call.
     """
 
     def __init__(
@@ -46,31 +46,31 @@ class MixtureOfExperts:
 
     @property
     def needs_host_sync(self) -> bool:
-        """Whether a step asks the device which experts it needs."""
+        """Whether a step has to read from the device which experts it needs."""
         return self._fused is None
 
     def __call__(self, x: Hidden, residual: Tensor | None = None) -> Tensor:
         x = tensor_of(x)
         rows = x.reshape(-1, x.shape[-1])
         scores = torch.softmax(self.router(rows)[0].float(), dim=-1)
-        shares, chosen = scores.topk(self.config.used, dim=-1)
+        weights, chosen = scores.topk(self.config.used, dim=-1)
         if self.config.normalised:
-            shares = shares / shares.sum(dim=-1, keepdim=True)
+            weights = weights / weights.sum(dim=-1, keepdim=True)
         step = x.ndim == 3 and x.shape[1] == 1
         if step and self._fused is not None:
-            y = self._fused(rows, chosen, shares)
+            y = self._fused(rows, chosen, weights)
         else:
-            y = self._one_by_one(rows, chosen, shares)
+            y = self._one_by_one(rows, chosen, weights)
         if self.shared is not None and self.shared_gate is not None:
             y += torch.sigmoid(self.shared_gate(rows)[0]) * self.shared(rows)
         y = y.view(x.shape)
         return y if residual is None else residual + y
 
-    def _one_by_one(self, rows: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
-        """Those that no token uses are not read."""
+    def _one_by_one(self, rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Run one expert after another; experts that no token uses are not read."""
         y = torch.zeros_like(rows)
         for expert in sorted(set(chosen.flatten().tolist())):
             tokens, place = (chosen == expert).nonzero(as_tuple=True)
-            share = shares[tokens, place, None].to(rows.dtype)
-            y.index_add_(0, tokens, self.experts[expert](rows[tokens]) * share)
+            weight = weights[tokens, place, None].to(rows.dtype)
+            y.index_add_(0, tokens, self.experts[expert](rows[tokens]) * weight)
         return y

@@ -16,7 +16,7 @@ class NormWeights:
     rms: bool
     eps: float
     weight: Tensor
-    """Of an RMSNorm also float32: then what it multiplies is not rounded before, as in Gemma."""
+    """For an RMSNorm possibly float32: the values it multiplies are then not rounded first, as in Gemma."""
     bias: Tensor | None
 
 

@@ -1,14 +1,14 @@
-"""The key/value cache in int8, for half the memory of a 16-bit one.
+"""The key/value cache in int8, with half the memory of a 16-bit one.
 
     code = clamp(rint(x / scale), -127, 127),   scale = fp16(absmax / 127)
 
-with one scale per head and token, of its keys and of its values: a token is quantized once, when it comes, and no other
-depends on it. Keys are quantized as they are cached, after the rotation. Head size 64 takes 66 bytes per head and token, 128 takes
-130. Scales are float16, as float32 ones change no figure (docs/fidelity.md); they stay within its normal numbers, so that
-magnitudes below 3e-5 become 0, and magnitudes above 8.3e6 would be cut off. Codes are found with the rounded scale.
+with one scale per head and token for keys and one for values: each token is quantized once, when it is stored, independently of
+all others. Keys are quantized after the rotation. A head takes 66 bytes per token with head size 64, 130 with 128. Scales are
+float16, as float32 ones do not improve any figure (docs/fidelity.md); they are limited to its normal numbers, so that magnitudes
+below 3e-5 become 0 and magnitudes above 8.3e6 would be clipped. Codes are computed with the rounded scale.
 
-Attention widens a block of heads at a time (``backends.torch_attention``); the cache is nowhere whole in floats. On a GPU, ``backends.gpu.cache`` has
-the same codes and scales, and attention of single tokens reads them as they are.
+Attention widens a block of heads at a time (``backends.torch_attention``); the whole cache never exists in floats. On a GPU,
+``backends.gpu.cache`` holds the same codes and scales, and attention of single tokens reads them directly.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class QuantizedCache(HostCache):
 def quantized_parts(
     config: DecoderConfig, *, batch: int, capacity: int, device: torch.device | None = None
 ) -> list[Tensor]:
-    """Codes and scales of every layer, for a ``Cache``."""
+    """Memory for codes and scales of every layer, for a ``Cache``."""
     shape = (config.num_layers, 2, batch, config.num_kv_heads, capacity)
     codes = torch.zeros(*shape, config.head_dim, dtype=torch.int8, device=device)
     return [codes, torch.zeros(*shape, 1, dtype=_SCALES, device=device)]
 
 
 def quantize_heads(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes and scales of ``[..., head_dim]``: float that holds whole numbers ``[..., head_dim]``, and float16 ``[..., 1]``."""
+    """Quantize ``[..., head_dim]``: codes as floats with integer values ``[..., head_dim]``, and float16 scales ``[..., 1]``."""
     largest = torch.maximum(x.amax(dim=-1, keepdim=True), -x.amin(dim=-1, keepdim=True)).float()
     scale = (largest / LARGEST_CODE).clamp_(_SMALLEST, _LARGEST).to(_SCALES)
     codes = (x.float() / scale.float()).round_().clamp_(-LARGEST_CODE, LARGEST_CODE)

@@ -15,12 +15,12 @@ class Rotary:
 
     Args:
         rope: base and scaling.
-        head_dim: channels of a head, of which the first ``rope.share`` are rotated.
+        head_dim: channels per head; the first ``rope.rotary_fraction`` of them are rotated.
     """
 
     def __init__(self, rope: Rope, head_dim: int) -> None:
         self.rope = rope
-        self.size = int(head_dim * rope.share)
+        self.size = int(head_dim * rope.rotary_fraction)
         self._steps = torch.arange(0, self.size, 2, dtype=torch.int64).float() / self.size
 
     @property
@@ -29,7 +29,7 @@ class Rotary:
         return self.rope.kind in ("dynamic", "longrope")
 
     def tables(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin ``[..., size]`` for positions of any shape, each pair's value twice."""
+        """cos and sin ``[..., size]`` for positions of any shape; each pair's value occurs twice."""
         length = int(positions.max()) + 1 if positions.numel() else 1
         angles = positions.float()[..., None] * self.frequencies(length)
         if self.rope.interleaved:
@@ -40,7 +40,7 @@ class Rotary:
         return (angles.cos() * size).to(dtype), (angles.sin() * size).to(dtype)
 
     def step_frequencies(self, positions: int) -> Tensor:
-        """Of each position those of a sequence that ends with it: ``[positions, size / 2]``; or ``[size / 2]``, all the same."""
+        """Frequencies for a sequence that ends at each position, ``[positions, size / 2]``; ``[size / 2]`` if they are all the same."""
         rope = self.rope
         if not self.grows:
             return self.frequencies(1)
@@ -53,7 +53,7 @@ class Rotary:
         return torch.cat(rows)
 
     def frequencies(self, length: int) -> Tensor:
-        """Radians a position, ``[size / 2]``, in a sequence of that length."""
+        """Radians per position, ``[size / 2]``, in a sequence of ``length`` positions."""
         rope = self.rope
         if rope.kind == "dynamic":
             return 1.0 / (self._stretched_base(length) ** self._steps)
@@ -62,7 +62,9 @@ class Rotary:
             return plain / rope.factor
         if rope.kind == "longrope":
             longer = length > rope.original_positions
-            return plain / torch.tensor(rope.long_factors if longer else rope.short_factors)
+            return plain / torch.tensor(
+                rope.long_factors if longer else rope.short_factors, dtype=torch.float32
+            )
         if rope.kind == "llama3":
             turns = rope.original_positions * plain / (2 * math.pi)
             kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
@@ -70,13 +72,13 @@ class Rotary:
         return self._yarn(plain) if rope.kind == "yarn" else plain
 
     def _stretched_base(self, length: int) -> float:
-        """A base that grows with the sequence, beyond the context before scaling ("NTK-aware")."""
+        """A base that grows with the sequence beyond the original context ("NTK-aware")."""
         rope = self.rope
         stretch = max(length, rope.original_positions) / rope.original_positions
         return float(rope.theta * (rope.factor * stretch - (rope.factor - 1)) ** (self.size / (self.size - 2)))  # fmt: skip
 
     def _yarn(self, plain: Tensor) -> Tensor:
-        """Between stretched and plain by how often a wave fits the context (arXiv:2309.00071, section 3.2)."""
+        """Interpolate between stretched and plain frequencies by the number of wavelengths per context (arXiv:2309.00071, section 3.2)."""
         rope = self.rope
 
         def pair_that_turns(times: float) -> float:

@@ -1,1 +1,1 @@
-"""Choose token after token."""
+"""Generate token by token."""

@@ -1,8 +1,8 @@
-"""The next token of every sequence of a batch, from their logits: on the CPU. ``backends.gpu.sampler`` does it on a GPU."""
+"""The next token of every sequence of a batch from logits, on the CPU; ``backends.gpu.sampler`` is the GPU's counterpart."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -11,22 +11,41 @@ from torch import Tensor
 
 from .sampling import Sampling, next_token
 
+LogitsProcessor = Callable[[Sequence[int], Tensor], Tensor]
+"""The tokens so far, the prompt's too, and float32 logits ``[vocab]`` on the decoder's device -> the logits to choose from."""
+
 
 @dataclass(frozen=True)
 class Request:
-    """What a sequence's tokens are chosen by."""
+    """How to sample one sequence."""
 
     prompt: Sequence[int]
     sampling: Sampling
     logprobs: bool
+    top_logprobs: int = 0
+    """So many of the most likely tokens are shown for each."""
+    min_new_tokens: int = 0
+    """None of ``end_tokens`` before so many."""
+    end_tokens: frozenset[int] = frozenset()
+    processor: LogitsProcessor | None = None
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether logits are changed in ways that ``edits`` has, and samplers have not."""
+        return bool(
+            self.processor is not None or (self.min_new_tokens and self.end_tokens)
+            or self.sampling.logit_bias or self.sampling.presence_penalty or self.sampling.frequency_penalty
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A token, and if asked for the natural logarithm of its probability in the model's own distribution."""
+    """A token and, if requested, the natural logarithm of its probability in the model's own distribution."""
 
     token: int
     logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    """The most likely tokens with theirs, if asked for."""
 
 
 class Sampled(Protocol):
@@ -34,10 +53,10 @@ class Sampled(Protocol):
 
     @property
     def tokens(self) -> Tensor:
-        """int64 ``[b]`` on the decoder's device: what the next step is fed. Of sequences that are done: any."""
+        """int64 ``[b]`` on the decoder's device, the input of the next step; arbitrary for finished sequences."""
 
     def choice(self, i: int) -> Choice:
-        """A sequence's, for the host, which may have to wait for it.
+        """A sequence's token for the host, which may have to wait for it.
 
         Raises:
             GenerationError: the logits are NaN or infinite.
@@ -45,13 +64,13 @@ class Sampled(Protocol):
 
 
 class Sampler(Protocol):
-    """Chooses step after step for the same sequences."""
+    """Samples the same sequences step by step."""
 
     ahead: bool
-    """The host may start the next step before it looks at a token."""
+    """Whether the host may start the next step before it looks at a token."""
 
     def sample(self, logits: Tensor, active: Sequence[int]) -> Sampled:
-        """From float32 logits ``[b, vocab]``; only ``active`` sequences matter."""
+        """Sample from float32 logits ``[b, vocab]``; only ``active`` sequences matter."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +86,7 @@ _NONE: Final = Choice(0)
 
 
 class TorchSampler:
-    """One sequence after the other."""
+    """Samples one sequence after another."""
 
     ahead = False
 
@@ -91,7 +110,7 @@ class TorchSampler:
 
 
 def _seen(request: Request, vocab: int) -> Tensor | None:
-    """Bool ``[vocab]``: which tokens have occurred; None where nobody wants to know."""
+    """Bool ``[vocab]``: which tokens have occurred; None if not needed."""
     if request.sampling.repetition_penalty == 1:
         return None
     seen = torch.zeros(vocab, dtype=torch.bool)

@@ -1,27 +1,48 @@
-"""A cache that stays from one prompt to the next, so that what they have in common is computed once."""
+"""A cache kept from one prompt to the next, so that their common beginning is computed only once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from ...errors import GenerationError
 from ..backends.interface import Step
 from ..decoder.cache import Cache
 from ..decoder.decoder import Decoder
 
 
 class Session:
-    """One sequence: its tokens, and their keys and values. Grows as it has to."""
+    """One sequence: its tokens with their keys and values. Grows on demand."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self._cache: Cache | None = None
         self._steps: Step | None = None
         self._ids: list[int] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While a generation runs: it is for one at a time.
+
+        Raises:
+            GenerationError: another one has not ended, or its stream was not closed.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise GenerationError(
+                "the session is in use: another generation with it has not ended",
+                hint="a session for each thread, or close() the stream that is open",
+            )  # fmt: skip
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def cache_for(self, prompt: Sequence[int], limit: int) -> Cache:
-        """A cache with the beginning of a prompt in it, and room for the rest and ``limit`` new tokens.
+        """A cache that holds the beginning of a prompt, with room for the rest and ``limit`` new tokens.
 
-        At least the prompt's last token is not in it: somebody has to compute the logits.
+        It never holds the prompt's last token, whose logits have to be computed.
         """
         needed, config = len(prompt) + limit, self._decoder.config
         cache = self._cache = self._cache or self._decoder.cache(batch=1, capacity=needed)
@@ -35,14 +56,14 @@ class Session:
 
     @property
     def steps(self) -> Step:
-        """Steps of one token with that cache: on a GPU they are captured once, and again where the cache grows."""
+        """Steps of one token with that cache; on a GPU they are captured once, and again when the cache grows."""
         if self._steps is None:
-            assert self._cache is not None  # ``cache_for`` comes first
+            assert self._cache is not None  # ``cache_for`` is called first
             self._steps = self._decoder.backend.steps(self._decoder, self._cache)
         return self._steps
 
     def keep(self, token_ids: Sequence[int]) -> None:
-        """Say which tokens the cache was filled with: a prompt and what followed, of which the last may not be in it."""
+        """Record the tokens that the cache was filled with, a prompt and its continuation; the last one may not be in it."""
         self._ids = list(token_ids[: 0 if self._cache is None else self._cache.length])
 
     @property
@@ -52,6 +73,6 @@ class Session:
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
+    """Length of the common prefix of two sequences."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

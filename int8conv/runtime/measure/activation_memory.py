@@ -1,8 +1,9 @@
-"""Memory of a forward pass besides weights and cache: what is alive at its widest moments, from the config alone.
+"""Memory of a forward pass other than weights and cache: tensors alive at its peak, from the config alone.
 
-Counted are the tensors that the code holds at once, at the size that it makes them (``decoder.working_sizes``): a prompt passes in
-parts of ``PREFILL_TOKENS``; attention masks at most ``SCORES_AT_ONCE`` scores at a time and widens a narrow cache a block of heads at a time (on a GPU
-for prompts alone); on a CPU, quantized linears take ``TOKENS_AT_ONCE`` tokens at a time, and what happens within is several times what comes out.
+Counts the tensors that exist at the same time, at the sizes the code uses (``decoder.working_sizes``): a prompt is processed in
+parts of ``PREFILL_TOKENS``; attention masks at most ``SCORES_AT_ONCE`` scores at a time and widens a narrow cache a block of
+heads at a time (on a GPU only for prompts); on a CPU, quantized linears process ``TOKENS_AT_ONCE`` tokens at a time, and their
+intermediate results take several times the size of the output.
 """
 
 from __future__ import annotations
@@ -23,33 +24,33 @@ from ..models.config import DecoderConfig
 
 Device = Literal["cpu", "cuda"]
 SLACK: Final = 0.6
-"""Of activations, on a CPU: what malloc keeps of freed blocks that no later tensor fits into (measured, benchmarks/footprint.py; with
-MALLOC_MMAP_THRESHOLD_=262144 it is next to nothing)."""
+"""Fraction of activations, on a CPU, that malloc keeps in freed blocks that no later tensor fits (measured with
+benchmarks/footprint.py; nearly nothing with MALLOC_MMAP_THRESHOLD_=262144)."""
 LIBRARIES: Final = 8 << 20
-"""Of PyTorch and of the model's Python objects, on a CPU, beyond what they had before loading (measured there too)."""
+"""Memory of PyTorch and of the model's Python objects on a CPU, beyond that before loading (measured likewise)."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """A pass of some tokens, after others."""
+    """A pass of some tokens after others."""
 
     config: DecoderConfig
     device: Device
     tokens: int
-    """Of all sequences together."""
+    """Tokens of all sequences together."""
     positions: int
-    """In the cache once the pass is done, of a sequence."""
+    """Positions of a sequence in the cache after the pass."""
     batch: int
     item: int
-    """Bytes of an activation."""
+    """Bytes per activation."""
     narrow_cache: bool
-    """Keys and values are of another dtype than activations."""
+    """Whether keys and values have another dtype than activations."""
     quantized: bool
-    """Weights are int8; else they are of the dtype of activations."""
+    """Whether weights are int8; otherwise they have the dtype of activations."""
     mode: str | None
 
     def peak(self) -> int:
-        """Bytes at the widest moment."""
+        """Peak number of bytes."""
         return max(*self._attention(), *self._ffn(), self._logits())
 
     @property
@@ -57,9 +58,9 @@ class Pass:
         return self.tokens * self.config.hidden_size * self.item
 
     def _linear(self, tokens: int, in_features: int, out_features: int, *, heavy: bool = False) -> int:  # fmt: skip
-        """What a quantized linear needs besides its input and output.
+        """Memory of a quantized linear in addition to its input and output.
 
-        ``heavy``: its input's activations are not rounded to 8 bits but to two digits of them (W8A16: three).
+        ``heavy``: activations of its input are rounded to two 8-bit digits instead of one (W8A16: three).
         """
         if not self.quantized:
             return 0
@@ -78,7 +79,7 @@ class Pass:
         return self.mode == "w8a16" or (self.mode is None and self.tokens <= W8A16_TOKENS)
 
     def _attention(self) -> Iterator[int]:
-        """Projection, rotation, scores, and the projection back."""
+        """Projection, rotation, scores, output projection."""
         c, t = self.config, self.tokens
         queries = t * c.num_heads * c.head_dim * self.item
         keys = t * c.num_kv_heads * c.head_dim * self.item
@@ -96,7 +97,7 @@ class Pass:
         heads = c.num_heads if c.alibi or c.attention_softcap is not None else 1
         tokens = self.tokens
         plain = heads == 1 and tokens == self.positions * self.batch and not any(c.windows)
-        if self.device == "cuda":  # one mask for all, and what the operator makes of it
+        if self.device == "cuda":  # one mask for all heads, and the operator's version of it
             if tokens <= self.batch:
                 return 0
             size = 0 if plain else tokens * self.positions * (1 + self.item)
@@ -107,34 +108,34 @@ class Pass:
         return size + (self._widened(3, WIDENED_AT_ONCE) if self.narrow_cache else 0)
 
     def _widened(self, copies: int, most: int) -> int:
-        """Blocks of heads of a narrow cache, in the dtype of activations."""
+        """Blocks of heads of a narrow cache, widened to the dtype of activations."""
         head = self.positions * self.config.head_dim
         return copies * self.item * max(head, min(most, head * self.config.num_kv_heads))
 
     def _ffn(self) -> Iterator[int]:
-        """The wide linears, the activation function, and the linear back."""
+        """First linears, activation function, last linear."""
         c = self.config
         for tokens, inner in self._experts():
             residuals = (3 if tokens == self.tokens else 5) * self._hidden
             wide, product = tokens * inner * self.item * (2 if c.gated else 1), tokens * inner * self.item  # fmt: skip
             yield residuals + wide + self._linear(tokens, c.hidden_size, inner * (2 if c.gated else 1))  # fmt: skip
-            # its result and, where it is gated, the product
+            # its result and, if gated, the product
             yield residuals + wide + (2 if c.gated else 1) * product
             yield residuals + product + 2 * self._hidden + self._linear(tokens, inner, c.hidden_size, heavy=c.gated)  # fmt: skip
 
     def _experts(self) -> Iterator[tuple[int, int]]:
-        """Tokens and inner size of the FFNs."""
+        """Tokens and inner size of each FFN."""
         c, experts = self.config, self.config.experts
         if experts is None or not all(c.is_sparse(layer) for layer in range(c.num_layers)):
             yield self.tokens, c.intermediate_size
-        if experts is not None:  # spread evenly; twice that to be on the safe side
-            share = -(-2 * self.tokens * experts.used // experts.count)
-            yield min(self.tokens, share), experts.intermediate_size
+        if experts is not None:  # assumed to be spread evenly, with a safety factor of two
+            per_expert = -(-2 * self.tokens * experts.used // experts.count)
+            yield min(self.tokens, per_expert), experts.intermediate_size
             if experts.shared_size:
                 yield self.tokens, experts.shared_size
 
     def _logits(self) -> int:
-        """Of the last position of each sequence, in float32, with what choosing from one makes of them."""
+        """Logits of the last position of each sequence in float32, plus temporaries of sampling."""
         c = self.config
         rows = self.batch if self.tokens == self.batch else 1
         return self._hidden + (rows * 2 + 6) * c.vocab_size * 4
@@ -144,7 +145,7 @@ def activation_bytes(
     config: DecoderConfig, *, device: Device, context: int, batch: int, prompt: int, item: int,
     narrow_cache: bool, quantized: bool, mode: str | None,
 ) -> int:  # fmt: skip
-    """Peak of generating up to ``context`` positions from prompts of ``prompt`` tokens, one after the other, then all together."""
+    """Peak of generating up to ``context`` positions: prompts of ``prompt`` tokens one after another, then all together."""
     part = min(prompt, PREFILL_TOKENS[device])
 
     def peak(tokens: int, positions: int, sequences: int) -> int:

@@ -1,7 +1,7 @@
-"""``benchmark``: how fast a model loads, reads a prompt and writes, in what memory, beside what the machine could do.
+"""``benchmark``: how fast a model loads, processes a prompt and decodes, in how much memory, compared with the machine's limits.
 
-Tokens are random, and the likeliest follows, so that no tokenizer is needed. Prompts pass one by one and in parts, steps all
-together, as in ``generate``.
+Prompts are random tokens and decoding is greedy, so no tokenizer is needed. As in ``generate``, prompts are processed one by one
+and in parts, steps for all sequences together.
 """
 
 from __future__ import annotations
@@ -26,42 +26,42 @@ from ..model import Model
 from ..opening import open_model
 from .footprint import Footprint, Setup, predictor_of
 from .memory_use import MemoryUse, watch_memory
-from .traffic import bandwidth, cached_share, now, step_bytes
+from .traffic import bandwidth, cached_fraction, now, step_bytes
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What was measured; seconds, bytes, and their medians over the runs."""
+    """Measured seconds and bytes, and their medians over the runs."""
 
     path: str
     converted: bool
     device: str
     dtype: str
-    """Of activations and cache."""
+    """Dtype of activations and cache."""
     mode: Mode | None
-    """None: by the number of tokens."""
+    """None: chosen by the number of tokens."""
     prompt_tokens: int
-    """Of each sequence."""
+    """Prompt tokens per sequence."""
     new_tokens: int
     """Steps after the prompt."""
     batch: int
     prefill_seconds: list[float]
-    """Of each run: all prompts."""
+    """Seconds of all prompts, per run."""
     decode_seconds: list[float]
-    """Of each run: all steps."""
+    """Seconds of all steps, per run."""
     load_seconds: float
-    """To a model that is ready; imports are done."""
+    """Until the model is ready; without imports."""
     first_token_seconds: float
-    """That, and the first pass over the prompts, in which kernels are compiled and mapped files read."""
+    """Loading plus the first pass over the prompts, in which kernels are compiled and mapped files are read."""
     cached: float | None
-    """Share of the weights files that was in the page cache before; None where the system does not say."""
+    """Fraction of the weights files in the page cache beforehand; None if the system does not say."""
     file_bytes: int
     moved: Loading | None
-    """On a GPU: what went there of it, and how fast."""
+    """On a GPU: what was copied to it, and how fast."""
     weight_bytes: int
-    """Read by a step."""
+    """Bytes of weights read per step."""
     bandwidth: float
-    """Bytes a second: a CPU reads with the same threads, a GPU copies within its memory."""
+    """Bytes per second: on a CPU for reading with the same number of threads, on a GPU for copying within its memory."""
     memory: MemoryUse
     predicted: Footprint
 
@@ -76,21 +76,21 @@ class Benchmark:
 
     @property
     def prefill_speed(self) -> float:
-        """Tokens a second, of all sequences."""
+        """Tokens per second, over all sequences."""
         return self.batch * self.prompt_tokens / median(self.prefill_seconds)
 
     @property
     def decode_speed(self) -> float:
-        """Tokens a second, of all sequences."""
+        """Tokens per second, over all sequences."""
         return self.batch * self.new_tokens / median(self.decode_seconds)
 
     @property
     def weight_speed(self) -> float:
-        """Bytes of weights a second while decoding."""
+        """Bytes of weights per second while decoding."""
         return self.weight_bytes * self.new_tokens / median(self.decode_seconds)
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure."""
+        """All figures."""
         names = (
             "path", "converted", "device", "dtype", "mode", "prompt_tokens", "new_tokens", "batch", "runs",
         )  # fmt: skip
@@ -126,21 +126,21 @@ def benchmark(
     runs: int = 3,
     progress: Progress = silent,
 ) -> Benchmark:
-    """Load a model, and run random prompts and the steps behind them ``runs`` times, after one that warms up.
+    """Load a model, and run random prompts and decode steps ``runs`` times after a warm-up.
 
     Args:
-        path: a converted folder or a source, or the id of either on the hub.
+        path: a converted folder or a source, or the hub id of either.
         device, mode, dtype: as for ``load``.
-        prompt_tokens: of each sequence.
-        new_tokens: steps after the prompt; each reads all of the weights.
-        batch: sequences.
-        runs: how often it is measured.
-        progress: told a stage, how much of it is done, and of how much.
+        prompt_tokens: prompt tokens per sequence.
+        new_tokens: steps after the prompt; each reads all weights.
+        batch: number of sequences.
+        runs: number of measurements.
+        progress: called as the work proceeds.
 
     Raises:
-        ArgumentError: a number below 1.
+        ArgumentError: a number is below 1.
         GenerationError: prompt and new tokens do not fit the context.
-        Int8convError: whatever ``load`` raises.
+        Int8convError: as for ``load``.
     """
     asked = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "runs": runs}
     for name, value in asked.items():
@@ -166,7 +166,7 @@ def benchmark(
 
 @dataclass(frozen=True)
 class _Measured:
-    """A model, and what was measured with it."""
+    """A model and its measurements."""
 
     model: Model
     cached: float | None
@@ -186,9 +186,9 @@ def _measure(
     started = now(device)
     opened = open_model(path)
     opening = now(device) - started
-    # refuses what cannot be, before the work
+    # refuses invalid requests before any work
     predictor_of(opened, Setup(), convert=True).at(prompt_tokens + new_tokens, batch)
-    cached = cached_share({tensor.file: None for tensor in opened.checkpoint.tensors.values()})
+    cached = cached_fraction({tensor.file: None for tensor in opened.checkpoint.tensors.values()})
     tell("load", 0, 1)
     memory = watch_memory(device)
     started = now(device) - opening
@@ -207,7 +207,7 @@ def _measure(
 
 
 class _Steps:
-    """Prompts and steps on one cache, again and again: a CUDA graph of the step stays valid."""
+    """Repeated prompts and steps on one cache, so that a CUDA graph of the step stays valid."""
 
     def __init__(self, model: Model, prompt_tokens: int, new_tokens: int, batch: int) -> None:
         decoder = self._decoder = model.decoder
@@ -221,7 +221,7 @@ class _Steps:
         self._prompts = ids.to(self._device)
 
     def prefill(self) -> Tensor:
-        """All prompts, one by one, from an empty cache -> the next tokens ``[b, 1]``."""
+        """Process all prompts one by one from an empty cache; returns the next tokens ``[b, 1]``."""
         self._cache.truncate(0)
         found = []
         for i, prompt in enumerate(self._prompts):
@@ -235,7 +235,7 @@ class _Steps:
             tokens = self._step(tokens)[:, -1].argmax(-1, keepdim=True)
 
     def timed(self) -> tuple[float, float]:
-        """Seconds of all prompts, and of all steps."""
+        """Seconds of all prompts and of all steps."""
         started = now(self._device)
         tokens = self.prefill()
         prefilled = now(self._device)

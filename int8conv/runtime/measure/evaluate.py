@@ -1,8 +1,8 @@
-"""Perplexity of a model on a text, and how far a converted one is from its source; both streamed block by block.
+"""Perplexity of a model on a text, and a converted model's divergence from its source; both streamed block by block.
 
-Windows of W tokens start every S tokens. A window scores its last S positions (the first window all it can), so that every
-token but the text's first is scored once, with W - S tokens or more in front of it where there are so many; with S = W,
-windows are disjoint and their first tokens are not scored.
+Windows of W tokens start every S tokens. A window scores its last S positions (the first window all that it can), so that every
+token except the first is scored once, with at least W - S preceding tokens where there are that many; with S = W, windows are
+disjoint and their first tokens are not scored.
 
     perplexity = exp(-mean log q(token)),   KL = sum over the vocabulary of p log(p / q),   p the source, q the converted
 """
@@ -39,55 +39,55 @@ WINDOW: Final = 512
 
 @dataclass(frozen=True)
 class LayerError:
-    """How far a layer's output is from the source's, both run from the tokens on."""
+    """The error of a layer's output relative to the source's; each model runs on its own hidden states."""
 
     layer: int
     relative_rms: float
-    """Root of the mean squared difference over that of the source's output."""
+    """RMS of the difference divided by the RMS of the source's output."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A converted model beside its source, over the same positions."""
+    """A converted model compared with its source over the same positions."""
 
     perplexity: float
-    """The source's."""
+    """Perplexity of the source."""
     ratio: float
-    """The converted model's perplexity over it."""
+    """The converted model's perplexity divided by the source's."""
     kl_mean: float
-    """Nats a position."""
+    """Nats per position."""
     kl_worst: float
     worst_position: int
-    """Number of that token in the text."""
+    """Index of that token in the text."""
     top1: float
-    """Share of positions at which both find the same token most likely."""
+    """Fraction of positions at which both models have the same most likely token."""
     layers: tuple[LayerError, ...]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, and on what."""
+    """The results, and what they were measured on."""
 
     perplexity: float
     window: int
     stride: int
     tokens: int
-    """Of the text, that were run."""
+    """Number of tokens of the text that were run."""
     scored: int
-    """Of them, predicted from others."""
+    """Number of tokens that were scored."""
     text: str
     """Checksum of the text."""
     mode: Mode | None
-    """None: a source in its own precision."""
+    """None for a source in its own precision."""
     dtype: str = "float32"
-    """Of activations."""
+    """Dtype of activations."""
     kv_cache: str | None = None
-    """What keys and values passed through; None: nothing, they stayed in float32."""
+    """The simulated KV cache; None: none, keys and values stayed in float32."""
     outlier_fallback: FallbackReport | None = None
     against: Comparison | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure, as JSON has it."""
+        """All figures as JSON values."""
         value = asdict(self)
         value["outlier_fallback"] = (
             None if self.outlier_fallback is None else self.outlier_fallback.to_json()
@@ -97,7 +97,7 @@ class Evaluation:
 
 @dataclass
 class _Model:
-    """A model to be streamed."""
+    """A model to stream."""
 
     folder: Path
     architecture: Architecture
@@ -121,28 +121,29 @@ def evaluate(
     tokens: int | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Measure a converted folder, or a source, on a text.
+    """Measure a converted folder or a source on a text.
 
     Args:
-        path: a converted folder or a source, or the id of either on the hub.
-        text: a file of UTF-8 text.
-        against: the converted folder's source: adds its perplexity, KL divergence, agreement and errors by layer.
-        mode: how activations meet int8 weights.
-        outlier_fallback: whether W8A8 multiplies activations past the threshold of their input in 16 bits.
-        kv_cache: as in ``load``: all of a window's keys and values pass through such a cache (those of ``against`` do not), so that
-            every token sees what it would see token by token; None: they stay as they are.
-        device: as in ``load``: on a GPU a converted model is there whole and runs as ``load`` would run it, with 16-bit activations;
-            a source's blocks go there one by one, in float32.
-        window: tokens of a window; None: 512, or fewer where the model has fewer positions.
-        stride: tokens from one window to the next; None: the window.
-        tokens: of the text, from its start, at most; None: all.
-        progress: called as the work goes on.
+        path: a converted folder or a source, or the hub id of either.
+        text: a UTF-8 text file.
+        against: the converted folder's source, to compare with: adds its perplexity, KL divergence, agreement and errors by
+            layer.
+        mode: activations in 16 or 8 bits, as in ``load``.
+        outlier_fallback: whether W8A8 multiplies activations at or above the threshold of their input in 16 bits.
+        kv_cache: as in ``load``: all keys and values of a window pass through such a cache (except those of ``against``), so
+            that every token sees the same values as when decoding; None: they are not rounded.
+        device: as in ``load``: on a GPU, a converted model is loaded completely and runs as ``load`` would run it, with
+            16-bit activations; a source's blocks are copied there one by one, in float32.
+        window: tokens per window; None: 512, or fewer if the model has fewer positions.
+        stride: tokens from the start of one window to the start of the next; None: the window.
+        tokens: number of tokens to use from the start of the text; None: all.
+        progress: called as the work proceeds.
 
     Raises:
-        EvaluationError: a text that cannot be used; an activation is NaN or infinite (names layer and channel).
-        ArgumentError: an option out of range.
-        SourceMismatchError: ``against`` is another kind of model.
-        Int8convError: what ``load`` raises.
+        EvaluationError: the text cannot be used, or an activation is NaN or infinite (names layer and channel).
+        ArgumentError: an option is out of range.
+        SourceMismatchError: ``against`` is not the source of the model.
+        Int8convError: as for ``load``.
     """
     if mode not in MODES:
         raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
@@ -170,14 +171,14 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Cut:
-    """A text in windows."""
+    """A text cut into windows."""
 
     text: str
     """Checksum."""
     window: int
     stride: int
     starts: range
-    """Number of each window's first token."""
+    """Index of each window's first token."""
     windows: list[Tensor]
 
     @property
@@ -225,13 +226,13 @@ def _open_source(path: str | os.PathLike[str], place: Placement) -> _Model:
 
 
 def _source(opened: OpenedModel, place: Placement) -> _Model:
-    """In float32, whatever the device."""
+    """A source in float32, on any device."""
     weights = CheckpointWeights(opened.checkpoint, torch.float32, place.device)
     return _Model(opened.folder, opened.architecture, weights)
 
 
 def _check_same(source: _Model, converted: _Model) -> None:
-    """Refuse two models whose layers or vocabularies do not correspond."""
+    """Refuse two models whose layers or vocabularies do not match."""
     for what in ("model_type", "num_layers", "hidden_size", "vocab_size"):
         expected = getattr(source.architecture.config, what)
         found = getattr(converted.architecture.config, what)
@@ -245,7 +246,7 @@ def _check_same(source: _Model, converted: _Model) -> None:
 def _run(
     models: Sequence[_Model], cut: _Cut, progress: Progress
 ) -> tuple[Scores, tuple[LayerError, ...]]:
-    """Advance all models layer by layer, one block of one model in memory at a time, and score what comes out."""
+    """Advance all models layer by layer, with one block of one model in memory at a time, and score the result."""
     streams = [
         BlockStream(m.architecture, m.weights, cut.windows, kv_cache=m.kv_cache) for m in models
     ]

@@ -1,4 +1,4 @@
-"""What the outlier fallback took in a run: whether calibration saw what this text brought."""
+"""The values handled by the outlier fallback in a run: whether calibration covers this text."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class InputFallback:
     input: str
     """Path of the input's first linear."""
     tokens: int
-    """That went through W8A8."""
+    """Tokens computed in W8A8."""
     fallback_tokens: int
-    """Of them, with at least one value past the threshold outside of the stored columns."""
+    """Tokens with at least one value at or above the threshold outside the stored columns."""
     values: int
-    """Such values."""
+    """Number of such values."""
     channels: dict[int, int]
-    """Values of each channel that had any, the most first."""
+    """Number of values per channel that had any, largest first."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class FallbackReport:
 
     @property
     def tokens(self) -> int:
-        """Most tokens that went through W8A8 at one input."""
+        """Largest number of tokens computed in W8A8 at any input."""
         return max((found.tokens for found in self.inputs), default=0)
 
     @property
@@ -42,7 +42,7 @@ class FallbackReport:
 
     @property
     def used(self) -> list[InputFallback]:
-        """Inputs at which the fallback took something, the most first."""
+        """Inputs where the fallback was used, largest number of values first."""
         return sorted((i for i in self.inputs if i.values), key=lambda i: -i.values)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Memory that a model needs, from headers alone: weights by kind, KV cache, activations, against the same in 16 bits.
+"""Predicted memory of a model, from headers alone: weights by kind, KV cache, activations, compared with 16 bits.
 
-Works for a converted folder, for a source (what ``convert`` would make of it, or as it is), and for a bare ``config.json``.
+Works for a converted folder, a source (as converted, or as it is), and a bare ``config.json``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from ...formats.json_file import read_json
 from ...formats.source.checkpoint import CONFIG_FILE
 from ...formats.source.weight_files import is_weights_name
 from ..devices import DeviceKind, DeviceLike, device_kind
-from ..models.architecture import Architecture, read_architecture
+from ..dtypes import CACHE_BYTES, FLOAT_BYTES
+from ..models.architecture import Architecture, find_tensor, read_architecture
 from ..models.config import DecoderConfig
 from ..opening import OpenedModel, open_model
 from .activation_memory import activation_bytes
@@ -31,10 +32,8 @@ from .footprint_weights import (
     unread_rows,
 )
 
-DTYPE_BYTES: Final = {"float16": 2, "bfloat16": 2, "float32": 4}
-CACHE_BYTES: Final = DTYPE_BYTES | {"int8": 1}
 SCALE_BYTES: Final = 2
-"""Of a head and token in an int8 cache."""
+"""Bytes of the scale of one head and token in an int8 cache."""
 MOST_BATCH: Final = 1 << 16
 
 
@@ -46,21 +45,21 @@ class Footprint:
     batch: int
     device: DeviceKind
     dtype: str
-    """Of activations."""
+    """Dtype of activations."""
     kv_dtype: str
-    """Of the cache."""
+    """Dtype of the cache."""
     weights: dict[str, int]
-    """By kind."""
+    """Bytes of weights by kind."""
     estimated: bool
-    """The weights are those that ``convert`` would make, and the outlier columns an upper bound."""
+    """Whether the weights are those that ``convert`` would produce, with an upper bound for outlier columns."""
     kv_cache: int
     activations: int
-    """Peak of a pass, the widest moment of the decoder, with all that it needs besides."""
+    """Peak of activations and other temporary memory in a pass."""
     weights_16bit: int
-    """The same parameters at two bytes each."""
+    """Bytes of the same parameters at two bytes each."""
     kv_cache_16bit: int
     activations_16bit: int
-    """Both with 16-bit weights, activations and cache on the same device."""
+    """Cache and activations with 16-bit weights, activations and cache on the same device."""
 
     @property
     def total(self) -> int:
@@ -71,7 +70,7 @@ class Footprint:
         return self.weights_16bit + self.kv_cache_16bit + self.activations_16bit
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure, sums included."""
+        """All figures, including sums."""
         return {
             "context": self.context, "batch": self.batch, "device": self.device, "dtype": self.dtype,
             "kv_dtype": self.kv_dtype,
@@ -87,7 +86,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Setup:
-    """How a model is to run, as far as its memory depends on it."""
+    """How a model will run, as far as it affects memory."""
 
     device: DeviceKind = "cpu"
     dtype: str = "float32"
@@ -98,15 +97,15 @@ class Setup:
     def of(
         cls, device: DeviceLike, dtype: str | None, kv_cache: str | None, mode: str | None
     ) -> Setup:
-        """From a user's arguments; None is what ``load`` makes of it.
+        """From user arguments; None has the same meaning as in ``load``.
 
         Raises:
-            ArgumentError: an unknown device or dtype.
+            ArgumentError: the device or dtype is unknown.
         """
         kind = device_kind(device)
         dtype = dtype or ("float32" if kind == "cpu" else "float16")
-        if dtype not in DTYPE_BYTES:
-            raise ArgumentError("dtype", expected=" or ".join(DTYPE_BYTES), found=dtype)
+        if dtype not in FLOAT_BYTES:
+            raise ArgumentError("dtype", expected=" or ".join(FLOAT_BYTES), found=dtype)
         kv_cache = kv_cache or dtype
         if kv_cache not in CACHE_BYTES:
             raise ArgumentError("kv_cache", expected=" or ".join(CACHE_BYTES), found=kv_cache)
@@ -115,20 +114,20 @@ class Setup:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model's footprint at any context and batch; made by ``open_predictor``."""
+    """A model's footprint for any context and batch; created by ``open_predictor``."""
 
     where: Path
     architecture: Architecture
     setup: Setup
     weights: Counter[str]
     quantized: bool
-    """Weights are int8, or will be."""
+    """Whether weights are int8, or will be."""
     estimated: bool = False
-    """They are those that ``convert_checkpoint`` would make."""
+    """Whether they are those that ``convert_checkpoint`` would produce."""
 
     @property
     def mapped(self) -> bool:
-        """Weights stay in the file, and what is not read of it takes no memory."""
+        """Whether weights stay in the file, where unread parts take no memory."""
         return self.quantized and self.setup.device == "cpu"
 
     @property
@@ -138,12 +137,12 @@ class Predictor:
     def at(
         self, context: int | None = None, batch: int = 1, *, prompt: int | None = None
     ) -> Footprint:
-        """The footprint of ``batch`` sequences of ``context`` positions (None: as many as the model has), ``prompt`` of them given
-        (None: all).
+        """The footprint of ``batch`` sequences of ``context`` positions (None: the model's maximum), of which ``prompt`` are the
+        prompt (None: all).
 
         Raises:
-            ArgumentError: a batch below 1.
-            GenerationError: a context longer than the model's.
+            ArgumentError: the batch is below 1.
+            GenerationError: the context is longer than the model's.
         """
         config, setup = self.config, self.setup
         context = config.max_positions if context is None else context
@@ -165,19 +164,19 @@ class Predictor:
             context, batch, setup.device, setup.dtype, setup.kv_cache,
             {kind: size for kind, size in weights.most_common() if size}, self.estimated,
             kv_cache_bytes(config, context, batch, setup.kv_cache),
-            activations(DTYPE_BYTES[setup.dtype], setup.kv_cache != setup.dtype, self.quantized),
+            activations(FLOAT_BYTES[setup.dtype], setup.kv_cache != setup.dtype, self.quantized),
             2 * parameter_count(self.architecture),
             kv_cache_bytes(config, context, batch, "float16"), activations(2, False, False),
         )  # fmt: skip
 
     def largest_context(self, memory: int, batch: int) -> int:
-        """Positions that fit with so many sequences; 0: none."""
+        """Largest number of positions that fit with ``batch`` sequences; 0: none."""
         return _largest(
             self.config.max_positions, lambda context: self.at(context, batch).total <= memory
         )
 
     def largest_batch(self, memory: int, context: int | None) -> int:
-        """Sequences that fit at that context, at most ``MOST_BATCH``; 0: none."""
+        """Largest number of sequences that fit at that context, at most ``MOST_BATCH``; 0: none."""
         return _largest(MOST_BATCH, lambda batch: self.at(context, batch).total <= memory)
 
     def _unread(self, tokens: int) -> Counter[str]:
@@ -191,7 +190,7 @@ class Predictor:
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:
-    """The largest number from 0 to ``most`` that fits, if those below it do."""
+    """The largest number from 0 to ``most`` that fits, given that all smaller ones do."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
@@ -208,7 +207,7 @@ def open_predictor(
     mode: str | None = None,
     convert: bool = True,
 ) -> Predictor:
-    """Read the headers that a prediction needs; the arguments are those of ``predict_footprint``."""
+    """Read the headers for a prediction; the arguments are those of ``predict_footprint``."""
     setup = Setup.of(device, dtype, kv_cache, mode)
     config_file = lone_config(Path(path))
     if config_file is None:
@@ -218,28 +217,30 @@ def open_predictor(
 
 
 def predictor_of(opened: OpenedModel, setup: Setup, *, convert: bool) -> Predictor:
-    """The predictor of a model whose headers are read already."""
+    """The predictor of a model whose headers have already been read."""
     architecture = opened.architecture
     if opened.converted is not None:
         weights = converted_weights(opened.converted, architecture)
-        if setup.device == "cuda":  # a file is one buffer there
+        if setup.device == "cuda":  # each file is one buffer there
             files = {t.file: t.file.size() for t in opened.checkpoint.tensors.values()}
             weights["headers and padding"] = sum(files.values()) - weights.total()
         return Predictor(opened.folder, architecture, setup, weights, quantized=True)
+    for module in architecture.modules:  # else it would be the config's footprint, and nobody's
+        find_tensor(opened.checkpoint, module)
     if convert:
         return _as_converted(opened.folder, architecture, setup)
-    weights = loaded_weights(architecture, DTYPE_BYTES[setup.dtype])
+    weights = loaded_weights(architecture, FLOAT_BYTES[setup.dtype])
     return Predictor(opened.folder, architecture, setup, weights, quantized=False)
 
 
 def _as_converted(where: Path, architecture: Architecture, setup: Setup) -> Predictor:
-    """What ``convert_checkpoint`` would make of a model."""
+    """The model as ``convert_checkpoint`` would convert it."""
     weights = estimated_weights(architecture)
     return Predictor(where, architecture, setup, weights, quantized=True, estimated=True)
 
 
 def lone_config(path: Path) -> Path | None:
-    """A config that stands without weights: the file itself, or a folder's."""
+    """A config without weights: the file itself, or the one in a folder."""
     if path.suffix == ".json" and path.is_file():
         return path
     config_file = path / CONFIG_FILE
@@ -261,25 +262,26 @@ def predict_footprint(
     mode: str | None = None,
     convert: bool = True,
 ) -> Footprint:
-    """Predict the memory that a model needs, from headers alone; reads no weights, and downloads none of a source.
+    """Predict the memory that a model needs, from headers alone; reads no weights, and does not download those of a source.
 
     Args:
-        path: a converted folder, a source, either's id on the hub (``org/name`` or ``org/name@revision``), a folder with nothing
-            but a ``config.json``, or such a file.
-        context: positions of each sequence, prompt and new tokens; None: as many as the model has.
-        batch: sequences.
-        device: as in ``load``; this machine need not have it.
-        dtype: of activations; None: float32 on a CPU, float16 on a GPU.
-        kv_cache: of keys and values: a dtype or ``"int8"``; None: that of activations.
+        path: a converted folder, a source, a hub id of either (``org/name`` or ``org/name@revision``), a ``config.json``, or a
+            folder with only that.
+        context: positions per sequence, prompt and new tokens; None: the model's maximum.
+        batch: number of sequences.
+        device: as in ``load``; it need not exist on this machine.
+        dtype: dtype of activations; None: float32 on a CPU, float16 on a GPU.
+        kv_cache: dtype of the KV cache, or ``"int8"``; None: the dtype of activations.
         mode: as in ``load``.
-        convert: predict for a source what ``convert_checkpoint`` would make of it; else the source as it is loaded.
+        convert: whether to predict for a source as ``convert_checkpoint`` would convert it, instead of as loaded.
 
     Raises:
-        NotFoundError: no such folder.
+        NotFoundError: there is no such folder.
         HubError: it cannot be downloaded.
         ArgumentError: an unknown device or dtype; a batch below 1.
         GenerationError: a context longer than the model's.
         AlreadyQuantizedError: a source that another tool has quantized.
+        MissingTensorError, ShapeError: a source whose tensors are not what its config implies.
         UnsupportedModelError: a family, or a feature of its config, that the runtime does not know.
     """
     predictor = open_predictor(
@@ -289,7 +291,7 @@ def predict_footprint(
 
 
 def kv_cache_bytes(config: DecoderConfig, context: int, batch: int, dtype: str) -> int:
-    """Keys and values of every layer, head and position."""
+    """Size of keys and values of all layers, heads and positions."""
     heads = 2 * config.num_layers * config.num_kv_heads * context * batch
     scale = SCALE_BYTES if dtype == "int8" else 0
     return heads * (config.head_dim * CACHE_BYTES[dtype] + scale)

@@ -1,4 +1,4 @@
-"""Bytes of a model's weights by what they are: of a converted folder, of a source as it is loaded, and as ``convert`` would make them."""
+"""Bytes of a model's weights by kind: in a converted folder, in a source as loaded, and as ``convert`` would produce them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...formats.int8.outlier_cap import most_outliers
 from ..models.architecture import Architecture, Kind, Module
 
 _FAULT_AROUND: Final = 1 << 16
-"""Bytes of a file that Linux maps when one of them is read and the rest is in memory anyway."""
+"""Bytes of a file that Linux maps around a page that is read, if they are in the page cache."""
 
 _LABELS: Final[dict[Kind | None, str]] = {
     "embedding": "embeddings",
@@ -23,11 +23,11 @@ _LABELS: Final[dict[Kind | None, str]] = {
     "head": "head",
 }
 ESTIMATED: Final = "outlier columns"
-"""What is not known before the conversion, and estimated by its upper bound."""
+"""The kind that is unknown before the conversion and estimated by its upper bound."""
 
 
 def converted_weights(converted: ConvertedFolder, architecture: Architecture) -> Counter[str]:
-    """Of a converted folder's tensors."""
+    """Bytes of a converted folder's tensors."""
     module_kind: dict[str, Kind] = {m.path: m.kind for m in architecture.modules}
     sizes: Counter[str] = Counter()
     for linear in converted.linears.values():
@@ -44,7 +44,7 @@ def converted_weights(converted: ConvertedFolder, architecture: Architecture) ->
 
 
 def loaded_weights(architecture: Architecture, item: int) -> Counter[str]:
-    """Of a source that is loaded at ``item`` bytes an element."""
+    """Bytes of a source loaded with ``item`` bytes per element."""
     sizes: Counter[str] = Counter()
     for module in architecture.modules:
         sizes[_LABELS[module.kind]] += prod(module.shape) * item
@@ -53,7 +53,7 @@ def loaded_weights(architecture: Architecture, item: int) -> Counter[str]:
 
 
 def estimated_weights(architecture: Architecture) -> Counter[str]:
-    """As ``convert`` would make them, with as many outlier columns as its default allows."""
+    """Bytes that ``convert`` would produce, with as many outlier columns as its default allows."""
     sizes: Counter[str] = Counter()
     for module in architecture.modules:
         sizes["biases"] += module.shape[0] * 2 if module.bias else 0
@@ -69,14 +69,14 @@ def estimated_weights(architecture: Architecture) -> Counter[str]:
 
 
 def parameter_count(architecture: Architecture) -> int:
-    """Elements of the model before conversion."""
+    """Number of elements of the model before conversion."""
     return sum(prod(m.shape) + (m.shape[0] if m.bias else 0) for m in architecture.modules)
 
 
 def unread_rows(module: Module, tokens: int, nbytes: int) -> int:
-    """Bytes of a mapped embedding that so many tokens leave untouched, if they come evenly from the whole of it.
+    """Bytes of a mapped embedding that ``tokens`` tokens leave unread, if they are spread evenly over the vocabulary.
 
-    A row is read with those around it, as the system maps 64 KiB at a time.
+    A row is read together with its surroundings, as the system maps 64 KiB at a time.
     """
     rows = module.shape[0]
     if module.role == "positions":

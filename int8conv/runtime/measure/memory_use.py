@@ -1,4 +1,4 @@
-"""What a model takes of the machine's memory: its peak since some moment, as the system counts it."""
+"""Measured memory of a model: its peak since some moment, as counted by the system."""
 
 from __future__ import annotations
 
@@ -23,44 +23,44 @@ _STATUS: Final = Path("/proc/self/status")
 _SMAPS: Final = Path("/proc/self/smaps")
 _CLEAR: Final = Path("/proc/self/clear_refs")
 _CLEAR_PEAK: Final = "5"
-"""Resets the peak of resident memory (proc(5))."""
+"""Writing this resets the peak of resident memory (proc(5))."""
 
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes, above what the process had at the start."""
+    """Bytes above what the process used at the start."""
 
     peak: int | None
-    """Anonymous peak and mapped weights on a CPU, PyTorch's allocations on a GPU; None where the system does not say."""
+    """Anonymous peak plus mapped weights on a CPU, PyTorch's allocations on a GPU; None if the system does not say."""
     anonymous: int | None = None
-    """On a CPU: the peak of memory that no file is behind."""
+    """On a CPU: the peak of memory not backed by files."""
     mapped: int | None = None
-    """On a CPU: what of the weights files is mapped and in memory."""
+    """On a CPU: the part of the weights files that is mapped and resident."""
     device: int | None = None
-    """On a GPU: what the device has less now: also PyTorch's reserve, CUDA graphs, compiled kernels."""
+    """On a GPU: the decrease in free memory, including PyTorch's reserve, CUDA graphs and compiled kernels."""
 
 
 class PeakMemory(Protocol):
-    """Watches from when it is made."""
+    """Watches memory from its creation on."""
 
     def use(self, folder: Path) -> MemoryUse:
-        """So far, with the weights files of a folder."""
+        """Memory used so far, with the weights files of ``folder``."""
 
 
 def watch_memory(device: torch.device) -> PeakMemory:
-    """Start to watch."""
+    """Start watching memory."""
     return _DevicePeak(device) if device.type == "cuda" else _HostPeak()
 
 
 class _HostPeak:
-    """The kernel keeps the exact peak of resident memory; files' pages in it stay, so the rest is the anonymous peak."""
+    """Uses the kernel's exact peak of resident memory; file pages in it stay resident, so the rest is the anonymous peak."""
 
     def __init__(self) -> None:
         _warm_up()
         gc.collect()
-        with contextlib.suppress(AttributeError, OSError):  # glibc: freed memory goes back
+        with contextlib.suppress(AttributeError, OSError):  # glibc: return freed memory
             ctypes.CDLL(None).malloc_trim(0)
-        with contextlib.suppress(OSError):  # not allowed: then it is the peak of the process
+        with contextlib.suppress(OSError):  # if not permitted, it is the peak of the whole process
             _CLEAR.write_text(_CLEAR_PEAK)
         self._before = _status()
 
@@ -75,7 +75,7 @@ class _HostPeak:
 
 
 class _DevicePeak:
-    """PyTorch counts its allocations; the device says what is free."""
+    """Uses PyTorch's count of allocations and the device's free memory."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -89,7 +89,7 @@ class _DevicePeak:
 
 
 def _status() -> dict[str, int]:
-    """Bytes by the names of proc(5); none where there is no such file."""
+    """Bytes by the names of proc(5); empty if there is no such file."""
     try:
         text = _STATUS.read_text()
     except OSError:
@@ -99,11 +99,11 @@ def _status() -> dict[str, int]:
 
 
 def _mapped(files: set[str]) -> int:
-    """Bytes of mapped files that are in memory and not written to."""
+    """Bytes of mapped files that are resident and unmodified."""
     total, counts = 0, False
     for line in _SMAPS.read_text(errors="surrogateescape").splitlines():
         name, _, value = line.partition(":")
-        if "-" in name.partition(" ")[0]:  # an address range begins a mapping
+        if "-" in name.partition(" ")[0]:  # each mapping starts with an address range
             counts = line.split(maxsplit=5)[-1] in files
         elif counts and name in ("Rss", "Anonymous"):
             size = int(value.removesuffix(" kB")) * 1024
@@ -112,7 +112,7 @@ def _mapped(files: set[str]) -> int:
 
 
 def _warm_up() -> None:
-    """What libraries allocate or compile at their first use is theirs, not the model's."""
+    """Trigger what libraries allocate or compile on first use, so that it is not attributed to the model."""
     weight = MixedWeight(torch.ones(64, 64, dtype=torch.int8), torch.ones(64))
     with torch.inference_mode():
         for tokens in (1, 64):

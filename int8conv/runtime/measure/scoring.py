@@ -1,4 +1,4 @@
-"""What two streams of hidden states say of a text: likelihoods, divergence, agreement, error."""
+"""Scores of a text from one or two streams of hidden states: likelihoods, divergence, agreement, error."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ...progress import Progress
 from ..weights.streaming import BlockStream
 
 _POSITIONS_AT_ONCE: Final = 128
-"""Positions whose logits are held at once."""
+"""Number of positions whose logits are held at once."""
 
 
 def relative_rms(source: BlockStream, converted: BlockStream) -> float:
-    """Root of the mean squared difference of their hidden states over that of the source's."""
+    """RMS difference of the hidden states divided by the RMS of the source's."""
     pairs = list(zip(source.hidden, converted.hidden, strict=True))
     noise = sum(float((a - b).double().square().sum()) for a, b in pairs)
     signal = sum(float(a.double().square().sum()) for a, _ in pairs)
@@ -30,16 +30,16 @@ class Scores:
     """Sums over scored positions."""
 
     nll: list[float]
-    """Of each model."""
+    """Negative log-likelihood per model."""
     scored: int = 0
     kl: float = 0.0
     kl_worst: float = -1.0
     worst: tuple[int, int] = (0, 0)
-    """Window and position of the worst."""
+    """Window and position of the worst divergence."""
     same: int = 0
 
     def means(self) -> tuple[float, float | None]:
-        """Negative log-likelihood of the last model and, where there are two, of the first."""
+        """Mean negative log-likelihood of the last model and, if there are two, of the first."""
         means = [total / self.scored for total in self.nll]
         return means[-1], means[0] if len(means) == 2 else None
 
@@ -50,7 +50,7 @@ def score(
     firsts: Sequence[int],
     progress: Progress,
 ) -> Scores:
-    """Of what each window has from its first position to be scored on; streams stand behind their last block."""
+    """Score each window from its first position to score on; the streams must be past their last block."""
     outputs = [stream.output() for stream in streams]
     scores = Scores([0.0] * len(streams))
     for number, (ids, first) in enumerate(zip(windows, firsts, strict=True)):

@@ -1,4 +1,4 @@
-"""Bytes of weights that a decode step reads, and how fast this machine can read."""
+"""Bytes of weights read per decode step, and the memory bandwidth of this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..models.architecture import Architecture, Module
 from ..opening import OpenedModel
 
 HOST_BYTES: Final = 512 << 20
-"""Read to measure a CPU's bandwidth: more than its caches hold."""
+"""Bytes read to measure a CPU's bandwidth: more than fit its caches."""
 DEVICE_BYTES: Final = 1 << 30
 _REPEATS: Final = 7
 _SAMPLES: Final = 1024
@@ -24,11 +24,11 @@ _PAGE: Final = 4096
 
 
 def step_bytes(opened: OpenedModel, dtype: torch.dtype, batch: int = 1) -> int:
-    """Bytes of weights that a step of one token for each of ``batch`` sequences reads, from headers alone.
+    """Bytes of weights read per step of one token for each of ``batch`` sequences, from headers alone.
 
-    Every tensor of the linears, the head, and the norms, once; of embeddings that are not the head as well, nothing, as a step
-    looks up a row a token. A converted folder's tensors count as the file has them; those of a source in ``dtype``. Of a
-    mixture of experts, as many experts as ``batch`` tokens reach on average if all are as likely.
+    Every tensor of linears, head and norms counts once; embeddings that are not also the head do not count, as a step looks up one
+    row per token. Tensors of a converted folder count with their size in the file, those of a source in ``dtype``. For a mixture of
+    experts, the expected number of experts used by ``batch`` tokens counts, if all are equally likely.
     """
     total, converted, form = 0.0, opened.converted, opened.architecture
     for module in form.modules:
@@ -48,7 +48,7 @@ def _stored(checkpoint: Checkpoint, module: Module, itemsize: int | None) -> int
 
 
 def _share_read(form: Architecture, module: Module, batch: int) -> float:
-    """How much of a module a step reads."""
+    """The fraction of a module that a step reads."""
     if module.kind == "embedding":
         return float(module.role == "embed" and form.config.tied)
     experts = form.config.experts
@@ -58,8 +58,8 @@ def _share_read(form: Architecture, module: Module, batch: int) -> float:
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second, the best of several: of a copy within a GPU's memory, read and written; on a CPU, of a float32 matrix
-    whose rows PyTorch's threads sum."""
+    """Bytes per second, best of several runs: on a GPU for a copy within its memory (read plus written), on a CPU for PyTorch
+    summing the rows of a float32 matrix."""
     if device.type == "cuda":
         source = torch.empty(DEVICE_BYTES, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
@@ -79,16 +79,16 @@ def _least_seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def now(device: torch.device) -> float:
-    """The time in seconds, once the device has done what it was told."""
+    """The time in seconds, once the device has finished all work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def cached_share(files: Iterable[WeightsFile]) -> float | None:
-    """How much of some files is in the system's page cache, from samples; None where it does not say.
+def cached_fraction(files: Iterable[WeightsFile]) -> float | None:
+    """The fraction of files in the system's page cache, from samples; None if the system does not say.
 
-    A page that a read could not have without waiting is not there (``RWF_NOWAIT``, preadv2(2)).
+    A page is not in the cache if a read would have to wait for it (``RWF_NOWAIT``, preadv2(2)).
     """
     flag = getattr(os, "RWF_NOWAIT", None)
     local = [file for file in files if isinstance(file, LocalFile) and file.size()]
@@ -104,7 +104,7 @@ def cached_share(files: Iterable[WeightsFile]) -> float | None:
             for i in range(samples):
                 count += 1
                 there += _has_page(fd, i * pages // samples * _PAGE, flag)
-        except OSError:  # this file system cannot say
+        except OSError:  # not supported by this file system
             return None
         finally:
             os.close(fd)

@@ -19,17 +19,17 @@ class Text:
     """A text to run a model on."""
 
     name: str
-    """For errors."""
+    """Name for error messages."""
     content: str
     xxh3_128: str
 
 
 def read_text(path: Path, error: type[Int8convError]) -> Text:
-    """A file of UTF-8 text.
+    """Read a UTF-8 text file.
 
     Raises:
         NotFoundError: it cannot be read.
-        error: it is empty, or not UTF-8.
+        error: it is empty or not UTF-8.
     """
     try:
         data = path.read_bytes()
@@ -40,39 +40,39 @@ def read_text(path: Path, error: type[Int8convError]) -> Text:
     except UnicodeDecodeError as problem:
         raise error(f"not UTF-8 text at byte {problem.start}", file=path) from problem
     if not content.strip():
-        raise error("the text is empty", file=path, hint="give a file with text in it")
+        raise error("the text is empty", file=path, hint="use a file that contains text")
     return Text(str(path), content, checksum(data))
 
 
 def encode(
     tokenizer: Tokenizer, text: Text, vocab_size: int, folder: Path, error: type[Int8convError]
 ) -> Tensor:
-    """Token ids int64 ``[tokens]`` of a text, within the vocabulary."""
+    """Token ids of a text, int64 ``[tokens]``; checked to be within the vocabulary."""
     ids = tokenizer.encode(text.content)
     if not ids or max(ids) >= vocab_size:
         raise error(
             "the tokenizer gives tokens outside the vocabulary", file=folder,
             expected=f"0..{vocab_size - 1}", found=max(ids, default=None),
-            hint="tokenizer and config.json do not belong together",
+            hint="the tokenizer does not belong to this config.json",
         )  # fmt: skip
     return torch.tensor(ids)
 
 
 def check_context(context: int, max_positions: int, error: type[Int8convError]) -> None:
-    """Refuse a window that the model has no positions for, or that predicts nothing."""
+    """Refuse a window that is too long for the model or too short to predict anything."""
     if not 2 <= context <= max_positions:
         raise error("context does not fit the model", expected=f"2 to {max_positions} tokens",
                     found=context)  # fmt: skip
 
 
 def too_short(text: Text, tokens: int, context: int, error: type[Int8convError]) -> Int8convError:
-    """The error for a text that does not fill one window."""
+    """The error for a text shorter than one window."""
     return error(
         "the text is shorter than a window", file=text.name, expected=f"{context} tokens or more",
-        found=tokens, hint="give more text, or ask for smaller windows",
+        found=tokens, hint="use a longer text or smaller windows",
     )  # fmt: skip
 
 
 def disjoint_windows(ids: Tensor, context: int) -> Sequence[Tensor]:
-    """Whole windows one after the other; what is left at the end is dropped."""
+    """Consecutive full windows; a remainder at the end is dropped."""
     return ids[: len(ids) // context * context].reshape(-1, context).unbind()

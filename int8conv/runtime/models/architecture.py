@@ -1,4 +1,4 @@
-"""From a config to the modules of the decoder: their order, names, shapes and kinds; from headers alone, without torch."""
+"""From a config to the modules of the decoder: order, names, shapes and kinds; from headers alone, without torch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .stored import as_stored
 
 Kind = Literal["embedding", "norm", "attention", "ffn", "router", "projection", "head"]
 MOST_HEAD_DIM: Final = 1 << 16
-"""Channels, for which rotary tables are made before any tensor is read; heads have some hundreds."""
+"""Limit on channels per head, for which rotary tables are created before any tensor is read; real heads have a few hundred."""
 MOST_EXPERTS: Final = 100_000
-"""In all layers; the largest models have 25,000."""
+"""Limit on experts in all layers; the largest models have 25,000."""
 _KEYS_SHOWN: Final = 8
 _KEY_LENGTH: Final = 40
-_UNTIED: Final = "the config says that the head is the token embedding, but the checkpoint has another head: it is kept and used"
-_HEADLESS: Final = "the checkpoint has no head, as embedding and reward models: it can be converted, but generates no text"
+_UNTIED: Final = "the config ties the head to the token embedding, but the checkpoint has a different head, which is kept and used"
+_HEADLESS: Final = "the checkpoint has no head, like embedding and reward models: it can be converted but cannot generate text"
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Module:
     kind: Kind
     layer: int | None
     shape: tuple[int, ...]
-    """Of its weight."""
+    """Shape of its weight."""
     bias: bool
     group: tuple[str, ...] = ()
-    """For a linear of attention or FFN: the paths that share its input, itself included."""
+    """For a linear of attention or FFN: the paths that share its input, including itself."""
     transposed: bool = False
     """Stored ``[in, out]`` in a source."""
 
@@ -50,9 +50,9 @@ class Architecture:
     config: DecoderConfig
     modules: tuple[Module, ...]
     notes: tuple[str, ...] = ()
-    """What the user should know of config and head."""
+    """Notes for the user on config and head."""
     untied: bool = False
-    """The config says that the head is the token embedding, and the checkpoint has one beside it, which counts."""
+    """Whether the config ties the head to the token embedding although the checkpoint has a head, which is used."""
 
     def groups(self) -> Iterator[tuple[Module, ...]]:
         """The quantized linears by shared input, in order."""
@@ -69,8 +69,13 @@ class Architecture:
         """The modules outside the layers by role."""
         return {m.role: m for m in self.modules if m.layer is None}
 
+    @property
+    def has_head(self) -> bool:
+        """Whether it gives logits."""
+        return ("embed" if self.config.tied else "head") in self.outside()
+
     def head(self) -> Module:
-        """What gives logits: the head, or the token embedding where they are tied.
+        """The module that computes logits: the head, or the token embedding if they are tied.
 
         Raises:
             UnsupportedModelError: the checkpoint has none.
@@ -79,8 +84,8 @@ class Architecture:
         role = "embed" if self.config.tied else "head"
         if role not in modules:
             raise UnsupportedModelError(
-                f"the checkpoint has no head, '{self.family.names['head']}.weight': an embedding or reward model, "
-                "which gives no logits and no text"
+                f"the checkpoint has no head, '{self.family.names['head']}.weight': it is an embedding or reward model, "
+                "which computes no logits and generates no text"
             )
         return modules[role]
 
@@ -88,25 +93,26 @@ class Architecture:
 def read_architecture(
     config: dict[str, Any], tensors: Collection[str], file: object = "config.json"
 ) -> Architecture:
-    """The decoder that a ``config.json`` describes, with names as the checkpoint's tensors have them.
+    """The decoder described by a ``config.json``, with names as in the checkpoint's tensors.
 
     Args:
         config: the parsed file.
-        tensors: names of the checkpoint's tensors, to tell whether the base model's prefix and a head are there. A head beside
-            a tied embedding counts, as in transformers: leave its name out if it is the same matrix.
-        file: named in errors.
+        tensors: names of the checkpoint's tensors, which show whether there is a prefix of the base model and a head. As in
+            transformers, a head next to a tied embedding is used: leave its name out if it is the same matrix.
+        file: file name for errors.
 
     Raises:
-        UnknownFamilyError: the ``model_type`` is not known.
-        UnsupportedFeatureError: a key of the config asks for something that the decoder does not have.
+        UnknownFamilyError: the ``model_type`` is unknown.
+        UnsupportedFeatureError: a key of the config asks for a feature that the decoder lacks.
         JsonFileError: a key is missing or malformed.
+        WrappedNamesError: the tensors' names begin as those of another model.
     """
     family = find_family(config, file)
     raw = RawConfig(config, file)
     decoder = family.read_config(raw)
     passed_over = raw.finish(FIELDS[family.model_type])
     _check_sizes(decoder, raw)
-    stored = as_stored(family, decoder, tensors)
+    stored = as_stored(family, decoder, tensors, file)
     modules = _modules(stored.config, stored.family.names)
     if stored.headless:
         modules = (module for module in modules if module.kind != "head")
@@ -119,7 +125,7 @@ def read_architecture(
 def _passed_over(keys: tuple[str, ...]) -> str:
     more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
     shown = ", ".join(_shortened(key) for key in keys[:_KEYS_SHOWN])
-    return f"config.json has keys that change nothing in this family: {shown}{more}"
+    return f"config.json has keys that have no effect in this family: {shown}{more}"
 
 
 def _shortened(key: str) -> str:
@@ -145,9 +151,9 @@ def find_tensor(checkpoint: Checkpoint, module: Module, kind: str = "weight") ->
 def shape_error(
     stored: StoredTensor, expected: tuple[int, ...], found: tuple[int, ...]
 ) -> ShapeError:
-    """The error for a tensor that does not have its module's shape."""
+    """The error for a tensor without its module's shape."""
     return ShapeError(
-        "shape is not what config.json implies", file=stored.file, tensor=stored.name,
+        "the shape does not match config.json", file=stored.file, tensor=stored.name,
         expected=list(expected), found=list(found),
     )  # fmt: skip
 
@@ -160,7 +166,7 @@ def _check_sizes(config: DecoderConfig, raw: RawConfig) -> None:
     if config.head_dim > MOST_HEAD_DIM:
         raise raw.unsupported("head_dim", config.head_dim, f"at most {MOST_HEAD_DIM:,}")
     if config.rope is not None:
-        rotated = int(config.head_dim * config.rope.share)
+        rotated = int(config.head_dim * config.rope.rotary_fraction)
         if rotated % 2 or not 0 < rotated <= config.head_dim:
             raise raw.unsupported("head_dim", config.head_dim, "an even number of rotated channels")
         if config.rope.kind == "dynamic" and rotated == 2:
@@ -227,15 +233,15 @@ def _layer(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[M
             size = c.head_dim if c.query_norm == "head" else heads * c.head_dim
             yield _norm(c, role, names, layer, size)
     yield from _linears(c, "attention", layer, names, c.out_bias, queries, {"o": hidden})
-    if c.norms in ("around", "behind"):
+    if c.norms in ("around", "after"):
         yield _norm(c, "attn_post_norm", names, layer)
-    if c.norms != "behind" and "mlp_norm" in names:
+    if c.norms != "after" and "mlp_norm" in names:
         yield _norm(c, "mlp_norm", names, layer)
     if c.is_sparse(layer):
         yield from _experts(c, layer, names)
     else:
         yield from _ffn(c, layer, names, "", c.intermediate_size)
-    if c.norms in ("around", "behind"):
+    if c.norms in ("around", "after"):
         yield _norm(c, "mlp_post_norm", names, layer)
 
 
@@ -259,7 +265,7 @@ def _qkv(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Mod
 def _ffn(
     c: DecoderConfig, layer: int, names: Mapping[str, str], prefix: str, inner: int
 ) -> Iterator[Module]:
-    """An FFN: a layer's, an expert's, or the shared expert's."""
+    """The FFN of a layer, an expert, or the shared expert."""
     outs = {f"{prefix}gate": inner} if c.gated else {}
     outs |= {f"{prefix}up": inner}
     if c.fused_gate:

@@ -1,4 +1,4 @@
-"""The one decoder's parameters, and how a family's ``config.json`` is read into them without ignoring anything."""
+"""The decoder's parameters, and how a family's ``config.json`` is read into them without ignoring anything."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ BOOKKEEPING = frozenset(
         "rope_scaling",
     ]
 )
-"""Config keys that change nothing about inference, or that are read by a function of their own."""
+"""Config keys that do not affect inference, or that are read by a separate function."""
 
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
@@ -77,9 +77,9 @@ ACTIVATIONS: Mapping[str, Activation] = {
 
 
 MOST_SIZE: Final = 2**40
-"""Of whatever is counted, and not listed one by one."""
+"""Limit on counts without a limit of their own."""
 MOST_LISTED: Final = 10_000
-"""Of layers, and of experts: lists are made of them before any tensor is looked at."""
+"""Limits on layers and experts, which are listed before any tensor is looked at."""
 _LISTED: Final = {
     "n_layer", "n_layers", "num_hidden_layers", "num_layers",
     "moe_num_experts", "n_routed_experts", "num_experts", "num_experts_per_tok", "num_local_experts",
@@ -89,32 +89,32 @@ MOST_NUMBER: Final = 1e30
 
 @dataclass(frozen=True)
 class Rope:
-    """A rotary embedding: base, and how its frequencies are scaled."""
+    """A rotary embedding: its base, and the scaling of its frequencies."""
 
     theta: float
     kind: Literal["default", "linear", "llama3", "dynamic", "yarn", "longrope"] = "default"
     factor: float = 1.0
-    """Low frequencies are divided by this: all of them if the kind is linear."""
+    """Divisor of low frequencies; of all frequencies if the kind is linear."""
     low_freq_factor: float = 1.0
-    """llama3: a wave that fits ``original_positions`` at most so many times has a low frequency."""
+    """llama3: a wave that fits at most this many times into ``original_positions`` has a low frequency."""
     high_freq_factor: float = 1.0
-    """llama3: one that fits at least so many times stays as it is; between the two, in proportion."""
+    """llama3: a wave that fits at least this many times is not scaled; in between, scaling is interpolated."""
     original_positions: float = 1.0
-    """Context before scaling."""
+    """Context length before scaling."""
     beta_fast: float = 32.0
-    """yarn: as ``high_freq_factor``."""
+    """yarn: like ``high_freq_factor``."""
     beta_slow: float = 1.0
-    """yarn: as ``low_freq_factor``."""
+    """yarn: like ``low_freq_factor``."""
     magnitude: float = 1.0
     """yarn, longrope: cos and sin are multiplied by this."""
     short_factors: tuple[float, ...] = ()
-    """longrope: each frequency is divided by its own factor up to ``original_positions``."""
+    """longrope: divisors of each frequency up to ``original_positions``."""
     long_factors: tuple[float, ...] = ()
-    """longrope: and by this one in longer sequences."""
-    share: float = 1.0
-    """Of a head's channels, the first ones, that are rotated."""
+    """longrope: divisors in longer sequences."""
+    rotary_fraction: float = 1.0
+    """Fraction of a head's channels to rotate, starting with the first."""
     interleaved: bool = False
-    """Channels 2 i and 2 i + 1 are a pair; else i and i + half."""
+    """Whether channels 2 i and 2 i + 1 form a pair; otherwise i and i + half."""
 
 
 @dataclass(frozen=True)
@@ -123,17 +123,17 @@ class Experts:
 
     count: int
     used: int
-    """For each token: those with the highest router scores."""
+    """Experts per token, those with the highest router scores."""
     intermediate_size: int
     normalised: bool
-    """The weights of those used add up to 1."""
+    """Whether the weights of the used experts are normalised to add up to 1."""
     shared_size: int = 0
-    """Of the FFN that every token passes through as well, with a gate of its own; 0: none."""
+    """Inner size of a shared FFN that every token also passes through, with its own gate; 0: none."""
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """What the decoder needs to know; sizes in elements."""
+    """The parameters of the decoder; sizes in elements."""
 
     model_type: str
     vocab_size: int
@@ -150,9 +150,9 @@ class DecoderConfig:
     gated: bool
     """``down(act(gate(x)) * up(x))`` instead of ``down(act(up(x)))``."""
     rope: Rope | None
-    """The rotary embedding; None: ALiBi or learned positions."""
+    """None for ALiBi or learned positions."""
     embedding_size: int
-    """Width of the token embedding; projected to ``hidden_size`` and back where they differ."""
+    """Width of the token embedding; projected to ``hidden_size`` and back if they differ."""
     tied: bool
     """The head is the token embedding."""
     qkv_bias: bool = False
@@ -160,7 +160,7 @@ class DecoderConfig:
     mlp_bias: bool = False
     head_bias: bool = False
     norm_bias: bool | None = None
-    """None: LayerNorms have one, RMSNorms have not."""
+    """None: LayerNorms have a bias, RMSNorms do not."""
     norm_offset: float = 0.0
     """Added to the weight of every norm."""
     position_offset: int = 0
@@ -168,41 +168,41 @@ class DecoderConfig:
     alibi: bool = False
     """Attention scores fall linearly with distance (arXiv:2108.12409)."""
     alibi_scaled: bool = False
-    """By ``attention_scale`` too."""
-    norms: Literal["before", "around", "behind", "after sum"] = "before"
-    """Where a block's norms stand: before attention and FFN, before and behind them, behind them (within the residual
-    branch), or after the residual sum."""
+    """ALiBi slopes are also multiplied by ``attention_scale``."""
+    norms: Literal["before", "around", "after", "after sum"] = "before"
+    """Where a block's norms are: before attention and FFN, before and after them, after them (within the residual branch), or
+    after the residual sum."""
     parallel: bool = False
     """Attention and FFN read the same hidden state, and both are added to it."""
     final_norm: bool = True
     embedding_norm: bool = False
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
-    """Of what attention and FFN add."""
+    """Multiplier of the outputs of attention and FFN before they are added."""
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     """Logits become ``cap * tanh(logits / cap)``."""
     attention_scale: float | None = None
-    """Of scores; None: ``head_dim ** -0.5``."""
+    """Scale of scores; None: ``head_dim ** -0.5``."""
     attention_softcap: float | None = None
     windows: tuple[int | None, ...] = ()
-    """For each layer, how many positions a token sees, itself included; None or absent: all."""
+    """For each layer, the number of positions that a token attends to, including itself; None or absent: all."""
     local_rope: Rope | None = None
-    """Of layers with a window, where they have one of their own."""
+    """The rotary embedding of layers with a window, if it differs."""
     query_norm: Literal["head", "row"] | None = None
-    """RMSNorm of queries and keys: of each head, or of all heads together."""
+    """RMSNorm of queries and keys: per head, or over all heads."""
     fused_qkv: Literal["rows", "heads"] | None = None
-    """One linear for the three: its rows are all of q, then k, then v; or, for each key head, its queries, key and value."""
+    """Whether one linear computes all three: its rows are q, then k, then v; or, for each key head, its queries, key and value."""
     fused_gate: bool = False
-    """One linear for gate and up."""
+    """Whether one linear computes gate and up."""
     transposed: bool = False
-    """Linears of the blocks are stored ``[in, out]``."""
+    """Whether linears of blocks are stored as ``[in, out]``."""
     experts: Experts | None = None
     sparse_layers: tuple[bool, ...] = ()
-    """For each layer, whether experts stand in place of the FFN; absent: in all, if there are any."""
+    """For each layer, whether it has experts in place of the FFN; absent: all layers, if there are any experts."""
 
     def window(self, layer: int) -> int | None:
-        """How many positions a token of that layer sees; None: all."""
+        """The number of positions that a token attends to in a layer; None: all."""
         return self.windows[layer] if self.windows else None
 
     def is_sparse(self, layer: int) -> bool:
@@ -211,7 +211,7 @@ class DecoderConfig:
 
 
 class RawConfig:
-    """A ``config.json`` that remembers what was read, so that nothing in it is passed over in silence."""
+    """A ``config.json`` that records which keys were read, so that nothing is silently ignored."""
 
     def __init__(self, values: Mapping[str, Any], file: object = "config.json") -> None:
         self.values = values
@@ -219,7 +219,7 @@ class RawConfig:
         self._read: set[str] = set()
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A positive integer, no larger than makes sense."""
+        """A positive integer within a sensible limit."""
         value = self._get(key, default)
         most = MOST_LISTED if key in _LISTED else MOST_SIZE
         if type(value) is not int or not 0 < value <= most:
@@ -229,7 +229,7 @@ class RawConfig:
         return value
 
     def size_per_head(self, size: str, heads: str) -> int:
-        """A width over the number of heads that share it, by their keys."""
+        """A width divided by the number of heads, given the keys of both."""
         width, count = self.integer(size), self.integer(heads)
         if count > width:
             raise JsonFileError(f"config key '{heads}'", file=self.file, found=count,
@@ -241,7 +241,7 @@ class RawConfig:
         return self.positive(key, self._get(key, default))
 
     def positive(self, key: str, value: object, most: float = MOST_NUMBER) -> float:
-        """A value of the config as a number that arithmetic can be done with: neither 0 nor infinite, nor next to either."""
+        """A config value as a positive number that is safe to compute with: neither close to 0 nor to infinity."""
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 1 / MOST_NUMBER <= value <= most:  # type: ignore[operator]
             positive = number and value > 0  # type: ignore[operator]
@@ -250,15 +250,15 @@ class RawConfig:
         return float(value)  # type: ignore[arg-type]
 
     def optional_integer(self, key: str) -> int | None:
-        """A positive integer, or None where the config has none."""
+        """A positive integer, or None if the config has none."""
         return None if self._get(key, None) is None else self.integer(key)
 
     def optional_number(self, key: str) -> float | None:
-        """A positive number, or None where the config has none."""
+        """A positive number, or None if the config has none."""
         return None if self._get(key, None) is None else self.number(key)
 
     def strings(self, key: str) -> list[str] | None:
-        """A list of strings, or None where the config has none."""
+        """A list of strings, or None if the config has none."""
         value = self._get(key, None)
         if value is None:
             return None
@@ -268,7 +268,7 @@ class RawConfig:
         return value
 
     def integers(self, key: str) -> list[int]:
-        """A list of integers; empty where the config has none."""
+        """A list of integers; empty if the config has none."""
         value = self._get(key, [])
         if not isinstance(value, list) or not all(type(entry) is int for entry in value):
             raise JsonFileError(f"config key '{key}'", file=self.file, expected="a list of integers",
@@ -276,13 +276,13 @@ class RawConfig:
         return value
 
     def fixed(self, key: str, value: object) -> None:
-        """A feature that is known in one form only, which is also the default."""
+        """Check a feature of which only one form is supported, which is also the default."""
         found = self._get(key, value)
         if found != value:
             raise self.unsupported(key, found, repr(value))
 
     def ignore(self, *keys: str) -> None:
-        """Keys that change nothing about inference in this family."""
+        """Mark keys that do not affect inference in this family as read."""
         self._read.update(keys)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -293,20 +293,20 @@ class RawConfig:
         return value
 
     def choice(self, key: str, choices: Mapping[str, T], default: str | None = None) -> T:
-        """A feature that has to be one of those known here."""
+        """A feature that must be one of the supported choices."""
         value = self._get(key, default)
         if not isinstance(value, str) or value not in choices:
             raise self.unsupported(key, value, f"one of {', '.join(choices)}")
         return choices[value]
 
     def finish(self, fields: Collection[str]) -> tuple[str, ...]:
-        """Refuse, by name, a key that nobody read, that says more than 'off' and that the reference reads.
+        """Refuse, by name, an unread key that is not simply off and that the reference implementation reads.
 
         Args:
             fields: the keys that transformers reads in this family (``reference_fields``).
 
         Returns:
-            The other keys that nobody read: fine-tuners, other programs and old releases add many, and they change nothing.
+            The other unread keys: fine-tuners, other programs and old releases add many, and they have no effect.
 
         Raises:
             UnsupportedFeatureError: the first key that may change what the model computes.
@@ -325,7 +325,7 @@ class RawConfig:
         self, key: str, value: object, expected: str | None = None
     ) -> UnsupportedFeatureError:
         return UnsupportedFeatureError(
-            f"config asks for a feature that the runtime does not have: '{key}'",
+            f"the config uses a feature that the runtime lacks: '{key}'",
             file=self.file, expected=expected, found=repr(value),
         )  # fmt: skip
 

@@ -1,9 +1,9 @@
-"""Experts that a checkpoint of a known family stores as stacks, taken apart into the family's own tensors.
+"""Stacked experts in checkpoints of known families, split into the family's own tensors.
 
-transformers 5 holds the experts of a layer as two tensors, ``gate_up_proj [experts, 2 * inner, hidden]`` (gate above up) and
-``down_proj [experts, hidden, inner]``, and saves them so if it is asked to; MLX stacks each of the three. A matrix in a stack is a
-run of its bytes, so a name, a shape and an offset make a tensor of it: nothing is copied, and all that reads checkpoints
-sees them as the hub has them. Which way the matrices lie is the family's to say, also where they are square.
+transformers 5 keeps the experts of a layer in two tensors, ``gate_up_proj [experts, 2 * inner, hidden]`` (gate before up) and
+``down_proj [experts, hidden, inner]``, and can save them like that; MLX stacks each of the three. A matrix in a stack is
+contiguous, so a name, a shape and an offset make it a tensor: nothing is copied, and everything that reads checkpoints sees the
+experts as they are on the hub. The family defines the orientation of the matrices, even if they are square.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _SUFFIX: Final = f".{WEIGHT}"
 
 
 def take_apart(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with a tensor for each expert, under the names of its family; the same one if nothing in it is stacked.
+    """The checkpoint with one tensor per expert, under the names of its family; unchanged if nothing is stacked.
 
     Raises:
-        ShapeError: a stack is not of the shape that the config implies.
-        DuplicateTensorError: an expert is there on its own too.
-        CompanionError: FP8 scales of a stack cannot be taken apart with it.
+        ShapeError: a stack does not have the shape that the config implies.
+        DuplicateTensorError: an expert also exists as a separate tensor.
+        CompanionError: FP8 scales of a stack cannot be split with it.
         JsonFileError: the config is malformed.
     """
     model_type = checkpoint.config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None or not family.stacks:
         return checkpoint
-    stacks = _matching(checkpoint, family, family.stacks)
+    stacks = _matching(checkpoint, family, family.stacks, axes=3)
     if not stacks:
         return checkpoint
     try:
@@ -52,20 +52,19 @@ def take_apart(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _matching(
-    checkpoint: Checkpoint, family: Family, patterns: Mapping[str, tuple[str, ...]]
+    checkpoint: Checkpoint, family: Family, patterns: Mapping[str, tuple[str, ...]], *, axes: int
 ) -> dict[str, tuple[int, tuple[str, ...]]]:
-    """Tensors whose path one of the patterns fits: the layer, and what the pattern stands for."""
+    """Tensors with that many axes whose path matches a pattern, with the layer and the value of the pattern."""
     prefix = re.escape(family.base_prefix)
     compiled = [
         (re.compile(f"(?:{prefix})?" + _escaped(path.removeprefix(family.base_prefix))), roles)
         for path, roles in patterns.items()
     ]  # fmt: skip
-    last_parts = {path.rpartition(".")[2] for path in patterns}
     found = {}
-    for name in checkpoint.tensors:
-        path = name.removesuffix(_SUFFIX)
-        if path.rpartition(".")[2] not in last_parts:
+    for name, tensor in checkpoint.tensors.items():
+        if len(tensor.shape) != axes:
             continue
+        path = name.removesuffix(_SUFFIX)
         for pattern, roles in compiled:
             if match := pattern.fullmatch(path):
                 found[name] = int(match[1]), roles
@@ -83,7 +82,7 @@ def _apart(
     modules = {(m.layer, m.role): m for m in architecture.modules}
     experts = architecture.config.experts
     count = 0 if experts is None else experts.count
-    renamed = _matching(checkpoint, architecture.family, architecture.family.aliases)
+    renamed = _matching(checkpoint, architecture.family, architecture.family.aliases, axes=2)
     scales = {
         name + suffix: name
         for name in stacks if checkpoint.tensors[name].dtype in FP8_DTYPES for suffix in SCALE_SUFFIXES
@@ -93,7 +92,10 @@ def _apart(
         parts: Iterable[StoredTensor] = (tensor,)
         if (found := stacks.get(scales.get(name, name))) is not None:
             layer, roles = found
-            if (layer, f"0.{roles[0]}") in modules:  # not a dense layer, or one beyond the config's
+            if (
+                layer,
+                f"0.{roles[0]}",
+            ) in modules:  # neither a dense layer nor beyond the config's layers
                 within = [[modules[layer, f"{n}.{role}"] for role in roles] for n in range(count)]
                 split = _scales_apart if name in scales else _weights_apart
                 parts = split(tensor, within)
@@ -103,14 +105,14 @@ def _apart(
                 parts = (tensor._replace(name=module.path + _SUFFIX),)
         for part in parts:
             if part.name in tensors:
-                raise DuplicateTensorError("is in a stack of experts, and on its own too", file=part.file,
+                raise DuplicateTensorError("is both in a stack of experts and a separate tensor", file=part.file,
                                            tensor=part.name)  # fmt: skip
             tensors[part.name] = part
     return replace(checkpoint, tensors=tensors)
 
 
 def _weights_apart(stack: StoredTensor, experts: list[list[Module]]) -> Iterator[StoredTensor]:
-    """Expert by expert, in the order of the bytes."""
+    """Split a stack expert by expert, in file order."""
     rows = sum(m.shape[0] for m in experts[0])
     expected = (len(experts), rows, experts[0][0].shape[1])
     if stack.shape != expected:
@@ -124,12 +126,12 @@ def _weights_apart(stack: StoredTensor, experts: list[list[Module]]) -> Iterator
 
 
 def _scales_apart(scales: StoredTensor, experts: list[list[Module]]) -> Iterator[StoredTensor]:
-    """Those of rows and blocks with their rows; one of a whole stack's matrix for each that is in it."""
+    """Split the scales of a stack: those of rows and blocks along with their rows; the scale of a whole matrix applies to each part."""
     total = sum(m.shape[0] for m in experts[0])
     down, across = (*scales.shape[1:], 1, 1)[:2]
     fits = scales.shape[0] == len(experts) and prod(scales.shape) == len(experts) * down * across
     if not fits or (down > 1 and any(down * m.shape[0] % total for m in experts[0])):
-        raise CompanionError("scales of a stack of experts that cannot be taken apart", file=scales.file,
+        raise CompanionError("the scales of a stack of experts cannot be split", file=scales.file,
                              tensor=scales.name, found=list(scales.shape))  # fmt: skip
     suffix = next(s for s in SCALE_SUFFIXES if scales.name.endswith(s))
     item = scales.nbytes // max(prod(scales.shape), 1)

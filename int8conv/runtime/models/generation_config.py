@@ -1,4 +1,4 @@
-"""``generation_config.json``: what a checkpoint wants to be generated with where the user says nothing."""
+"""``generation_config.json``: a checkpoint's defaults for generation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NEUTRAL: Final[dict[str, Any]] = {
     "no_repeat_ngram_size": 0, "num_beams": 1, "penalty_alpha": None, "sequence_bias": None,
     "suppress_tokens": None, "top_h": None, "typical_p": 1.0,
 }  # fmt: skip
-"""Keys that would change the text but are not supported, and the value with which each does nothing."""
+"""Keys that would change the text but are not supported, and the value with which each has no effect."""
 
 
 Fits = Callable[[float], bool]
@@ -30,16 +30,16 @@ _DRAWING: Final[dict[str, Fits]] = {
     "top_p": lambda x: 0 < x <= 1,
     "min_p": lambda x: 0 <= x <= 1,
 }
-"""Keys that are read when tokens are drawn, and the values that they may have."""
+"""Keys that are read for sampling, and their valid values."""
 
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """None: the file says nothing."""
+    """The defaults; None if the file does not set one."""
 
     end_tokens: frozenset[int] = frozenset()
     temperature: float = 0.0
-    """0 unless ``do_sample`` is true; then 1 unless the file says otherwise."""
+    """0 unless ``do_sample`` is true, then 1 unless the file sets one."""
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
@@ -47,18 +47,18 @@ class GenerationDefaults:
     max_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
     unsupported: tuple[str, ...] = ()
-    """Keys that would change the text, as ``key=value``, and are not followed."""
+    """Keys that would change the text but are not followed, as ``key=value``."""
 
 
 def read_generation_defaults(folder: Path, config: Mapping[str, Any]) -> GenerationDefaults:
-    """From a folder's ``generation_config.json``, if it has one; end tokens else from ``config.json``.
+    """Read a folder's ``generation_config.json``, if it has one; end tokens otherwise come from ``config.json``.
 
-    Read are ``eos_token_id``, ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``,
-    ``max_new_tokens`` and ``stop_strings``. Of those that only drawing reads, a value that cannot be followed counts as
-    absent: files have ``"top_k": -1`` for off, or anything beside ``"do_sample": false``.
+    Reads ``eos_token_id``, ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``,
+    ``max_new_tokens`` and ``stop_strings``. Invalid values of keys that only sampling reads count as absent: files have
+    ``"top_k": -1`` for off, or arbitrary values next to ``"do_sample": false``.
 
     Raises:
-        JsonFileError: the file is no JSON object, or one of the other keys has a value that it cannot have.
+        JsonFileError: the file is not a JSON object, or one of the other keys has an invalid value.
     """
     file = _File(folder / FILE, read_optional_json(folder / FILE))
     drawn = file.flag("do_sample")
@@ -80,7 +80,7 @@ def read_generation_defaults(folder: Path, config: Mapping[str, Any]) -> Generat
 
 
 def _not_followed(file: _File, usable: Mapping[str, float | None]) -> Iterator[str]:
-    """Drawing keys with a value that cannot be, but for the usual ways to say off."""
+    """Sampling keys with an invalid value, except the usual ways to say off."""
     for key, value in usable.items():
         found = file.values.get(key)
         off = found is None or (key == "top_k" and found == -1)
@@ -112,7 +112,7 @@ class _File:
         return value
 
     def usable(self, key: str, fits: Fits) -> float | None:
-        """A number that fits; None for anything else."""
+        """A valid number; None for anything else."""
         value = self.values.get(key)
         if not isinstance(value, int | float) or isinstance(value, bool):
             return None

@@ -1,4 +1,4 @@
-"""How a config describes its rotary embedding (arXiv:2104.09864): the base, and the scaling for longer contexts."""
+"""Reading a rotary embedding (arXiv:2104.09864) from a config: base, and scaling for longer contexts."""
 
 from __future__ import annotations
 
@@ -23,52 +23,54 @@ _FIELDS: Final[dict[str, dict[str, str]]] = {
     "yarn": {"factor": "factor", **_ORIGINAL},
     "longrope": _ORIGINAL,
 }
-"""Of each kind: the config's keys that it needs, and the field of ``Rope`` that each fills."""
+"""For each kind: the config keys that it requires, and the field of ``Rope`` that each sets."""
 _OPTIONAL: Final[dict[str, dict[str, str]]] = {
     "yarn": {"beta_fast": "beta_fast", "beta_slow": "beta_slow"},
     "longrope": {"factor": "factor"},
 }
 MOST_FACTOR: Final = 1e12
-"""Of anything here: bases go to 1e9, factors to some hundreds."""
+"""Limit on all numbers here: bases go up to 1e9, factors to a few hundred."""
 _SAME_AS: Final = {"su": "longrope"}
 
 
-def read_rope(raw: RawConfig, share: float | None = None, theta: float = 10000.0) -> Rope:
-    """From ``rope_theta`` and ``rope_scaling`` of old configs, or ``rope_parameters`` of new ones.
+def read_rope(raw: RawConfig, fraction: float | None = None, theta: float = 10000.0) -> Rope:
+    """Read ``rope_theta`` and ``rope_scaling`` of old configs, or ``rope_parameters`` of new ones.
 
     Args:
         raw: the config.
-        share: of the channels that are rotated, where the config may leave it out; None: all, and it may say nothing else.
-        theta: the base where the config has none.
+        fraction: fraction of channels to rotate if the config does not set it; None: all, and the config may not set anything else.
+        theta: the base if the config does not set it.
 
     Raises:
-        UnsupportedFeatureError: a kind of scaling, or a key of it, that is not known.
+        UnsupportedFeatureError: a kind of scaling, or one of its keys, is not supported.
         JsonFileError: a key is missing or malformed.
     """
     base = raw.values.get("rope_theta")
     rope = Rope(theta if base is None else _positive(raw, "rope_theta", base))
-    if share is not None:
+    if fraction is not None:
         key = "partial_rotary_factor" if "rotary_pct" not in raw.values else "rotary_pct"
-        rope = replace(rope, share=raw.positive(key, raw.number(key, share), most=1.0))
+        rope = replace(rope, rotary_fraction=raw.positive(key, raw.number(key, fraction), most=1.0))
     for section in ("rope_scaling", "rope_parameters"):
         values = raw.values.get(section)
         if values is not None and not isinstance(values, dict):
             raise _malformed(raw, section, "an object", values)
-        rope = read_section(raw, section, dict(values or {}), rope, partial=share is not None)
+        rope = read_section(raw, section, dict(values or {}), rope, partial=fraction is not None)
     return rope
 
 
 def read_section(
     raw: RawConfig, section: str, values: dict[str, Any], rope: Rope, *, partial: bool = False
 ) -> Rope:
-    """``rope`` with what a section says in addition."""
+    """``rope``, updated from a section of the config."""
     if "rope_theta" in values:
         rope = replace(
             rope, theta=_positive(raw, f"{section}.rope_theta", values.pop("rope_theta"))
         )
     if partial and "partial_rotary_factor" in values:
-        share = values.pop("partial_rotary_factor")
-        rope = replace(rope, share=_positive(raw, f"{section}.partial_rotary_factor", share, 1.0))
+        fraction = values.pop("partial_rotary_factor")
+        rope = replace(
+            rope, rotary_fraction=_positive(raw, f"{section}.partial_rotary_factor", fraction, 1.0)
+        )
     elif values.get("partial_rotary_factor") == 1:
         del values["partial_rotary_factor"]
     kind = values.pop("type", "default")
@@ -80,7 +82,7 @@ def read_section(
     if kind == "default":
         _refuse_rest(raw, section, values)
         return rope
-    if kind == "longrope":  # older configs have it outside
+    if kind == "longrope":  # older configs have it outside the section
         outside = raw.optional_integer("original_max_position_embeddings")
         values.setdefault("original_max_position_embeddings", outside)
     fields: dict[str, Any] = {
@@ -98,7 +100,7 @@ def read_section(
 
 
 def _check_order(raw: RawConfig, section: str, rope: Rope) -> None:
-    """Of pairs that are divided by their difference, or logarithms that are divided by."""
+    """Check the order of pairs whose difference is a divisor, and numbers whose logarithm is."""
     key = f"{section}.high_freq_factor"
     if rope.kind == "llama3" and rope.high_freq_factor <= rope.low_freq_factor:
         low = f"more than low_freq_factor {rope.low_freq_factor:g}"
@@ -111,7 +113,7 @@ def _check_order(raw: RawConfig, section: str, rope: Rope) -> None:
 
 
 def context(rope: Rope, positions: int) -> int:
-    """Positions that a model of so many can take with this embedding."""
+    """The number of positions that a model with ``positions`` can handle with this embedding."""
     if rope.kind == "dynamic":
         return max(1, int(rope.factor * positions))
     return (
@@ -122,7 +124,7 @@ def context(rope: Rope, positions: int) -> int:
 
 
 def _scaled(raw: RawConfig, section: str, values: dict[str, Any], rope: Rope) -> Rope:
-    """What a kind computes from the rest of the config."""
+    """Values that a kind derives from the rest of the config."""
     if rope.kind == "dynamic":
         values.pop("original_max_position_embeddings", None)
         return replace(rope, original_positions=raw.integer("max_position_embeddings"))
@@ -165,7 +167,7 @@ def _refuse_rest(raw: RawConfig, section: str, values: dict[str, Any]) -> None:
 
 
 def _positive(raw: RawConfig, key: str, value: object, most: float = MOST_FACTOR) -> float:
-    """A number for the tables: their float32 overflows at the extremes."""
+    """A number within limits, as tables in float32 would overflow at the extremes."""
     return raw.positive(key, value, most)
 
 

@@ -1,10 +1,11 @@
-"""What a checkpoint's tensor names say about a decoder that its config leaves open: the prefix, and the head."""
+"""Properties of a decoder that only a checkpoint's tensor names show: the prefix and the head."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from ...errors import WrappedNamesError
 from ...formats.int8.names import WEIGHT
 from .config import DecoderConfig
 from .families import Family
@@ -12,18 +13,24 @@ from .families import Family
 
 @dataclass(frozen=True)
 class Stored:
-    """A family and a config, with names and head as a checkpoint has them."""
+    """A family and a config, with names and head as in a checkpoint."""
 
     family: Family
     config: DecoderConfig
     untied: bool = False
-    """The config says that the head is the token embedding, and the checkpoint has one beside it."""
+    """Whether the config ties the head to the token embedding although the checkpoint has a head."""
     headless: bool = False
-    """There is no head: an embedding or reward model."""
+    """Whether there is no head, as in embedding and reward models."""
 
 
-def as_stored(family: Family, config: DecoderConfig, tensors: Collection[str]) -> Stored:
-    """Match a family with the names of a checkpoint's tensors (none of them: nothing is known)."""
+def as_stored(
+    family: Family, config: DecoderConfig, tensors: Collection[str], file: object = "config.json"
+) -> Stored:
+    """Match a family with the names of a checkpoint's tensors (none of them: nothing is known).
+
+    Raises:
+        WrappedNamesError: they begin as another model's do, such as the text part of one that sees; ``file`` is named then.
+    """
     embed, head = (f"{family.names[role]}.{WEIGHT}" for role in ("embed", "head"))
     stripped = embed.removeprefix(family.base_prefix)
     if embed not in tensors and stripped in tensors:  # saved from the base model
@@ -32,10 +39,25 @@ def as_stored(family: Family, config: DecoderConfig, tensors: Collection[str]) -
         head = f"{names['head']}.{WEIGHT}"
     if embed not in tensors:
         if config.tied and head in tensors:
-            # of tensors that share memory, safetensors' save_model keeps the first name
+            # safetensors' save_model keeps only the first name of tensors that share memory
             names = {**family.names, "embed": family.names["head"]}
             family = replace(family, names=names)
+        else:
+            _check_prefix(family, stripped, tensors, file)
         return Stored(family, config)
     if config.tied and head in tensors:
         return Stored(family, replace(config, tied=False), untied=True)
     return Stored(family, config, headless=not config.tied and head not in tensors)
+
+
+def _check_prefix(family: Family, embed: str, tensors: Collection[str], file: object) -> None:
+    """Say so if the embedding is there, behind another prefix, which all else then has too."""
+    for name in tensors:
+        prefix = name.removesuffix(embed)
+        in_a_block = any(part.isdecimal() for part in prefix.split("."))
+        if prefix != name and prefix.endswith(".") and not in_a_block:
+            raise WrappedNamesError(
+                "tensor names do not begin as this model_type's do", file=file, tensor=name,
+                expected=f"'{family.base_prefix}'", found=f"'{prefix}'",
+                hint="rename the tensors, or give the config.json that belongs to them",
+            )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Tokenizers stored as ``vocab.json`` and ``merges.txt``, of the classes of which those two files say all."""
+"""Tokenizers stored as ``vocab.json`` and ``merges.txt``, of classes that are fully defined by these two files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .token_settings import CONFIG_FILE, AddedSpec, TokenSettings
 VOCAB_FILE: Final = "vocab.json"
 MERGES_FILE: Final = "merges.txt"
 MOST_BYTES: Final = 256 << 20
-"""Of a tokenizer file; the largest have 40 MB."""
+"""Largest size of a tokenizer file; the largest ones take 40 MB."""
 _END: Final = "<|endoftext|>"
 _QWEN2_WORDS: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -33,10 +33,10 @@ _QWEN2_WORDS: Final = (
 @dataclass(frozen=True)
 class _Kind:
     words: str | None
-    """Pattern of a word; None: GPT-2's."""
+    """Pattern of a word; None: that of GPT-2."""
     nfc: bool
     defaults: Mapping[str, str]
-    """Special tokens where no file names them."""
+    """Special tokens if no file names them."""
 
 
 _NAMES: Final = ("unk_token", "bos_token", "eos_token")
@@ -47,17 +47,17 @@ _KINDS: Final = {
     "GPTNeoXTokenizer": _Kind(None, nfc=True, defaults={**_GPT2.defaults, "pad_token": "<|padding|>"}),
     "Qwen2Tokenizer": _Kind(_QWEN2_WORDS, nfc=True, defaults=dict.fromkeys(("unk_token", "eos_token", "pad_token"), _END)),
 }  # fmt: skip
-"""By the name of transformers' class; the formulas are those of ``transformers/models/*/tokenization_*.py``."""
+"""By name of the transformers class; the rules are those of ``transformers/models/*/tokenization_*.py``."""
 _OF_MODELS: Final = {
     "GPT2Tokenizer": "codegen gpt2 gpt_bigcode gpt_neo gptj opt phi starcoder2",
     "GPTNeoXTokenizer": "gpt_neox",
     "Qwen2Tokenizer": "qwen2 qwen2_5_vl qwen2_moe qwen2_vl qwen3 qwen3_moe qwen3_next qwen3_vl qwen3_vl_moe",
 }
-"""Class -> the ``model_type`` of models that have it where no file names a class."""
+"""Class -> the ``model_type`` of models that use it if no file names a class."""
 
 
 def kind_of(settings: TokenSettings) -> str | None:
-    """The class that the files name, or their model has; None: nothing says."""
+    """The class named by the files or implied by the model; None if unknown."""
     if settings.kind is not None:
         return settings.kind
     model = settings.model_type
@@ -65,16 +65,16 @@ def kind_of(settings: TokenSettings) -> str | None:
 
 
 def is_known(kind: str | None) -> bool:
-    """Whether ``build`` is exact for a class; without a name the two files are taken for GPT-2's, whose they were first."""
+    """Whether ``build`` is exact for a class; without a name the two files are assumed to be GPT-2's."""
     return kind is None or kind in _KINDS
 
 
 def build(folder: Path, settings: TokenSettings) -> RustTokenizer:
-    """From ``vocab.json`` and ``merges.txt``.
+    """Build a tokenizer from ``vocab.json`` and ``merges.txt``.
 
     Raises:
-        TokenizerError: files that contradict each other.
-        ValueError: malformed ones.
+        TokenizerError: the files contradict each other.
+        ValueError: a file is malformed.
     """
     kind = _KINDS[kind_of(settings) or "GPT2Tokenizer"]
     vocab = _with_added(read_json(folder / VOCAB_FILE), settings, folder)
@@ -101,7 +101,7 @@ def build(folder: Path, settings: TokenSettings) -> RustTokenizer:
 def add_tokens(
     tokenizer: RustTokenizer, settings: TokenSettings, defaults: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Add the tokens that only the settings have, as transformers does -> the special tokens by name."""
+    """Add the tokens that only the settings have, as transformers does; returns the special tokens by name."""
     default = {n: AddedSpec(text) for n, text in (defaults or {}).items() if n not in settings.values}  # fmt: skip
     named = default | dict(settings.named)
     there = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
@@ -132,12 +132,12 @@ def _merges(file: Path) -> list[tuple[str, str]]:
     stripped = [line.removesuffix("\r") for line in lines]
     pairs = [line.split(" ") for line in stripped if line and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in pairs):
-        raise ValueError("merges.txt has a line that is no pair")
+        raise ValueError("merges.txt has a line that is not a pair")
     return [(one, other) for one, other in pairs]
 
 
 def _with_added(vocab: dict[str, Any], settings: TokenSettings, folder: Path) -> dict[str, Any]:
-    """The vocabulary with the added tokens at their ids: the model has learnt them there, whatever comes between."""
+    """The vocabulary with the added tokens at the ids that the model has learned, even if there are gaps."""
     for number, spec in settings.added.items():
         known = vocab.setdefault(spec.content, number)
         if known != number:

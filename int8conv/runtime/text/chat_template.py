@@ -1,8 +1,8 @@
-"""Chat templates: from messages to the text that a model was trained to see.
+"""Chat templates: from messages to the text format that a model was trained on.
 
-A template is a Jinja program that comes with a checkpoint, from anyone: it runs in Jinja's immutable sandbox, which reaches no
-file and changes no object, in a process of its own with little time and memory (``template_process``). Variables, filters and functions are those that Hugging Face's documentation of chat templates
-promises ("Writing a chat template").
+A template is a Jinja program from an untrusted checkpoint: it runs in Jinja's immutable sandbox, without access to files or
+mutable objects, in a separate process with limited time and memory (``template_process``). It has the variables, filters and
+functions of Hugging Face's documentation ("Writing a chat template").
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ DEFAULT: Final = "default"
 TOOL_USE: Final = "tool_use"
 
 Message = Mapping[str, Any]
-"""``role`` (system, user or assistant, to most templates) and ``content``."""
+"""``role`` (in most templates system, user or assistant) and ``content``."""
 
 
 class ChatTemplate:
-    """A checkpoint's template, with the special tokens that it may name."""
+    """A checkpoint's template, with the special tokens that it may refer to."""
 
     def __init__(
         self, source: str, special_tokens: Mapping[str, str], file: Path, tool_use: str | None = None
     ) -> None:  # fmt: skip
         self.special_tokens = dict(special_tokens)
-        """Such as ``eos_token``."""
+        """By name, such as ``eos_token``."""
         self._file = file
         self._source = source
         self._tool_use = tool_use
@@ -42,15 +42,15 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, folder: Path, name: str = DEFAULT) -> ChatTemplate:
-        """From ``chat_template.jinja`` and ``additional_chat_templates/``, else ``chat_template`` of ``tokenizer_config.json``, which
-        is one or several with names, else ``chat_template.json``, as processors have it.
+        """Load from ``chat_template.jinja`` and ``additional_chat_templates/``, otherwise ``chat_template`` in ``tokenizer_config.json``
+        (one template, or several with names), otherwise ``chat_template.json``, which processors have.
 
         Args:
-            folder: of the checkpoint.
-            name: which of several; with tools, the default gives way to the one named ``tool_use``.
+            folder: the checkpoint's folder.
+            name: name of the template; with tools, ``tool_use`` is used instead of the default.
 
         Raises:
-            TokenizerError: there is none, or it is no Jinja program.
+            TokenizerError: there is none, or it is not a Jinja template.
             JsonFileError: the config, or its key, is malformed.
         """
         settings = read_token_settings(folder)
@@ -65,7 +65,7 @@ class ChatTemplate:
             raise TokenizerError(
                 "no chat template in this folder" if not named else f"no chat template named '{name}'", file=folder,
                 expected=" or ".join(sorted(named)) or f"{TEMPLATE_FILE}, or chat_template in {CONFIG_FILE}",
-                hint=None if named else "a model that was not trained to chat only continues text: 'int8conv generate'",
+                hint=None if named else "a model that was not trained to chat can only continue text: use 'int8conv generate'",
             )  # fmt: skip
         tool_use = named.get(TOOL_USE) if name == DEFAULT else None
         return cls(named[name], settings.texts, file, tool_use)
@@ -75,17 +75,17 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None, documents: Sequence[Mapping[str, Any]] | None = None,
         arguments: Mapping[str, Any] | None = None,
     ) -> str:  # fmt: skip
-        """The text of a conversation; with ``add_generation_prompt`` up to where the assistant's reply begins.
+        """Format a conversation; with ``add_generation_prompt``, up to where the assistant's reply begins.
 
         Args:
-            messages: what was said.
-            add_generation_prompt: whether a reply is to follow.
+            messages: the messages so far.
+            add_generation_prompt: whether a reply will follow.
             tools: JSON schemas of functions that the model may call.
-            documents: what the model is to answer from: ``title`` and ``text``, to most templates.
-            arguments: other variables of the template, such as ``enable_thinking``; they count before special tokens.
+            documents: documents to answer from, with ``title`` and ``text`` in most templates.
+            arguments: other template variables, such as ``enable_thinking``; they take precedence over special tokens.
 
         Raises:
-            TokenizerError: the template fails, or refuses these messages.
+            TokenizerError: the template fails or refuses these messages.
         """
         variables = {
             "messages": [dict(message) for message in messages],
@@ -102,7 +102,7 @@ class ChatTemplate:
         return self._source
 
     def names_token(self, token: str) -> bool:
-        """Whether the template's text has a token in it."""
+        """Whether the template's source contains a token."""
         return token in self._source
 
     def _render(self, variables: Mapping[str, Any] | None, source: str) -> str:
@@ -117,6 +117,13 @@ class ChatTemplate:
             ) from error
         except (TypeError, ValueError, RecursionError) as error:
             raise TokenizerError(f"the messages are not JSON: {error}", file=self._file) from error
+
+
+def is_in(folder: Path) -> bool:
+    """Whether a folder has a chat template, of whatever quality."""
+    if any(os.path.lexists(folder / name) for name in (TEMPLATE_FILE, PROCESSOR_FILE)):
+        return True
+    return read_optional_json(folder / CONFIG_FILE).get("chat_template") is not None
 
 
 def _from_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
@@ -135,7 +142,7 @@ def _read(file: Path) -> str:
 
 
 def _from_config(value: object, file: Path) -> dict[str, str]:
-    """By name: one is the default, several are an object or a list of ``name`` and ``template``."""
+    """Templates by name: a single one is the default; several are an object, or a list of ``name`` and ``template``."""
     named = value
     if value is None:
         named = {}

@@ -1,11 +1,11 @@
-"""Text as its tokens come, equal to the text of all of them decoded at once.
+"""Decode text token by token, with the same result as decoding all tokens at once.
 
-What a token adds may depend on tokens on either side of it, in three ways:
+The text that a token adds may depend on tokens before and after it, in three ways:
 
-- Many tokenizers drop the space in front of a text's first token: a token is decoded after the tokens before it.
-- Byte-level tokens (GPT-2) are bytes, not characters: the first bytes of a character wait for the others.
-- Byte fallback (SentencePiece: Llama 2, Mistral, Gemma) spells characters outside its vocabulary in tokens of a byte, ``<0xE2>``.
-  A run of them is UTF-8 as a whole, or one U+FFFD per byte: none of it is known before the run ends.
+- Many tokenizers drop the space before a text's first token: a token is decoded together with its predecessors.
+- Byte-level tokens (GPT-2) are bytes, not characters: incomplete characters are held back.
+- Byte fallback (SentencePiece: Llama 2, Mistral, Gemma) spells characters outside its vocabulary as tokens of one byte, ``<0xE2>``.
+  A run of them is either valid UTF-8 as a whole or one U+FFFD per byte, which is only known when the run ends.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 _CONTEXT: Final = 6
-"""Tokens before a token that it is decoded after, at least."""
+"""Smallest number of preceding tokens that a token is decoded with."""
 _MOST_CONTEXT: Final = 24
-"""At most; what they give is decoded again only when they are cut."""
+"""Largest number; their text is decoded again only when they are cut."""
 _PROMPT_WINDOW: Final = 64
-"""Tokens at a prompt's end that are looked at."""
+"""Number of tokens at a prompt's end to look at."""
 
 
 class Decoder(Protocol):
-    """What is asked of a tokenizer."""
+    """The required interface of a tokenizer."""
 
     byte_level: bool
     byte_fallback: bool
@@ -32,14 +32,14 @@ class Decoder(Protocol):
         """Text without special tokens."""
 
     def visible(self, token_id: int) -> str | None:
-        """A token's spelling in the vocabulary; None if ``decode`` passes over it."""
+        """A token's spelling in the vocabulary; None if ``decode`` skips it."""
 
 
 class Detokenizer:
-    """Text as its tokens come.
+    """Decodes text token by token.
 
     Args:
-        tokenizer: that the tokens are of.
+        tokenizer: the tokenizer of the tokens.
         prompt: the tokens before the text.
     """
 
@@ -47,18 +47,18 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._spelling = _spelling(tokenizer)
         self._shown: list[int] = []
-        """The last tokens whose text was returned, or that of the prompt."""
+        """The last tokens whose text was returned, or the last ones of the prompt."""
         self._before: int | None = None
-        """Characters of their text, once it is known."""
+        """Number of characters of their text, if known."""
         self._waiting: list[int] = []
         self._run = bytearray()
-        """Bytes at the end of what waits: of byte-fallback tokens, or the first ones of a byte-level character."""
+        """Bytes at the end of the pending tokens: of byte-fallback tokens, or of an incomplete byte-level character."""
         self._sent = 0
-        """Characters of what waits that were returned already."""
+        """Number of characters of the pending tokens that have already been returned."""
         self._begin(prompt)
 
     def push(self, token: int) -> str:
-        """The next token -> the text that is certain with it, which may be empty."""
+        """Add a token; returns the text that is now certain, which may be empty."""
         text = self._tokenizer.visible(token)
         if text is None:
             return ""
@@ -72,14 +72,14 @@ class Detokenizer:
         )
         added = self._added(self._waiting)
         if self._run:
-            added = added[:-1]  # what stands for the bytes of a character that is not complete
+            added = added[:-1]  # the replacement of an incomplete character's bytes
         new, self._sent = added[self._sent :], len(added)
         if not self._run:
             self._settle()
         return new
 
     def finish(self) -> str:
-        """What still waits, without the beginning of a character whose end is missing."""
+        """The remaining text, without an incomplete character."""
         waiting, rest = self._waiting, _unfinished(self._run)
         if self._tokenizer.byte_level and rest:
             waiting = []
@@ -91,7 +91,7 @@ class Detokenizer:
         return added
 
     def _begin(self, prompt: Sequence[int]) -> None:
-        """A run at the prompt's end is its own, but for the first bytes of a character that the text is to complete."""
+        """A run at the prompt's end belongs to the prompt, except for the bytes of a character that the text has to complete."""
         spelled = [(token, self._tokenizer.visible(token)) for token in prompt[-_PROMPT_WINDOW:]]
         tokens = [(token, self._spelling(text)) for token, text in spelled if text is not None]
         if self._tokenizer.byte_fallback:
@@ -107,7 +107,7 @@ class Detokenizer:
             self._sent = len(self._added(self._waiting)) - 1
 
     def _settle(self) -> None:
-        """All that waits has been returned."""
+        """Mark all pending tokens as returned."""
         self._shown += self._waiting
         if self._before is not None:
             self._before += self._sent
@@ -122,7 +122,7 @@ class Detokenizer:
 
 
 def _spelling(tokenizer: Decoder) -> Callable[[str], bytes | None]:
-    """Token text -> its bytes, where the tokenizer's tokens are bytes; None: it is characters."""
+    """Token text -> its bytes, if the tokenizer's tokens are bytes; None if they are characters."""
     if tokenizer.byte_fallback:
         return _fallback_byte
     if tokenizer.byte_level:
@@ -142,8 +142,8 @@ def _fallback_byte(token: str) -> bytes | None:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in byte-level tokens (GPT-2's ``bytes_to_unicode``): visible ones of Latin-1 for
-    themselves, the others from U+0100 on."""
+    """The character that represents each byte in byte-level tokens (GPT-2's ``bytes_to_unicode``): visible Latin-1 characters
+    represent themselves, the others are mapped from U+0100 on."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in visible]
     return {chr(b): b for b in visible} | {chr(0x100 + i): b for i, b in enumerate(others)}
@@ -153,7 +153,7 @@ _BYTES: Final = _byte_alphabet()
 
 
 def _begun(tokens: Sequence[bytes | None]) -> tuple[int, bytes]:
-    """How many tokens at the end have the first bytes of a character in them, and those bytes."""
+    """How many tokens at the end contain bytes of an incomplete character, and those bytes."""
     tail = list[bytes]()
     for data in reversed(tokens[-4:]):
         if data is None:
@@ -166,11 +166,11 @@ def _begun(tokens: Sequence[bytes | None]) -> tuple[int, bytes]:
 
 
 def _unfinished(data: bytes | bytearray) -> bytes:
-    """The first bytes of a character at the end, without its others."""
+    """The bytes of an incomplete character at the end."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(bytes(data))
     begun = decoder.getstate()[0]
-    # the decoder also waits for the last byte of a surrogate, which is no character
+    # the decoder would also wait for the last byte of a surrogate, which is not a character
     return begun if len(begun.decode(errors="replace")) == 1 else b""
 
 

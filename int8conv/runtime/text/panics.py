@@ -1,4 +1,4 @@
-"""Calls into the tokenizers library, whose panics are neither exceptions nor silent."""
+"""Calls into the tokenizers library, whose panics do not derive from Exception and print to stderr."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Final
 from ...errors import Int8convError, TokenizerError
 
 _REPLAYED: Final = 1 << 20
-"""Bytes of stderr from other threads that a call holds back at most; more is cut."""
+"""Largest number of bytes of stderr from other threads that a call holds back; the rest is dropped."""
 
 
 @contextmanager
 def unbroken(folder: Path | None, problem: str = "tokenizer files are unusable") -> Iterator[None]:
-    """In the block, whatever the tokenizers library does becomes a TokenizerError, its panics too, which say nothing on stderr.
+    """Turn all errors of the tokenizers library in the block into TokenizerError, including panics, without output on stderr.
 
-    A panic of its Rust code is a BaseException that is no Exception, and prints where it happened.
+    A panic in its Rust code is a BaseException but not an Exception, and prints where it happened.
     """
     panicked = False
     _STDERR.hold()
@@ -36,9 +36,10 @@ def unbroken(folder: Path | None, problem: str = "tokenizer files are unusable")
 
 
 class _Stderr:
-    """File descriptor 2 of the process, which leads into a file while anybody holds it.
+    """File descriptor 2 of the process, redirected to a file while held.
 
-    What other threads write meanwhile appears when the last has let go; after a panic it is lost with the panic's own lines.
+    Output of other threads in the meantime appears when the last holder releases it; after a panic it is lost with the panic's own
+    lines.
     """
 
     def __init__(self) -> None:
@@ -54,7 +55,7 @@ class _Stderr:
             if self._holders > 1:
                 return
             self._own, self._drop = -1, False
-            with suppress(OSError):  # closed, or no place for a file
+            with suppress(OSError):  # closed, or no space for a file
                 self._file = _unnamed_file() if self._file < 0 else self._file
                 own = os.dup(2)
                 os.dup2(self._file, 2)
@@ -78,7 +79,7 @@ class _Stderr:
 
 
 def _unnamed_file() -> int:
-    """A descriptor, which the process keeps."""
+    """A descriptor that stays open for the life of the process."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("int8conv-stderr")
     with tempfile.TemporaryFile() as file:

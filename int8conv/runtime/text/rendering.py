@@ -1,6 +1,6 @@
-"""The other end of ``template_process``: one such process, started at the first template and again if one had to be ended.
+"""The counterpart of ``template_process``: one such process, started for the first template and restarted if it had to be killed.
 
-Starting it takes a tenth of a second; then a template is rendered in some milliseconds, as in this process.
+Starting it takes a tenth of a second; after that, rendering a template takes a few milliseconds, as it would in this process.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from typing import IO, Any, Final
 from .template_process import CPU_SECONDS, MOST_TEXT
 
 WALL_SECONDS: Final = 120.0
-"""However busy the machine is."""
+"""Limit on wall-clock time, however busy the machine is."""
 _MOST_BYTES: Final = 12 * MOST_TEXT + 100
-"""Of a reply: each character becomes an escape or two."""
+"""Largest size of a reply: each character may become one or two escapes."""
 _START: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
     "from int8conv.runtime.text.template_process import main; main()"
 )
 
 _PACKAGES: Final = str(Path(__file__).parents[3])
-"""Where this package was found; of the rest of the search path the working folder is left out, which may be anybody's."""
+"""Where this package was found; the working folder is not part of the search path, as it may be untrusted."""
 
 
 class RenderingError(Exception):
-    """A template fails; its text says how.
+    """A template failed; the text says how.
 
     Args:
-        line: of the template, where that is known.
+        line: line of the template, if known.
     """
 
     def __init__(self, text: str, line: int | None = None) -> None:
@@ -46,7 +46,7 @@ class RenderingError(Exception):
 
 
 class Renderer:
-    """A process for templates."""
+    """A process that renders templates."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -54,7 +54,7 @@ class Renderer:
         self._lock = threading.Lock()
 
     def render(self, source: str, variables: Mapping[str, Any] | None = None) -> str:
-        """The text of a template; without variables it is only compiled.
+        """Render a template, or only compile it if there are no variables.
 
         Raises:
             RenderingError: it fails, or takes too much time or memory.
@@ -65,7 +65,7 @@ class Renderer:
         with self._lock:
             try:
                 answer = self._ask(line)
-            except BaseException:  # a reply that nobody has read would be the next one's
+            except BaseException:  # an unread reply would be taken for the next one
                 self._end()
                 raise
         if "error" in answer:
@@ -73,7 +73,7 @@ class Renderer:
         return str(answer["text"])
 
     def close(self) -> None:
-        """End the process; the next template starts another."""
+        """End the process; the next template starts a new one."""
         with self._lock:
             self._end()
 
@@ -93,7 +93,7 @@ class Renderer:
         return answer
 
     def _running(self) -> subprocess.Popen[bytes]:
-        if self._owner != os.getpid():  # forked: it is the parent's
+        if self._owner != os.getpid():  # after a fork, it belongs to the parent
             self._process = None
         if self._process is None or self._process.poll() is not None:
             self._end()
@@ -103,9 +103,7 @@ class Renderer:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             assert self._process.stdin is not None
-            path = [
-                entry for entry in sys.path if Path(entry).is_absolute()
-            ]  # not the working folder
+            path = [_PACKAGES, *(entry for entry in sys.path if Path(entry).is_absolute())]
             self._process.stdin.write(json.dumps(path).encode() + b"\n")
         return self._process
 
@@ -124,7 +122,7 @@ class Renderer:
 
 
 def _read_line(stream: IO[bytes], deadline: float) -> bytes:
-    """Up to the line's end, that of the stream, or the deadline."""
+    """Read up to the end of the line, the end of the stream, or the deadline."""
     parts: list[bytes] = []
     fd, size = stream.fileno(), 0
     while size <= _MOST_BYTES:
@@ -138,18 +136,16 @@ def _read_line(stream: IO[bytes], deadline: float) -> bytes:
 
 
 def _why(process: subprocess.Popen[bytes]) -> str:
-    """Why a process has not answered."""
+    """Why a process did not answer."""
     try:
         code = process.wait(timeout=1)
     except subprocess.TimeoutExpired:
         return f"it takes more than {WALL_SECONDS:.0f} s"
     if code == -signal.SIGXCPU:
         return f"it takes more than {CPU_SECONDS} s of processor time"
-    return (
-        "the process that rendered it came to an end: it needs too much memory, or nests too deeply"
-    )
+    return "the process that rendered it died: it needs too much memory or nests too deeply"
 
 
 RENDERER: Final = Renderer()
-"""Of this process."""
+"""The renderer of this process."""
 atexit.register(RENDERER.close)

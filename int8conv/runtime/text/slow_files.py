@@ -1,6 +1,6 @@
-"""Tokenizers that only transformers can read: SentencePiece and tiktoken files, and classes with rules of their own.
+"""Tokenizers that only transformers can read: SentencePiece and tiktoken files, and classes with custom rules.
 
-What its converters build is a ``tokenizers.Tokenizer`` too, and is all that is kept. Code that comes with a checkpoint is not run.
+Its converters also build a ``tokenizers.Tokenizer``, which is all that is kept. Code that comes with a checkpoint is not run.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from tokenizers import Tokenizer as RustTokenizer
 from ...errors import TokenizerError
 
 FILES: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model", "tekken.json", "vocab.json", "vocab.txt")  # fmt: skip
-"""At least one of them is there."""
+"""At least one of them exists."""
 EXTRA: Final = "pip install 'int8conv[tokenizers-legacy]'"
-_SAVE: Final = "where its own code runs, save it as tokenizer.json, or give another tokenizer with --tokenizer or load(tokenizer=...)"
+_SAVE: Final = "save it as tokenizer.json where its own code runs, or give another tokenizer with --tokenizer or load(tokenizer=...)"
 
 
 def build(folder: Path, kind: str | None) -> RustTokenizer:
-    """A folder's tokenizer as transformers converts it.
+    """A folder's tokenizer, as converted by transformers.
 
     Args:
-        kind: name of its class, or ``model_type``; None: nothing says.
+        kind: name of its class, or ``model_type``; None if unknown.
 
     Raises:
-        TokenizerError: the extra is not installed; it has no such class, or only a slow one; or the files do not fit it.
+        TokenizerError: the extra is not installed, transformers has no such class or only a slow one, or the files do not fit it.
     """
     try:
         from transformers import AutoTokenizer, TokenizersBackend
@@ -54,7 +54,7 @@ def build(folder: Path, kind: str | None) -> RustTokenizer:
 
 
 def _check_vocabulary(folder: Path, kind: str | None, *, has_rules: bool) -> None:
-    """Files that say only a part of the tokenizer need a class that has the rest; those of libraries, the library."""
+    """Check that files which define only part of a tokenizer have a class with the rest, and that their library is installed."""
     for name in FILES[:4]:
         if not (folder / name).is_file():
             continue
@@ -68,7 +68,7 @@ def _check_vocabulary(folder: Path, kind: str | None, *, has_rules: bool) -> Non
                 import sentencepiece
         except ImportError as error:
             raise _missing(folder, kind, library) from error
-        if not text:  # it checks the file, of which the conversion believes everything
+        if not text:  # checks the file, as the conversion trusts it
             sentencepiece.SentencePieceProcessor(model_file=os.fspath(folder / name))
         return
     if not has_rules:
@@ -76,7 +76,7 @@ def _check_vocabulary(folder: Path, kind: str | None, *, has_rules: bool) -> Non
 
 
 def _is_text(file: Path) -> bool:
-    """tiktoken's files are lines of base64 and a number; SentencePiece's are binary."""
+    """tiktoken files are lines of base64 and a number; SentencePiece files are binary."""
     with file.open("rb") as opened:
         start = opened.read(1024)
     return start.isascii() and b" " in start and not any(byte < 9 for byte in start)

@@ -1,8 +1,8 @@
-"""Stop strings: found in text that comes in pieces, wherever the pieces are cut."""
+"""Find stop strings in text that arrives in pieces, even across pieces."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ...errors import ArgumentError
 
@@ -11,17 +11,20 @@ def read_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """One string, several or none, as a tuple.
 
     Raises:
-        ArgumentError: an empty one, or something else than a string.
+        ArgumentError: one is empty or not a string.
     """
+    expected = "strings that are not empty"
+    if stop is not None and not isinstance(stop, Iterable):
+        raise ArgumentError("stop", expected=expected, found=repr(stop))
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     for each in stops:
         if not isinstance(each, str) or not each:
-            raise ArgumentError("stop", expected="strings that are not empty", found=repr(each))
+            raise ArgumentError("stop", expected=expected, found=repr(each))
     return stops
 
 
 class StopScanner:
-    """Lets text through up to the first stop string to be complete; holds back what may be the beginning of one."""
+    """Passes text on up to the first complete stop string; holds back what may be the beginning of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -29,7 +32,7 @@ class StopScanner:
         self.stopped = False
 
     def push(self, piece: str) -> str:
-        """More text -> what can be shown by now."""
+        """Add text; returns what can be shown."""
         text, self._held = self._held + piece, ""
         if self.stopped:
             return ""
@@ -42,12 +45,12 @@ class StopScanner:
         return text[: len(text) - keep]
 
     def finish(self) -> str:
-        """What was held back: the text has ended, and no stop string is going to be complete."""
+        """The text that was held back, now that no stop string can be completed."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of a text with which a stop string, longer than it, begins."""
+    """Length of the longest suffix of a text that is a proper prefix of a stop string."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

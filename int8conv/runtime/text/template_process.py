@@ -1,10 +1,10 @@
-"""The process in which chat templates run: Jinja in its immutable sandbox, with little time and memory.
+"""The process in which chat templates run: Jinja's immutable sandbox, with limited time and memory.
 
-A template is a program that comes with a checkpoint, from anyone. The sandbox keeps it from files and objects; that it ends, and in
-how much memory, only a process of its own can promise: ``{{ 'a' * 10**10 }}`` is one operation, and is done when it is compiled.
+A template is a program from an untrusted checkpoint. The sandbox keeps it from files and objects; only a separate process can
+limit its time and memory: ``{{ 'a' * 10**10 }}`` is one operation, and is already evaluated at compile time.
 
-Requests and replies are lines of JSON on stdin and stdout: ``{"source": ..., "variables": {...}}``, without variables only to
-compile; ``{"text": ...}``, or ``{"error": ..., "line": ...}``. ``rendering`` is the other end.
+Requests and replies are lines of JSON on stdin and stdout: ``{"source": ..., "variables": {...}}``, without variables to compile
+only; ``{"text": ...}`` or ``{"error": ..., "line": ...}``. ``rendering`` is the counterpart.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 CPU_SECONDS: Final = 2
-"""Of a request; a template takes some milliseconds."""
+"""Processor time per request; a template takes a few milliseconds."""
 ADDRESSES: Final = 256 << 20
-"""Bytes of address space; the interpreter takes some 40 MB of them."""
+"""Bytes of address space, of which the interpreter takes about 40 MB."""
 MOST_TEXT: Final = 16 << 20
-"""Characters of a prompt, far more than any context."""
+"""Largest number of characters of a prompt, far more than any context."""
 
 
 def main() -> None:
-    """Answer until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other end
+    """Answer requests until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     environment = _environment()
     for limit, value in (
         (resource.RLIMIT_AS, ADDRESSES),
@@ -60,7 +60,9 @@ def _reply(compiled: Any, request: dict[str, Any]) -> bytes:
         answer: dict[str, Any] = {"text": text}
     except MemoryError:
         answer = {"error": f"it needs more than {ADDRESSES >> 20} MiB of memory"}
-    except Exception as error:  # a template may fail as any program: TypeError, RecursionError ...
+    except (
+        Exception
+    ) as error:  # a template may fail like any program: TypeError, RecursionError ...
         answer = {"error": str(error)[:2000] or type(error).__name__}
         answer["line"] = getattr(error, "lineno", None)
     return json.dumps(answer).encode() + b"\n"
@@ -74,12 +76,12 @@ def _rendered(template: Template, variables: dict[str, Any]) -> str:
         if length > MOST_TEXT:
             raise ValueError(f"its text is longer than {MOST_TEXT:,} characters")
     text = "".join(parts)
-    text.encode()  # half a surrogate pair is no text
+    text.encode()  # a lone surrogate is not valid text
     return text
 
 
 class _Generation(Extension):
-    """``{% generation %}...{% endgeneration %}`` marks what an assistant said, for training; here it is just text."""
+    """``{% generation %}...{% endgeneration %}`` marks assistant output for training; here it is plain text."""
 
     tags = {"generation"}  # noqa: RUF012  # as the base class has it
 
@@ -93,7 +95,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation],
     )  # fmt: skip
-    environment.filters["tojson"] = _to_json  # Jinja's own escapes for HTML
+    environment.filters["tojson"] = _to_json  # Jinja's own filter escapes HTML
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment

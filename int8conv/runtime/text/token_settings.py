@@ -1,7 +1,7 @@
-"""What a folder says of its tokenizer beside the vocabulary: ``tokenizer_config.json`` and the files of older releases.
+"""Settings of a tokenizer apart from the vocabulary: ``tokenizer_config.json`` and the files of older releases.
 
-The order in which they count is that of transformers: ``special_tokens_map.json`` and ``added_tokens.json`` are read where
-``tokenizer_config.json`` has no ``added_tokens_decoder``, and the first of them then comes before the config.
+Precedence is as in transformers: ``special_tokens_map.json`` and ``added_tokens.json`` are read only if
+``tokenizer_config.json`` has no ``added_tokens_decoder``, and the first of them then takes precedence over the config.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FLAGS: Final = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 @dataclass(frozen=True)
 class AddedSpec:
-    """A token beside the vocabulary; the flags are those of ``tokenizers.AddedToken``, None where nobody says."""
+    """An added token; the flags are those of ``tokenizers.AddedToken``, None if not set."""
 
     content: str
     lstrip: bool = False
@@ -34,29 +34,29 @@ class AddedSpec:
 
 @dataclass(frozen=True)
 class TokenSettings:
-    """Made by ``read_token_settings``."""
+    """Created by ``read_token_settings``."""
 
     values: Mapping[str, Any]  # a config may hold anything
-    """Of the config and, where it counts, ``special_tokens_map.json``."""
+    """From the config and, if it is read, ``special_tokens_map.json``."""
     kind: str | None
-    """Name of the tokenizer's class without ``Fast``; None: no file says."""
+    """Name of the tokenizer's class without ``Fast``; None if no file names it."""
     model_type: str | None
     named: Mapping[str, AddedSpec]
-    """Special tokens with a name of their own, such as ``eos_token``."""
+    """Special tokens with names, such as ``eos_token``."""
     extra: tuple[AddedSpec, ...]
-    """Special tokens without one."""
+    """Special tokens without names."""
     added: Mapping[int, AddedSpec]
     """By id."""
 
     @property
     def texts(self) -> dict[str, str]:
-        """The text of each special token with a name."""
+        """The text of each named special token."""
         return {name: token.content for name, token in self.named.items()}
 
 
 def read_token_settings(folder: Path) -> TokenSettings:
     """Raises:
-    JsonFileError: a file is malformed, or one of its tokens is no token.
+    JsonFileError: a file or one of its tokens is malformed.
     """
     values = read_optional_json(folder / CONFIG_FILE)
     listed = values.get("added_tokens_decoder")
@@ -87,7 +87,7 @@ def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, AddedSpec]]:
 
 
 def _spec(value: object) -> AddedSpec | None:
-    """From a token's text, or an object with ``content`` and flags; None if it is neither."""
+    """From a token's text, or an object with ``content`` and flags; None for anything else."""
     if isinstance(value, str):
         return AddedSpec(value) if value else None
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
@@ -97,7 +97,7 @@ def _spec(value: object) -> AddedSpec | None:
 
 
 def _listed(folder: Path, listed: object, special: set[str]) -> dict[int, AddedSpec]:
-    """Tokens by id, from ``added_tokens_decoder``, else from ``added_tokens.json``."""
+    """Tokens by id, from ``added_tokens_decoder`` or else ``added_tokens.json``."""
     if listed is None:
         file = folder / ADDED_FILE
         found = read_optional_json(file)

@@ -1,4 +1,4 @@
-"""Text to token ids and back, through the ``tokenizers`` package."""
+"""Text to token ids and back, using the ``tokenizers`` package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from tokenizers import Tokenizer as RustTokenizer
 
@@ -21,14 +21,17 @@ from .token_settings import read_token_settings
 
 FILE: Final = "tokenizer.json"
 MOST_GROWTH: Final = 10_000
-"""Times that normalizing or decoding may lengthen a text."""
+"""Largest factor by which normalizing or decoding may lengthen a text."""
 
 
 class Tokenizer:
     """The tokenizer of a checkpoint folder."""
 
-    def __init__(self, tokenizer: RustTokenizer, folder: Path | None = None) -> None:
+    def __init__(
+        self, tokenizer: RustTokenizer, folder: Path | None = None, *, keep_special: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
+        self._keep_special = keep_special
         self._folder = folder
         added = tokenizer.get_added_tokens_decoder()
         self._special = {token_id for token_id, token in added.items() if token.special}
@@ -36,16 +39,16 @@ class Tokenizer:
         self.byte_level = "ByteLevel" in kinds
         """Whether tokens are bytes, in GPT-2's alphabet."""
         self.byte_fallback = "ByteFallback" in kinds
-        """Whether characters outside the vocabulary are spelled in tokens of a byte, such as ``<0xE2>``."""
+        """Whether characters outside the vocabulary are spelled as tokens of one byte, such as ``<0xE2>``."""
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """From ``tokenizer.json``; else from the files that its class has: ``vocab.json`` and ``merges.txt`` of GPT-2, GPT-NeoX and
-        Qwen 2, and through transformers SentencePiece, tiktoken and other classes.
+        """Load ``tokenizer.json``, or the files of its class: ``vocab.json`` and ``merges.txt`` for GPT-2, GPT-NeoX and Qwen 2;
+        through transformers SentencePiece, tiktoken and other classes.
 
         Raises:
-            TokenizerError: none of them is there, they are unusable, or no exact tokenizer can be made of them.
-            JsonFileError: a malformed file beside them.
+            TokenizerError: none of them exists, they are unusable, or no exact tokenizer can be built from them.
+            JsonFileError: another tokenizer file is malformed.
         """
         if not cls.is_in(folder):
             raise TokenizerError(
@@ -69,68 +72,88 @@ class Tokenizer:
 
     @staticmethod
     def is_in(folder: Path) -> bool:
-        """Whether there is any file that ``load`` reads a vocabulary from."""
+        """Whether a folder has any file that ``load`` can read a vocabulary from."""
         return any(os.path.lexists(folder / name) for name in (FILE, *slow_files.FILES))
 
-    @classmethod
-    def of(cls, given: object) -> Tokenizer:
-        """One that the user gives: this class's, the tokenizers library's, a fast one of transformers, or a folder with one.
-
-        Raises:
-            ArgumentError: something else.
-            TokenizerError: as ``load``.
-        """
-        backend = getattr(given, "backend_tokenizer", given)
-        if isinstance(given, Tokenizer):
-            return given
-        if isinstance(backend, RustTokenizer):
-            with unbroken(None):
-                return cls(
-                    _harmless(RustTokenizer.from_str(backend.to_str()))
-                )  # theirs stays as it is
-        if isinstance(given, str | os.PathLike):
-            return cls.load(Path(given))
-        raise ArgumentError(
-            "tokenizer", expected="a Tokenizer of the tokenizers library, a fast one of transformers, a folder, or None",
-            found=type(given).__name__,
-        )  # fmt: skip
-
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids; if ``special``, with the special tokens that the tokenizer puts around a text.
+        """Token ids; with ``special``, including the special tokens that the tokenizer adds around a text.
 
         Raises:
-            TokenizerError: the tokenizer fails at this text; many that come with checkpoints do at some.
+            TokenizerError: the tokenizer fails on this text, as many do on some texts.
         """
-        with unbroken(self._folder, "the tokenizer fails at this text"):
+        with unbroken(self._folder, "the tokenizer fails on this text"):
             return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """Text without special tokens.
+        """Text without special tokens, unless they are to be kept.
 
         Raises:
-            TokenizerError: the tokenizer fails at these tokens.
+            TokenizerError: the tokenizer fails on these tokens.
         """
-        with unbroken(self._folder, "the tokenizer fails at these tokens"):
-            return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        with unbroken(self._folder, "the tokenizer fails on these tokens"):
+            return self._tokenizer.decode(
+                list(token_ids), skip_special_tokens=not self._keep_special
+            )
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token by its own text, such as ``<s>``; None if there is no such token."""
+        """The id of a token given its text, such as ``<s>``; None if there is no such token."""
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token is one of those that are no text."""
+        return token_id in self._special
+
+    def keeping_special(self) -> Tokenizer:
+        """The same, but ``decode`` has the text of special tokens too."""
+        return Tokenizer(self._tokenizer, self._folder, keep_special=True)
+
     def visible(self, token_id: int) -> str | None:
-        """A token's spelling in the vocabulary; None if ``decode`` passes over it: a special token, or none at all."""
-        if token_id in self._special:
+        """A token's spelling in the vocabulary; None if ``decode`` skips it (a special or unknown token)."""
+        if token_id in self._special and not self._keep_special:
             return None
         spelling: str | None = self._tokenizer.id_to_token(token_id)
         return spelling
+
+
+class HasBackend(Protocol):
+    """A fast tokenizer of transformers."""
+
+    @property
+    def backend_tokenizer(self) -> RustTokenizer:
+        """What does its work."""
+
+
+TokenizerLike = Tokenizer | RustTokenizer | HasBackend | str | os.PathLike[str]
+"""What ``load`` takes for a tokenizer; a path is that of a folder."""
+
+
+def read_tokenizer(given: TokenizerLike) -> Tokenizer:
+    """A tokenizer that the user gives.
+
+    Raises:
+        ArgumentError: it is none.
+        TokenizerError: as ``Tokenizer.load``.
+    """
+    if isinstance(given, Tokenizer):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return Tokenizer.load(Path(given))
+    backend = getattr(given, "backend_tokenizer", given)
+    if not isinstance(backend, RustTokenizer):
+        raise ArgumentError(
+            "tokenizer", expected="one of the tokenizers library, a fast one of transformers, a folder, None or False",
+            found=type(given).__name__,
+        )  # fmt: skip
+    with unbroken(None):  # a copy: theirs stays as it is
+        return Tokenizer(_harmless(RustTokenizer.from_str(backend.to_str())))
 
 
 def _decoders(tokenizer: RustTokenizer) -> set[str]:
     """Kinds of the decoders that turn tokens into text."""
     if tokenizer.decoder is None:
         return set()
-    decoder = json.loads(tokenizer.decoder.__getstate__())  # the library tells it nowhere else
+    decoder = json.loads(tokenizer.decoder.__getstate__())  # there is no other way to find out
     return {each.get("type") for each in (decoder, *decoder.get("decoders", ()))}
 
 
@@ -138,37 +161,37 @@ _CHARSMAP: Final = re.compile(rb'"precompiled_charsmap"\s*:\s*"([^"]*)')
 
 
 def _check_charsmaps(data: bytes) -> None:
-    """Raise ValueError for a table of SentencePiece's that is shorter than it says.
+    """Raise ValueError for a truncated SentencePiece table.
 
-    The library allocates what it says, up to 8 GiB, and where there is not so much ends the process.
+    The library allocates the claimed size, up to 8 GiB, and aborts the process if that fails.
     """
     for match in _CHARSMAP.finditer(data):
         begin = base64.b64decode(match[1][:8].ljust(8, b"A"))
         if int.from_bytes(begin[:4], "little") > len(match[1]):
-            raise ValueError("precompiled_charsmap is cut off")
+            raise ValueError("precompiled_charsmap is truncated")
 
 
 def _harmless(tokenizer: RustTokenizer) -> RustTokenizer:
-    """Without what would cut or fill texts, and none that makes them endless.
+    """Disable truncation and padding, and refuse tokenizers that would blow up texts.
 
     Raises:
-        ValueError: replacements that lengthen a text by more than any good one.
+        ValueError: replacements lengthen a text more than any legitimate ones would.
     """
     tokenizer.no_truncation()
-    tokenizer.no_padding()  # to 2^60 tokens, if the file says so
+    tokenizer.no_padding()  # a file may ask for padding to 2^60 tokens
     for part in (tokenizer.normalizer, tokenizer.decoder):
         if part is not None and _growth(json.loads(part.__getstate__())) > MOST_GROWTH:
             raise ValueError(
-                f"replacements that make a text more than {MOST_GROWTH:,} times as long"
+                f"its replacements make a text more than {MOST_GROWTH:,} times as long"
             )
     return tokenizer
 
 
 def _growth(part: dict[str, Any]) -> float:
-    """Times that the replacements of a part may lengthen a text: one after the other, each of every character."""
+    """Largest factor by which the replacements of a part can lengthen a text, applied one after another to every character."""
     if part.get("type") == "Replace":
         pattern, content = part["pattern"].get("String", ""), len(part["content"])
-        return max(1.0, content / len(pattern)) if pattern else 1.0 + content  # at every place
+        return max(1.0, content / len(pattern)) if pattern else 1.0 + content  # matches everywhere
     growth = 1.0
     for inner in part.get("normalizers") or part.get("decoders") or ():
         growth *= _growth(inner)

@@ -1,1 +1,1 @@
-"""Where the decoder's weights come from: mapped files, tensors, a layer at a time."""
+"""The decoder's weights: from mapped files, from tensors, or one layer at a time."""

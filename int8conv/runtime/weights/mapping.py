@@ -1,11 +1,11 @@
-"""Tensors as views of mapped files: no copy is made until somebody writes or converts."""
+"""Tensors as views of mapped files, without a copy until they are written to or converted."""
 
 from __future__ import annotations
 
 import mmap
-from typing import Final
+from typing import Any, Final
 
-import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,27 +23,22 @@ TORCH_DTYPES: Final = {
     "I8": torch.int8,
     "I32": torch.int32,
 }
-"""What the runtime can take from a file."""
-_BY_BITS: Final = {
-    "F16": (np.int16, torch.float16),
-    "BF16": (np.int16, torch.bfloat16),
-    "F32": (np.int32, torch.float32),
-}
+"""Dtypes that the runtime can read from a file."""
 _BLOCK_ELEMENTS: Final = 1 << 18
 
 
 class MappedFiles:
-    """Maps each file once; pages are read when they are first touched, and shared with other processes."""
+    """Maps each file once; pages are read on first access and shared with other processes."""
 
     def __init__(self) -> None:
         self._maps: dict[LocalFile, mmap.mmap] = {}
 
     def tensor(self, stored: StoredTensor) -> Tensor:
-        """A view of the stored tensor, in its own dtype and shape."""
+        """A view of the stored tensor, in its dtype and shape."""
         return self.fused([stored])
 
     def fused(self, parts: list[StoredTensor]) -> Tensor:
-        """One view of tensors that lie next to each other, joined along their first axis."""
+        """One view of adjacent tensors, concatenated along their first axis."""
         first = parts[0]
         dtype = torch_dtype(first)
         shape = (sum(p.shape[0] for p in parts), *first.shape[1:]) if first.shape else ()
@@ -51,7 +46,7 @@ class MappedFiles:
         if count == 0:
             return torch.empty(shape, dtype=dtype)
         buffer = self._map(first.file)
-        if first.offset % dtype.itemsize:  # legal in a foreign file; torch needs it aligned
+        if first.offset % dtype.itemsize:  # allowed in foreign files, but torch needs alignment
             end = first.offset + count * dtype.itemsize
             data = bytearray(buffer[first.offset : end])
             return torch.frombuffer(data, dtype=dtype).reshape(shape)
@@ -59,7 +54,7 @@ class MappedFiles:
         return flat.reshape(shape)
 
     def check(self) -> None:
-        """Raise FileChangedError if a mapped file was changed in place since its header was read."""
+        """Raise FileChangedError if a mapped file has been changed in place since its header was read."""
         for file, mapping in self._maps.items():
             check_length(mapping)
             file.check_unchanged()
@@ -72,7 +67,7 @@ class MappedFiles:
 
 
 def read_tensor(stored: StoredTensor) -> Tensor:
-    """A copy of a stored tensor through plain reads: nothing of the file stays mapped."""
+    """A copy of a stored tensor by plain reads, without mapping the file."""
     data = bytearray(stored.nbytes)
     with stored.file.open(stored.offset + stored.nbytes) as reader:
         reader.read_into(memoryview(data), stored.offset)
@@ -83,13 +78,17 @@ def read_tensor(stored: StoredTensor) -> Tensor:
 
 
 def read_matrix(matrix: Matrix) -> Tensor:
-    """Float32 ``[out, in]`` of a matrix that is not stored as such: FP8 with its scales, or transposed."""
+    """A matrix as float32 ``[out, in]`` that is stored differently: FP8 with scales, or transposed."""
     whole = torch.empty(matrix.shape, dtype=torch.float32)
     for first, bits in MatrixReader(matrix, _BLOCK_ELEMENTS).blocks():
-        kind = _BY_BITS[matrix.dtype]
-        rows = torch.from_numpy(bits.view(kind[0])).view(kind[1])
-        whole[first : first + len(bits)] = rows
+        whole[first : first + len(bits)] = from_bits(bits, matrix.dtype)
     return whole
+
+
+def from_bits(bits: npt.NDArray[Any], dtype: str) -> Tensor:
+    """A view of the bits of numbers, 16 or 32 of them, as a tensor of their safetensors dtype."""
+    signed = bits.view(f"i{bits.itemsize}")  # torch converts few unsigned arrays
+    return torch.from_numpy(signed).view(TORCH_DTYPES[dtype])
 
 
 def torch_dtype(stored: StoredTensor) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Linears of one input on a CPU, or wherever PyTorch runs them."""
+"""Linears of one input, on a CPU or any other PyTorch device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..backends.parts import Hidden, Projection, tensor_of
 
 
 class MixedProjection:
-    """Linears of one input, one int8 matrix.
+    """Linears of one input as one int8 matrix.
 
     Args:
-        weight: theirs, one under the other.
+        weight: the rows of all linears, concatenated.
         bias: ``[out]`` or None.
-        sizes: how many of the rows each has.
+        sizes: number of rows of each linear.
         mode: as for ``mixed_linear``.
     """
 
@@ -33,7 +33,7 @@ class MixedProjection:
 
 
 class DenseProjection:
-    """Linears of one input with 16- or 32-bit weights, each a matrix and a bias or None."""
+    """Linears of one input with 16- or 32-bit weights, each given as a matrix and an optional bias."""
 
     def __init__(self, pairs: Sequence[tuple[Tensor, Tensor | None]]) -> None:
         self.pairs = pairs
@@ -45,11 +45,11 @@ class DenseProjection:
 
 
 class SplitProjection:
-    """Linears of one input that are not one matrix.
+    """Linears of one input that do not form one matrix.
 
     Args:
         parts: projections of that input.
-        order: for each linear, its number among the outputs of all parts.
+        order: for each linear, its index among the outputs of all parts.
     """
 
     def __init__(self, parts: Sequence[Projection], order: Sequence[int]) -> None:
@@ -57,7 +57,7 @@ class SplitProjection:
         self.order = order
 
     def __call__(self, x: Hidden, *, residual: Tensor | None = None) -> Sequence[Tensor]:
-        assert residual is None  # of one linear alone
-        value = tensor_of(x)  # once, not in every part
+        assert residual is None  # only supported for a single linear
+        value = tensor_of(x)  # once for all parts
         outputs = [y for multiply in self.parts for y in multiply(value)]
         return [outputs[number] for number in self.order]

@@ -1,6 +1,6 @@
-"""Run windows of tokens through a model with one block of it in memory at a time: what calibration and evaluation share.
+"""Run windows of tokens through a model with one block in memory at a time; shared by calibration and evaluation.
 
-Hidden states of all windows are kept between blocks, ``tokens * hidden`` values; weights never are, but in the memory of a GPU.
+Hidden states of all windows are kept between blocks (``tokens * hidden`` values); weights are not, except in GPU memory.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from .weights import Weights
 
 
 class BlockStream:
-    """A model's blocks over some windows.
+    """Runs a model's blocks over windows.
 
-    Each window goes through alone, so that what is computed of it does not depend on the others.
+    Each window is processed alone, so that its results do not depend on the others.
 
     Args:
         architecture: the model.
         weights: where its weights come from.
         windows: token ids int64 ``[tokens]`` of each window.
-        device: where blocks run, if not where the weights' backend is.
-        kv_cache: dtype of a cache that keys and values pass through, as when tokens come one by one; None: they stay as they are.
+        device: where blocks run, if not on the device of the weights' backend.
+        kv_cache: dtype of a cache that keys and values pass through, as in decoding; None: no cache.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class BlockStream:
         self._device = embedded_on if device is None else torch.device(device)
         embedding = Embedding(architecture, weights, weights.dtype)
         self.hidden: list[Tensor] = []
-        """The next block's input, or after the last block its output: ``[1, tokens, hidden]`` of each window, in the weights' dtype."""
+        """The next block's input, or the last block's output: ``[1, tokens, hidden]`` per window, in the weights' dtype."""
         self._positions: dict[int, Positions] = {}
         for window in windows:
             x, positions = embedding(window[None].to(embedded_on))
@@ -53,14 +53,14 @@ class BlockStream:
             if len(window) not in self._positions:
                 self._positions[len(window)] = positions.to(self._device)
         self._cache: Cache | None = None
-        """Of one layer for all of them: a window's keys and values pass through it, and the next's take their place."""
+        """One layer's cache, used for all windows in turn."""
         if kv_cache is not None:
             one_layer = replace(architecture.config, num_layers=1)
             longest = max(self._positions)
             self._cache = weights.backend.cache(one_layer, batch=1, capacity=longest, dtype=kv_cache)  # fmt: skip
 
     def advance(self, layer: int, observe: Observer | None = None) -> None:
-        """Load a block, run every window through it, and forget it."""
+        """Load a block, run every window through it, and discard it."""
         block = Block(self.architecture, layer, self._weights, observe, cache_layer=0)
         for number, x in enumerate(self.hidden):
             self.hidden[number] = block(x, self._positions[x.shape[1]], self._cache)

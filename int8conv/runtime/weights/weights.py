@@ -1,6 +1,6 @@
-"""Where the decoder's weights come from: a converted folder, mapped as it is, or a source checkpoint, cast.
+"""The decoder's weights: a converted folder, mapped, or a source checkpoint, cast.
 
-Both give a ``Projection`` for linears that share an input: a call takes the input once and gives every output.
+Both provide a ``Projection`` for linears that share an input: one call takes the input and returns all outputs.
 """
 
 from __future__ import annotations
@@ -35,36 +35,36 @@ Lookup = Callable[[Tensor], Tensor]
 
 
 class Weights(Protocol):
-    """What the decoder asks for when it is built."""
+    """What the decoder needs to be built."""
 
     backend: Backend
     dtype: torch.dtype
-    """Of activations."""
+    """Dtype of activations."""
 
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
         """A small tensor in the activations' dtype."""
 
     def lookup(self, module: Module) -> Lookup:
-        """An embedding, which may stay in the dtype of the file."""
+        """The lookup function of an embedding, which may stay in the dtype of the file."""
 
     def projection(self, modules: Sequence[Module]) -> Projection:
         """The linears of one input."""
 
 
 class TensorFiles(Protocol):
-    """Weights files, as memory of some device."""
+    """Weights files in the memory of some device."""
 
     def tensor(self, stored: StoredTensor) -> Tensor:
-        """A stored tensor, in its own dtype and shape."""
+        """A stored tensor, in its dtype and shape."""
 
     def fused(self, parts: list[StoredTensor]) -> Tensor:
-        """One view of tensors that lie next to each other, joined along their first axis."""
+        """One view of adjacent tensors, concatenated along their first axis."""
 
 
 class CheckpointWeights:
-    """A source checkpoint. Tensors of another dtype than ``dtype``, or streamed from the hub, are read and cast when asked for; others are mapped.
+    """A source checkpoint. Tensors in another dtype than ``dtype`` or on the hub are read and cast on request; others are mapped.
 
-    They go to ``device`` one by one, and stay there no longer than who asked for them.
+    They are copied to ``device`` one by one, and not kept there beyond their use by the caller.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class CheckpointWeights:
         return self._read(find_tensor(self.checkpoint, module, kind)).to(self.device)
 
     def check_files(self) -> None:
-        """As that of ``ConvertedWeights``."""
+        """Like ``ConvertedWeights.check_files``."""
         self._files.check()
 
     def _read(self, stored: StoredTensor) -> Tensor:
@@ -96,7 +96,7 @@ class CheckpointWeights:
         return lambda rows: F.embedding(rows, weight)
 
     def _weight(self, module: Module) -> Tensor:
-        """One copy of an embedding, which may be the head as well."""
+        """A single copy of an embedding, which may also be the head."""
         if module.kind != "embedding":
             weight = self.tensor(module)
             return weight.t() if module.transposed else weight
@@ -112,7 +112,7 @@ class CheckpointWeights:
 
 
 class ConvertedWeights:
-    """A converted folder: every large tensor is a view of the mapped file, a group's codes are one matrix."""
+    """A converted folder: large tensors are views of the mapped files, and a group's codes form one matrix."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class ConvertedWeights:
         outlier_fallback: bool = True,
         backend: Backend | None = None,
     ) -> None:
-        """``backend``: on the CPU; None takes compiled layers for float32 activations where numba is installed."""
+        """``backend``: the CPU backend; None: compiled layers for float32 activations if numba is installed."""
         self.converted = converted
         self.dtype = dtype
         self.mode: Mode | None = mode
@@ -138,7 +138,7 @@ class ConvertedWeights:
             for path in group.linears
         }
         self.counters: dict[str, FallbackCounter] = {}
-        """What the outlier fallback took at each input, by the path of its first linear."""
+        """Counters of the outlier fallback at each input, keyed by the path of its first linear."""
 
     def tensor(self, module: Module, kind: str = "weight") -> Tensor:
         return self._files.tensor(find_tensor(self.converted.checkpoint, module, kind)).to(
@@ -169,7 +169,7 @@ class ConvertedWeights:
         return SplitProjection(parts, order)
 
     def _fusable(self, modules: Sequence[Module]) -> list[list[Module]]:
-        """The modules by what lies next to each other: a group of the manifest, or a module of its own."""
+        """Split modules into those stored next to each other: groups of the manifest, or single modules."""
         by_path = {m.path: m for m in modules}
         parts = []
         for module in modules:
@@ -184,7 +184,7 @@ class ConvertedWeights:
         found = [self.converted.linears.get(m.path) for m in modules]
         linears = [linear for linear in found if linear is not None]
         bias = self._bias(modules)
-        if not linears:  # one that the converter kept in 16 bits
+        if not linears:  # kept in 16 bits by the converter
             weight = self._stored(modules[0])
             return self._dense(weight, bias)
         mixed, sizes = self._mixed(modules, linears), [m.shape[0] for m in modules]
@@ -205,7 +205,7 @@ class ConvertedWeights:
         index = first.outlier_index
         slices = [t for t in (linear.outlier_weight for linear in linears) if t is not None]
         stored, counter = self._thresholds[first.path], None
-        threshold = stored or None  # a stored 0 says that all of the input keeps 16 bits
+        threshold = stored or None  # a stored 0 means that the whole input stays in 16 bits
         if threshold is not None:
             counter = self.counters.setdefault(
                 first.path, FallbackCounter(first.in_features, self.backend.device)
@@ -221,7 +221,7 @@ class ConvertedWeights:
         )
 
     def _checked(self, index: StoredTensor, in_features: int) -> Tensor:
-        """A copy of outlier columns: kernels read where they say, so nobody may change them after they were checked."""
+        """A checked copy of outlier columns: kernels use them as addresses, so they must not change afterwards."""
         columns = self._files.tensor(index).clone()
         if bool(((columns < 0) | (columns >= in_features)).any()):
             raise OutlierIndexError("outlier column out of range", file=index.file, tensor=index.name,
@@ -229,7 +229,7 @@ class ConvertedWeights:
         return columns
 
     def check_files(self) -> None:
-        """Raise FileChangedError if a mapped file was changed in place since its header was read."""
+        """Raise FileChangedError if a mapped file has been changed in place since its header was read."""
         if isinstance(self._files, MappedFiles):
             self._files.check()
 

@@ -209,7 +209,7 @@ def test_vision_and_audio_stay_and_it_is_said(tmp_path: Path) -> None:
     assert unknown(tmp_path / "a", tensors | text) == ({"model.layers.0.q_proj"}, set(tensors))
     notes = open_source(resolve(tmp_path / "a"), ConvertOptions()).notes
     assert notes[1:] == (
-        "vision, audio and projectors stay in 16 bits (50% of the bytes): --quantize REGEX makes them int8",
+        "vision, audio and projectors stay in 16 bits (50% of all bytes): use --quantize REGEX for int8",
     )
     linears, _ = unknown(tmp_path / "b", tensors | text, quantize=("visual",))
     assert linears == {"model.layers.0.q_proj", SENSES[0], SENSES[-1]}
@@ -227,7 +227,7 @@ def test_a_stack_that_could_be_either_way_is_kept_and_named(tmp_path: Path) -> N
     linears, kept = unknown(tmp_path, tensors)
     assert linears == {"layers.0.proj"}
     assert kept == set(tensors) - {"layers.0.proj.weight"}
-    why = "of the bytes): by name and shape it may not be a linear"
+    why = "of all bytes): by name and shape it may not be a linear"
     assert open_source(resolve(tmp_path), ConvertOptions()).notes[1:] == (
         f"layers.*.experts.down stays in 16 bits (31% {why}",
         f"layers.*.experts.up stays in 16 bits (55% {why}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from int8conv.convert.by_name.linear_names import is_numbered, is_of_senses, stays
+from int8conv.convert.by_name.linear_names import is_kept_by_name, is_numbered, is_vision_or_audio
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ from int8conv.convert.by_name.linear_names import is_numbered, is_of_senses, sta
     ],
 )
 def test_what_stays(path: str) -> None:
-    assert stays(path)
+    assert is_kept_by_name(path)
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ def test_what_stays(path: str) -> None:
     ],
 )
 def test_what_becomes_int8(path: str) -> None:
-    assert not stays(path)
+    assert not is_kept_by_name(path)
 
 
 def test_a_gate_beside_a_matrix_up_is_half_of_an_ffn() -> None:
-    assert stays("model.layers.0.mlp.gate")
-    assert not stays("model.layers.0.mlp.gate", gated=True)
-    assert stays("model.layers.0.mlp.router.gate", gated=True)
+    assert is_kept_by_name("model.layers.0.mlp.gate")
+    assert not is_kept_by_name("model.layers.0.mlp.gate", gated=True)
+    assert is_kept_by_name("model.layers.0.mlp.router.gate", gated=True)
 
 
 def test_numbered_blocks() -> None:
@@ -84,4 +84,4 @@ def test_numbered_blocks() -> None:
     ],
 )
 def test_parts_that_see_and_hear(path: str, expected: bool) -> None:
-    assert is_of_senses(path) is expected
+    assert is_vision_or_audio(path) is expected

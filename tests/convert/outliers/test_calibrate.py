@@ -129,7 +129,7 @@ def test_progress_counts_layers(source: Path) -> None:
 def test_a_tokenizer_of_another_model(example: Path, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "source")
     shutil.copy(example / "tokenizer.json", folder)
-    with pytest.raises(CalibrationError, match=r"expected 0\.\.95.*do not belong together"):
+    with pytest.raises(CalibrationError, match=r"expected 0\.\.95.*does not belong to this config"):
         measure(folder)
 
 

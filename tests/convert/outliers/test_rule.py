@@ -214,10 +214,10 @@ def test_kurtosis_is_that_of_the_values() -> None:
     assert kurtosis(found, TOKENS, np.arange(64)) == pytest.approx(expected)
 
 
-def test_none_kept_leaves_the_net_where_it_is() -> None:
-    """The fallback alone has to catch what the columns would have held."""
+def test_none_kept_leaves_the_fallback_where_it_is() -> None:
+    """The fallback alone has to handle what the columns would have held."""
     absmax = channels(64, {3: 50.0, 40: 90.0})
-    alone, kept = choose_outliers(absmax, share=0.0), choose_outliers(absmax)
+    alone, kept = choose_outliers(absmax, max_fraction=0.0), choose_outliers(absmax)
     assert alone.columns.tolist() == []
     assert alone.threshold == kept.threshold == 1.01
 

@@ -10,19 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from int8conv.convert.rounding.float16_bits import (
-    INFINITY,
     MAGNITUDE,
     largest_magnitudes,
     round_to_half,
     widen,
 )
+from int8conv.formats.safetensors.dtypes import INFINITY_BITS
 
 ALL_PATTERNS = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)
 TORCH = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def finite_patterns(dtype: str) -> npt.NDArray[np.uint16]:
-    return ALL_PATTERNS[(ALL_PATTERNS & MAGNITUDE[dtype]) < INFINITY[dtype]]
+    return ALL_PATTERNS[(ALL_PATTERNS & MAGNITUDE[dtype]) < INFINITY_BITS[dtype]]
 
 
 def torch_rounded(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.uint16]:
@@ -118,7 +118,7 @@ def test_rounding_to_float16_is_numpys() -> None:
 def test_rounding_by_hand(dtype: str, value: float, bits: int) -> None:
     rounded, changed = round_to_half(np.array([[value]], np.float32), dtype)
     assert rounded.tolist() == [[bits]]
-    exact = (bits & 0x7FFF) < INFINITY[dtype] and bool(
+    exact = (bits & 0x7FFF) < INFINITY_BITS[dtype] and bool(
         widen(rounded, dtype, np.empty((1, 1), np.float32))[0, 0] == np.float32(value)
     )
     assert changed == (0 if exact else 1)
@@ -128,7 +128,7 @@ def test_rounding_by_hand(dtype: str, value: float, bits: int) -> None:
 def test_rounding_what_was_rounded_changes_nothing(values: list[float]) -> None:
     for dtype in ("F16", "BF16"):
         bits, _ = round_to_half(np.array(values, np.float32), dtype)
-        finite = bits[(bits & 0x7FFF) < INFINITY[dtype]]
+        finite = bits[(bits & 0x7FFF) < INFINITY_BITS[dtype]]
         wide = widen(finite, dtype, np.empty(len(finite), np.float32))
         again, changed = round_to_half(wide, dtype)
         assert changed == 0
@@ -152,7 +152,7 @@ def test_largest_magnitudes_are_those_of_the_values(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
 def test_infinity_is_above_every_number_and_nan_above_infinity(dtype: str) -> None:
-    infinity = INFINITY[dtype]
+    infinity = INFINITY_BITS[dtype]
     sign = MAGNITUDE[dtype] + 1
     kind = np.uint32 if dtype == "F32" else np.uint16
     bits = np.array(

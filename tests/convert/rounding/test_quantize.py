@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from int8conv.convert.rounding.float16_bits import INFINITY, Bits, widen
+from int8conv.convert.rounding.float16_bits import Bits, widen
 from int8conv.convert.rounding.quantize import NonFiniteRowError, RowQuantizer
+from int8conv.formats.safetensors.dtypes import INFINITY_BITS
 
 DTYPES = ("F16", "BF16", "F32")
 SIGN = {"F16": 0x8000, "BF16": 0x8000, "F32": 0x80000000}
@@ -56,7 +57,7 @@ def matrices(draw: st.DrawFn) -> tuple[str, Bits, list[int]]:
     """A dtype, finite bits ``[rows, columns]`` and outlier columns."""
     dtype = draw(st.sampled_from(DTYPES))
     rows, columns = draw(st.integers(1, 7)), draw(st.integers(1, 33))
-    top = INFINITY[dtype] - 1
+    top = INFINITY_BITS[dtype] - 1
     magnitudes = st.one_of(
         st.integers(0, top),
         st.sampled_from([0, 1, 2, top, top - 1]),  # zero, smallest subnormals, largest numbers
@@ -175,7 +176,7 @@ def test_buffers_are_used_again_for_shorter_blocks() -> None:
 @pytest.mark.parametrize("column", [0, 2])
 def test_the_row_of_a_value_that_is_not_finite_is_named(dtype: str, kind: str, column: int) -> None:
     """In an outlier column (2) as outside of them (0); the first such row."""
-    bad = INFINITY[dtype] + ("nan" in kind) + (SIGN[dtype] if "negative" in kind else 0)
+    bad = INFINITY_BITS[dtype] + ("nan" in kind) + (SIGN[dtype] if "negative" in kind else 0)
     bits = bits_of(np.ones((6, 3)), dtype)
     bits[4, column] = bits[5, 1] = bad
     quantizer = RowQuantizer(dtype, np.array([2], np.int32))

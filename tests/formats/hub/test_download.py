@@ -25,6 +25,7 @@ from int8conv.errors import (
 from int8conv.formats.hub.download import parse_id, resolve
 from int8conv.formats.hub.failures import WAITS
 from int8conv.formats.source.checkpoint import open_checkpoint
+from int8conv.formats.source.metadata_files import find_metadata_files
 
 from ...checkpoints import LLAMA, random_tensors, write_checkpoint
 from ...hub_server import ID, HubServer
@@ -123,7 +124,8 @@ def test_only_what_is_needed_is_downloaded(hub: HubServer, source: Path) -> None
     for name in unwanted:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(b"x" * 100)
-    resolve(ID)
+    folder = resolve(ID).folder
+    assert template in find_metadata_files(folder, {}).names  # though a cache is made of links
     wanted = {"config.json", "model.safetensors", "tokenizer.json", "merges.txt", "LICENSE"}
     assert hub.got() == wanted | {"chat_template.jinja", template}
     assert all("int8conv/" in r.agent for r in hub.requests if "/resolve/" in r.path)
@@ -176,14 +178,18 @@ def test_a_repository_that_lacks_a_shard(hub: HubServer, tmp_path: Path) -> None
     folder = write_checkpoint(tmp_path / "sharded", shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()
     hub.revisions = {"main": folder}
-    with pytest.raises(HubNotFoundError, match=r"lacks a file: expected model-00002-of-00003"):
+    with pytest.raises(
+        HubNotFoundError, match=r"missing from the repository: expected model-00002-of-00003"
+    ):
         resolve(ID)
     assert hub.got() == {"config.json", "model.safetensors.index.json"}
 
 
 def test_a_repository_without_config(hub: HubServer, source: Path) -> None:
     (source / "config.json").unlink()
-    with pytest.raises(HubNotFoundError, match=r"lacks a file: expected config\.json"):
+    with pytest.raises(
+        HubNotFoundError, match=r"missing from the repository: expected config\.json"
+    ):
         resolve(ID)
     assert hub.got() == set()
 

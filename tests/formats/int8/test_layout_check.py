@@ -90,7 +90,7 @@ def test_a_run_may_stand_anywhere_that_is_aligned(checkpoint: Checkpoint) -> Non
 def test_a_tensor_that_does_not_follow_its_neighbour(
     checkpoint: Checkpoint, kind: str, by: int
 ) -> None:
-    with rejected(LayoutError, f"'{K}.{kind}'", f"'{Q}.{kind}'", "does not follow"):
+    with rejected(LayoutError, f"'{K}.{kind}'", f"'{Q}.{kind}'", "does not directly follow"):
         check_layout(moved(checkpoint, f"{K}.{kind}", by=by), [GROUP])
 
 

@@ -137,7 +137,7 @@ FITTING: dict[str, list[object]] = {
 def test_each_field_has_one_type(file: Path, field: str) -> None:
     whole = file.read_bytes()
     rewrite(file, about=lambda fields_: fields_.pop(field))
-    with pytest.raises(StatsError, match=f"malformed: no '{field}'"):
+    with pytest.raises(StatsError, match=f"malformed: '{field}' is missing"):
         read_stats(file)
     for value in WRONG:
         if value in FITTING.get(field, []):
@@ -157,9 +157,9 @@ def test_each_field_has_one_type(file: Path, field: str) -> None:
         ({"texts": [{"xxh3_128": None, "tokens": -1}]}, "'tokens' is not a number of tokens: -1"),
         ({"texts": [{"xxh3_128": None, "tokens": True}]}, "'tokens' is not a number of tokens: True"),
         ({"texts": [{"xxh3_128": None, "tokens": 10**400}]}, "'tokens' is not a number of tokens: 1000"),
-        ({"texts": [{"tokens": 1}]}, "what is no text"),
-        ({"texts": [{"xxh3_128": None}]}, "what is no text"),
-        ({"texts": [["a" * 32, 1]]}, "what is no text"),
+        ({"texts": [{"tokens": 1}]}, "'texts' has a malformed entry"),
+        ({"texts": [{"xxh3_128": None}]}, "'texts' has a malformed entry"),
+        ({"texts": [["a" * 32, 1]]}, "'texts' has a malformed entry"),
         ({"texts": []}, "'texts' is empty"),
         ({"texts": "ab"}, "'texts' is not a list"),
         ({"context": 2**63}, "'context' is not a number of tokens"),
@@ -168,10 +168,10 @@ def test_each_field_has_one_type(file: Path, field: str) -> None:
         ({"texts": [{"xxh3_128": None, "tokens": 2**50 + 1}]}, "'tokens' is not a number of tokens"),
         ({"texts": [{"xxh3_128": None, "tokens": 0}]}, "'tokens' is not a number of tokens"),
         ({"fingerprint": "F" * 32}, "'fingerprint' is not 32 hexadecimal digits"),
-        ({"linears": {"model.q": "model.q", "model.down": ["model.down"]}}, "not a list of text: 'model.q'"),
+        ({"linears": {"model.q": "model.q", "model.down": ["model.down"]}}, "not a list of strings: 'model.q'"),
         ({"linears": {"model.q": [], "model.down": ["model.down"]}}, "does not begin with it"),
         ({"linears": {"model.q": ["model.k", "model.q"], "model.down": ["model.down"]}}, "does not begin with it"),
-        ({"linears": {"model.q": ["model.q", 3], "model.down": ["model.down"]}}, "not a list of text"),
+        ({"linears": {"model.q": ["model.q", 3], "model.down": ["model.down"]}}, "not a list of strings"),
         ({"linears": {"model.q": ["model.q", "model.q"], "model.down": ["model.down"]}}, "twice"),
         ({"linears": {"model.q": ["model.q", "model.down"], "model.down": ["model.down"]}}, "twice"),
         ({"normalised": ["model.ghost"]}, "'normalised' names no input: 'model.ghost'"),

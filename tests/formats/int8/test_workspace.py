@@ -640,7 +640,7 @@ def test_an_output_in_place_that_cannot_be_flushed_is_a_note(
 
     monkeypatch.setattr(os, "fsync", fail_for_the_parent)
     report = convert_checkpoint(source, room / "out", outliers="none")
-    assert report.notes[-1].startswith("the output may not outlive a power loss")
+    assert report.notes[-1].startswith("the output may not survive a power loss")
     assert [path.name for path in room.iterdir()] == ["out"]
 
 

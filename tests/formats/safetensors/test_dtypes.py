@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from int8conv.formats.safetensors.dtypes import FLOAT_DTYPES, ITEM_BYTES, byte_count, numpy_dtype
+from int8conv.formats.safetensors.dtypes import (
+    FLOAT_DTYPES,
+    INFINITY_BITS,
+    ITEM_BYTES,
+    byte_count,
+    numpy_dtype,
+    widened,
+)
 
 WITH_NUMPY = [name for name in ITEM_BYTES if not name.startswith(("F8", "BF16", "C"))]
 
@@ -65,3 +72,20 @@ def test_bytes_of_a_tensor(dtype: str, shape: tuple[int, ...], nbytes: int) -> N
 
 def test_floats_of_a_source() -> None:
     assert FLOAT_DTYPES == ("F16", "BF16", "F32", "F64")
+
+
+def test_widening_is_exact() -> None:
+    values = np.float32([0, -0.0, 1, -2.5, 2.0**-133, 3e38, np.inf, np.nan])
+    bits = (values.view(np.uint32) >> 16).astype("<u2")
+    kept = (bits.astype(np.uint32) << 16).view(np.float32)  # 3e38 has more bits than BF16
+    np.testing.assert_array_equal(widened(bits, "BF16"), kept)
+    halves = np.float16([0, -0.0, 1, 2.0**-24, 65504, np.inf, np.nan])
+    np.testing.assert_array_equal(widened(halves, "F16"), halves.astype(np.float32))
+    assert widened(bits, "BF16").dtype == widened(halves, "F16").dtype == np.float32
+
+
+def test_infinity_is_where_finite_numbers_end() -> None:
+    for dtype, kind in (("F16", np.float16), ("F32", np.float32)):
+        bits = kind(np.inf).view(f"u{ITEM_BYTES[dtype]}")
+        assert bits == INFINITY_BITS[dtype]
+    assert widened(np.array([INFINITY_BITS["BF16"]], "<u2"), "BF16") == np.inf

@@ -59,7 +59,7 @@ def test_nor_one_that_is_gone(file: LocalFile) -> None:
 def test_a_file_that_became_shorter_is_noticed(file: LocalFile) -> None:
     mapping = map_file(file)
     os.truncate(file.path, 5000)
-    with rejected(FileChangedError, str(file.path), "became shorter"):
+    with rejected(FileChangedError, str(file.path), "was truncated"):
         check_length(mapping)
 
 
@@ -102,7 +102,7 @@ def test_reading_on_ends_with_one_line(tmp_path: Path, how: str) -> None:
     )
     assert done.returncode == 1, done
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"int8conv: error: {tmp_path / 'x'}: the file became shorter")
+    assert line.startswith(f"int8conv: error: {tmp_path / 'x'}: the file was truncated")
     assert done.stdout == ""
 
 
@@ -156,5 +156,5 @@ def test_generate_from_a_file_that_becomes_shorter(
     assert done.returncode == 1, done
     lines = [line for line in done.stderr.splitlines() if "error" in line]
     assert len(lines) == 1, done.stderr
-    assert "became shorter" in lines[0]
+    assert "was truncated" in lines[0]
     assert "Traceback" not in done.stderr

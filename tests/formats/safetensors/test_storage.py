@@ -50,7 +50,7 @@ def test_reads_that_the_system_cuts_short_go_on(
 
 @pytest.mark.parametrize(("offset", "nbytes"), [(0, 101), (99, 2), (100, 1), (4000, 1)])
 def test_a_file_that_ends_before(file: LocalFile, offset: int, nbytes: int) -> None:
-    with rejected(TruncatedFileError, str(file.path), "shorter"):
+    with rejected(TruncatedFileError, str(file.path), "truncated"):
         read(file, offset, nbytes)
 
 

@@ -81,7 +81,7 @@ def test_a_file_that_the_index_does_not_name_is_left_out_with_a_note(sharded: Pa
     write_raw(sharded / "stray.safetensors", b"not even a header", b"")
     after = open_checkpoint(sharded)
     assert after.tensors == before.tensors
-    assert after.notes == (f"the weights are those of {INDEX}; left out: stray.safetensors",)
+    assert after.notes == (f"using the weights in {INDEX}; left out: stray.safetensors",)
 
 
 def values(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -100,7 +100,7 @@ def test_one_file_goes_before_an_index(sharded: Path) -> None:
     for shard in sharded.glob("model-*.safetensors"):
         shard.unlink()
     opened = open_checkpoint(sharded)
-    assert opened.notes == (f"the weights are those of model.safetensors; left out: {INDEX}",)
+    assert opened.notes == (f"using the weights in model.safetensors; left out: {INDEX}",)
 
 
 def test_an_index_of_the_one_file_is_no_other(source: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_tensor_that_the_index_does_not_list_is_found(sharded: Path) -> None:
     edit_json(sharded / INDEX, lambda index: index["weight_map"].pop(NAME))
     after = open_checkpoint(sharded)
     assert values(after) == values(before)
-    assert after.notes == (f"taken, though the index leaves them out (1): {NAME}",)
+    assert after.notes == (f"tensors used although the index does not list them (1): {NAME}",)
     assert NAME not in open_checkpoint(sharded, exact=True).tensors
 
 
@@ -138,7 +138,7 @@ def test_a_tensor_that_the_index_lists_and_no_file_has_is_noted(sharded: Path) -
     edit_json(sharded / INDEX, lambda index: index["weight_map"].update({"gone": shard}))
     after = open_checkpoint(sharded)
     assert after.tensors == before.tensors
-    assert after.notes == ("tensors that the index lists and no file has (1): gone",)
+    assert after.notes == ("tensors listed in the index but in no file (1): gone",)
 
 
 def test_of_a_tensor_in_two_files_the_last_is_taken(sharded: Path) -> None:
@@ -152,7 +152,7 @@ def test_of_a_tensor_in_two_files_the_last_is_taken(sharded: Path) -> None:
     opened = open_checkpoint(sharded)
     assert read_array(opened.tensors[NAME]).tobytes() == b"y"
     assert f"{NAME} (in" in opened.notes[0]
-    assert "the last is taken" in opened.notes[0]
+    assert "the last one is used" in opened.notes[0]
 
 
 def test_weights_of_another_name_beside_numbered_ones_are_left_out(sharded: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_link_to_nowhere_is_named(sharded: Path) -> None:
     shard = sharded / "model-00002-of-00003.safetensors"
     shard.unlink()
     shard.symlink_to("../blobs/gone")
-    with rejected(NotFoundError, str(shard), "not there", "../blobs/gone", "download"):
+    with rejected(NotFoundError, str(shard), "does not exist", "../blobs/gone", "download"):
         open_checkpoint(sharded)
     (sharded / INDEX).unlink()
     (sharded / INDEX).symlink_to("../blobs/index")
@@ -182,7 +182,7 @@ def test_a_link_to_nowhere_is_named(sharded: Path) -> None:
 def test_a_lone_link_to_nowhere_is_named(source: Path) -> None:
     (source / "model.safetensors").unlink()
     (source / "model.safetensors").symlink_to("gone")
-    with rejected(NotFoundError, str(source / "model.safetensors"), "not there", "gone"):
+    with rejected(NotFoundError, str(source / "model.safetensors"), "does not exist", "gone"):
         open_checkpoint(source)
 
 

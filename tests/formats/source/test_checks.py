@@ -101,7 +101,7 @@ def test_packed_without_a_word_in_the_config(tmp_path: Path, method: str, known:
         for kind, (dtype, *shape) in PACKED[method].items():
             tensors[name.replace("weight", kind)] = torch.zeros(shape, dtype=dtype)
     source = write_checkpoint(tmp_path / "packed", config, tensors)
-    with rejected(AlreadyQuantizedError, "model.safetensors", "_proj.", method, "give the checkpoint"):  # fmt: skip
+    with rejected(AlreadyQuantizedError, "model.safetensors", "_proj.", method, "use the checkpoint"):  # fmt: skip
         check_plain(open_checkpoint(source))
 
 

@@ -119,7 +119,7 @@ def test_the_nan_of_powers_of_two(tmp_path: Path) -> None:
 def test_a_weight_that_is_no_matrix_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     tensors = {Q: torch.ones(shape).to(torch.float8_e4m3fn), f"{Q}_scale": torch.ones(())}
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, LLAMA, tensors))
-    with pytest.raises(ShapeError, match=r"no matrix: expected \[out, in\]"):
+    with pytest.raises(ShapeError, match=r"not a matrix: expected \[out, in\]"):
         find_matrix(checkpoint, checkpoint.tensor(Q))
 
 

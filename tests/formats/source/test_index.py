@@ -97,15 +97,13 @@ def test_without_an_index_each_tensor_is_in_one_file() -> None:
         {"a": "one", "b": "one", "c": "two"},
         (),
     )
-    with rejected(DuplicateTensorError, str(FOLDER / "two"), "'b'", "is in one too", "merge"):
+    with rejected(DuplicateTensorError, str(FOLDER / "two"), "'b'", "is also in one", "merge"):
         shard_of_each(headers(one="ab", two="bc"), None, FOLDER)
 
 
 def test_an_index_that_agrees_leaves_nothing_to_say() -> None:
-    assert shard_of_each(headers(one="a", two="b"), {"a": "one", "b": "two"}, FOLDER) == (
-        {"a": "one", "b": "two"},
-        (),
-    )
+    """Nor to keep: what the index has is right."""
+    assert shard_of_each(headers(one="a", two="b"), {"a": "one", "b": "two"}, FOLDER) == (None, ())
 
 
 def test_headers_count_and_what_differs_is_said_in_this_order() -> None:
@@ -114,15 +112,15 @@ def test_headers_count_and_what_differs_is_said_in_this_order() -> None:
     taken, notes = shard_of_each(headers(one="ab", two="ac", three="a"), weight_map, FOLDER)
     assert taken == {"a": "three", "b": "one", "c": "two"}
     assert notes == (
-        "tensors in two files, of which the last is taken: a (in one and two), a (in two and three)",
-        "tensors that the index lists and no file has (1): gone",
-        "taken, though the index leaves them out (1): c",
+        "tensors in two files (the last one is used): a (in one and two), a (in two and three)",
+        "tensors listed in the index but in no file (1): gone",
+        "tensors used although the index does not list them (1): c",
     )
 
 
 def test_of_many_names_the_first_are_shown() -> None:
     _, notes = shard_of_each(headers(one="abcdef"), dict.fromkeys("aXYZW", "one"), FOLDER)
     assert notes == (
-        "tensors that the index lists and no file has (4): X, Y, Z, ...",
-        "taken, though the index leaves them out (5): b, c, d, ...",
+        "tensors listed in the index but in no file (4): X, Y, Z, ...",
+        "tensors used although the index does not list them (5): b, c, d, ...",
     )

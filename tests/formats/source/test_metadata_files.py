@@ -101,9 +101,13 @@ def test_links_of_the_hub_librarys_cache_are_followed(tmp_path: Path) -> None:
     assert find_metadata_files(snapshot, {}).names == ("tokenizer.json",)
 
 
-def test_a_fifo_is_not_waited_for(source: Path) -> None:
+def test_what_is_no_file_is_noted_and_not_waited_for(source: Path) -> None:
     os.mkfifo(source / "tokenizer.json")
-    assert find_metadata_files(source, {}).names == ()
+    (source / "vocab.json").symlink_to("nowhere")
+    found = find_metadata_files(source, {})
+    assert found.names == ()
+    assert "tokenizer.json (not a regular file)" in found.notes[0]
+    assert "vocab.json (a link to a file that does not exist)" in found.notes[0]
 
 
 def test_a_git_lfs_pointer_is_refused(source: Path) -> None:

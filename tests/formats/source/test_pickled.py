@@ -25,7 +25,8 @@ from int8conv.errors import (
 )
 from int8conv.formats.safetensors.storage import LocalFile
 from int8conv.formats.source.checkpoint import open_checkpoint
-from int8conv.formats.source.pickled import read_pickle
+from int8conv.formats.source.pickle_machine import run_pickle
+from int8conv.formats.source.pickled import _KNOWN, _storage, read_pickle
 from int8conv.runtime.weights.mapping import read_tensor
 
 from ...checkpoints import LLAMA, OPT, random_tensors, write_checkpoint
@@ -246,7 +247,7 @@ def test_offsets_sizes_and_strides_that_lead_elsewhere(tmp_path: Path) -> None:
         tmp_path / FILE, dumps({"a": tensor(), "b": tensor(shape=(2, 1), strides=(1, 9))})
     )
     assert [t.nbytes for t in read_pickle(LocalFile(good)).tensors.values()] == [8, 16]
-    past, malformed = "passes the end of its storage", "a malformed tensor"
+    past, malformed = "extends past the end of its storage", "a malformed tensor"
     for changes, words in (
         ({"offset": 1}, past), ({"shape": (5,)}, past), ({"offset": 2**62}, past), ({"shape": (2**62,)}, past),
         ({"storage": Storage(count=5)}, past), ({"storage": Storage(count=2**62)}, past),
@@ -298,8 +299,8 @@ def test_objects_that_are_no_tensors_in_a_file(tmp_path: Path) -> None:
     for value, words in (
         (sparse, "it asks for torch._utils._rebuild_sparse_tensor"), (bytearray(9), "it asks for"), (b"abc", "it asks for"),
         (torch.device("cpu"), "torch.device"), (Call(bytearray, 1 << 31), "builtin"), ({1, 2}, "set"),
-        (Call(torch.Tensor, 1 << 40), "it calls a class"), (Call(OrderedDict, 3), "keys that are no text"),
-        (Call(OrderedDict, [[(1, 2), 3]]), "keys that are no text"),
+        (Call(torch.Tensor, 1 << 40), "it calls a class"), (Call(OrderedDict, 3), "keys that are not text"),
+        (Call(OrderedDict, [[(1, 2), 3]]), "keys that are not text"),
     ):  # fmt: skip
         torch.save({"a": value}, tmp_path / FILE)
         with rejected(PickleFileError, str(tmp_path / FILE), "cannot be read safely", words):
@@ -307,6 +308,12 @@ def test_objects_that_are_no_tensors_in_a_file(tmp_path: Path) -> None:
     old = Call(OrderedDict, [["a", torch.ones(2)]])  # as Python 2 pickles it
     torch.save(old, tmp_path / FILE)
     assert list(read_pickle(LocalFile(tmp_path / FILE)).tensors) == ["a"]
+    pairs = [
+        ["a", tensor()]
+    ]  # of a hundred thousand, a few bytes more for each call would make as many again
+    twice = dumps([Call(OrderedDict, pairs), Call(OrderedDict, pairs)])
+    first, second = run_pickle(twice, _KNOWN, _storage)  # type: ignore[misc]
+    assert (list(first), list(second)) == (["a"], [])
 
 
 def test_the_other_byte_order(tmp_path: Path) -> None:

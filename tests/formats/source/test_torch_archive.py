@@ -71,7 +71,7 @@ def test_a_size_that_the_file_does_not_have(tmp_path: Path, opened: Opened) -> N
     path = write_archive(tmp_path / "x.bin", b"N.")
     at = path.read_bytes().rindex(b"PK\x01\x02")
     overwrite(path, at + 20, struct.pack("<II", 1 << 31, 1 << 31))
-    with rejected(TruncatedFileError, str(path), "'data/0' passes the end"):
+    with rejected(TruncatedFileError, str(path), "'data/0' extends past the end"):
         opened(path).place("data/0")
     overwrite(path, at + 24, struct.pack("<I", 16))
     with rejected(PickleFileError, "'data/0' is malformed"):
@@ -98,7 +98,7 @@ def test_archives_of_other_kinds(tmp_path: Path, opened: Opened) -> None:
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("a/data.pkl", b"N.")
         file.writestr("a/data.pkl", b"N.")
-    with rejected(PickleFileError, "two records have one name"):
+    with rejected(PickleFileError, "two records have the same name"):
         opened(path)
     write_archive(path, b"N.")
     at = path.read_bytes().rindex(b"PK\x01\x02")

@@ -104,12 +104,12 @@ def test_tables_are_cos_and_sin_of_the_angles(kind: str) -> None:
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("share", [1.0, 0.5])
-def test_a_pair_turns_as_a_complex_number(interleaved: bool, share: float) -> None:
-    """Channels outside the share stay as they are."""
-    rotary = Rotary(Rope(10000.0, share=share, interleaved=interleaved), 16)
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_a_pair_turns_as_a_complex_number(interleaved: bool, fraction: float) -> None:
+    """Channels outside the fraction stay as they are."""
+    rotary = Rotary(Rope(10000.0, rotary_fraction=fraction, interleaved=interleaved), 16)
     size = rotary.size
-    assert size == int(16 * share)
+    assert size == int(16 * fraction)
     x = torch.randn(2, 3, 4, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     positions = torch.tensor([0, 7, 1, 30])
     found = rotate(x, rotary.tables(positions, torch.float64), interleaved)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor
 from int8conv.convert.converter import convert_checkpoint
 from int8conv.errors import ArgumentError, GenerationError, Int8convError, NotFoundError
 from int8conv.formats.safetensors.header import read_header
-from int8conv.formats.safetensors.storage import LocalFile
 from int8conv.formats.source import checkpoint
 from int8conv.runtime.backends.gpu.weights import DeviceConverted
 from int8conv.runtime.decoder.decoder import Decoder
@@ -22,12 +20,10 @@ from int8conv.runtime.decoder.working_sizes import PREFILL_TOKENS
 from int8conv.runtime.measure import bench, traffic
 from int8conv.runtime.measure.bench import Benchmark, benchmark
 from int8conv.runtime.measure.footprint import open_predictor
-from int8conv.runtime.measure.memory_use import watch_memory
-from int8conv.runtime.measure.traffic import bandwidth, cached_share, step_bytes
 from int8conv.runtime.model import Model
 from int8conv.runtime.opening import open_model
 
-from ...checkpoints import LLAMA, random_tensors, write_checkpoint
+from ...checkpoints import write_checkpoint
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {"prompt_tokens": 5, "new_tokens": 3, "batch": 2, "runs": 2}
@@ -77,27 +73,12 @@ def test_weights_of_a_step_are_the_tensors_of_the_file_without_the_embedding(fol
     assert result.weight_bytes == file_bytes(folder, "model.embed_tokens.weight")
 
 
-def test_an_embedding_that_is_the_head_too_is_read(example: Path, example_int8: Path) -> None:
-    found = step_bytes(open_model(example_int8), torch.float32)
-    assert found == file_bytes(example_int8)
-
-
 @pytest.mark.parametrize(("dtype", "itemsize"), [("float32", 4), ("float16", 2)])
 def test_a_source_counts_in_the_dtype_it_runs_in(source: Path, dtype: str, itemsize: int) -> None:
     result = benchmark(source, dtype=dtype, **SIZES)
     assert (result.converted, result.dtype) == (False, dtype)
     assert result.weight_bytes == file_bytes(source, "model.embed_tokens.weight") // 2 * itemsize
     assert bool(result.memory.mapped) == (dtype == "float16")
-
-
-def test_experts_that_no_token_reaches_are_not_read(tmp_path: Path) -> None:
-    config = LLAMA | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 1}
-    opened = open_model(write_checkpoint(tmp_path / "moe", config))
-    tensors = random_tensors(config)
-    experts = sum(t.nbytes for name, t in tensors.items() if ".experts." in name)
-    rest = sum(t.nbytes for t in tensors.values()) - experts - tensors["model.embed_tokens.weight"].nbytes  # fmt: skip
-    for batch, share in ((1, 1 / 4), (2, 1 - (3 / 4) ** 2)):
-        assert step_bytes(opened, torch.float16, batch) == rest + share * experts
 
 
 def recorded_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], int]]:
@@ -190,40 +171,3 @@ def test_what_cannot_be_is_refused(
 def test_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         benchmark(tmp_path / "absent")
-
-
-def test_peak_memory_remembers_what_was_freed(tmp_path: Path) -> None:
-    memory = watch_memory(CPU)
-    before = memory.use(tmp_path)
-    big = torch.ones(48 << 20, dtype=torch.uint8)
-    del big
-    (tmp_path / "weights").write_bytes(bytes(1 << 20))
-    mapped = torch.from_file(str(tmp_path / "weights"), size=1 << 20, dtype=torch.uint8)
-    assert mapped.sum() == 0
-    use = memory.use(tmp_path)
-    if use.peak is None or before.peak is None:
-        pytest.skip("this system does not say")
-    assert use.anonymous is not None
-    assert 47 << 20 <= use.anonymous <= before.peak + (64 << 20)
-    assert (use.mapped, use.peak) == (1 << 20, use.anonymous + (1 << 20))
-
-
-def test_share_in_the_page_cache(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(bytes(1 << 20))
-    share = cached_share([LocalFile(path)])
-    if share is None:
-        pytest.skip("this file system does not say")
-    assert share == 1.0
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    share = cached_share([LocalFile(path)])
-    assert share is not None
-    assert 0 <= share <= 1  # the system may keep any part of it
-    assert cached_share([]) is None
-
-
-def test_bandwidth_is_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traffic, "_least_seconds", lambda call, device: 0.5)
-    assert bandwidth(CPU) == (1 << 20) / 0.5

@@ -91,7 +91,7 @@ def test_keys_that_the_reference_does_not_read_are_noted(key: str) -> None:
     architecture = read_architecture(LLAMA | {key: 8}, ())
     assert architecture.config == read_architecture(LLAMA, ()).config
     assert architecture.notes == (
-        f"config.json has keys that change nothing in this family: {key}",
+        f"config.json has keys that have no effect in this family: {key}",
     )
 
 

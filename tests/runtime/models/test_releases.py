@@ -108,7 +108,7 @@ def test_read_calibrated_and_run(
     ours = int8conv.load(folder)
     assert (ours.logits(ids) - expected).abs().max() <= TOLERANCE
     report = convert_checkpoint(folder, tmp_path / "out")
-    noted = f"config.json has keys that change nothing in this family: {NOTED.get(name)}"
+    noted = f"config.json has keys that have no effect in this family: {NOTED.get(name)}"
     calibrated = "the source has no usable tokenizer: calibrated on random tokens"
     assert report.notes == ((noted, calibrated) if name in NOTED else (calibrated,))
     converted = int8conv.load(tmp_path / "out").logits(ids)
@@ -117,7 +117,7 @@ def test_read_calibrated_and_run(
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_features_that_change_something_are_refused_by_name(name: str) -> None:
-    with pytest.raises(UnsupportedFeatureError, match=f"does not have: '{REFUSED[name]}'"):
+    with pytest.raises(UnsupportedFeatureError, match=f"the runtime lacks: '{REFUSED[name]}'"):
         read_architecture(RELEASES[name], ())
 
 

@@ -95,10 +95,10 @@ def test_longropes_magnitude_is_of_its_factor_or_as_it_says() -> None:
 
 def test_a_part_of_the_channels() -> None:
     """By the key of either release; a family that rotates all may say so, and nothing else."""
-    assert read({}, share=0.25) == read({"rotary_pct": 0.25}, share=1.0)
-    assert read({"partial_rotary_factor": 0.5}, share=1.0) == read({}, share=0.5)
+    assert read({}, fraction=0.25) == read({"rotary_pct": 0.25}, fraction=1.0)
+    assert read({"partial_rotary_factor": 0.5}, fraction=1.0) == read({}, fraction=0.5)
     new = {"rope_parameters": {"partial_rotary_factor": 0.5}}
-    assert read(new, share=1.0) == read({}, share=0.5)
+    assert read(new, fraction=1.0) == read({}, fraction=0.5)
     assert read({"rope_parameters": {"partial_rotary_factor": 1.0}}) == Rope(10000.0)
     with pytest.raises(UnsupportedFeatureError, match=r"rope_parameters\.partial_rotary_factor"):
         read(new)

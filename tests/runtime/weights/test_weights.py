@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.safetensors.stored import read_array
 from int8conv.formats.source.checkpoint import open_checkpoint
 from int8conv.runtime.models.architecture import Architecture, read_architecture
-from int8conv.runtime.weights.mapping import MappedFiles, read_tensor
 from int8conv.runtime.weights.weights import CheckpointWeights, ConvertedWeights
 
 from ...checkpoints import LLAMA, random_tensors, write_checkpoint
@@ -24,18 +22,6 @@ from ...checkpoints import LLAMA, random_tensors, write_checkpoint
 def architecture_of(folder: Path) -> Architecture:
     checkpoint = open_checkpoint(folder)
     return read_architecture(checkpoint.config, checkpoint.tensors)
-
-
-def test_every_mapped_tensor_lies_in_the_one_mapping_of_its_file(example_int8: Path) -> None:
-    files = MappedFiles()
-    converted = open_converted(example_int8)
-    starts = set()
-    for stored in converted.checkpoint.tensors.values():
-        tensor = files.tensor(stored)
-        starts.add(tensor.data_ptr() - stored.offset)
-        assert torch.equal(tensor, read_tensor(stored))
-    assert len(starts) == len(converted.checkpoint.headers) == 1
-    assert starts.pop() % mmap.PAGESIZE == 0
 
 
 def test_qkv_is_one_view(example_int8: Path) -> None:
@@ -97,26 +83,6 @@ def test_head_and_embedding_stay_in_16_bits(example_int8: Path) -> None:
     rows = torch.tensor([[3, 0], [7, 3]])
     expected = torch.from_numpy(read_array(stored).astype("float32"))[rows]
     assert torch.equal(weights.lookup(module)(rows), expected)
-
-
-def test_writing_to_a_tensor_does_not_change_the_file(converted: Path) -> None:
-    stored = next(iter(open_converted(converted).checkpoint.tensors.values()))
-    before = stored.file.path.read_bytes()
-    MappedFiles().tensor(stored).zero_()
-    assert stored.file.path.read_bytes() == before
-
-
-def test_a_tensor_at_an_odd_offset_is_copied(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "source")
-    file = folder / "model.safetensors"
-    data = file.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    file.write_bytes(
-        (length + 1).to_bytes(8, "little") + data[8 : 8 + length] + b" " + data[8 + length :]
-    )
-    stored = open_checkpoint(folder).tensor("model.norm.weight")
-    assert stored.offset % 2 == 1
-    assert torch.equal(MappedFiles().tensor(stored), random_tensors(LLAMA)["model.norm.weight"])
 
 
 def test_a_source_in_its_own_dtype_is_mapped(source: Path) -> None:

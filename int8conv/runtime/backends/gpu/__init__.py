@@ -1,1 +1,1 @@
-"""The decoder on a GPU: weights in its memory, what runs between its linears, cache, sampling. Imports triton."""
+"""The decoder on a GPU: weights in device memory, operations between linears, cache, sampling. Imports triton."""

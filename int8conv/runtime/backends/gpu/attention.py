@@ -1,11 +1,11 @@
-"""Attention on a GPU: one new token of each sequence by the Triton kernel, prompts by PyTorch; imports triton.
+"""Attention on a GPU: one new token per sequence with the Triton kernel, prompts with PyTorch; imports triton.
 
-A prompt that sees all of its past and nothing else goes through PyTorch's ``scaled_dot_product_attention`` at once. Others go
-through in parts of their tokens, so that what is as large as tokens times positions has a bound. Query heads of one
-key head stand in one matrix: PyTorch's memory-efficient kernel, the one that takes masks, knows no groups.
+A prompt with plain causal attention goes through PyTorch's ``scaled_dot_product_attention`` at once. Others are split into parts
+of their tokens, to bound the tensors of size tokens x positions. Query heads of one key head are stacked in one matrix, as
+PyTorch's memory-efficient kernel, the one that supports masks, does not support grouped heads.
 
-Of an int8 cache, the Triton kernel reads codes; prompts have it widened for a block of heads of one sequence at a time, their own
-keys and values included: a token sees the same as if it had come alone.
+The Triton kernel reads the codes of an int8 cache directly; for prompts the cache is widened for a block of heads of one sequence
+at a time, including the prompt's own keys and values, so that a token sees the same values as if it were processed alone.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ...decoder.working_sizes import SCORES_ON_GPU, WIDENED_ON_GPU
 
 
 class DeviceAttention:
-    """What attention keeps on the device: slopes of ALiBi, which a CUDA graph must not copy there."""
+    """Attention's constants on the device: ALiBi slopes, which a CUDA graph must not copy there."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._slopes: dict[tuple[int, float], Tensor] = {}
 
     def slopes(self, spec: AttentionSpec) -> Tensor | None:
-        """float32 ``[heads]``, made once."""
+        """float32 ``[heads]``, created once."""
         if not spec.alibi:
             return None
         key = (spec.heads, spec.alibi)
@@ -43,7 +43,7 @@ class DeviceAttention:
         return self._slopes[key]
 
     def step(self, q: Tensor, keys: Stored, values: Stored, filled: Tensor, spec: AttentionSpec) -> Tensor:  # fmt: skip
-        """One token of each sequence: q ``[b, h, d]``, keys and values of the whole cache -> ``[b, h, d]``."""
+        """One token per sequence: q ``[b, h, d]``, keys and values of the whole cache -> ``[b, h, d]``."""
         k, v, scales = tensors_of(keys, values)
         return attend(
             q, k, v, filled, scales=scales,
@@ -58,7 +58,7 @@ class DeviceAttention:
         assert isinstance(keys, Quantized) and isinstance(values, Quantized)
         tokens, group = q.shape[1], spec.heads // spec.kv_heads
         begin = 0 if spec.window is None else max(0, past + 1 - spec.window)
-        end, past = past + tokens, past - begin  # what else is computed goes by distances
+        end, past = past + tokens, past - begin  # everything else depends only on distances
         k, v = keys.between(begin, end), values.between(begin, end)
         step = min(spec.kv_heads, max(1, WIDENED_ON_GPU // ((end - begin) * spec.size)))
         y = torch.empty_like(q)
@@ -75,7 +75,7 @@ class DeviceAttention:
 
 
 def tensors_of(keys: Stored, values: Stored) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-    """What kernels take of a cache: keys, values, and the scales of both where they are int8."""
+    """A cache as arguments of kernels: keys, values, and the scales of both if they are int8."""
     if isinstance(keys, Quantized) and isinstance(values, Quantized):
         return keys.codes, values.codes, (keys.scale, values.scale)
     assert isinstance(keys, Tensor) and isinstance(values, Tensor)
@@ -85,7 +85,7 @@ def tensors_of(keys: Stored, values: Stored) -> tuple[Tensor, Tensor, tuple[Tens
 def _prompt(
     q: Tensor, keys: Tensor, values: Tensor, past: int, spec: AttentionSpec, slopes: Tensor | None
 ) -> Tensor:
-    """As ``DeviceAttention.prompt``, in the dtype of q."""
+    """Like ``DeviceAttention.prompt``, in the dtype of q."""
     tokens = q.shape[1]
     end = past + tokens
     windowed = spec.window is not None and spec.window < end
@@ -106,7 +106,7 @@ def _prompt(
 
 
 def _part(q: Tensor, keys: Tensor, values: Tensor, first: int, spec: AttentionSpec, slopes: Tensor | None) -> Tensor:  # fmt: skip
-    """Tokens from position ``first`` on, ``[b, t, h, d]`` -> ``[b, t, h * d]``, over the positions that they see."""
+    """Tokens from position ``first`` on, ``[b, t, h, d]`` -> ``[b, t, h * d]``, over the positions they attend to."""
     batch, tokens = q.shape[:2]
     group = spec.heads // spec.kv_heads
     begin = 0 if spec.window is None else max(0, first + 1 - spec.window)
@@ -128,13 +128,13 @@ def _part(q: Tensor, keys: Tensor, values: Tensor, first: int, spec: AttentionSp
         scores = scores.view(batch, spec.kv_heads, group, tokens, -1)
         if slopes is not None:
             scores -= slopes.view(spec.kv_heads, group, 1, 1) * distance
-        shares = scores.masked_fill_(~seen, -math.inf).softmax(-1).flatten(2, 3)
-        y = shares.to(v.dtype) @ v
+        probabilities = scores.masked_fill_(~seen, -math.inf).softmax(-1).flatten(2, 3)
+        y = probabilities.to(v.dtype) @ v
     return y.reshape(batch, spec.kv_heads, group, tokens, -1).permute(0, 3, 1, 2, 4).flatten(2)
 
 
 def normed(x: Tensor, norm: NormWeights | None, size: int, by_head: bool) -> Tensor:
-    """Queries or keys ``[tokens, heads * size]``, normalised by head or together."""
+    """Queries or keys ``[tokens, heads * size]``, normalised per head or over all heads."""
     if norm is None:
         return x
     kind = "rms" if norm.rms else "layer"

@@ -1,7 +1,7 @@
-"""The ``Backend`` of a GPU, in Triton and, for prompts' attention, PyTorch; imports triton.
+"""The ``Backend`` of a GPU, in Triton and, for the attention of prompts, PyTorch; imports triton.
 
-Activations are 16-bit. A norm or activation function is not computed where the decoder asks for it, but by whatever kernel
-reads the result: an activation may be a ``Deferred``.
+Activations are 16-bit. Norms and activation functions are deferred to the kernel that reads the result: an activation may be a
+``Deferred``.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ class DevicePositions:
     ids: Tensor
     """int32 ``[b, t]``."""
     filled: Tensor
-    """int32 ``[b]``: positions filled once these tokens are."""
+    """int32 ``[b]``: number of positions filled, including these tokens."""
     past: int
-    """Positions filled before, the same for all sequences if there are several tokens."""
+    """Number of positions filled before; the same for all sequences if there are several tokens."""
     tables: Sequence[tuple[Tensor, Tensor]]
-    """cos and sin, float32 ``[positions, size / 2]``, of each rotary embedding."""
+    """cos and sin of each rotary embedding, float32 ``[positions, size / 2]``."""
 
     def to(self, device: torch.device) -> DevicePositions:
-        """They are made where they are needed."""
+        """Nothing to move: they are created on the device."""
         return self
 
 
 class GpuBackend:
-    """Nothing is fused but experts: a step is a CUDA graph."""
+    """Only experts are fused: a step is a CUDA graph."""
 
     def __init__(
         self, max_positions: int, device: torch.device, counters: Mapping[str, FallbackCounter] | None = None
     ) -> None:  # fmt: skip
-        """``counters``: what the weights' outlier fallbacks have taken, which a step that is run to be captured must not change."""
+        """``counters``: counts of the weights' outlier fallbacks, which the warm-up step before a capture must not change."""
         self.device = device
         self.counters = {} if counters is None else counters
         self._max_positions = max_positions
@@ -94,8 +94,8 @@ class GpuBackend:
         return DevicePositions(before[:, None] + steps, before + tokens, past, tables)
 
     def _rotary_tables(self, rotaries: Sequence[Rotary]) -> list[tuple[Tensor, Tensor]]:
-        """Of all positions, made once. Where frequencies depend on the sequence's length, each position has those of the
-        sequence that ends there: what a step needs, without looking at the length."""
+        """Tables for all positions, created once. If frequencies depend on the sequence's length, each position has those of a
+        sequence that ends there, which is what a step needs without reading the length."""
         if self._tables is None:
             count = self._max_positions
             self._tables = [self._table(each, each.step_frequencies(count), count) for each in rotaries]  # fmt: skip

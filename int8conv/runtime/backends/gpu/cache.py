@@ -1,4 +1,4 @@
-"""The static key/value cache of a GPU: allocated once, lengths on the device, so that a CUDA graph can step it."""
+"""The static key/value cache of a GPU: allocated once, with lengths on the device, for use in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ...models.config import DecoderConfig
 
 
 class DeviceCache(Cache):
-    """Keys and values of every layer, ``[batch, kv_heads, capacity, head_dim]`` each, in 16 bits, or int8 with scales.
+    """Keys and values of every layer, each ``[batch, kv_heads, capacity, head_dim]``, in 16 bits or int8 with scales.
 
-    The host keeps the longest length too (``length``): prompts of several tokens are not captured and need it.
+    The host also tracks the longest length (``length``): prompts are not captured and need it.
     """
 
     length = 0
@@ -28,7 +28,7 @@ class DeviceCache(Cache):
         super().__init__(parts, torch.int32)
 
     def layer(self, layer: int) -> tuple[Stored, Stored]:
-        """Keys and values of a layer, all positions."""
+        """Keys and values of a layer, for all positions."""
         keys, values = (self._stored(layer, kind) for kind in (0, 1))
         return keys, values
 

@@ -13,17 +13,17 @@ from .cache import DeviceCache
 
 
 class DecodeSteps:
-    """One token for every sequence of a cache, again and again.
+    """Repeated steps of one token per sequence of a cache.
 
-    The first call runs the kernels, which compiles them, and captures the step; every call replays it. All that changes from
-    step to step (tokens, lengths, cache) lies in memory of the device that the graph reads; a cache that has moved is captured
-    anew. Off a GPU it just runs, as it does where a mixture of experts has to ask which of them a step needs.
+    The first call runs the kernels, which compiles them, and captures the step; every call replays it. Everything that changes
+    between steps (tokens, lengths, cache) is in device memory that the graph reads; if the cache moves, the step is captured again.
+    Without a GPU, or if a mixture of experts has to read which experts a step needs, the step is simply run.
     """
 
     def __init__(
         self, decoder: Forward, cache: DeviceCache, counters: Mapping[str, FallbackCounter]
     ) -> None:
-        """``counters``: what the outlier fallbacks have taken, which the step that is run to be captured must not change."""
+        """``counters``: counts of the outlier fallbacks, which the warm-up step before a capture must not change."""
         self.decoder = decoder
         self.cache = cache
         self.counters = counters
@@ -33,7 +33,7 @@ class DecodeSteps:
         self._logits: Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._capacity = 0
-        """Of the cache when the step was captured."""
+        """Capacity of the cache when the step was captured."""
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Token ids ``[b, 1]`` -> logits ``[b, 1, vocab]``, overwritten by the next call."""
@@ -60,7 +60,7 @@ class DecodeSteps:
         with torch.cuda.stream(side):
             self._run()
         torch.cuda.current_stream().wait_stream(side)
-        self.cache.lengths.copy_(lengths)  # the positions that it wrote are written again
+        self.cache.lengths.copy_(lengths)  # the positions it wrote will be overwritten
         for now, before in counts:
             now.copy_(before)
         graph = torch.cuda.CUDAGraph()

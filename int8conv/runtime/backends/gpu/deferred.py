@@ -1,4 +1,4 @@
-"""An activation on a GPU: a tensor, or one to which a norm or activation function is still to be applied; imports triton."""
+"""An activation on a GPU with a norm or activation function yet to be applied; imports triton."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..parts import DeferredTensor, Hidden
 
 @dataclass(frozen=True)
 class Deferred(DeferredTensor):
-    """``[tokens, channels]`` with what is still to be done to it, of the shape ``[b, t, channels]``."""
+    """``[tokens, channels]`` with a pending prologue, representing ``[b, t, channels]``."""
 
     operand: Operand
     shape: tuple[int, ...]
@@ -22,7 +22,7 @@ class Deferred(DeferredTensor):
 
 
 def operand_of(x: Hidden) -> tuple[Operand, tuple[int, ...]]:
-    """An activation as rows, and its first axes."""
+    """An activation as rows, and its leading axes."""
     if isinstance(x, Tensor):
         return Operand(x.reshape(-1, x.shape[-1])), tuple(x.shape[:-1])
     assert isinstance(x, Deferred)

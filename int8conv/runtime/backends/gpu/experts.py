@@ -1,4 +1,4 @@
-"""A decoding step through a mixture of experts, of which the host does not learn which are used; imports triton."""
+"""A decoding step through a mixture of experts without the host knowing which ones are used; imports triton."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .projections import QuantizedProjection
 
 
 class FewTokens:
-    """Each of a few tokens through the experts chosen for it, in W8A16."""
+    """Passes few tokens through the experts chosen for them, in W8A16."""
 
     def __init__(self, wide: ExpertWeights, down: ExpertWeights, activation: Activation) -> None:
         self._wide = wide
@@ -24,27 +24,27 @@ class FewTokens:
 
     @classmethod
     def of(cls, experts: Sequence[FeedForwardParts]) -> FewTokens | None:
-        """Of gated FFNs, each of two int8 matrices without bias; None: they are something else, or are to run in W8A8."""
+        """For gated FFNs of two int8 matrices each, without bias; None for any others, or in W8A8."""
         wide = _weights([each.wide for each in experts if each.gated])
         down = _weights([each.down for each in experts])
         if len(wide) < len(experts) or len(down) < len(experts):
             return None
         try:
             tables = [ExpertWeights.of(group) for group in (wide, down)]
-        except ArgumentError:  # tensors of a foreign file, at odd addresses
+        except ArgumentError:  # unaligned tensors of a foreign file
             return None
         return cls(tables[0], tables[1], experts[0].activation)
 
-    def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
-        """``[tokens, hidden]``, the experts' numbers and weights ``[tokens, used]`` -> the weighted sum ``[tokens, hidden]``."""
+    def __call__(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """``[tokens, hidden]``, numbers and weights of experts ``[tokens, used]`` -> the weighted sum ``[tokens, hidden]``."""
         slots = chosen.flatten()
         inner = chosen_experts(x, self._wide, slots, activation=self._activation)
         y = chosen_experts(inner, self._down, slots).view(*chosen.shape, -1)
-        return (y.float() * shares[..., None]).sum(1).to(x.dtype)
+        return (y.float() * weights[..., None]).sum(1).to(x.dtype)
 
 
 def _weights(projections: Sequence[Projection]) -> list[MixedWeight]:
-    """Of those that the kernel takes."""
+    """The weights of those projections that the kernel supports."""
     return [
         each.weight
         for each in projections

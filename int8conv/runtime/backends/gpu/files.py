@@ -1,7 +1,7 @@
-"""Weights files in the memory of a GPU: one buffer a shard, tensors are views of it, nothing is repacked.
+"""Weights files in the memory of a GPU: one buffer per shard, with tensors as views of it; nothing is repacked.
 
-Peak memory on the device is the files' size; of a source whose numbers change their dtype, their size afterwards and the few MiB
-that are being converted. On the host it is that of the pinned stages (``staging``), until ``finish``.
+Peak device memory is the size of the files or, for a source that is converted to another dtype, the converted size plus a few
+MiB in conversion. Peak host memory is that of the pinned stages (``staging``), until ``finish``.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _ALIGNMENT: Final = 256
 
 @dataclass
 class Loading:
-    """What went to the device so far, and how long that took, pinning included."""
+    """What has been copied to the device so far, and how long that took, including pinning."""
 
     nbytes: int = 0
-    """Of files."""
+    """Bytes of files."""
     seconds: float = 0.0
 
     @property
     def speed(self) -> float:
-        """Bytes a second."""
+        """Bytes per second."""
         return self.nbytes / self.seconds if self.seconds else 0.0
 
 
 class _Shards(ABC):
-    """A buffer a file, filled when a tensor of it is first asked for."""
+    """One buffer per file, filled when one of its tensors is first requested."""
 
     def __init__(self, device: torch.device, staging: Staging | None = None) -> None:
         self.device = device
@@ -49,7 +49,7 @@ class _Shards(ABC):
 
     @abstractmethod
     def _plan(self, file: WeightsFile) -> tuple[Tensor, list[Piece]]:
-        """A file's buffer, and what goes into it."""
+        """A file's buffer, and the pieces that go into it."""
 
     def _buffer(self, file: WeightsFile) -> Tensor:
         if file not in self._buffers:
@@ -64,20 +64,20 @@ class _Shards(ABC):
         return self._buffers[file]
 
     def finish(self) -> Loading:
-        """Let go of the pinned memory: everything has been asked for. (A file that comes after all gets new.)"""
+        """Release the pinned memory once everything has been requested (a later file would allocate it again)."""
         self._staging = None
         return self.loading
 
 
 class DeviceFiles(_Shards):
-    """Files as they are."""
+    """Files copied unchanged."""
 
     def tensor(self, stored: StoredTensor) -> Tensor:
-        """A view of the stored tensor, in its own dtype and shape."""
+        """A view of the stored tensor, in its dtype and shape."""
         return self.fused([stored])
 
     def fused(self, parts: list[StoredTensor]) -> Tensor:
-        """One view of tensors that lie next to each other, joined along their first axis."""
+        """One view of adjacent tensors, concatenated along their first axis."""
         first = parts[0]
         dtype = torch_dtype(first)
         shape = (sum(p.shape[0] for p in parts), *first.shape[1:]) if first.shape else ()
@@ -85,7 +85,7 @@ class DeviceFiles(_Shards):
         if count == 0:
             return torch.empty(shape, dtype=dtype, device=self.device)
         part = self._buffer(first.file)[first.offset : first.offset + count]
-        if first.offset % dtype.itemsize:  # legal in a foreign file; a view has to be aligned
+        if first.offset % dtype.itemsize:  # allowed in foreign files, but a view must be aligned
             part = part.clone()
         return part.view(dtype).view(shape)
 
@@ -95,11 +95,11 @@ class DeviceFiles(_Shards):
 
 
 class DeviceTensors(_Shards):
-    """The tensors of a source in one dtype, converted on the device where they have another.
+    """The tensors of a source in one dtype, converted on the device if necessary.
 
     Args:
-        tensors: all of the files, as each file goes to the device whole.
-        dtype: what they become.
+        tensors: all tensors of the files, as files are copied completely.
+        dtype: dtype to convert to.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class DeviceTensors(_Shards):
         """A view of the tensor.
 
         Raises:
-            UnsupportedDtypeError: it is not one that the runtime computes with.
+            UnsupportedDtypeError: the runtime does not support its dtype.
         """
         torch_dtype(stored)
         return self._view(self._buffer(stored.file), stored).view(stored.shape)

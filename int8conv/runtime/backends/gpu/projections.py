@@ -1,4 +1,4 @@
-"""Linears of one input in the memory of a GPU; imports triton."""
+"""Linears of one input, in the memory of a GPU; imports triton."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .deferred import operand_of
 
 
 class DeviceProjection(ABC):
-    """A ``Projection`` that may leave an activation function to its reader."""
+    """A ``Projection`` that can defer an activation function to its reader."""
 
     @abstractmethod
     def inner(self, x: Operand, activation: Activation, gated: bool) -> Operand:
-        """The FFN up to its last linear."""
+        """The FFN up to, but without, its last linear."""
 
 
 class QuantizedProjection(DeviceProjection):
-    """Linears of one input, one int8 matrix."""
+    """Linears of one input as one int8 matrix."""
 
     def __init__(self, weight: MixedWeight, bias: Tensor | None, sizes: Sequence[int], mode: Mode | None) -> None:  # fmt: skip
         self.weight = weight
@@ -43,7 +43,7 @@ class QuantizedProjection(DeviceProjection):
         return y.view(*shape, -1).split_with_sizes(self.sizes, dim=-1)
 
     def inner(self, x: Operand, activation: Activation, gated: bool) -> Operand:
-        if gated:  # [gate; up], whether two linears or one
+        if gated:  # [gate; up], as two linears or one
             return gated_linear(x, self.weight, self.bias, activation=activation, mode=self.mode)
         y = linear(x, self.weight, self.bias, mode=self.mode)
         return Operand(y, Prologue(activation=activation))
@@ -69,13 +69,13 @@ class DenseProjection(DeviceProjection):
 
 
 class SplitDeviceProjection(SplitProjection, DeviceProjection):
-    """Linears of one input that are not one matrix: some in int8 and some in 16 bits, as a rule."""
+    """Linears of one input that do not form one matrix: usually some in int8 and some in 16 bits."""
 
     def inner(self, x: Operand, activation: Activation, gated: bool) -> Operand:
         return _inner(self(x.value()), activation, gated)
 
 
 def _inner(outputs: Sequence[Tensor], activation: Activation, gated: bool) -> Operand:
-    """From gate and up ``[tokens, inner]``, or from both in one, or from up alone."""
+    """From gate and up ``[tokens, inner]``, from both in one tensor, or from up alone."""
     first, *rest = outputs[0].chunk(2, dim=-1) if gated and len(outputs) == 1 else outputs
     return Operand(first, Prologue(activation=activation, times=rest[0] if rest else None))

@@ -1,15 +1,15 @@
-"""The next token of every sequence of a batch, chosen on a GPU; imports triton.
+"""The next token of every sequence of a batch, sampled on a GPU; imports triton.
 
-No logits leave the device, and no step waits for the host: a token is fed to the next step where it is, and copied to
-the host beside it. So the host sees each token one step late, and may have started a step too many when a sequence ends.
+No logits leave the device, and no step waits for the host: a token is fed directly to the next step while it is copied to the
+host. So the host sees each token one step late, and may have started one step too many when a sequence ends.
 
-Penalty and log-probabilities are PyTorch's operators, drawing is the kernel ``sample``: its random numbers are not the CPU's.
+Penalty and log-probabilities use PyTorch's operators; the kernel ``sample`` draws tokens, with other random numbers than the CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from ...generate.sampler import Choice, Request
 from ...generate.sampling import LARGEST, Sampling, not_numbers, penalised
 
 _SMALLEST: Final = 2.0**-126
-"""Normal float32; a lower temperature draws the likeliest token and nothing else."""
+"""Smallest normal float32; a lower temperature always draws the most likely token."""
 _NOT_NUMBERS: Final = -1
 
 
@@ -28,13 +28,17 @@ class DeviceSampled:
 
     Args:
         tokens: int64 ``[b]`` on the device.
-        shown: the same on the host, and -1 where the logits were not numbers, once they have ``arrived``.
+        shown: the same on the host once they have ``arrived``; -1 where logits were not finite.
         logprobs: float32 ``[b]`` on the host.
-        arrived: a CUDA event; None: there is nothing to wait for.
+        arrived: a CUDA event; None: nothing to wait for.
     """
 
     def __init__(
-        self, tokens: Tensor, shown: Tensor, logprobs: Tensor | None, arrived: Any
+        self,
+        tokens: Tensor,
+        shown: Tensor,
+        logprobs: Tensor | None,
+        arrived: torch.cuda.Event | None,
     ) -> None:
         self.tokens = tokens
         self._shown = shown
@@ -51,7 +55,7 @@ class DeviceSampled:
 
 
 class DeviceSampler:
-    """All sequences at once."""
+    """Samples all sequences at once."""
 
     ahead = True
 
@@ -77,13 +81,13 @@ class DeviceSampler:
         if self._seen is not None:
             self._seen.scatter_(1, tokens[:, None], True)
         shown, logprobs = self._ring[0]
-        self._ring.reverse()  # the host has read what it had two steps ago
+        self._ring.reverse()  # the host has read the results of two steps ago
         found = tokens.masked_fill(~logits.amax(-1).isfinite(), _NOT_NUMBERS)
         shown.copy_(found, non_blocking=True)
         if self._logprobs:
             own = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
             logprobs.copy_(own, non_blocking=True)
-        arrived: Any = None
+        arrived: torch.cuda.Event | None = None
         if self._device.type == "cuda":
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
@@ -113,5 +117,5 @@ def _draws(samplings: Sequence[Sampling], device: torch.device) -> Draws:
 
 
 def _in_range(option: float) -> float:
-    """Of float32, with room for a product."""
+    """Clamp an option to float32, with room for a product."""
     return min(max(option, 1 / LARGEST), LARGEST)

@@ -1,46 +1,46 @@
-"""From files to the memory of a GPU: several threads read into pinned memory, from which the device copies meanwhile.
+"""From files to the memory of a GPU: several threads read into pinned memory while the device copies from it.
 
-One thread takes 5 to 10 GB/s out of the page cache, a link of PCIe 5 about 50: so many read at once. Each has two pinned stages and a
-stream of its own, and fills one stage while the other is copied.
+One thread reads 5 to 10 GB/s from the page cache, a PCIe 5 link carries about 50 GB/s: hence several threads. Each has two pinned
+stages and its own stream, and fills one stage while the other is copied.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from ....formats.safetensors.storage import Reader, WeightsFile
+from ....host import processors
 
 READERS: Final = 8
-"""Threads, where the process has as many processors."""
+"""Number of threads, if the process has as many processors."""
 STAGE_BYTES: Final = 8 << 20
 _STAGES: Final = 2
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes of a file, and where they go."""
+    """Bytes of a file, and their destination."""
 
     offset: int
     dtype: torch.dtype
-    """As stored."""
+    """Stored dtype."""
     target: Tensor
-    """Flat, on the device; of another dtype, it takes the converted numbers."""
+    """Destination on the device, 1-D; if it has another dtype, numbers are converted."""
 
     @property
     def nbytes(self) -> int:
         return self.target.numel() * self.dtype.itemsize
 
     def split(self, most: int) -> Iterator[Piece]:
-        """In parts of at most so many bytes."""
+        """Split into parts of at most ``most`` bytes."""
         count = max(most // self.dtype.itemsize, 1)
         for first in range(0, self.target.numel(), count):
             target = self.target[first : first + count]
@@ -48,12 +48,12 @@ class Piece:
 
 
 class Staging:
-    """Pinned memory, shared by all files that pass through it; none of the device's but where a dtype changes.
+    """Pinned memory, shared by all files that pass through it; takes device memory only if a dtype changes.
 
     Args:
-        device: where to; on a CPU nothing is pinned, the rest is the same.
-        readers: threads; None: ``READERS``, or as many as there are processors.
-        stage_bytes: what a thread reads at once, a multiple of 8.
+        device: destination; for a CPU nothing is pinned, the rest is the same.
+        readers: number of threads; None: ``READERS``, or the number of processors if lower.
+        stage_bytes: number of bytes that a thread reads at once, a multiple of 8.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Staging:
     ) -> None:
         self._device = device
         self._stage_bytes = stage_bytes
-        count = min(READERS, _processors()) if readers is None else readers
+        count = min(READERS, processors()) if readers is None else readers
         self._lanes: list[_Lane | None] = [None] * count
 
     def fill(self, file: WeightsFile, pieces: Iterable[Piece]) -> None:
-        """Read pieces of a file, and return when all are on the device.
+        """Read pieces of a file; returns when all are on the device.
 
         Raises:
             NotFoundError, TruncatedFileError: the file cannot be read.
@@ -74,9 +74,7 @@ class Staging:
         threads = min(len(self._lanes), len(parts))
         if not threads:
             return
-        if (
-            self._device.type == "cuda"
-        ):  # the targets' memory may still be in use by what had it before
+        if self._device.type == "cuda":  # earlier work may still be using the destination memory
             torch.cuda.current_stream(self._device).synchronize()
         queue = _Queue(parts)
         with file.open() as reader, ThreadPoolExecutor(threads) as pool:
@@ -87,7 +85,7 @@ class Staging:
     def _run(self, number: int, queue: _Queue, reader: Reader) -> None:
         try:
             lane = self._lanes[number]
-            if lane is None:  # made here, as pinning takes its time
+            if lane is None:  # created in the thread, as pinning takes a while
                 lane = self._lanes[number] = _Lane(self._device, self._stage_bytes)
             for piece in queue:
                 lane.take(reader, piece)
@@ -97,14 +95,8 @@ class Staging:
             raise
 
 
-def _processors() -> int:
-    """Those that this process may use, where the system says."""
-    given = getattr(os, "sched_getaffinity", None)
-    return len(given(0)) if given else os.cpu_count() or 1
-
-
 class _Queue:
-    """Pieces in their order, for several threads."""
+    """Pieces in order, shared by several threads."""
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
         self._pieces = pieces
@@ -121,13 +113,13 @@ class _Queue:
             yield self._pieces[number]
 
     def stop(self) -> None:
-        """There are no more."""
+        """Hand out no more pieces."""
         with self._lock:
             self._next = len(self._pieces)
 
 
 class _Lane:
-    """What a thread has."""
+    """A thread's stages and stream."""
 
     def __init__(self, device: torch.device, stage_bytes: int) -> None:
         on_gpu = device.type == "cuda"
@@ -135,12 +127,15 @@ class _Lane:
         self._stages = [
             torch.empty(stage_bytes, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(_STAGES)
         ]
-        self._stream: Any = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
-        self._copied: list[Any] = [torch.cuda.Event() if on_gpu else None for _ in range(_STAGES)]  # type: ignore[no-untyped-call]
+        self._stream: torch.cuda.Stream | None = None
+        self._copied: list[torch.cuda.Event] = []
+        if on_gpu:
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._copied = [torch.cuda.Event() for _ in range(_STAGES)]  # type: ignore[no-untyped-call]
         self._turn = 0
 
     def take(self, reader: Reader, piece: Piece) -> None:
-        """Read a piece, and start to copy it."""
+        """Read a piece and start copying it."""
         turn = self._turn = (self._turn + 1) % _STAGES
         if self._stream is not None:
             self._copied[turn].synchronize()
@@ -158,5 +153,5 @@ class _Lane:
         if self._stream is not None:
             self._stream.synchronize()
 
-    def _on_stream(self) -> Any:
-        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+    def _on_stream(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)

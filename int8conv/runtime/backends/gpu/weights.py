@@ -23,7 +23,7 @@ from .projections import DenseProjection, QuantizedProjection, SplitDeviceProjec
 
 
 class DeviceConverted(ConvertedWeights):
-    """A converted folder: one buffer a shard, every tensor a view of it."""
+    """A converted folder: one buffer per shard, every tensor is a view of it."""
 
     def __init__(
         self, converted: ConvertedFolder, config: DecoderConfig, dtype: torch.dtype, device: torch.device, mode: Mode | None = None,

@@ -1,7 +1,7 @@
 """Families of models, one small file each, named after ``model_type``.
 
-A family is data: how its config reads, and what its modules are called on the hub. To add one, write a file with a
-``FAMILY`` and enter it below. Nothing here needs torch.
+A family is data: how to read its config, and the names of its modules on the hub. To add one, write a file with a ``FAMILY``
+and list it below. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         bloom.BLOOM, bloom.FALCON, cohere.FAMILY, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3, gpt.GPT2, gpt.GPTJ,
-        gpt.GPT_NEOX, granite.FAMILY, llama.FAMILY, mistral.FAMILY, mixtral.FAMILY, olmo.FAMILY, opt.FAMILY,
+        gpt.GPT_NEOX, granite.FAMILY, llama.FAMILY, mistral.FAMILY, mixtral.FAMILY, olmo.FAMILY, olmo.OLMOE, opt.FAMILY,
         phi.PHI, phi.PHI3, qwen.QWEN2, qwen.QWEN2_MOE, qwen.QWEN3, qwen.QWEN3_MOE, stablelm.FAMILY,
         starcoder.FAMILY,
     )
@@ -45,7 +45,7 @@ def find_family(config: dict[str, Any], file: object = "config.json") -> Family:
     """The family that a ``config.json`` names.
 
     Raises:
-        UnknownFamilyError: its ``model_type`` is not known.
+        UnknownFamilyError: its ``model_type`` is unknown.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:

@@ -1,6 +1,6 @@
-"""BLOOM (arXiv:2211.05100): ALiBi, a norm behind the embedding, q, k and v interleaved by heads.
+"""BLOOM (arXiv:2211.05100): ALiBi, a norm after the embedding, q, k and v grouped by heads.
 
-Falcon (arXiv:2311.16867): parallel blocks; one key head (7B), groups (40B and on), or ALiBi (RW).
+Falcon (arXiv:2311.16867): parallel blocks; one key head (7B), groups (40B and larger), or ALiBi (RW).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .family import Family
 
 
 def _width(raw: RawConfig) -> int:
-    """``n_embed`` in configs of the first releases, which counts more."""
+    """``n_embed`` in configs of the first releases, which takes precedence."""
     raw.ignore("n_embed", "hidden_size")
     return raw.integer("n_embed" if raw.values.get("n_embed") is not None else "hidden_size")
 

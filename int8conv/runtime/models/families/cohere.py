@@ -1,4 +1,4 @@
-"""Command R: parallel blocks with one LayerNorm without bias, neighbouring channels rotated, scaled logits."""
+"""Command R: parallel blocks with one LayerNorm without bias, interleaved rotary pairs, scaled logits."""
 
 from __future__ import annotations
 

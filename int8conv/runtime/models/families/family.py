@@ -1,4 +1,4 @@
-"""What a family file declares."""
+"""The declaration in a family's file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..config import DecoderConfig, RawConfig
 
 @dataclass(frozen=True)
 class Family:
-    """How a ``model_type`` reads its config and names its modules.
+    """How to read the config of a ``model_type``, and the names of its modules.
 
-    ``names`` maps the decoder's roles to module paths on the hub; the first ``{}`` stands for the layer's number, a second one
-    for the expert's. Roles: embed, positions, embedding_norm, project_in, attn_norm, q, k, v (or qkv), q_norm, k_norm, o,
+    ``names`` maps the decoder's roles to module paths on the hub; the first ``{}`` is the layer's number, a second one the
+    expert's. Roles: embed, positions, embedding_norm, project_in, attn_norm, q, k, v (or qkv), q_norm, k_norm, o,
     attn_post_norm, mlp_norm (without it a parallel FFN reads what attention reads), gate, up (or gate_up), down,
     mlp_post_norm, router, expert_gate, expert_up, expert_down, shared_gate, shared_up, shared_down, shared_router, final_norm,
     project_out, head.
@@ -22,15 +22,15 @@ class Family:
 
     model_type: str
     base_prefix: str
-    """Prefix that a checkpoint saved from the base model, without its head, lacks."""
+    """Prefix that is missing in checkpoints saved from the base model, without a head."""
     names: Mapping[str, str]
     read_config: Callable[[RawConfig], DecoderConfig]
     skipped: tuple[str, ...] = ()
     """Suffixes of tensors in old checkpoints that are computed, not learned."""
     variant: Callable[[dict[str, Any]], Mapping[str, str]] | None = None
-    """The names by config, where they differ within the family."""
+    """Names depending on the config, if they differ within the family."""
     stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Paths of tensors that hold a layer's experts, ``[experts, out, in]``, instead of a tensor each; and which of an expert's
-    matrices (gate, up, down) stand below each other in one of theirs."""
+    """Paths of tensors that stack a layer's experts, ``[experts, out, in]``, and which of an expert's matrices (gate, up, down) are
+    concatenated along the rows of each."""
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Beside such stacks: other paths of modules, and their role."""
+    """Other paths of modules in checkpoints with such stacks, and their roles."""

@@ -1,5 +1,5 @@
 """Gemma (arXiv:2403.08295): scaled embeddings, norms with 1 + weight. Gemma 2 (arXiv:2408.00118): norms around both
-parts of a block, soft caps, a window in every other layer. Gemma 3 (arXiv:2503.19786): norms of heads, rotary bases of its own
+parts of a block, soft caps, a window in every other layer. Gemma 3 (arXiv:2503.19786): norms of heads, a separate rotary base
 for layers with a window.
 """
 
@@ -39,7 +39,7 @@ def _around(raw: RawConfig, model_type: str, windows: tuple[int | None, ...], **
 def read_gemma(raw: RawConfig) -> DecoderConfig:
     if (
         raw.values.get("hidden_activation") is None
-    ):  # the first release's "gelu" meant its approximation too
+    ):  # in the first release, "gelu" also meant its approximation
         exact = raw.values.get("hidden_act") in ("gelu", None)
         raw.ignore("hidden_act")
         if exact:
@@ -68,7 +68,7 @@ def read_gemma3(raw: RawConfig) -> DecoderConfig:
 
 
 def _ropes(raw: RawConfig) -> tuple[Rope, Rope]:
-    """Of layers that see everything, and of those with a window."""
+    """Rotary embeddings of global layers and of layers with a window."""
     sections = raw.values.get("rope_parameters")
     names = ("full_attention", "sliding_attention")
     if isinstance(sections, dict) and set(sections) & set(names):

@@ -1,5 +1,5 @@
-"""GPT-2: learned positions, linears stored ``[in, out]``. GPT-J: parallel blocks, neighbouring channels rotated.
-GPT-NeoX (arXiv:2204.06745): parallel blocks with two norms, q, k and v interleaved by heads.
+"""GPT-2: learned positions, linears stored as ``[in, out]``. GPT-J: parallel blocks, interleaved rotary pairs.
+GPT-NeoX (arXiv:2204.06745): parallel blocks with two norms, q, k and v grouped by heads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _OF_TRAINING = (
 
 
 def _read_old(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:
-    """The keys of the first GPTs."""
+    """Read the config keys of the first GPTs."""
     hidden, heads = raw.integer("n_embd"), raw.integer("n_head")
     if hidden % heads:
         raise raw.unsupported("n_head", heads, f"a divisor of n_embd {hidden}")
@@ -57,7 +57,7 @@ def read_gpt2(raw: RawConfig) -> DecoderConfig:
 def read_gptj(raw: RawConfig) -> DecoderConfig:
     raw.ignore("rotary")
     size = raw.size_per_head("n_embd", "n_head")
-    rope = Rope(10000.0, share=raw.integer("rotary_dim", size) / size, interleaved=True)
+    rope = Rope(10000.0, rotary_fraction=raw.integer("rotary_dim", size) / size, interleaved=True)
     tied = raw.flag("tie_word_embeddings", False)
     return _read_old(raw, "gptj", rope=rope, tied=tied, head_bias=True, parallel=True)
 

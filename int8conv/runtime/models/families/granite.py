@@ -1,4 +1,4 @@
-"""Granite 3: Llama with multipliers of embeddings, residuals, scores and logits."""
+"""Granite 3: Llama with multipliers for embeddings, residuals, scores and logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OPT (arXiv:2205.01068): LayerNorm, learned positions from row 2, biases, ReLU FFN; 350m has norms after the sums."""
+"""OPT (arXiv:2205.01068): LayerNorm, learned positions from row 2 on, biases, ReLU FFN; 350m has norms after the sums."""
 
 from __future__ import annotations
 

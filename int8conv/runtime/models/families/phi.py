@@ -1,6 +1,6 @@
 """Phi-1.5 and Phi-2 (arXiv:2309.05463): one LayerNorm for a parallel block, part of each head rotated.
 
-Phi-3 (arXiv:2404.14219): Llama with fused linears, a window, and long contexts by LongRoPE.
+Phi-3 (arXiv:2404.14219): Llama with fused linears, a window, and long contexts with LongRoPE.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Qwen2 (arXiv:2407.10671): biases of q, k and v. Qwen3 (arXiv:2505.09388): norms of heads in their place.
+"""Qwen2 (arXiv:2407.10671): biases of q, k and v. Qwen3 (arXiv:2505.09388): norms of heads instead.
 
-Their mixtures of experts have small experts in all or some layers; Qwen2's have a shared one as well.
+Their mixtures of experts have small experts in all or some layers; Qwen2 also has a shared one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _EXPERTS = {
 
 
 def _windows(raw: RawConfig) -> tuple[int | None, ...]:
-    """In the layers from ``max_window_layers`` on, if windows are used at all."""
+    """Windows of the layers from ``max_window_layers`` on, if used at all."""
     if not raw.flag("use_sliding_window", False):
         raw.ignore("sliding_window", "max_window_layers", "layer_types")
         return ()

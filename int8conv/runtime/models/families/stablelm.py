@@ -1,4 +1,4 @@
-"""StableLM (arXiv:2402.17834): Llama with LayerNorm, part of each head rotated, parallel blocks in some."""
+"""StableLM (arXiv:2402.17834): Llama with LayerNorm, part of each head rotated, parallel blocks in some models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What most families share: the keys of their configs, and the names of Llama's modules."""
+"""Shared by most families: config keys, and the names of Llama's modules."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ _STACKED: Final[Mapping[str, tuple[str, ...]]] = {
     "w3": ("up",),
 }
 COMPUTED: Final = (".rotary_emb.inv_freq",)
-"""Tensors of old checkpoints that nobody needs."""
+"""Tensors of old checkpoints that are not needed."""
 
 
-def read_decoder(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:
-    """A decoder with RMSNorm, rotary positions and a gated FFN, as the usual keys describe it.
+def read_decoder(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:  # fields of it
+    """Read a decoder with RMSNorm, rotary positions and a gated FFN from the usual keys.
 
     Args:
         raw: the config.
         model_type: the family.
-        more: fields that differ; what they say is not read.
+        more: fields that differ; their keys are not read.
     """
     hidden = raw.integer("hidden_size")
     heads = raw.integer("num_attention_heads")
@@ -85,7 +85,7 @@ def read_decoder(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:
 
 
 def expert_stacks(*parents: str) -> dict[str, tuple[str, ...]]:
-    """A family's ``stacks`` below each of these modules of a layer, as transformers 5 and MLX name them."""
+    """A family's ``stacks`` below each of these modules of a layer, as named by transformers 5 and MLX."""
     return {
         f"model.layers.{{}}.{parent}.{name}": roles
         for parent in parents

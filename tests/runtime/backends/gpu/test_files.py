@@ -101,7 +101,7 @@ def test_a_file_that_became_shorter_is_an_error(file: Path) -> None:
     _, piece = whole(file)
     file.write_bytes(bytes(50_000))
     staging = Staging(CPU, readers=2, stage_bytes=4096)
-    with pytest.raises(TruncatedFileError, match=f"{file.name}: the file became shorter"):
+    with pytest.raises(TruncatedFileError, match=f"{file.name}: the file was truncated"):
         staging.fill(LocalFile(file), [piece])
     file.unlink()
     with pytest.raises(NotFoundError):

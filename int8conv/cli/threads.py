@@ -1,0 +1,41 @@
+"""How many processors a command uses: told to PyTorch through the environment, which costs no import of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final
+
+import click
+
+from ..host import processors
+
+VARIABLE: Final = "OMP_NUM_THREADS"
+
+
+def respect_quota() -> None:
+    """PyTorch knows the affinity of a process, but not the quota of its control groups; a number of the user's counts before both."""
+    if not os.environ.get(VARIABLE):
+        affinity = getattr(os, "sched_getaffinity", None)
+        if affinity is not None and processors() < len(affinity(0)):
+            use_threads(processors())
+
+
+def use_threads(count: int) -> None:
+    """For all that PyTorch, and the compiled code that goes by it, computes from here on."""
+    os.environ[VARIABLE] = str(count)
+    if "torch" in sys.modules:  # it has read the environment
+        import torch
+
+        torch.set_num_threads(count)
+
+
+def _use(_ctx: click.Context, _param: click.Parameter, value: int | None) -> None:
+    if value is not None:
+        use_threads(value)
+
+
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), expose_value=False, callback=_use,
+    help="Threads to compute with; default: the processors that this process may use.",
+)  # fmt: skip

@@ -1,0 +1,193 @@
+"""The application: routes, limits, the key, and clients that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from ..errors import Int8convError
+from ..runtime.model import Model
+from .asking import Asked, RequestError, read_chat, read_completion, read_inputs
+from .generating import Generating, Piece
+from .replies import Reply, error
+from .worker import Job, Worker
+
+_SHUT: Final = "the server is full: too many requests wait"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What clients may ask for."""
+
+    body: int = 1 << 20
+    """Bytes of a request."""
+    waiting: int = 64
+    """Requests that wait."""
+    tokens: int | None = None
+    """Of a reply."""
+
+
+class Server:
+    """A model with its routes; ``app`` is the ASGI application."""
+
+    def __init__(
+        self, model: Model, name: str, *, key: str | None = None, default_tokens: int = 1024, limits: Limits | None = None
+    ) -> None:  # fmt: skip
+        self._model, self._name, self._key = model, name, key
+        self._limits = limits or Limits()
+        self._worker = Worker(model, self._limits.waiting)
+        self._generating = Generating(model, default_tokens, self._limits.tokens)
+        self._started = int(time.time())
+        post = {"methods": ["POST"]}
+        self.app = Starlette(
+            routes=[
+                Route("/health", self._health),
+                Route("/v1/models", self._guarded(self._models)),
+                Route("/v1/completions", self._guarded(self._completion), **post),
+                Route("/v1/chat/completions", self._guarded(self._chat), **post),
+                Route("/v1/embeddings", self._guarded(self._embeddings), **post),
+            ],
+            lifespan=self._lifespan,
+        )  # fmt: skip
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(self._worker.close)
+
+    async def _health(self, _request: Request) -> Response:
+        return JSONResponse({"status": "ok", "waiting": self._worker.waiting})
+
+    async def _models(self, _request: Request) -> Response:
+        own = {
+            "id": self._name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "int8conv",
+        }
+        return JSONResponse({"object": "list", "data": [own]})
+
+    async def _completion(self, request: Request) -> Response:
+        return await self._text(request, read_completion(await self._body(request)))
+
+    async def _chat(self, request: Request) -> Response:
+        return await self._text(request, read_chat(await self._body(request)))
+
+    async def _embeddings(self, request: Request) -> Response:
+        inputs = read_inputs(await self._body(request))
+
+        def work() -> Iterator[Any]:
+            for each in inputs:
+                yield self._model.embed([each])[0].tolist(), len(self._model.token_ids(each))
+
+        found = [each async for each in self._submitted(request, Job(work))]
+        data = [
+            {"object": "embedding", "index": i, "embedding": vector}
+            for i, (vector, _) in enumerate(found)
+        ]
+        count = sum(length for _, length in found)
+        used = {"prompt_tokens": count, "total_tokens": count}
+        return JSONResponse({"object": "list", "data": data, "model": self._name, "usage": used})
+
+    async def _text(self, request: Request, asked: Asked) -> Response:
+        pieces = self._submitted(request, Job(self._generating.work(asked)))
+        reply = Reply(asked.kind, self._name, self._model.tokenizer)
+        if not asked.stream:
+            ends = [piece.end async for piece in pieces if piece.end is not None]
+            return JSONResponse(reply.whole(asked, ends))
+        first = await anext(pieces)  # an error before it has a status of its own
+        return StreamingResponse(
+            _events(reply, asked, first, pieces), media_type="text/event-stream"
+        )
+
+    async def _submitted(self, request: Request, job: Job) -> AsyncIterator[Any]:
+        """The results of a job, which ends with its client."""
+        if not self._worker.submit(job):
+            raise RequestError(_SHUT, 429)
+        watch = asyncio.create_task(_gone(request, job))
+        try:
+            async for each in job.results():
+                yield each
+        finally:
+            watch.cancel()
+            job.cancel()
+
+    async def _body(self, request: Request) -> dict[str, Any]:
+        data = bytearray()
+        async for part in request.stream():
+            data += part
+            if len(data) > self._limits.body:
+                raise RequestError(f"the request has more than {self._limits.body:,} bytes", 413)
+        try:
+            body = json.loads(bytes(data))
+        except (ValueError, RecursionError) as problem:
+            raise RequestError(f"not JSON: {problem}") from problem
+        if not isinstance(body, dict):
+            raise RequestError("not JSON of the expected kind: expected an object")
+        return body
+
+    def _guarded(
+        self, route: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """With the key asked for, and errors as JSON."""
+
+        async def answer(request: Request) -> Response:
+            given = request.headers.get("authorization", "").removeprefix("Bearer ")
+            if self._key is not None and not hmac.compare_digest(
+                given.encode(), self._key.encode()
+            ):
+                return JSONResponse(error("a wrong or no API key", "authentication_error"), 401)
+            try:
+                return await route(request)
+            except RequestError as problem:
+                return JSONResponse(
+                    error(str(problem), "invalid_request_error", problem.param), problem.status
+                )
+            except Int8convError as problem:
+                return JSONResponse(error(str(problem), "invalid_request_error"), 400)
+
+        return answer
+
+
+async def _gone(request: Request, job: Job) -> None:
+    """Cancel a job when its client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    job.cancel()
+
+
+async def _events(
+    reply: Reply, asked: Asked, first: Piece, pieces: AsyncIterator[Piece]
+) -> AsyncIterator[str]:
+    """Server-sent events: a part for each piece of text, and a last word."""
+    ends, begun = [], set[int]()
+    yield _event(reply.chunk(first.choice, "", first=True, end=None))
+    begun.add(first.choice)
+    try:
+        async for piece in pieces:
+            if piece.end is not None:
+                ends.append(piece.end)
+            if piece.text or piece.end is not None or piece.choice not in begun:
+                is_first = piece.choice not in begun
+                begun.add(piece.choice)
+                yield _event(reply.chunk(piece.choice, piece.text, first=is_first, end=piece.end))
+        if asked.with_usage:
+            yield _event(reply.last(asked, ends))
+    except Int8convError as problem:
+        yield _event(error(str(problem), "server_error"))
+    yield "data: [DONE]\n\n"
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value)}\n\n"

@@ -1,0 +1,47 @@
+"""How many threads commands take."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from int8conv.cli import threads
+
+from .helpers import run
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_quota_counts_where_nobody_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(threads, "processors", lambda: 3)
+    threads.respect_quota()
+    assert (os.environ["OMP_NUM_THREADS"], torch.get_num_threads()) == ("3", 3)
+    monkeypatch.setattr(threads, "processors", lambda: 2)
+    threads.respect_quota()  # it is said now
+    assert torch.get_num_threads() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.setattr(threads, "processors", lambda: 8)
+    threads.respect_quota()  # PyTorch knows the affinity
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "eval", "bench", "calibrate", "convert"])
+def test_a_number_is_an_option_of_what_computes(command: str) -> None:
+    assert run(command, "--threads", 0).exit_code == 2
+    assert "Threads to compute with" in run(command, "--help").output
+
+
+def test_a_number(example_int8: object) -> None:
+    torch.set_num_threads(2)
+    assert run("generate", example_int8, "-p", "A", "-n", 0, "--threads", 1).exit_code == 0
+    assert (os.environ["OMP_NUM_THREADS"], torch.get_num_threads()) == ("1", 1)

@@ -1,0 +1,197 @@
+"""The server with OpenAI's interface: replies are the library's, streams too; limits, the key, and clients that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+
+import int8conv
+from int8conv.runtime.model import Model
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+
+from starlette.testclient import TestClient
+
+from int8conv.cli.serve import listen
+from int8conv.runtime.generate.stream import Stream
+from int8conv.serve.app import Limits, Server
+from int8conv.serve.worker import Job, Worker
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{{ tools[0].name if tools }}[assistant]"
+MESSAGES = [{"role": "user", "content": "A list"}]
+
+
+@pytest.fixture(scope="module")
+def model(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tmp_path_factory.mktemp("served") / "model"
+    shutil.copytree(example, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return int8conv.load(folder)
+
+
+@pytest.fixture(scope="module")
+def client(model: Model) -> Iterator[TestClient]:
+    server = Server(model, "small", key="secret", limits=Limits(body=5000, tokens=12))
+    with TestClient(server.app, headers={"Authorization": "Bearer secret"}) as made:
+        yield made
+
+
+def post(client: TestClient, path: str, status: int = 200, **body: Any) -> Any:
+    found = client.post(f"/v1/{path}", json=body)
+    assert found.status_code == status, found.text
+    return found.json()
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_a_key_and_what_needs_none(client: TestClient) -> None:
+    assert client.get("/health", headers={"Authorization": ""}).json() == {"status": "ok", "waiting": 0}  # fmt: skip
+    refused = client.get("/v1/models", headers={"Authorization": "Bearer other"})
+    assert (refused.status_code, refused.json()["error"]["type"]) == (401, "authentication_error")
+    assert [each["id"] for each in client.get("/v1/models").json()["data"]] == ["small"]
+
+
+def test_completions(client: TestClient, model: Model) -> None:
+    expected = model.generate_batch(["A vector is", [5, 6]], max_new_tokens=5, logprobs=True, top_logprobs=2)  # fmt: skip
+    found = post(client, "completions", prompt=["A vector is", [5, 6]], max_tokens=5, logprobs=2, echo=True)  # fmt: skip
+    first, second = found["choices"]
+    assert first["text"] == "A vector is" + expected[0].text
+    assert (second["text"], second["index"], second["finish_reason"]) == (expected[1].text, 1, "length")  # fmt: skip
+    assert first["logprobs"]["token_logprobs"] == pytest.approx(expected[0].logprobs, abs=1e-3)
+    assert [len(top) for top in first["logprobs"]["top_logprobs"]] == [2] * 5
+    prompt = sum(each.prompt_tokens for each in expected)
+    assert found["usage"] == {"prompt_tokens": prompt, "completion_tokens": 10, "total_tokens": prompt + 10}  # fmt: skip
+    drawn = post(client, "completions", prompt="A", n=2, max_tokens=4, temperature=1, seed=3, stop="never")  # fmt: skip
+    alone = [model.generate("A", max_new_tokens=4, temperature=1.0, seed=3 + i).text for i in range(2)]  # fmt: skip
+    assert [each["text"] for each in drawn["choices"]] == alone
+    assert len(post(client, "completions", prompt=[5])["choices"][0]["text"]) > 5  # 12 tokens
+
+
+def test_chats_and_their_streams(client: TestClient, model: Model) -> None:
+    ids = model.tokenizer.encode("[user] A list\nlook_up[assistant]", special=False)
+    expected = model.generate(ids, max_new_tokens=7)
+    parts = [{"role": "user", "content": [{"type": "text", "text": "A "}, {"type": "text", "text": "list"}]}]  # fmt: skip
+    asked = {"messages": parts, "tools": [{"name": "look_up"}], "max_completion_tokens": 7}
+    found = post(client, "chat/completions", **asked, logprobs=True, top_logprobs=1)
+    (choice,) = found["choices"]
+    assert choice["message"] == {"role": "assistant", "content": expected.text}
+    assert choice["logprobs"]["content"][0]["bytes"]
+    assert found["usage"]["prompt_tokens"] == len(ids)
+    response = client.post("/v1/chat/completions", json={**asked, "stream": True, "stream_options": {"include_usage": True}})  # fmt: skip
+    assert response.headers["content-type"].startswith("text/event-stream")
+    first, *middle, last, used = events(response.text)
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    text = "".join(e["choices"][0]["delta"].get("content", "") for e in [*middle, last])
+    assert text == expected.text
+    assert len(middle) > 2
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert (used["choices"], used["usage"]["completion_tokens"]) == ([], 7)
+
+
+def test_embeddings(client: TestClient, model: Model) -> None:
+    found = post(client, "embeddings", input=["A list", "A map"])
+    expected = model.embed(["A list", "A map"]).tolist()
+    assert [each["embedding"] for each in found["data"]] == [pytest.approx(e, abs=1e-4) for e in expected]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("completions", {}, "prompt: expected text"), ("completions", {"prompt": "a", "n": 0}, "n: expected an integer, 1 to 16"),
+        ("completions", {"prompt": "a", "temperature": "hot"}, "temperature"), ("completions", {"prompt": "a", "max_tokens": -1}, "max_tokens"),
+        ("completions", {"prompt": ["a"] * 5, "n": 4}, "at most 16"), ("completions", {"prompt": ""}, "the prompt has no tokens"),
+        ("completions", {"prompt": "a", "stream": True, "top_p": 7}, "top_p"), ("completions", {"prompt": [10**7]}, "token outside the vocabulary"),
+        ("completions", {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias"), ("completions", {"prompt": "a", "stream": 3}, "stream"),
+        ("chat/completions", {"messages": []}, "at least one"), ("chat/completions", {"messages": [3]}, "a list of objects"),
+        ("chat/completions", {"messages": [{}]}, "a role"), ("chat/completions", {"messages": MESSAGES, "response_format": {"type": "json_object"}}, "response_format"),
+        ("chat/completions", {"messages": MESSAGES, "stream": True, "logprobs": True}, "not with stream"),
+        ("chat/completions", {"messages": [{"role": "user", "content": [{"image_url": "x"}]}]}, "parts of text"),
+        ("embeddings", {"input": 3}, "input: expected text"),
+    ],
+)  # fmt: skip
+def test_one_clear_error_each(client: TestClient, path: str, body: Any, words: str) -> None:
+    assert words in post(client, path, 400, **body)["error"]["message"]
+
+
+def test_what_is_no_request(client: TestClient) -> None:
+    url = "/v1/completions"
+    assert client.post(url, content=b"{").status_code == 400
+    assert client.post(url, content=b"[]").json()["error"]["message"].endswith("expected an object")
+    assert client.post(url, content=b" " * 6000).status_code == 413
+    assert client.get(url).status_code == 405
+
+
+def test_a_client_of_a_real_server_that_hangs_up(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import uvicorn
+
+    streams: list[Stream] = []
+    real = model.stream
+
+    def recorded(*args: Any, **options: Any) -> Stream:
+        streams.append(real(*args, **options))
+        return streams[-1]
+
+    monkeypatch.setattr(model, "stream", recorded)
+    listening = listen("127.0.0.1", 0)
+    address = listening.getsockname()
+    server = uvicorn.Server(uvicorn.Config(Server(model, "small").app, log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        body = json.dumps({"prompt": "A", "max_tokens": 1000, "stream": True, "temperature": 1}).encode()  # fmt: skip
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection(address) as one:
+            one.sendall(head.encode() + body)
+            while b"data:" not in one.recv(4096):
+                pass
+        url = f"http://127.0.0.1:{address[1]}/v1/completions"
+        with urlopen(url, json.dumps({"prompt": "A", "max_tokens": 2}).encode()) as after:
+            assert json.load(after)["usage"]["completion_tokens"] == 2
+    finally:
+        server.should_exit = True
+        thread.join()
+    assert [each.result.finish_reason for each in streams] == ["cancelled", "length"]
+
+
+def test_a_client_that_goes_away_ends_its_generation() -> None:
+    """The next request is computed; what it left does not go on."""
+    computed, going = [], threading.Event()
+
+    def endless() -> Iterator[int]:
+        try:
+            for i in range(10**9):
+                going.set()
+                yield i
+        finally:
+            computed.append("closed")
+
+    async def clients() -> list[int]:
+        worker = Worker(None, 1)  # type: ignore[arg-type]
+        gone, waits, late = Job(endless), Job(lambda: iter([1, 2])), Job(lambda: iter([3]))
+        assert worker.submit(gone)
+        await asyncio.to_thread(going.wait)
+        assert worker.submit(waits)
+        assert not worker.submit(late)  # full
+        gone.cancel()
+        found = [each async for each in waits.results()]
+        await asyncio.to_thread(worker.close)
+        return found
+
+    assert asyncio.run(clients()) == [1, 2]
+    assert computed == ["closed"]
