@@ -49,14 +49,13 @@ class Server:
         self._worker = Worker(model, self._limits.waiting)
         self._generating = Generating(model, default_tokens, self._limits.tokens)
         self._started = int(time.time())
-        post = {"methods": ["POST"]}
         self.app = Starlette(
             routes=[
                 Route("/health", self._health),
                 Route("/v1/models", self._guarded(self._models)),
-                Route("/v1/completions", self._guarded(self._completion), **post),
-                Route("/v1/chat/completions", self._guarded(self._chat), **post),
-                Route("/v1/embeddings", self._guarded(self._embeddings), **post),
+                Route("/v1/completions", self._guarded(self._completion), methods=["POST"]),
+                Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
+                Route("/v1/embeddings", self._guarded(self._embeddings), methods=["POST"]),
             ],
             lifespan=self._lifespan,
         )  # fmt: skip

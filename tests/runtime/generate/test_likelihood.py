@@ -113,7 +113,11 @@ def test_what_cannot_be_scored(model: Model) -> None:
     for requests, error, words in (
         ([([], [1])], GenerationError, "prefix has no tokens"),
         ([([1], [10**6])], GenerationError, "outside the vocabulary"),
-        ([([1], [1] * (model.config.max_positions + 1))], GenerationError, "do not fit the context"),
+        (
+            [([1], [1] * (model.config.max_positions + 1))],
+            GenerationError,
+            "do not fit the context",
+        ),
         ([("text", [1])], ArgumentError, "two texts"),
     ):
         with pytest.raises(error, match=words):
