@@ -281,9 +281,9 @@ TABLE = (
     Case("odd_shards", ("one",), holds=(same_codes,)),
     Case("old_config", notes=("keys that have no effect",), holds=(same_codes,)),
     Case("padded_vocab", refused=r"embed_tokens.*\[8192, 256\].*\[8256, 256\]"),
-    Case("prefixes", ("_orig_mod.",), refused="'_orig_mod', of torch.compile"),
-    Case("prefixes", ("module.",), refused="'module.', of DistributedDataParallel"),
-    Case("prefixes", ("base_model.model.",), refused=r"'base_model.model.', of peft \(merge"),
+    Case("prefixes", ("_orig_mod.",), refused="'_orig_mod' from torch.compile"),
+    Case("prefixes", ("module.",), refused="'module.' from DistributedDataParallel"),
+    Case("prefixes", ("base_model.model.",), refused=r"'base_model.model.' from peft \(merge"),
     *(Case("prefixes", (prefix,), refused=rf"tensor names.*expected 'model\.', found '{prefix}.*rename") for prefix in (
         "model.language_model.", "language_model.", "transformer.",
     )),

@@ -1,4 +1,4 @@
-"""What the machine lets this process have: processors and memory, with affinity and the limits of control groups."""
+"""Resources available to this process: processors and memory, considering affinity and control groups."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _MEMINFO: Final = Path("/proc/meminfo")
 
 
 def processors() -> int:
-    """How many processors this process may use at a time: of its affinity, and no more than a quota of its control groups rounded up."""
+    """The number of processors that this process may use: its affinity, limited by the quota of its control groups, rounded up."""
     given = getattr(os, "sched_getaffinity", None)
     count = len(given(0)) if given else os.cpu_count() or 1
     return max(1, min([count, *_quotas()]))
 
 
 def available_memory() -> int | None:
-    """Bytes that can be allocated before the system has none left, swap among them; None: it does not say."""
+    """Bytes that can be allocated before the system runs out, including swap; None if it does not say."""
     with suppress(OSError):
         fields = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _MEMINFO.read_text(), re.MULTILINE))
         if "MemAvailable" in fields:
@@ -53,7 +53,7 @@ def _memory_left() -> Iterator[int]:
 
 
 def _groups() -> Iterator[Path]:
-    """The folders of this process's control groups, and those around them; in a container often the root alone."""
+    """The folders of this process's control groups and their parents; in a container often only the root."""
     yield from (_CGROUPS, _CGROUPS / "cpu", _CGROUPS / "memory")
     with suppress(OSError):
         for line in _OWN.read_text().splitlines():

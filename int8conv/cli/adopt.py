@@ -28,10 +28,10 @@ from .output import echo, notes, parse_size, print_json, progress_bars, size
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(folder: Path, out: Path, max_shard_size: int, force: bool, as_json: bool) -> None:
-    """Make the converted folder OUT from FOLDER, which transformers saved (save_pretrained).
+    """Create the converted folder OUT from FOLDER, which was saved by transformers (save_pretrained).
 
-    What transformers saves has the int8 tensors and their groups, but no manifest, index or layout. Codes, scales and outlier columns are
-    copied bit for bit.
+    FOLDER has the int8 tensors and their groups, but no manifest, index or layout. Codes, scales and outlier columns are copied bit
+    for bit.
     """
     from ..convert.exchange.adopt import adopt
 

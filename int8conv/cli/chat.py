@@ -32,21 +32,21 @@ _CONTINUED: Final = "\\"
 @click.command("chat")
 @click.argument("path", type=click.Path())
 @template_options
-@click.option("--lines", is_flag=True, help="Each line of a piped stdin is a message.")
-@click.option("--load", "loaded", type=click.Path(), help="Go on with a conversation from this file.")  # fmt: skip
+@click.option("--lines", is_flag=True, help="Treat each line of piped stdin as a message.")
+@click.option("--load", "loaded", type=click.Path(), help="Continue the conversation in this file.")  # fmt: skip
 @click.option("--save", type=click.Path(), help="Save the conversation to this file after each reply.")  # fmt: skip
 @generation_options(1024)
 def command(
     path: str, lines: bool, loaded: str | None, save: str | None,
     **options: Any,  # checked by click
 ) -> None:  # fmt: skip
-    """Chat with PATH (a converted folder, or a source in its own precision): the reply is streamed.
+    """Chat with PATH (a converted folder, or a source in its own precision); replies are streamed.
 
-    At a terminal each line is a message, and goes on in the next line where it ends with a backslash. Ctrl-C ends a reply, Ctrl-D
-    the conversation. Otherwise stdin as a whole is one message, or, with --lines, each of its lines.
+    At a terminal, each line is a message; a backslash at the end continues it on the next line. Ctrl-C ends a reply, Ctrl-D the
+    conversation. Otherwise, all of stdin is one message or, with --lines, each of its lines.
 
-    The conversation is formatted with the checkpoint's chat template and kept in the KV cache; where the context is full, the
-    oldest turns are left out. Options that are not given default to the checkpoint's generation_config.json.
+    The conversation is formatted with the checkpoint's chat template and kept in the KV cache; when the context is full, the oldest
+    turns are dropped. Options that are not given default to the checkpoint's generation_config.json.
 
     PATH may also be a hub id (org/name or org/name@revision), which is downloaded.
     """
@@ -68,7 +68,7 @@ def command(
 
 
 def _reply(chat: Chat, message: str) -> None:
-    """Print a reply as it comes; one that is interrupted belongs to the conversation too."""
+    """Stream a reply; an interrupted one is also part of the conversation."""
     dropped = chat.dropped
     interrupted = _Interrupted()
     with chat.stream(message) as stream, interrupted:
@@ -79,13 +79,13 @@ def _reply(chat: Chat, message: str) -> None:
     chat.accept(message, reply)
     echo()
     if chat.dropped > dropped:
-        notes(["the context is full: the oldest messages are left out from here on"])
+        notes(["the context is full: the oldest messages are dropped from now on"])
     if chat.is_cut_by_context(reply):
         notes(["the context ended before the reply did; the oldest messages will make room for the next"])  # fmt: skip
 
 
 class _Interrupted:
-    """In the block, at a terminal, the first Ctrl-C is only noted; the next one interrupts as ever."""
+    """Within the block, at a terminal, the first Ctrl-C is only recorded; the next one interrupts as usual."""
 
     def __init__(self) -> None:
         self.seen = False
@@ -105,7 +105,7 @@ class _Interrupted:
 
 
 def _messages(lines: bool) -> Iterator[str]:
-    """At a terminal, with a prompt and line editing; else of stdin."""
+    """Messages: at a terminal with a prompt and line editing, otherwise from stdin."""
     if sys.stdin is None:  # closed
         return
     if not sys.stdin.isatty():

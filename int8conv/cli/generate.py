@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     "--prompt-ids",
     "ids",
     multiple=True,
-    help="Token ids to continue, separated by commas or spaces; the new ids are printed; repeatable.",
+    help="Token ids to continue, separated by commas or spaces; prints the new ids; repeatable.",
 )
 @click.option(
     "--chat",
     is_flag=True,
-    help="A prompt is a message: apply the chat template, print the reply alone.",
+    help="Treat each prompt as a message: apply the chat template and print only the reply.",
 )
 @template_options
 @generation_options(128)
@@ -56,14 +56,14 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Continuations per prompt.",
+    help="Number of continuations per prompt.",
 )
 @click.option("--logprobs", is_flag=True, help="Also print the log-probability of each new token.")
 @click.option(
     "--top-logprobs",
     type=click.IntRange(min=0),
     default=0,
-    help="With --json: also so many of the most likely tokens at each place.",
+    help="With --json: also list this many of the most likely tokens at each position.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per continuation.")
 @click.option(
@@ -82,7 +82,7 @@ def command(
 
     Repeat --prompt and --prompt-file for several prompts: they run as one batch and are printed one after another. A line break
     at the end of a file or of stdin is not part of the prompt. With --chat, or --system or another option of the chat
-    template, a prompt is a message to an assistant.
+    template, each prompt is a message to an assistant.
 
     Temperature, top-k, top-p, min-p, repetition penalty, number of tokens and stop strings default to the checkpoint's
     generation_config.json; without one, or unless it sets do_sample, decoding is greedy.
@@ -92,11 +92,11 @@ def command(
     if not given and not files and not ids:
         raise click.UsageError("Missing option '--prompt' / '-p', '--prompt-file' or '--prompt-ids'.")  # fmt: skip
     if ids and (given or files):
-        raise click.UsageError("'--prompt-ids' goes with no other prompt.")
+        raise click.UsageError("'--prompt-ids' cannot be combined with other prompts.")
     template = pop_template_options(options)
     chat = chat or any(value for name, value in template.items() if name != "template")
     if ids and chat:
-        raise click.UsageError("'--chat' takes no '--prompt-ids'.")
+        raise click.UsageError("'--chat' cannot be combined with '--prompt-ids'.")
     shown = [read_text("-") if each == "-" else check_text(each, "the prompt") for each in given]
     shown += [read_text(each) for each in files]
     memory = _watch(options["device"]) if report_memory else None
@@ -120,7 +120,7 @@ def command(
 def _prompts(
     model: Model, texts: list[str], ids: list[list[int]], template: dict[str, Any] | None, options: dict[str, Any]
 ) -> list[Prompt]:  # fmt: skip
-    """What the model continues; in a chat, each text as the template has it."""
+    """The inputs of the model; in a chat, each text as formatted by the template."""
     if template is None:
         from ..runtime.text.chat_template import is_in
 
@@ -138,7 +138,9 @@ def _read_ids(text: str) -> list[int]:
     try:
         return [int(each) for each in text.replace(",", " ").split()]
     except ValueError:
-        raise click.BadParameter(f"{text!r} are no token ids", param_hint="--prompt-ids") from None
+        raise click.BadParameter(
+            f"{text!r} is not a list of token ids", param_hint="--prompt-ids"
+        ) from None
 
 
 def _watch(device: str) -> PeakMemory:
@@ -178,7 +180,7 @@ def _print_json(prompts: Sequence[Prompt], results: list[Generation], n: int) ->
 def _print_text(
     model: Model, prompts: list[Prompt], shown: list[str], options: dict[str, Any]
 ) -> None:
-    """The first continuation's text as it comes, then those of the others."""
+    """Stream the first continuation, then print the others."""
     n, many = options["n"], len(prompts) * options["n"] > 1
 
     def show(i: int, text: str) -> None:

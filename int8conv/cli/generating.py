@@ -25,12 +25,12 @@ _SAMPLING: Final = (
     click.option("--top-p", type=float, help="Sample from the smallest set of most likely tokens with this total probability."),
     click.option("--min-p", type=float, help="Sample from tokens whose probability is at least this fraction of the highest one."),
     click.option("--repetition-penalty", type=float, help="Above 1: make tokens that have already occurred less likely."),
-    click.option("--presence-penalty", type=float, help="Subtracted from the logits of tokens generated before."),
-    click.option("--frequency-penalty", type=float, help="The same, times how often they were."),
-    click.option("--logit-bias", multiple=True, metavar="TOKEN=NUMBER", help="Added to the logit of a token, given by its id; repeatable."),
-    click.option("--stop-token", multiple=True, help="Stop at this token, given by its text or id; repeatable."),
-    click.option("--min-new-tokens", type=click.IntRange(min=0), default=0, help="Stop at no end token before so many."),
-    click.option("--special-tokens", is_flag=True, help="Print special tokens too."),
+    click.option("--presence-penalty", type=float, help="Subtract this from the logits of tokens that have already been generated."),
+    click.option("--frequency-penalty", type=float, help="The same, multiplied by the number of occurrences."),
+    click.option("--logit-bias", multiple=True, metavar="TOKEN=NUMBER", help="Add NUMBER to the logit of the token with id TOKEN; repeatable."),
+    click.option("--stop-token", multiple=True, help="Stop at this token, given by text or id; repeatable."),
+    click.option("--min-new-tokens", type=click.IntRange(min=0), default=0, help="Ignore end tokens until this many tokens have been generated."),
+    click.option("--special-tokens", is_flag=True, help="Also print special tokens."),
     click.option("--stop", multiple=True, help="Stop before this text; repeatable."),
     click.option("--seed", type=int, help="Seed for sampling."),
 )  # fmt: skip
@@ -45,7 +45,7 @@ _LOADING: Final = (
         help="Dtype of the KV cache; default: --dtype.",
     ),
     click.option("--device", default="cpu", show_default=True, help="cpu, cuda (PyTorch's current GPU) or cuda:N."),
-    click.option("--tokenizer", type=click.Path(), help="A folder with another tokenizer than PATH's."),
+    click.option("--tokenizer", type=click.Path(), help="Folder with a tokenizer to use instead of PATH's."),
     threads_option,
     click.option("--outlier-fallback/--no-outlier-fallback", default=True, show_default=True, help="In W8A8, multiply outlier activations in 16 bits."),
     click.option("--verbose", "-v", is_flag=True, help="Print loading time to stderr."),
@@ -53,11 +53,11 @@ _LOADING: Final = (
 _COMPILING: Final = "int8conv: note: compiling for this processor; later runs reuse the result"
 _LOADING_NAMES: Final = ("mode", "dtype", "kv_cache", "device", "outlier_fallback", "tokenizer")
 _TEMPLATE: Final = (
-    click.option("--system", help="System message, before the first message."),
-    click.option("--template-arg", multiple=True, metavar="NAME=VALUE", help="A variable of the chat template, such as enable_thinking=false; the value is JSON, or text; repeatable."),
+    click.option("--system", help="System message, sent before the first message."),
+    click.option("--template-arg", multiple=True, metavar="NAME=VALUE", help="Variable of the chat template, such as enable_thinking=false; the value is JSON or text; repeatable."),
     click.option("--tools", type=click.Path(), help="JSON file with a list of functions for the chat template."),
     click.option("--documents", type=click.Path(), help="JSON file with a list of documents for the chat template."),
-    click.option("--template", default="default", help="Name of the chat template, where there are several."),
+    click.option("--template", default="default", help="Name of the chat template, if there are several."),
 )  # fmt: skip
 
 
@@ -83,18 +83,18 @@ def loading_options(command: _Command) -> _Command:
 
 
 def template_options(command: _Command) -> _Command:
-    """What a chat template is given."""
+    """Options for the chat template."""
     for option in reversed(_TEMPLATE):
         command = option(command)
     return command
 
 
 def pop_template_options(options: dict[str, Any]) -> dict[str, Any]:
-    """As keyword arguments of ``Chat``.
+    """The options as keyword arguments of ``Chat``.
 
     Raises:
-        GenerationError: text that is not UTF-8.
-        JsonFileError, NotFoundError: an unusable file.
+        GenerationError: a text is not UTF-8.
+        JsonFileError, NotFoundError: a file is unusable.
     """
     system = options.pop("system")
     return {

@@ -1,4 +1,4 @@
-"""Adapters of PEFT on int8 linears: they train, load and unload as on others; merging one into int8 weights is refused by name.
+"""PEFT adapters on int8 linears: they can be trained, loaded and unloaded as usual; merging into int8 weights is refused.
 
 PEFT wraps a linear as its ``base_layer`` and merges by adding to the weight in place, which would fail without saying why.
 """
@@ -15,7 +15,7 @@ from .linear import Int8convLinear
 
 
 def refuse_merging() -> None:
-    """From now on PEFT's layers around int8 linears do not merge."""
+    """Make PEFT's layers around int8 linears refuse to merge."""
     register_module_module_registration_hook(_on_registration)
 
 

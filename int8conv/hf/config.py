@@ -1,4 +1,4 @@
-"""``quantization_config`` of a converted folder, as transformers keeps it."""
+"""``quantization_config`` of a converted folder, as a transformers config."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Int8convConfig(QuantizationConfigMixin):
     """The fields of SPEC.md section 2.1, and a mode.
 
     Args:
-        version: of the format.
-        groups: linears that share an input, as JSON; None: the manifest has them.
-        mode: how activations meet int8 weights: ``"w8a16"``, ``"w8a8"``, or None to choose by the number of tokens.
-        fields: others, kept as they are: ``outliers``, ``dtype``.
+        version: version of the format.
+        groups: linears that share an input, as JSON; None: they are in the manifest.
+        mode: activations in 16 bits (``"w8a16"``) or 8 bits (``"w8a8"``); None: chosen by the number of tokens.
+        fields: other fields, which are kept: ``outliers``, ``dtype``.
 
     Raises:
-        UnknownVersionError: a version that this release does not read.
-        ArgumentError: an unknown mode.
+        UnknownVersionError: this release does not read the version.
+        ArgumentError: the mode is unknown.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class Int8convConfig(QuantizationConfigMixin):
         self.groups = groups
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The fields as JSON values."""
         values: dict[str, Any] = super().to_dict()
         return {k: v for k, v in values.items() if k not in (GROUPS, "mode") or v is not None}
 
 
 def check_mode(mode: object) -> None:
-    """Raise ArgumentError for a mode that there is not."""
+    """Raise ArgumentError for an unknown mode."""
     if mode is not None and mode not in MODES:
         raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))

@@ -1,4 +1,4 @@
-"""Dequantizing while transformers loads: for what it has no linear for, embeddings and experts that it fuses."""
+"""Dequantizing while transformers loads, for modules that are not linears there: embeddings and fused experts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .places import Places
 KINDS = (WEIGHT, SCALE, OUTLIER_INDEX, OUTLIER_WEIGHT)
 
 Sources = Mapping[str, list[Tensor]]
-"""What transformers gives an operation: tensors by the pattern of their names, each in the order of the names."""
+"""The input of a transformers operation: tensors by name pattern, each in the order of the names."""
 
 
 class Quantizer(Protocol):
-    """What is asked of the quantizer that loads."""
+    """The required interface of the quantizer."""
 
     def outliers_of(self, path: str) -> int:
-        """k of a linear of the file."""
+        """k of a linear in the file."""
 
 
 class Dequantize(ConversionOps):
@@ -35,7 +35,7 @@ class Dequantize(ConversionOps):
 
     def __init__(self, quantizer: Quantizer, paths: Mapping[tuple[str, str], Sequence[str]]) -> None:  # fmt: skip
         self.hf_quantizer = quantizer
-        """Its presence tells transformers to leave the dtypes of what is read alone."""
+        """Its presence tells transformers not to change the dtypes of tensors that are read."""
         self.paths = paths
         """The linears behind the tensors, by the parameter that they become and the pattern of their names."""
 
@@ -45,7 +45,7 @@ class Dequantize(ConversionOps):
     def convert(
         self, input_dict: Sources, full_layer_name: str, model: PreTrainedModel, **others: object
     ) -> dict[str, list[Tensor]]:  # fmt: skip
-        """Weights by the pattern of their names."""
+        """Weights by name pattern."""
         dtype = model.get_parameter_or_buffer(full_layer_name).dtype
         return {
             pattern: self._weights(input_dict, pattern, self.paths[full_layer_name, pattern], dtype)
@@ -73,7 +73,7 @@ class Dequantize(ConversionOps):
 
 
 class DequantizeAlone(Dequantize):
-    """What becomes a parameter without more ado: a matrix, or a stack of them, turned where the model has it ``[experts, in, out]``."""
+    """A matrix or a stack of matrices as a parameter, transposed if the model has ``[experts, in, out]``."""
 
     def __init__(self, quantizer: Quantizer, paths: Sequence[str]) -> None:
         super().__init__(quantizer, {})
@@ -100,7 +100,7 @@ class DequantizeAlone(Dequantize):
 
 
 def converters(quantizer: Quantizer, places: Places) -> Iterator[WeightConverter]:
-    """What reads matrices and stacks that become parameters as they are."""
+    """The converters of matrices and stacks that become parameters directly."""
     for name, path in places.whole.items():
         yield _converter(quantizer, re.escape(name), f"{name}.{WEIGHT}", [path])
     for name, paths in places.stacks.items():
@@ -117,7 +117,7 @@ def _converter(
 def dequantizing(
     converter: WeightConverter, quantizer: Quantizer, places: Places
 ) -> WeightConverter:
-    """A converter of transformers that reads int8 weights as well, or the same where it meets none."""
+    """A transformers converter that also reads int8 weights, or the same one if there are none."""
     patterns = {pattern for _, pattern in places.fused}
     if not patterns & set(converter.source_patterns):
         return converter

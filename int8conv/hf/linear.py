@@ -26,12 +26,12 @@ class Int8convLinear(nn.Linear):
     Args:
         in_features: in.
         out_features: out.
-        bias: whether there is one, in PyTorch's default dtype.
-        outliers: k, columns in 16 bits.
-        half: their dtype; None where there are none.
-        threshold: as in the manifest: None, 0 for 16-bit activations, or where the outlier fallback begins.
+        bias: whether there is a bias, in PyTorch's default dtype.
+        outliers: k, the number of columns in 16 bits.
+        half: their dtype; None if there are none.
+        threshold: as in the manifest: None, 0 for 16-bit activations, or the threshold of the outlier fallback.
         mode: ``"w8a16"``, ``"w8a8"``, or None to choose by the number of tokens.
-        conv1d: whether it stands for transformers' ``Conv1D``, whose weight is ``[in, out]``.
+        conv1d: whether it replaces transformers' ``Conv1D``, whose weight is ``[in, out]``.
     """
 
     outlier_index: Tensor | None
@@ -69,7 +69,7 @@ class Int8convLinear(nn.Linear):
         return multiply(input, self.mixed(), bias, self.mode)
 
     def mixed(self) -> MixedWeight:
-        """The weight as kernels take it; made again when one of its tensors was replaced or moved."""
+        """The weight for the kernels; rebuilt if one of its tensors has been replaced or moved."""
         codes, buffers = (
             self._parameters["weight"],
             self._buffers,
@@ -90,7 +90,7 @@ class Int8convLinear(nn.Linear):
         return dequantized_rows(self.mixed(), slice(None))
 
     def reset_parameters(self) -> None:
-        """Nothing: there is no random int8 weight."""
+        """Do nothing: there is no random initialisation of int8 weights."""
 
     def extra_repr(self) -> str:
         kept = 0 if self.outlier_index is None else len(self.outlier_index)
@@ -99,7 +99,7 @@ class Int8convLinear(nn.Linear):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8convLinear:
-        """Moves the tensors of the format, and casts the bias alone: ``model.half()`` must not round scales."""
+        """Move all tensors but cast only the bias: ``model.half()`` must not round scales."""
         own = {id(t) for t in (self.weight, *self.buffers(recurse=False))}
 
         def keep_dtype(tensor: Tensor) -> Tensor:
@@ -114,10 +114,10 @@ class Int8convLinear(nn.Linear):
 
 
 def set_mode(model: nn.Module, mode: Mode | None) -> None:
-    """Have a model's int8 linears multiply in ``"w8a16"``, ``"w8a8"``, or by the number of tokens (None).
+    """Set the mode of a model's int8 linears: ``"w8a16"``, ``"w8a8"``, or by the number of tokens (None).
 
     Raises:
-        ArgumentError: an unknown mode, or a model without int8 linears.
+        ArgumentError: the mode is unknown, or the model has no int8 linears.
     """
     check_mode(mode)
     if not (linears := int8_linears(model)):
@@ -127,5 +127,5 @@ def set_mode(model: nn.Module, mode: Mode | None) -> None:
 
 
 def int8_linears(model: nn.Module) -> dict[str, Int8convLinear]:
-    """By module path."""
+    """The int8 linears of a model by module path."""
     return {name: m for name, m in model.named_modules() if isinstance(m, Int8convLinear)}

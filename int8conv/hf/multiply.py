@@ -20,7 +20,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 def mixed_weight(
     codes: Tensor, scale: Tensor, index: Tensor | None, kept: Tensor | None, threshold: float | None
 ) -> MixedWeight:
-    """The tensors of a linear as the file has them, with codes ``[out, in, 1]`` and the threshold of its group."""
+    """The tensors of a linear as stored in the file, with codes ``[out, in, 1]`` and the threshold of its group."""
     return MixedWeight(
         codes.squeeze(-1), scale, index, kept, threshold or None,
         activation_bits=16 if threshold == 0 else 8,
@@ -28,10 +28,10 @@ def mixed_weight(
 
 
 def multiply(x: Tensor, weight: MixedWeight, bias: Tensor | None, mode: Mode | None) -> Tensor:
-    """``x @ weight^T + bias``: 16-bit activations on a GPU go through its kernels, others are computed as on a CPU.
+    """``x @ weight^T + bias``: 16-bit activations on a GPU use its kernels; others are computed as on a CPU.
 
     Raises:
-        ArgumentError: a shape or mode that does not fit.
+        ArgumentError: a shape or mode is invalid.
     """
     if x.device.type != "cuda" or x.dtype not in _HALVES:
         return mixed_linear(x, weight, bias, mode=mode)

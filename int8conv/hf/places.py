@@ -1,4 +1,4 @@
-"""Where the quantized linears of a folder belong in a model of transformers, which may rename, fuse or leave out what a file has."""
+"""Where the quantized linears of a folder belong in a transformers model, which may rename, fuse or omit modules."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from ..errors import UnsupportedFeatureError
 
 @dataclass(frozen=True)
 class Places:
-    """The linears of a folder by what becomes of them; paths are those of the file."""
+    """The linears of a folder by their use in the model; paths are those of the file."""
 
     linears: dict[str, str]
-    """Stays int8: path -> path of the module that it replaces."""
+    """Stay int8: path -> path of the module that is replaced."""
     whole: dict[str, str] = field(default_factory=dict)
     """Dequantized into a matrix of the same shape, such as an embedding: path after renaming -> path."""
     stacks: dict[str, list[str]] = field(default_factory=dict)
@@ -40,10 +40,10 @@ class Places:
 
 
 def find_places(model: PreTrainedModel, paths: Iterable[str]) -> Places:
-    """Where the linears ``paths`` of a file belong in ``model``; those that it has no place for are left to transformers to report.
+    """Where the linears ``paths`` of a file belong in ``model``; transformers reports those that the model does not have.
 
     Raises:
-        UnsupportedFeatureError: the place is something else than a matrix.
+        UnsupportedFeatureError: the module is not a matrix.
     """
     mapping = get_model_conversion_mapping(model) or []
     renamings = [each for each in mapping if isinstance(each, WeightRenaming)]

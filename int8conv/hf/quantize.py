@@ -1,4 +1,4 @@
-"""``quantize_model``: int8 linears for a model in memory, by the rules of ``convert``."""
+"""``quantize_model``: quantize a model in memory by the rules of ``convert``."""
 
 from __future__ import annotations
 
@@ -57,25 +57,25 @@ def quantize_model(
     transformers has fused, stay as they are.
 
     Args:
-        model: of transformers, in float16, bfloat16 or float32, on any device.
+        model: a transformers model in float16, bfloat16 or float32, on any device.
         token_ids: int64 ``[batch, tokens]``, a text of the kind that the model is for: outlier columns and thresholds are found by running
             it. None: no columns and no outlier fallback.
-        keep: regular expressions; linears whose path one of them matches somewhere stay.
+        keep: regular expressions; linears whose path contains a match are not quantized.
         choosing: the rule for columns.
-        mode: of the new linears: ``"w8a16"``, ``"w8a8"``, or None to choose by the number of tokens.
+        mode: mode of the new linears: ``"w8a16"``, ``"w8a8"``, or None to choose by the number of tokens.
 
     Returns:
-        The same model; ``save_pretrained`` and ``int8conv adopt`` make a converted folder of it.
+        The same model; ``save_pretrained`` and ``int8conv adopt`` turn it into a converted folder.
 
     Raises:
-        ArgumentError: an unknown mode, or a model that is quantized already.
+        ArgumentError: the mode is unknown, or the model is already quantized.
         UnsupportedModelError: there is no linear to quantize.
-        NonFiniteWeightError, HalfOverflowError: a weight that has no int8 or 16-bit form.
+        NonFiniteWeightError, HalfOverflowError: a weight cannot be represented in int8 or 16 bits.
         CalibrationError: activations overflow.
     """
     check_mode(mode)
     if getattr(model, "hf_quantizer", None) is not None or int8_linears(model):
-        raise ArgumentError("the model is quantized already", found=type(model).__name__)
+        raise ArgumentError("the model is already quantized", found=type(model).__name__)
     linears = dict(_candidates(model, keep))
     if not linears:
         raise UnsupportedModelError("no linear found by names and shapes",
@@ -109,7 +109,7 @@ def _candidates(model: PreTrainedModel, keep: Sequence[str]) -> Iterator[tuple[s
 
 @dataclass
 class _Input:
-    """Linears of one activation."""
+    """Linears that share an activation."""
 
     paths: dict[str, int] = field(default_factory=dict)
     """With their width."""
@@ -119,7 +119,7 @@ class _Input:
 def _observe(
     model: PreTrainedModel, linears: dict[str, nn.Linear], token_ids: Tensor | None
 ) -> list[_Input]:
-    """Linears that share an input, with what was seen there; without tokens each is on its own."""
+    """Linears that share an input, with its statistics; without tokens each linear is separate."""
     if token_ids is None:
         return [_Input({path: 0}) for path in linears]
     inputs: list[_Input] = []
@@ -212,7 +212,7 @@ def _half_bits(block: QuantizedRows, kind: str, half: torch.dtype, path: str) ->
 def _register(
     model: PreTrainedModel, groups: Sequence[Group], outliers: str, mode: Mode | None
 ) -> None:
-    """Have transformers know of it, as if it had been loaded."""
+    """Register the quantization with transformers, as if the model had been loaded quantized."""
     dtype = str(model.dtype).removeprefix("torch.")
     config = Int8convConfig(
         groups=[asdict(group) for group in groups], mode=mode, outliers=outliers,

@@ -1,4 +1,4 @@
-"""The quantizer of transformers for converted folders: it puts int8 linears where the groups of the config say, and says what is saved."""
+"""The transformers quantizer for converted folders: places int8 linears according to the config's groups, and controls saving."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .config import Int8convConfig
 from .dequantize import converters, dequantizing
 from .linear import Int8convLinear, int8_linears
 from .places import Places, find_places
-from .versions import check_dequantizes
+from .versions import DEQUANTIZES_ON_LOAD, check_dequantizes, transformers_version
 
 logger = logging.get_logger(__name__)
 
@@ -45,16 +45,17 @@ class Int8convQuantizer(HfQuantizer):
         self.groups: tuple[Group, ...] = ()
         self._by_path: dict[str, Group] = {}
         self._places = Places({})
+        self._dtypes: dict[str, torch.dtype] = {}
         self._replaced: list[tuple[WeightConverter, WeightConverter | None]] = []
 
     def take_over(self, groups: Sequence[Group]) -> None:
-        """Groups of a model whose linears are int8 already, under its own names."""
+        """Groups of a model whose linears are already int8, under its own names."""
         self.groups = tuple(groups)
         self._by_path = {path: group for group in groups for path in group.linears}
         self._places = Places({path: path for path in self._by_path})
 
     def outliers_of(self, path: str) -> int:
-        """k of a linear of the file."""
+        """k of a linear in the file."""
         return self._by_path[path].outliers
 
     def _process_model_before_weight_loading(
@@ -66,15 +67,18 @@ class Int8convQuantizer(HfQuantizer):
         if dequantized := self._places.dequantized():
             check_dequantizes(dequantized[0])
             logger.warning(
-                f"int8conv: {len(dequantized)} of {len(self._by_path)} int8 linears are dequantized as they are loaded, "
-                f"'{dequantized[0]}' the first of them: transformers has no linear for them"
+                f"int8conv: {len(dequantized)} of {len(self._by_path)} int8 linears are dequantized while loading, the first is "
+                f"'{dequantized[0]}': transformers has no linear for them"
             )
         for path, name in self._places.linears.items():
             _put_linear(model, name, self._by_path[path], self.quantization_config)
         _expect_padding(model)
+        if transformers_version() < DEQUANTIZES_ON_LOAD:
+            floats = ((n, p.dtype) for n, p in model.named_parameters() if p.is_floating_point())
+            self._dtypes = dict(floats)
 
     def _read_groups(self, files: Sequence[str]) -> tuple[Group, ...]:
-        """From the config, or from the manifest of a folder of an earlier release."""
+        """The groups from the config, or from the manifest of a folder written by an earlier release."""
         folder = Path(files[0]).parent if files else None
         section = {} if (groups := self.quantization_config.groups) is None else {GROUPS: groups}
         if (found := read_groups(section, folder or SECTION)) is not None:
@@ -92,7 +96,7 @@ class Int8convQuantizer(HfQuantizer):
     def update_weight_conversions(
         self, weight_conversions: list[Any], model: PreTrainedModel | None = None
     ) -> list[Any]:
-        """The model's own, which read int8 weights too, and those of embeddings and stacks."""
+        """The model's own conversions, which also read int8 weights, and those of embeddings and stacks."""
         updated = []
         for conversion in weight_conversions:
             changed = conversion
@@ -112,10 +116,18 @@ class Int8convQuantizer(HfQuantizer):
             originals = {id(ours): theirs for ours, theirs in self._replaced}
             kept = [originals.get(id(each), each) for each in used]
             model._weight_conversions = [each for each in kept if each is not None]
+        for name, parameter in model.named_parameters():
+            # early releases leave what they rename in the dtype of the file
+            wanted = self._dtypes.get(name, parameter.dtype)
+            if (
+                parameter.dtype in (torch.float16, torch.bfloat16)
+                and parameter.device.type != "meta"
+            ):
+                parameter.data = parameter.data.to(wanted)
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:  # fmt: skip
-        """Called before a model is saved: its config gets the groups that are int8 now, under the names that are saved."""
+        """Called before a model is saved: puts the groups that are int8 now into its config, under the saved names."""
         linears = int8_linears(model)
         if getattr(model, "_hf_peft_config_loaded", False):  # of which the adapter alone is saved
             return None, {}
@@ -142,7 +154,7 @@ class Int8convQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Adapters are; int8 weights have no gradient."""
+        """Adapters are trainable; int8 weights have no gradient."""
         return True
 
     @property
@@ -151,7 +163,7 @@ class Int8convQuantizer(HfQuantizer):
 
 
 def dense(linear: Int8convLinear, dtype: torch.dtype | None = None) -> nn.Module:
-    """The linear with its dequantized weight, of the class that it stands for."""
+    """A linear of the original class with the dequantized weight."""
     weight = linear.dequantized().to(dtype or torch.float32)
     bias = None if linear.bias is None else linear.bias.detach().to(weight.dtype)
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Which transformers this works with."""
+"""Supported versions of transformers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..errors import ArgumentError, UnsupportedFeatureError
 
 OLDEST: Final = (5, 0)
 DEQUANTIZES_ON_LOAD: Final = (5, 21)
-"""From here on what a quantizer's converter reads keeps its own dtype."""
+"""From this version on, tensors read by a quantizer's converter keep their dtype."""
 
 
 def transformers_version() -> tuple[int, int]:
@@ -26,7 +26,7 @@ def transformers_version() -> tuple[int, int]:
 
 
 def check_versions() -> None:
-    """Raise ArgumentError unless there is a transformers that this works with."""
+    """Raise ArgumentError unless a supported version of transformers is installed."""
     if (found := transformers_version()) < OLDEST:
         raise ArgumentError(
             "int8conv.hf needs another transformers", expected=f"{_text(OLDEST)} or newer",
@@ -35,7 +35,7 @@ def check_versions() -> None:
 
 
 def check_dequantizes(linear: str) -> None:
-    """Raise UnsupportedFeatureError where a linear cannot be dequantized while it is loaded."""
+    """Raise UnsupportedFeatureError if a linear cannot be dequantized while loading."""
     if (found := transformers_version()) < DEQUANTIZES_ON_LOAD:
         raise UnsupportedFeatureError(
             "transformers has no linear for it, and is too old to dequantize it on load", tensor=f"{linear}.weight",

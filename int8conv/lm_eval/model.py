@@ -1,4 +1,4 @@
-"""A model of this package as lm-evaluation-harness (0.4.13) sees one. Importing this needs the extra ``lm-eval``."""
+"""A model of this package for lm-evaluation-harness (0.4.13). Importing this needs the extra ``lm-eval``."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ..runtime.text.chat_template import ChatTemplate
 
 DEFAULT_BATCH: Final = 8
 NEW_TOKENS: Final = 256
-"""Of a generated answer, where a task says nothing: as the harness's own models."""
+"""Default length of a generated answer, as for the harness's own models."""
 _SAMPLING: Final = frozenset({"temperature", "top_k", "top_p", "min_p", "repetition_penalty"})
 
 Pair = tuple[list[int], list[int]]
-"""Token ids of a context, at least one, and of what follows it."""
+"""Token ids of a context (at least one), and of its continuation."""
 
 
 @register_model("int8conv")
@@ -40,10 +40,10 @@ class Int8convLM(TemplateLM):  # type: ignore[misc]
         kv_cache: str | None = None,
         batch_size: int | str | None = None,
         max_length: int | str | None = None,
-        **_: object,  # what the harness hands to every model
+        **_: object,  # what the harness passes to every model
     ) -> None:
-        """As ``int8conv.load``; a converted folder runs in W8A8 unless told otherwise, as prompts do: a mode chosen by the number
-        of tokens would let the batch size change the scores."""
+        """Like ``int8conv.load``, but a converted folder runs in W8A8 by default, as prompts do: with a mode chosen by the number of
+        tokens, the batch size would change the scores."""
         super().__init__()
         opened = open_model(pretrained)
         if opened.converted is not None:
@@ -66,7 +66,7 @@ class Int8convLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """What a text without context comes after: the token that the tokenizer puts in front, else the end of text."""
+        """The token before a text without context: the one that the tokenizer prepends, or the end-of-text token."""
         return next(iter(self.model.tokenizer.encode("")), self.eot_token_id)
 
     def tok_encode(
@@ -87,7 +87,7 @@ class Int8convLM(TemplateLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: object
     ) -> list[tuple[float, bool]]:  # fmt: skip
-        """Of ``(texts, context, continuation)``; a context that is too long loses its beginning."""
+        """Likelihoods of ``(texts, context, continuation)``; a context that is too long is truncated at its beginning."""
         pairs = [self._fitted(context, following) for _, context, following in requests]
         with tqdm(total=len(pairs), desc="int8conv: likelihoods", disable=disable_tqdm) as bar:
             scores = self.model.score(
@@ -103,7 +103,7 @@ class Int8convLM(TemplateLM):  # type: ignore[misc]
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """Of whole texts, in windows of the context's length that do not overlap in what they predict."""
+        """Likelihoods of whole texts, in windows of the context length whose predictions do not overlap."""
         texts = [request.args[0] for request in requests]
         windows = [list(self._windows(text)) for text in texts]
         flat = [(None, *window) for each in windows for window in each]
@@ -115,7 +115,7 @@ class Int8convLM(TemplateLM):  # type: ignore[misc]
 
     # requests are instances of classes without types
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Continue prompts, those with the same options in batches; a prompt that is too long loses its beginning."""
+        """Continue prompts, in batches with the same options; a prompt that is too long is truncated at its beginning."""
         answers = [""] * len(requests)
         order = sorted(range(len(requests)), key=lambda i: (str(requests[i].args[1]), len(requests[i].args[0])))  # fmt: skip
         with tqdm(total=len(requests), desc="int8conv: texts", disable=disable_tqdm) as bar:

@@ -24,13 +24,13 @@ from .text.end_of_turn import end_of_turn_tokens
 
 REPLY_TOKENS: Final = 1024
 _LEAST_ROOM: Final = 16
-"""Positions that a reply should have, if need be of those of the oldest turns."""
+"""Number of positions to leave for a reply, if necessary by dropping the oldest turns."""
 
 
 class Chat:
-    """Turns of user and assistant. The history stays in the cache: a turn computes its own tokens only.
+    """A conversation of user and assistant. The history stays in the cache: each turn computes only its own tokens.
 
-    Where the context is full, the oldest turns are left out of the prompt, the system message never.
+    When the context is full, the oldest turns are dropped from the prompt, but never the system message.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class Chat:
     ) -> None:  # fmt: skip
         """
         Args:
-            model: with a chat template in its folder.
-            sampling: how tokens are chosen, as in ``Model.generate``.
-            system: what the model is told before the first message.
-            tools, documents: of the template: JSON schemas of functions, and texts to answer from.
-            template_arguments: other variables of it, such as ``enable_thinking``.
-            template: name of the template, where the folder has several.
-            options: as in ``Model.generate``, for every reply; without ``max_new_tokens``, generation_config.json says, else it
-                is 1024, and fewer where the context ends.
+            model: a model with a chat template in its folder.
+            sampling: how tokens are sampled, as in ``Model.generate``.
+            system: system message, sent before the first message.
+            tools, documents: for the template: JSON schemas of functions, and texts to answer from.
+            template_arguments: other template variables, such as ``enable_thinking``.
+            template: name of the template, if the folder has several.
+            options: as in ``Model.generate``, for every reply; ``max_new_tokens`` defaults to generation_config.json, or 1024, or
+                fewer if the context ends.
 
         Raises:
             ArgumentError: an option is out of range.
@@ -61,7 +61,7 @@ class Chat:
         if system is not None:
             self.messages.append({"role": "system", "content": system})
         self.dropped = 0
-        """Of the oldest messages, how many the prompt has no room for any more."""
+        """Number of oldest messages that no longer fit the prompt."""
         self.session = Session(model.decoder)
         self.tools, self.documents, self.template_arguments = tools, documents, template_arguments
         self._limit = options.pop("max_new_tokens", None)
@@ -77,7 +77,7 @@ class Chat:
 
     @cached_property
     def end_tokens(self) -> tuple[int | str, ...]:
-        """What ends a reply, beside the model's own: of the template, known by name, or asked for."""
+        """Tokens that end a reply in addition to the model's own: from the template, known by name, or requested."""
         return (*self._asked_ends, *sorted(end_of_turn_tokens(self.template, self.model.tokenizer)))
 
     def say(self, text: str, *, on_text: OnText | None = None) -> Generation:
@@ -95,7 +95,7 @@ class Chat:
             return reply.result
 
     def stream(self, text: str) -> Stream:
-        """A reply as it comes, which belongs to the conversation once it is given to ``accept``.
+        """A streamed reply, which becomes part of the conversation once it is passed to ``accept``.
 
         Raises:
             GenerationError, TokenizerError: as ``say``.
@@ -115,7 +115,7 @@ class Chat:
         return self.model.stream(ids, self._sampling, session=self.session, **options)
 
     def prompt(self, text: str) -> list[int]:
-        """What the model is given for a message of the user.
+        """The input of the model for a user message.
 
         Raises:
             GenerationError, TokenizerError: as ``say``.
@@ -123,7 +123,7 @@ class Chat:
         return self._prompt([*self.messages, {"role": "user", "content": text}])
 
     def accept(self, text: str, reply: Generation) -> None:
-        """Let a message and what was replied, be it the whole or not, be part of the conversation."""
+        """Add a message and its (possibly partial) reply to the conversation."""
         said: list[Message] = [
             {"role": "user", "content": text},
             {"role": "assistant", "content": reply.text},
@@ -131,12 +131,12 @@ class Chat:
         self.messages += said
 
     def is_cut_by_context(self, reply: Generation) -> bool:
-        """Whether a reply ended because the context did."""
+        """Whether a reply ended at the end of the context."""
         length = reply.prompt_tokens + len(reply.token_ids)
         return reply.finish_reason == "length" and length >= self.model.config.max_positions
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the messages, as JSON.
+        """Write the messages as JSON.
 
         Raises:
             NotWritableError: it cannot be written.
@@ -151,10 +151,10 @@ class Chat:
             raise NotWritableError(f"cannot be written: {error.strerror}", file=file) from error
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Go on with messages that were saved, in place of these.
+        """Replace the messages by saved ones.
 
         Raises:
-            NotFoundError, JsonFileError: no such file, or not one of messages.
+            NotFoundError, JsonFileError: the file does not exist, or does not contain messages.
         """
         messages = read_json(Path(path)).get("messages")
         if not isinstance(messages, list) or not all(
@@ -164,9 +164,9 @@ class Chat:
         self.messages, self.dropped = messages, 0
 
     def _prompt(self, messages: list[Message]) -> list[int]:
-        """Token ids, of as many of the last turns as leave room for a reply.
+        """Token ids of as many of the last turns as leave room for a reply.
 
-        Turns are left out until a quarter of the context is free: what changes the beginning has all of it computed again.
+        Turns are dropped until a quarter of the context is free, as changing the beginning requires recomputing everything.
         """
         most = self.model.config.max_positions
         room = min(_LEAST_ROOM if self._limit is None else self._limit, _LEAST_ROOM, most // 2)
@@ -183,7 +183,7 @@ class Chat:
         if len(ids) + min(room, 1) > most:
             raise GenerationError(
                 "the message, with what the template adds, does not fit the context",
-                expected=f"less than {most} tokens", found=len(ids), hint="a shorter message",
+                expected=f"less than {most} tokens", found=len(ids), hint="send a shorter message",
             )  # fmt: skip
         return ids
 
@@ -195,5 +195,5 @@ class Chat:
 
 
 def _next_user(messages: Sequence[Message], start: int) -> int | None:
-    """Where the next turn begins."""
+    """Index of the next turn."""
     return next((i for i in range(start, len(messages)) if messages[i]["role"] == "user"), None)

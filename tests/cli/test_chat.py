@@ -62,8 +62,7 @@ def test_a_full_context_is_said_and_goes_on(folder: Path) -> None:
         == "int8conv: note: the context ended before the reply did; the oldest messages will make room for the next"
     )
     assert (
-        second
-        == "int8conv: note: the context is full: the oldest messages are left out from here on"
+        second == "int8conv: note: the context is full: the oldest messages are dropped from now on"
     )
 
 

@@ -18,7 +18,7 @@ from int8conv.errors import GenerationError, NotFoundError
 from int8conv.kernels.cpu import jit
 from int8conv.runtime import loader
 
-LOADING = {"mode": "w8a8", "dtype": "float16", "kv_cache": "int8", "device": "cuda:1", "outlier_fallback": False}  # fmt: skip
+LOADING = {"mode": "w8a8", "dtype": "float16", "kv_cache": "int8", "device": "cuda:1", "outlier_fallback": False, "tokenizer": None}  # fmt: skip
 
 
 def model(*unsupported: str, loading: object = None) -> Any:
@@ -38,19 +38,24 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def options(**changes: Any) -> dict[str, Any]:
-    return LOADING | {"verbose": False, "stop": (), "top_k": 7} | changes
+    return (
+        LOADING
+        | {"verbose": False, "stop": (), "stop_token": (), "logit_bias": (), "top_k": 7}
+        | changes
+    )
 
 
 def test_what_is_for_load_is_taken_and_the_rest_is_left(loaded: list[Any]) -> None:
-    given = options(stop=("a", "b"))
+    given = options(stop=("a", "b"), stop_token=("2", "</s>"), logit_bias=("5=-1.5",))
     made = load_model("folder", given)
     assert loaded[1] == ("folder", LOADING)
-    assert given == {"stop": ["a", "b"], "top_k": 7}
+    rest = {"top_k": 7, "end_tokens": [2, "</s>"], "logit_bias": {5: -1.5}}
+    assert given == rest | {"stop": ["a", "b"]}
     assert made is loaded[0]
     assert made.prepared == 1
     given = options()
     load_model("folder", given)
-    assert given == {"stop": None, "top_k": 7}
+    assert given == {"stop": None, "top_k": 7, "end_tokens": [], "logit_bias": None}
 
 
 def test_nothing_is_said_without_need(loaded: list[Any], capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
@@ -117,11 +122,11 @@ def test_options_of_a_command() -> None:
     assert "Default: 321." in text
     assert command.params[0].name == "max_new_tokens"
     assert CliRunner().invoke(command, []).exit_code == 0
-    assert found == {
+    assert found.items() >= {
         "max_new_tokens": None, "temperature": None, "top_k": None, "top_p": None, "min_p": None, "repetition_penalty": None,
         "stop": (), "seed": None, "mode": None, "dtype": None, "kv_cache": None, "device": "cpu", "outlier_fallback": True,
-        "verbose": False,
-    }  # fmt: skip
+        "tokenizer": None, "verbose": False,
+    }.items()  # fmt: skip
     line = ["-n", "0", "-t", "0.5", "--stop", "a", "--stop", "b", "--no-outlier-fallback", "-v"]
     assert CliRunner().invoke(command, line).exit_code == 0
     assert (found["max_new_tokens"], found["temperature"], found["stop"]) == (0, 0.5, ("a", "b"))

@@ -95,5 +95,5 @@ def test_what_cannot_be_quantized(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="channel 3"):
         quantize_model(other, token_ids())
     fine = quantize_model(load(tmp_path / "source"))
-    with pytest.raises(ArgumentError, match="quantized already"):
+    with pytest.raises(ArgumentError, match="already quantized"):
         quantize_model(fine)

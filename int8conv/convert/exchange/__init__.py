@@ -1,1 +1,1 @@
-"""Folders that other tools have saved."""
+"""Folders saved by other tools."""

@@ -1,4 +1,4 @@
-"""``adopt``: a converted folder from what transformers saved of one, which has the tensors but no manifest, index or layout."""
+"""``adopt``: create a converted folder from one saved by transformers, which has no manifest, index or layout."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ def adopt(
     force: bool = False,
     progress: Progress = silent,
 ) -> ConvertReport:
-    """Make a converted folder of one that transformers saved (``model.save_pretrained``).
+    """Create a converted folder from one saved by transformers (``model.save_pretrained``).
 
     Codes, row scales and outlier columns are copied bit for bit; what is no linear is treated as in a conversion, so that an embedding that
     was widened to float32 is rounded to 16 bits again.
 
     Args:
         source: a folder with int8 tensors, and their groups in ``quantization_config``.
-        out: the folder to make; it appears whole or not at all.
-        max_shard_bytes: payload of an output file, at most.
+        out: the folder to create; it appears complete or not at all.
+        max_shard_bytes: largest payload of an output file.
         force: replace ``out`` if it is a converted folder.
-        progress: called as the work goes on.
+        progress: called as the work proceeds.
 
     Raises:
-        NotConvertedError: the config does not say int8conv.
-        JsonFileError: it has no groups, or malformed ones.
-        UnknownVersionError: a format version that this release does not read.
-        MissingTensorError, CompanionError: groups and tensors do not fit.
-        NotFoundError, CheckpointError, SafetensorsError, OutputError: as ``convert_checkpoint``.
+        NotConvertedError: the config does not name int8conv.
+        JsonFileError: groups are missing or malformed.
+        UnknownVersionError: this release does not read the format version.
+        MissingTensorError, CompanionError: groups and tensors do not match.
+        NotFoundError, CheckpointError, SafetensorsError, OutputError: as for ``convert_checkpoint``.
     """
     start, source, out = time.perf_counter(), Path(source), Path(out)
     check_apart(out, source)
@@ -95,7 +95,7 @@ def adopt(
 def _read_config(
     checkpoint: Checkpoint, max_shard_bytes: int
 ) -> tuple[tuple[Group, ...], ConvertOptions]:
-    """The groups, and the options that the section tells."""
+    """The groups and options in the section."""
     file = checkpoint.folder / CONFIG_FILE
     section = checkpoint.config.get(SECTION)
     if not isinstance(section, dict) or section.get("quant_method") != QUANT_METHOD:
@@ -115,7 +115,7 @@ def _read_config(
 
 
 def _plan(checkpoint: Checkpoint, groups: Sequence[Group], options: ConvertOptions) -> Plan:
-    """Every tensor as it is, the groups' in runs; in the natural order of names."""
+    """All tensors unchanged, those of groups in runs, in the natural order of names."""
     places = {path: group for group in groups for path in group.linears}
     tensors = {name: t for name, t in checkpoint.tensors.items() if not is_padding(name)}
     _check_grouped(tensors, places)

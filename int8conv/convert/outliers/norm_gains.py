@@ -1,4 +1,4 @@
-"""What a norm multiplies with, by its stored weight: the weight itself, or 1 + weight where a family stores gains around 0."""
+"""The gains of norms: the stored weight, or 1 + weight in families that store gains around 0."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _TYPES: Final = (
     "t5gemma2_text vaultgemma videoprism videoprism_text_model"
 )
 ONE_PLUS_WEIGHT: Final = frozenset(_TYPES.split())
-"""Model types of transformers 5.23.0 whose (text) model's norms are of that kind."""
+"""Model types of transformers 5.23.0 whose (text) models have such norms."""
 
 
 def norm_offset(config: Mapping[str, Any], architecture: Architecture | None) -> float:
-    """What is added to the weights of a model's norms; ``architecture`` is None where the runtime does not know it."""
+    """The offset to add to the weights of a model's norms; ``architecture`` is None if the runtime does not know it."""
     if architecture is not None:
         return architecture.config.norm_offset
     text = config.get("text_config")
@@ -29,5 +29,5 @@ def norm_offset(config: Mapping[str, Any], architecture: Architecture | None) ->
 
 
 def offset_of(name: str, offset: float) -> float:
-    """That of one norm: what sees or hears has norms of its own kind."""
+    """The offset of one norm: vision and audio parts have other norms."""
     return 0.0 if is_vision_or_audio(name) else offset

@@ -1,4 +1,4 @@
-"""Hold Python's garbage collector while very many objects are made that all stay."""
+"""Pause Python's garbage collector while very many long-lived objects are created."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """Within the block nothing is looked through for cycles, which for millions of new objects takes most of the time.
+    """Do not search for cycles within the block, which takes most of the time for millions of new objects.
 
     As a decorator: within the function.
     """

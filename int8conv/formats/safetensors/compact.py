@@ -1,4 +1,4 @@
-"""Read headers as safetensors' own writers write them, in a fraction of a JSON parser's time and memory.
+"""Read headers as written by safetensors' own writers, in a fraction of the time and memory of a JSON parser.
 
 Such a header is one entry after the other, in the order of offsets, each with its three fields in one order: a regular
 expression takes the text apart, some hundred entries at a time. What is not exactly so, or wrong in any way, is left to the parser in
@@ -27,7 +27,7 @@ _ENTRY: Final = re.compile(
     rf'"data_offsets": ?\[{_INTEGER}, ?{_INTEGER}\]\}}'
 )
 _PARTS: Final = 6
-"""Of an entry: name, dtype, shape, begin, end, and what stands before the next."""
+"""An entry: name, dtype, shape, begin, end, and the separator before the next."""
 _SEPARATORS: Final = frozenset({",", ", "})
 _BLOCK: Final = 1 << 12
 """Characters at a time; in text that is no entry the search takes their square."""
@@ -51,16 +51,16 @@ class TensorInfo(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """What a header says."""
+    """The contents of a header."""
 
     tensors: dict[str, TensorInfo]
     """In the order of offsets."""
     metadata: object
-    """The value of ``__metadata__``, whatever it is; an empty dict without one."""
+    """The value of ``__metadata__``, unchecked; an empty dict if absent."""
 
 
 def read_compact(text: str) -> Entries | None:
-    """What a header's text says, its tensors one after the other from 0; None where it takes a closer look."""
+    """The contents of a header whose tensors are contiguous from 0; None if it needs the full parser."""
     try:
         end = text.rindex("}") + 1  # but for the padding
         if text[end:].strip(" "):
@@ -91,7 +91,7 @@ def read_compact(text: str) -> Entries | None:
 def _read_part(
     text: str, separators: Collection[str], kinds: _Kinds, tensors: dict[str, TensorInfo]
 ) -> str:
-    """Add the entries of a part of a header; returns what stands behind the last of them."""
+    """Add the entries of a part of a header; returns the text after the last one."""
     if len(text) > 2 * _BLOCK:
         raise ValueError(_CLOSER)
     before, *parts = _ENTRY.split(text)
@@ -121,7 +121,7 @@ def _read_part(
 
 
 class _Kinds(dict[tuple[str, str], tuple[str, tuple[int, ...], int]]):
-    """By dtype and shape as they are written: both, and the bytes that they take."""
+    """Cache by dtype and shape as written: both parsed, and their size in bytes."""
 
     def __missing__(self, kind: tuple[str, str]) -> tuple[str, tuple[int, ...], int]:
         dtype, shape = kind[0], tuple(json.loads(f"[{kind[1]}]"))
@@ -135,7 +135,7 @@ class _Kinds(dict[tuple[str, str], tuple[str, tuple[int, ...], int]]):
 
 
 def bytes_within_limit(dtype: str, shape: Sequence[int]) -> int | None:
-    """As ``byte_count``; None past the limit, without multiplying on from there."""
+    """Like ``byte_count``, but stops multiplying and returns None once past the limit."""
     if 0 in shape:
         return 0
     needed = ITEM_BYTES[dtype]
@@ -147,7 +147,7 @@ def bytes_within_limit(dtype: str, shape: Sequence[int]) -> int | None:
 
 
 def _before(text: str) -> tuple[tuple[object] | None, int]:
-    """The metadata if they stand before the first entry, and where that begins."""
+    """The metadata if they come before the first entry, and where that begins."""
     match = _FIRST.match(text)
     if match is None:
         return None, 1
@@ -158,7 +158,7 @@ def _before(text: str) -> tuple[tuple[object] | None, int]:
 
 
 def _behind(rest: str) -> tuple[object]:
-    """The metadata that stand behind the last entry."""
+    """The metadata after the last entry."""
     if not rest.startswith(","):
         raise ValueError(_CLOSER)
     found = _DECODER.decode("{" + rest.removeprefix(","))
@@ -169,5 +169,5 @@ def _behind(rest: str) -> tuple[object]:
 
 def _unescaped(name: str) -> str:
     found: str = json.loads(f'"{name}"')
-    found.encode()  # ValueError for half of a surrogate pair, which is no text
+    found.encode()  # ValueError for a lone surrogate, which is not valid text
     return found

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, call-arg"
-"""How numba compiles, and where it keeps what it has compiled.
+"""How numba compiles, and where it caches compiled code.
 
 Its own places are ``NUMBA_CACHE_DIR``, ``__pycache__`` beside the code, and the user's cache folder. Where none can be written (a
 read-only installation, a home that is nobody's), a folder of this user in the system's temporary one takes their place; else
@@ -19,11 +19,11 @@ from numba.core.caching import FunctionCache
 
 _OPTIONS: Final[dict[str, Any]] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}
 NOTES: Final[list[str]] = []
-"""What became of compiled code that could not be kept where it should be."""
+"""Notes on compiled code that could not be cached in the default place."""
 
 
 def compiled(**options: Any) -> Callable[[Any], Any]:  # numba's functions have no types
-    """A decorator as ``numba.njit``, with a cache that never fails."""
+    """A decorator like ``numba.njit``, with a cache that never fails."""
 
     def decorate(function: Any) -> Any:
         made = numba.njit(**_OPTIONS, **options)(function)
@@ -49,7 +49,7 @@ class _Cache(FunctionCache):
 
 
 def find_place() -> bool:
-    """Choose where compiled code is kept -> whether there is such a place."""
+    """Choose where compiled code is cached; returns whether there is such a place."""
     if _is_usable():
         return True
     before = numba.config.CACHE_DIR  # type: ignore[attr-defined]
@@ -73,7 +73,7 @@ def _is_usable() -> bool:
 
 
 def _own_folder() -> Path | None:
-    """A folder that nobody else can write: what is in it is executed."""
+    """A folder that no other user can write to, as its contents are executed."""
     folder = Path(tempfile.gettempdir(), f"int8conv-numba-{os.getuid()}")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Changes to logits before a token is chosen from them: biases, penalties, a minimum of tokens, and the caller's own hook.
+"""Changes to logits before sampling: biases, penalties, a minimum number of tokens, and the caller's own hook.
 
 They work on any device, around its sampler, which then waits for the host at every token.
 """
@@ -17,7 +17,7 @@ from .sampler import Choice, Request, Sampled, Sampler
 
 
 def edited(sampler: Sampler, requests: Sequence[Request], device: torch.device) -> Sampler:
-    """A sampler that changes logits as the requests ask; the same one where none of them does."""
+    """A sampler that changes logits as requested; the given one if there is nothing to change."""
     if not any(each.is_edited or each.top_logprobs for each in requests):
         return sampler
     return EditingSampler(sampler, requests, device)
@@ -65,7 +65,7 @@ class _Row:
         self._ends = torch.tensor(sorted(request.end_tokens), dtype=torch.int64, device=device)
 
     def edit(self, logits: Tensor) -> Tensor:
-        """Float32 ``[vocab]`` -> what is chosen from."""
+        """Change the logits of the next token, float32 ``[vocab]``."""
         changed, sampling = logits.clone(), self._request.sampling
         if self._bias:
             changed[self._biased] += self._amounts
@@ -81,7 +81,7 @@ class _Row:
         return changed
 
     def take(self, choice: Choice, logits: Tensor) -> Choice:
-        """Note a token, and what it was in the model's own distribution."""
+        """Record a token and its log-probability in the model's own distribution."""
         sampling, token = self._request.sampling, choice.token
         self._tokens.append(token)
         if sampling.presence_penalty or sampling.frequency_penalty:
@@ -104,6 +104,6 @@ class _Row:
 
 
 def likeliest(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:
-    """The ``count`` most likely tokens of ``[vocab]``, with their log-probabilities, the most likely first."""
+    """The ``count`` most likely tokens of ``[vocab]`` with their log-probabilities, most likely first."""
     values, tokens = logprobs.topk(count)
     return tuple(zip(tokens.tolist(), values.tolist(), strict=True))

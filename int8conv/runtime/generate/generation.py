@@ -31,12 +31,12 @@ class Generation:
     token_ids: list[int]
     """All sampled tokens, including the end token and those of a stop string."""
     finish_reason: FinishReason
-    """``"stop"`` at an end token or stop string, ``"cancelled"`` where the caller ended it, else ``"length"``."""
+    """``"stop"`` at an end token or stop string, ``"cancelled"`` if the caller ended it, otherwise ``"length"``."""
     logprobs: list[float] | None = None
     """If requested: for each of ``token_ids``, the natural logarithm of its probability in the model's own distribution, before
     penalty, temperature and selection."""
     top_logprobs: list[tuple[tuple[int, float], ...]] | None = None
-    """If asked for: at each of ``token_ids``, the most likely tokens with theirs."""
+    """If requested: for each of ``token_ids``, the most likely tokens with their log-probabilities."""
     prompt_tokens: int = 0
 
 
@@ -88,7 +88,7 @@ class Continuation:
             self._end()
 
     def cancel(self) -> None:
-        """End it where it is."""
+        """End the continuation here."""
         if not self.done:
             self._finish_reason = "cancelled"
             self._end()
@@ -114,7 +114,7 @@ class Continuation:
 def continue_all(
     decoder: Decoder, continuations: Sequence[Continuation], cache: Cache, step: Step | None = None
 ) -> None:  # fmt: skip
-    """Run ``token_by_token`` until all are done."""
+    """Run ``token_by_token`` until all are finished."""
     for _ in token_by_token(decoder, continuations, cache, step):
         pass
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of given continuations: what benchmarks of multiple choice compare, and perplexity is made of."""
+"""Log-probabilities of given continuations, for multiple-choice benchmarks and perplexity."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .session import Session
 Tokens = Sequence[int]
 
 _LOGITS_AT_ONCE: Final = 1 << 25
-"""Elements of logits that are held at once: 128 MiB."""
+"""Largest number of logits held at once: 128 MiB."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def score_continuations(
     batch_size: int,
     progress: Progress = silent,
 ) -> list[Likelihood]:
-    """A likelihood per request ``(prefix, continuation)``, in their order; a prefix has at least one token.
+    """One likelihood per request ``(prefix, continuation)``, in order; a prefix has at least one token.
 
     What consecutive prefixes begin with in common is computed once, and a prefix once for all of its continuations, up to
     ``batch_size`` of which pass together.
@@ -64,7 +64,7 @@ def score_continuations(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Continuations of one prefix. Those that differ in their last token alone are one row: it is predicted, not read."""
+    """Continuations of one prefix. Those that differ only in their last token form one row, as it is predicted but not read."""
 
     inputs: list[tuple[int, ...]]
     targets: list[dict[int, tuple[int, ...]]]

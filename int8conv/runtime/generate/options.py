@@ -1,4 +1,4 @@
-"""What a caller may ask of a generation, checked."""
+"""Options of generation, checked."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from .sampling import Sampling, SamplingOptions, check_integer
 
 OnText = Callable[[str], None]
 MOST_TOP: Final = 1000
-"""Of ``top_logprobs``."""
+"""Limit on ``top_logprobs``."""
 
 
 class GenerateOptions(SamplingOptions, total=False):
-    """The keyword arguments of ``generate`` and its like; absence is what the checkpoint says, or nothing."""
+    """The keyword arguments of ``generate`` and similar functions; absent ones default to the checkpoint's settings, if any."""
 
     max_new_tokens: int | None
-    """At most so many; None: as generation_config.json says, else 128, or fewer where the context ends."""
+    """Largest number of new tokens; None: from generation_config.json, or 128, or fewer if the context ends."""
     min_new_tokens: int
-    """No end token before so many."""
+    """Ignore end tokens until this many tokens have been generated."""
     stop: str | Sequence[str] | None
-    """Text at which to end, which is not part of the result; an empty list: none; None: as generation_config.json says."""
+    """Strings at which to stop, which are not part of the result; an empty list: none; None: from generation_config.json."""
     end_tokens: Sequence[int | str]
-    """End at these too, by id or text, beside the model's own."""
+    """Tokens to stop at, by id or text, in addition to the model's own."""
     logprobs: bool
-    """Also return each chosen token's log-probability."""
+    """Also return each sampled token's log-probability."""
     top_logprobs: int
-    """Also return so many of the most likely tokens at each place, with theirs."""
+    """Also return this many of the most likely tokens at each position, with their log-probabilities."""
     logits_processor: LogitsProcessor | None
-    """Called before each token with the tokens so far and their logits; returns the logits to choose from."""
+    """Called before each token with the tokens so far and the logits; returns the logits to sample from."""
     special_tokens: bool
     """Keep the text of special tokens."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Options for all prompts of a call, in range; those that a model decides are still None."""
+    """Checked options for all prompts of a call; those that default to the model's settings may be None."""
 
     sampling: Sampling
     max_new_tokens: int | None = None
@@ -60,7 +60,7 @@ class Asked:
             raise ArgumentError("logits_processor", expected="a function", found=repr(self.logits_processor))  # fmt: skip
 
     def for_prompt(self, i: int) -> Asked:
-        """Those of prompt ``i`` of several: with a seed, each draws on its own."""
+        """The options of prompt ``i`` of several: with a seed, each is sampled independently."""
         seed = self.sampling.seed
         if seed is None or i == 0:
             return self
@@ -72,11 +72,11 @@ _SAMPLING: Final = SamplingOptions.__annotations__.keys()
 
 
 def read_options(sampling: Sampling, options: GenerateOptions) -> Asked:
-    """Options over a sampling.
+    """Combine options with a sampling.
 
     Raises:
-        ArgumentError: one is out of range, or of a type that it cannot have.
-        TypeError: there is none of that name.
+        ArgumentError: an option is out of range or has the wrong type.
+        TypeError: there is no such option.
     """
     if not isinstance(sampling, Sampling):
         raise ArgumentError("sampling", expected="a Sampling or None", found=repr(sampling))

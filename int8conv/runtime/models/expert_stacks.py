@@ -39,7 +39,7 @@ def take_apart(checkpoint: Checkpoint) -> Checkpoint:
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None or not family.stacks:
         return checkpoint
-    stacks = _matching(checkpoint, family, family.stacks)
+    stacks = _matching(checkpoint, family, family.stacks, axes=3)
     if not stacks:
         return checkpoint
     try:
@@ -52,20 +52,19 @@ def take_apart(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _matching(
-    checkpoint: Checkpoint, family: Family, patterns: Mapping[str, tuple[str, ...]]
+    checkpoint: Checkpoint, family: Family, patterns: Mapping[str, tuple[str, ...]], *, axes: int
 ) -> dict[str, tuple[int, tuple[str, ...]]]:
-    """Tensors whose path matches a pattern, with the layer and the value of the pattern."""
+    """Tensors with that many axes whose path matches a pattern, with the layer and the value of the pattern."""
     prefix = re.escape(family.base_prefix)
     compiled = [
         (re.compile(f"(?:{prefix})?" + _escaped(path.removeprefix(family.base_prefix))), roles)
         for path, roles in patterns.items()
     ]  # fmt: skip
-    last_parts = {path.rpartition(".")[2] for path in patterns}
     found = {}
-    for name in checkpoint.tensors:
-        path = name.removesuffix(_SUFFIX)
-        if path.rpartition(".")[2] not in last_parts:
+    for name, tensor in checkpoint.tensors.items():
+        if len(tensor.shape) != axes:
             continue
+        path = name.removesuffix(_SUFFIX)
         for pattern, roles in compiled:
             if match := pattern.fullmatch(path):
                 found[name] = int(match[1]), roles
@@ -83,7 +82,7 @@ def _apart(
     modules = {(m.layer, m.role): m for m in architecture.modules}
     experts = architecture.config.experts
     count = 0 if experts is None else experts.count
-    renamed = _matching(checkpoint, architecture.family, architecture.family.aliases)
+    renamed = _matching(checkpoint, architecture.family, architecture.family.aliases, axes=2)
     scales = {
         name + suffix: name
         for name in stacks if checkpoint.tensors[name].dtype in FP8_DTYPES for suffix in SCALE_SUFFIXES

@@ -109,6 +109,14 @@ _WORDS: Final = {
         "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps "
         "rope_parameters tie_word_embeddings use_cache vocab_size"
     ),
+    "olmoe": (
+        "attention_bias attention_dropout bos_token_id clip_qkv eos_token_id head_dim hidden_act "
+        "hidden_size initializer_range intermediate_size max_position_embeddings norm_topk_prob "
+        "num_attention_heads num_experts num_experts_per_tok num_hidden_layers "
+        "num_key_value_heads num_local_experts output_router_logits pad_token_id rms_norm_eps "
+        "rope_parameters router_aux_loss_coef sliding_window tie_word_embeddings use_cache "
+        "vocab_size"
+    ),
     "opt": (
         "activation_function attention_dropout bos_token_id do_layer_norm_before dropout "
         "enable_bias eos_token_id ffn_dim hidden_size init_std layer_norm_elementwise_affine "

@@ -36,6 +36,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"intermediate_size": 96, "num_experts": 3, "moe_intermediate_size": 40}
         | {"shared_expert_intermediate_size": 48, "mlp_only_layers": [0]},
     ),
+    "olmoe": ("olmoe", {"intermediate_size": 40, "num_experts": 3}),
     "qwen3_moe, square": (
         "qwen3_moe",
         {"intermediate_size": 96, "num_experts": 3, "moe_intermediate_size": 32, "head_dim": 16},

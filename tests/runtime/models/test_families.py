@@ -90,6 +90,9 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         }},
     ),
     "olmo2": ("olmo2", _SIZES),
+    "olmoe": (
+        "olmoe", _SIZES | {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 40},
+    ),
     "granite": ("granite", _SIZES),
     "granite, multipliers": (
         "granite",
@@ -195,6 +198,7 @@ def test_greedy_text(name: str, tmp_path: Path) -> None:
         ("bloom", "apply_residual_connection_post_layernorm", True),
         ("qwen2", "layer_types", ["chunked_attention"] * 3),
         ("mixtral", "num_experts_per_tok", 9),
+        ("olmoe", "clip_qkv", 8.0),
     ],
 )
 def test_features_that_are_not_known_are_refused_by_name(

@@ -32,7 +32,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         bloom.BLOOM, bloom.FALCON, cohere.FAMILY, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3, gpt.GPT2, gpt.GPTJ,
-        gpt.GPT_NEOX, granite.FAMILY, llama.FAMILY, mistral.FAMILY, mixtral.FAMILY, olmo.FAMILY, opt.FAMILY,
+        gpt.GPT_NEOX, granite.FAMILY, llama.FAMILY, mistral.FAMILY, mixtral.FAMILY, olmo.FAMILY, olmo.OLMOE, opt.FAMILY,
         phi.PHI, phi.PHI3, qwen.QWEN2, qwen.QWEN2_MOE, qwen.QWEN3, qwen.QWEN3_MOE, stablelm.FAMILY,
         starcoder.FAMILY,
     )
