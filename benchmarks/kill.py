@@ -149,7 +149,7 @@ def start(args: Sequence[object], log: Path) -> int:
     code = 70
     try:
         for number in (1, 2):
-            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), number)
         main([str(arg) for arg in args], prog_name="int8conv")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1

@@ -102,8 +102,12 @@ def test_without_an_index_each_tensor_is_in_one_file() -> None:
 
 
 def test_an_index_that_agrees_leaves_nothing_to_say() -> None:
-    """Nor to keep: what the index has is right."""
+    """Nor is there anything to choose: every file gives all that it has."""
     assert shard_of_each(headers(one="a", two="b"), {"a": "one", "b": "two"}, FOLDER) == (None, ())
+    assert shard_of_each(headers(one="ab"), None, FOLDER) == (None, ())
+    swapped = {"a": "two", "b": "one"}
+    taken, _ = shard_of_each(headers(one="a", two="b"), swapped, FOLDER)
+    assert taken == {"a": "one", "b": "two"}
 
 
 def test_headers_count_and_what_differs_is_said_in_this_order() -> None:
