@@ -64,7 +64,16 @@ def grafted(path: Path, value: Any) -> None:
             new.writestr(name, pickle.dumps(value) if name.endswith("data.pkl") else data)
 
 
-@pytest.mark.parametrize("container", [bare, zipped, legacy, grafted])
+REFUSED = {
+    bare: "expected a zip file of torch.save",
+    zipped: "cannot be read safely",
+    legacy: "expected a zip file of torch.save",
+    grafted: "cannot be read safely",
+}
+"""What is said of each container."""
+
+
+@pytest.mark.parametrize("container", REFUSED)
 def test_nothing_in_a_pickle_runs(tmp_path: Path, container: Callable[[Path, Any], None]) -> None:
     """Every attack, alone and among good tensors."""
     target = tmp_path / "owned"
@@ -91,7 +100,7 @@ for folder in sys.argv[2:]:
     lines = done.stderr.splitlines()
     assert len(lines) == len(folders)
     for line, at in zip(lines, folders, strict=True):
-        check_error_line(line, at / FILE, "cannot be read safely")
+        check_error_line(line, at / FILE, REFUSED[container])
     assert snapshot(tmp_path) == before
     assert not target.exists()
 

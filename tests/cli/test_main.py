@@ -11,7 +11,7 @@ import pytest
 
 from int8conv import __version__
 from int8conv.runtime.chat import REPLY_TOKENS
-from int8conv.runtime.model import DEFAULT_NEW_TOKENS
+from int8conv.runtime.prompts import DEFAULT_NEW_TOKENS
 
 from .helpers import (
     check_error_line,

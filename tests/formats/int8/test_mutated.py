@@ -118,7 +118,13 @@ def limited_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-_READABLE = {Path(sys.prefix), Path(sys.base_prefix), Path(int8conv.__file__).parent, Path("/proc")}
+_READABLE = {
+    Path(sys.prefix),
+    Path(sys.base_prefix),
+    Path(int8conv.__file__).parent,
+    Path("/proc"),
+    Path("/sys/fs/cgroup"),
+}
 """Besides the folder: imports, and the address space's size."""
 _EVENTS = {
     "open", "os.system", "subprocess.Popen", "os.exec", "os.fork", "os.posix_spawn", "os.mkdir",
