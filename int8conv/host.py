@@ -16,9 +16,13 @@ _MEMINFO: Final = Path("/proc/meminfo")
 
 def processors() -> int:
     """The number of processors that this process may use: its affinity, limited by the quota of its control groups, rounded up."""
+    return max(1, min([affinity(), *_quotas()]))
+
+
+def affinity() -> int:
+    """The number of processors that this process may run on."""
     given = getattr(os, "sched_getaffinity", None)
-    count = len(given(0)) if given else os.cpu_count() or 1
-    return max(1, min([count, *_quotas()]))
+    return len(given(0)) if given else os.cpu_count() or 1
 
 
 def available_memory() -> int | None:

@@ -7,25 +7,22 @@ from pathlib import Path
 
 import click
 
-from .output import echo, notes, parse_size, print_json, progress_bars, size
+from .output import (
+    echo,
+    force_option,
+    max_shard_size_option,
+    notes,
+    print_json,
+    progress_bars,
+    size,
+)
 
 
 @click.command("adopt")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--max-shard-size",
-    type=parse_size,
-    default="5GB",
-    show_default=True,
-    metavar="SIZE",
-    help="Largest size of an output file, such as 500MB.",
-)
-@click.option(
-    "--force",
-    is_flag=True,
-    help="Replace OUT if it is a converted folder and contains nothing else.",
-)
+@max_shard_size_option
+@force_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(folder: Path, out: Path, max_shard_size: int, force: bool, as_json: bool) -> None:
     """Create the converted folder OUT from FOLDER, which was saved by transformers (save_pretrained).

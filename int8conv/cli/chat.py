@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from io import TextIOWrapper
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,8 +51,11 @@ def command(
 
     PATH may also be a hub id (org/name or org/name@revision), which is downloaded.
     """
-    from ..runtime.chat import Chat
+    from ..formats.outputs import check_file
+    from ..runtime.chat import CONVERSATION, Chat
 
+    if save is not None:
+        check_file(Path(save), CONVERSATION)  # before a reply that could not be kept
     template = pop_template_options(options)
     chat = Chat(load_model(path, options), **template, **options)
     if loaded is not None:

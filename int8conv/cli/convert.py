@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from .output import echo, notes, parse_size, print_json, progress_bars, size, table
+from .output import (
+    echo,
+    force_option,
+    max_shard_size_option,
+    notes,
+    parse_size,
+    print_json,
+    progress_bars,
+    size,
+    table,
+)
 from .threads import threads_option
 
 if TYPE_CHECKING:
@@ -150,19 +160,8 @@ _SHOWN: Final = 10
     metavar="REGEX",
     help="Leave out tensors whose name matches; repeatable.",
 )
-@click.option(
-    "--max-shard-size",
-    type=parse_size,
-    default="5GB",
-    show_default=True,
-    metavar="SIZE",
-    help="Largest size of an output file, such as 500MB.",
-)
-@click.option(
-    "--force",
-    is_flag=True,
-    help="Replace OUT if it is a converted folder and contains nothing else.",
-)
+@max_shard_size_option
+@force_option
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),

@@ -1,4 +1,4 @@
-"""Output of all commands: text, notes, sizes, tables, JSON, progress. No other module calls ``click.echo``.
+"""Output of all commands: text, notes, sizes, tables, JSON, progress; options of output folders. No other module calls ``click.echo``.
 
 Names come from untrusted checkpoints: ``echo`` lets none of their control characters reach a terminal.
 """
@@ -69,6 +69,21 @@ def parse_size(text: str) -> int:
     if match is None:
         raise click.BadParameter(f"{text!r} is not a size such as 500MB or 5GB")
     return int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " "))
+
+
+max_shard_size_option = click.option(
+    "--max-shard-size",
+    type=parse_size,
+    default="5GB",
+    show_default=True,
+    metavar="SIZE",
+    help="Largest size of an output file, such as 500MB.",
+)
+force_option = click.option(
+    "--force",
+    is_flag=True,
+    help="Replace OUT if it is a converted folder and contains nothing else.",
+)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, err: bool = False) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from ..host import processors
+from ..host import affinity, processors
 
 VARIABLE: Final = "OMP_NUM_THREADS"
 
@@ -16,9 +16,9 @@ VARIABLE: Final = "OMP_NUM_THREADS"
 def respect_quota() -> None:
     """PyTorch knows the affinity of a process, but not the quota of its control groups; a number of the user's counts before both."""
     if not os.environ.get(VARIABLE):
-        affinity = getattr(os, "sched_getaffinity", None)
-        if affinity is not None and processors() < len(affinity(0)):
-            use_threads(processors())
+        count = processors()
+        if count < affinity():
+            use_threads(count)
 
 
 def use_threads(count: int) -> None:

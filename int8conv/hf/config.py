@@ -7,11 +7,10 @@ from typing import Any
 from transformers.quantizers.auto import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..errors import ArgumentError
 from ..formats.int8.manifest import check_version
 from ..formats.int8.names import QUANT_METHOD, VERSION
 from ..formats.int8.section import GROUPS, SECTION
-from ..kernels.dispatch import MODES, Mode
+from ..kernels.dispatch import Mode, check_mode
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -50,9 +49,3 @@ class Int8convConfig(QuantizationConfigMixin):
         """The fields as JSON values."""
         values: dict[str, Any] = super().to_dict()
         return {k: v for k, v in values.items() if k not in (GROUPS, "mode") or v is not None}
-
-
-def check_mode(mode: object) -> None:
-    """Raise ArgumentError for an unknown mode."""
-    if mode is not None and mode not in MODES:
-        raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))

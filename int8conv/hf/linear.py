@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..kernels.dispatch import Mode
+from ..kernels.dispatch import Mode, check_mode
 from ..kernels.weight import MixedWeight, dequantized_rows
-from .config import check_mode
 from .multiply import mixed_linear_op, mixed_weight, multiply
 
 _BUFFERS: Final = ("weight_scale", "outlier_index", "outlier_weight")

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from ..errors import ArgumentError
-from ..kernels.dispatch import Mode, mixed_linear
+from ..kernels.dispatch import Mode, check_mode, mixed_linear
 from ..kernels.weight import MixedWeight, dequantized_rows
-from .config import check_mode
 
 _HALVES = (torch.float16, torch.bfloat16)
 

@@ -29,13 +29,13 @@ from ..errors import (
 )
 from ..formats.int8.section import Group
 from ..formats.safetensors.dtypes import INFINITY_BITS
-from ..kernels.dispatch import Mode
-from .config import Int8convConfig, check_mode
+from ..kernels.dispatch import Mode, check_mode
+from ..runtime.weights.mapping import TORCH_DTYPES, from_bits
+from .config import Int8convConfig
 from .linear import Int8convLinear, int8_linears
 from .quantizer import Int8convQuantizer
 
-_NAMES: Final = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
-_HALVES: Final = {"F16": torch.float16, "BF16": torch.bfloat16}
+_NAMES: Final = {TORCH_DTYPES[name]: name for name in ("F16", "BF16", "F32")}
 _BITS: Final = {2: np.uint16, 4: np.uint32}
 _DEFAULT: Final = Choosing()
 _BLOCK_ELEMENTS: Final = 1 << 19
@@ -162,7 +162,7 @@ def _replace(model: PreTrainedModel, path: str, choice: OutlierChoice, mode: Mod
     weight = weight.t() if conv1d else weight
     out_features, in_features = weight.shape
     kind = _NAMES[weight.dtype]
-    half = _HALVES["F16" if kind == "F32" else kind]
+    half = TORCH_DTYPES["F16" if kind == "F32" else kind]
     columns = choice.columns
     with torch.device("meta"):
         linear = Int8convLinear(
@@ -206,7 +206,7 @@ def _half_bits(block: QuantizedRows, kind: str, half: torch.dtype, path: str) ->
         if (bits & 0x7FFF >= INFINITY_BITS[_NAMES[half]]).any():
             raise HalfOverflowError(f"an outlier column does not fit {_NAMES[half]}", tensor=f"{path}.weight",
                                     hint="load the model in bfloat16")  # fmt: skip
-    return torch.from_numpy(bits.view(np.int16)).view(half)
+    return from_bits(bits, _NAMES[half])
 
 
 def _register(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from ..errors import JsonFileError
 from ..formats.int8.folder import open_converted
 from ..formats.int8.names import MANIFEST_FILE, PADDING_PREFIX, QUANT_METHOD
 from ..formats.int8.section import GROUPS, SECTION, Group, describe_groups, read_groups
+from ..runtime.weights.mapping import TORCH_DTYPES
 from .config import Int8convConfig
 from .dequantize import converters, dequantizing
 from .linear import Int8convLinear, int8_linears
@@ -28,8 +29,6 @@ from .places import Places, find_places
 from .versions import DEQUANTIZES_ON_LOAD, check_dequantizes, transformers_version
 
 logger = logging.get_logger(__name__)
-
-_HALVES: Final = {"F16": torch.float16, "BF16": torch.bfloat16, None: None}
 
 
 @register_quantizer(QUANT_METHOD)
@@ -182,7 +181,7 @@ def _put_linear(model: PreTrainedModel, name: str, group: Group, config: Int8con
     out_features, in_features = old.weight.shape[::-1] if conv1d else old.weight.shape
     with torch.device("meta"):
         linear = Int8convLinear(
-            in_features, out_features, bias=old.bias is not None, outliers=group.outliers, half=_HALVES[group.dtype],
+            in_features, out_features, bias=old.bias is not None, outliers=group.outliers, half=None if group.dtype is None else TORCH_DTYPES[group.dtype],
             threshold=group.threshold, mode=config.mode, conv1d=conv1d,
         )  # fmt: skip
     if linear.bias is not None:

@@ -38,6 +38,12 @@ Multiply = Callable[[Tensor, MixedWeight], Tensor]
 """float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, outlier columns included, without bias."""
 
 
+def check_mode(mode: object) -> None:
+    """Raise ArgumentError for an unknown mode; None leaves it to the number of tokens."""
+    if mode is not None and mode not in MODES:
+        raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
+
+
 def mixed_linear(
     x: Tensor, weight: MixedWeight, bias: Tensor | None = None, *, mode: Mode | None = None
 ) -> Tensor:
@@ -57,8 +63,7 @@ def mixed_linear(
     """
     if x.shape[-1] != weight.in_features:
         raise ArgumentError("last axis of x", expected=weight.in_features, found=x.shape[-1])
-    if mode is not None and mode not in MODES:
-        raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
+    check_mode(mode)
     rows = x.reshape(-1, weight.in_features)
     multiply = implementation(rows, weight, mode or mode_for(rows.shape[0]))
     count = -(-rows.shape[0] // TOKENS_AT_ONCE)

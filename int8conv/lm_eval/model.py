@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, Final
 
 from lm_eval.api.model import TemplateLM
@@ -74,15 +75,18 @@ class Int8convLM(TemplateLM):  # type: ignore[misc]
     ) -> list[int]:
         return self.model.tokenizer.encode(string, special=add_special_tokens is not False)
 
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate.load(self.model.folder)
+
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        template = ChatTemplate.load(self.model.folder)
-        return template.render(chat_history, add_generation_prompt=add_generation_prompt)
+        return self._template.render(chat_history, add_generation_prompt=add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """The template's source, which the harness records."""
-        return ChatTemplate.load(self.model.folder).source if chat_template else ""
+        return self._template.source if chat_template else ""
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: object

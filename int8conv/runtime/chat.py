@@ -7,12 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from typing_extensions import Unpack
 
-from ..errors import GenerationError, JsonFileError, NotWritableError
+from ..errors import GenerationError, Int8convError, JsonFileError
 from ..formats.json_file import read_json
+from ..formats.outputs import OutputKind, write_output
 from .generate.generation import Generation
 from .generate.options import GenerateOptions, OnText, read_options
 from .generate.sampling import Sampling
@@ -139,16 +140,10 @@ class Chat:
         """Write the messages as JSON.
 
         Raises:
-            NotWritableError: it cannot be written.
+            OutputError: it cannot be written, or ``path`` is a file of another kind.
         """
-        file = Path(path)
         data = json.dumps({"messages": self.messages}, indent=2, ensure_ascii=False) + "\n"
-        part = file.with_name(f".{file.name}.partial")
-        try:
-            part.write_text(data, "utf-8")
-            part.replace(file)
-        except OSError as error:
-            raise NotWritableError(f"cannot be written: {error.strerror}", file=file) from error
+        write_output(Path(path), data.encode(), CONVERSATION)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Replace the messages by saved ones.
@@ -157,9 +152,7 @@ class Chat:
             NotFoundError, JsonFileError: the file does not exist, or does not contain messages.
         """
         messages = read_json(Path(path)).get("messages")
-        if not isinstance(messages, list) or not all(
-            isinstance(each, dict) and isinstance(each.get("role"), str) for each in messages
-        ):
+        if not _are_messages(messages):
             raise JsonFileError("key 'messages'", file=path, expected="objects with role and content", found=repr(messages)[:60])  # fmt: skip
         self.messages, self.dropped = messages, 0
 
@@ -192,6 +185,22 @@ class Chat:
             messages, tools=self.tools, documents=self.documents, arguments=self.template_arguments
         )
         return self.model.tokenizer.encode(text, special=False)
+
+
+def _are_messages(value: object) -> TypeGuard[list[Message]]:
+    return isinstance(value, list) and all(
+        isinstance(each, dict) and isinstance(each.get("role"), str) for each in value
+    )
+
+
+def _is_conversation(path: Path) -> bool:
+    try:
+        return _are_messages(read_json(path).get("messages"))
+    except Int8convError:
+        return False
+
+
+CONVERSATION: Final = OutputKind("a saved conversation", _is_conversation)
 
 
 def _next_user(messages: Sequence[Message], start: int) -> int | None:

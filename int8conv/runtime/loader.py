@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 import torch
 
 from ..errors import ArgumentError
-from ..kernels.dispatch import MODES, Mode
+from ..kernels.dispatch import Mode, check_mode
 from .decoder.decoder import Decoder
 from .devices import DeviceKind, DeviceLike, Placement, current, find_placement
 from .dtypes import CACHE_BYTES, FLOAT_BYTES
@@ -60,8 +60,7 @@ def load(
         FileChangedError: somebody wrote to its files meanwhile.
     """
     place = find_placement(device)
-    if mode is not None and mode not in MODES:
-        raise ArgumentError("mode", expected=" or ".join(MODES), found=repr(mode))
+    check_mode(mode)
     if not isinstance(path, str | os.PathLike):
         raise ArgumentError("path", expected="a path or hub id", found=repr(path))
     given = tokenizer if tokenizer is None or tokenizer is False else read_tokenizer(tokenizer)

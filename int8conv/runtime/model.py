@@ -223,7 +223,7 @@ class Model(PromptReader):
 
     def score(
         self,
-        requests: Sequence[tuple[str | Sequence[int], str | Sequence[int]]],
+        requests: Sequence[tuple[Prompt, Prompt]],
         batch_size: int = 8,
         *,
         progress: Progress = silent,
@@ -245,8 +245,7 @@ class Model(PromptReader):
             GenerationError: a prefix without tokens, a token outside the vocabulary, or more tokens than positions.
             TokenizerError: the folder has no usable tokenizer.
         """
-        if batch_size < 1:
-            raise ArgumentError("batch_size", expected="1 or more", found=batch_size)
+        check_integer("batch_size", batch_size, 1)
         tokens = [self._tokens_of(prefix, continuation) for prefix, continuation in requests]
         for prefix, continuation in tokens:
             if not prefix:

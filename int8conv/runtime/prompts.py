@@ -91,16 +91,14 @@ class PromptReader:
                 return [index(token) for token in prompt]
         raise ArgumentError("prompt", expected="text or token ids", found=repr(prompt)[:60])
 
-    def _tokens_of(
-        self, prefix: str | Sequence[int], continuation: str | Sequence[int]
-    ) -> tuple[list[int], list[int]]:
+    def _tokens_of(self, prefix: Prompt, continuation: Prompt) -> tuple[list[int], list[int]]:
         if isinstance(prefix, str) and isinstance(continuation, str):
             first, both = (self.tokenizer.encode(text) for text in (prefix, prefix + continuation))
             return first, both[len(first) :]
         if isinstance(prefix, str) or isinstance(continuation, str):
             raise ArgumentError("request", expected="two texts, or two sequences of token ids",
                                 found="one of each")  # fmt: skip
-        return list(prefix), list(continuation)
+        return self.token_ids(prefix), self.token_ids(continuation)
 
     def _checked_ids(self, prompt: Prompt) -> list[int]:
         ids = self.token_ids(prompt)
@@ -124,7 +122,7 @@ class PromptReader:
             numbers = {self.tokenizer.token_id(stop) for stop in stops}
             ends |= {n for n in numbers if n is not None and self.tokenizer.is_special(n)}
         if tokenizer is not None and asked.special_tokens:
-            tokenizer = tokenizer.keeping_special()
+            tokenizer = tokenizer.keeping_special
         return Continuation(
             ids, self._limit(ids, asked.max_new_tokens), asked.sampling, end_tokens=self.end_tokens | ends,
             stops=stops or (), logprobs=asked.logprobs, top_logprobs=asked.top_logprobs,

@@ -46,7 +46,7 @@ class Server:
     ) -> None:  # fmt: skip
         self._model, self._name, self._key = model, name, key
         self._limits = limits or Limits()
-        self._worker = Worker(model, self._limits.waiting)
+        self._worker = Worker(self._limits.waiting)
         self._generating = Generating(model, default_tokens, self._limits.tokens)
         self._started = int(time.time())
         self.app = Starlette(

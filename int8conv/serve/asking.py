@@ -80,14 +80,7 @@ def read_completion(body: Mapping[str, Any]) -> Asked:
     Raises:
         RequestError: as ``read_chat``.
     """
-    given = body.get("prompt")
-    prompts = [given] if isinstance(given, str) or _is_ids(given) else given
-    if (
-        not isinstance(prompts, list)
-        or not all(isinstance(p, str) or _is_ids(p) for p in prompts)
-        or not prompts
-    ):
-        raise RequestError("prompt: expected text, token ids, or a list of them", param="prompt")
+    prompts = _prompts(body, "prompt")
     _check_format(body)
     common = _common(body, "max_tokens")
     if common["n"] * len(prompts) > MOST_CHOICES:
@@ -106,15 +99,7 @@ def read_inputs(body: Mapping[str, Any]) -> list[Prompt]:
     Raises:
         RequestError: as ``read_chat``.
     """
-    given = body.get("input")
-    inputs = [given] if isinstance(given, str) or _is_ids(given) else given
-    if (
-        not isinstance(inputs, list)
-        or not inputs
-        or not all(isinstance(i, str) or _is_ids(i) for i in inputs)
-    ):
-        raise RequestError("input: expected text, token ids, or a list of them", param="input")
-    return inputs
+    return _prompts(body, "input")
 
 
 def _common(body: Mapping[str, Any], most: str) -> dict[str, Any]:
@@ -156,6 +141,19 @@ def _joined(message: dict[str, Any]) -> dict[str, Any]:
     if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
         raise RequestError("messages: expected parts of text", param="messages")
     return message | {"content": "".join(part["text"] for part in content)}
+
+
+def _prompts(body: Mapping[str, Any], name: str) -> list[Prompt]:
+    """One prompt, or a list of them."""
+    given = body.get(name)
+    prompts = [given] if isinstance(given, str) or _is_ids(given) else given
+    if (
+        not isinstance(prompts, list)
+        or not prompts
+        or not all(isinstance(p, str) or _is_ids(p) for p in prompts)
+    ):
+        raise RequestError(f"{name}: expected text, token ids, or a list of them", param=name)
+    return prompts
 
 
 def _is_ids(value: object) -> bool:

@@ -90,7 +90,7 @@ class Reply:
         return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
     def _text(self, token: int) -> str:
-        return self.tokenizer.keeping_special().decode([token])
+        return self.tokenizer.keeping_special.decode([token])
 
 
 def usage(found: Sequence[Generation], n: int) -> dict[str, int]:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final
 
-from ..runtime.model import Model
-
 _END: Final = object()
 
 
@@ -66,8 +64,7 @@ class Job:
 class Worker:
     """Runs jobs one after the other."""
 
-    def __init__(self, model: Model, most_waiting: int) -> None:
-        self.model = model
+    def __init__(self, most_waiting: int) -> None:
         self._jobs: queue.Queue[Job | None] = queue.Queue(most_waiting)
         self._thread = threading.Thread(target=self._run, name="int8conv", daemon=True)
         self._thread.start()

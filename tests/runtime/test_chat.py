@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 import int8conv
-from int8conv.errors import GenerationError, JsonFileError, NotWritableError, TokenizerError
+from int8conv.errors import (
+    GenerationError,
+    JsonFileError,
+    NotWritableError,
+    OutputExistsError,
+    TokenizerError,
+)
 from int8conv.runtime.chat import Chat
 from int8conv.runtime.model import Model
 
@@ -110,6 +116,10 @@ def test_a_conversation_is_saved_and_loaded(model: Model, tmp_path: Path) -> Non
         again.load(tmp_path / "chat.json")
     with pytest.raises(NotWritableError, match="nowhere"):
         chat.save(tmp_path / "nowhere" / "chat.json")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputExistsError, match="saved conversation"):
+        chat.save(tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_no_new_tokens(model: Model) -> None:

@@ -49,7 +49,7 @@ def test_a_stop_string_that_is_a_special_token(
 def test_special_tokens_are_shown_on_request(model: Model) -> None:
     ends = {"logit_bias": {0: 1e9}, "max_new_tokens": 2}
     model.end_tokens, before = frozenset(), model.end_tokens
-    text = model.tokenizer.keeping_special().decode([0])
+    text = model.tokenizer.keeping_special.decode([0])
     assert model.generate([5], **ends).text == ""  # type: ignore[arg-type]
     assert model.generate([5], special_tokens=True, **ends).text == text * 2 != ""  # type: ignore[arg-type]
     model.end_tokens = before

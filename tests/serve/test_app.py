@@ -182,7 +182,7 @@ def test_a_client_that_goes_away_ends_its_generation() -> None:
             computed.append("closed")
 
     async def clients() -> list[int]:
-        worker = Worker(None, 1)  # type: ignore[arg-type]
+        worker = Worker(1)
         gone, waits, late = Job(endless), Job(lambda: iter([1, 2])), Job(lambda: iter([3]))
         assert worker.submit(gone)
         await asyncio.to_thread(going.wait)

@@ -20,6 +20,7 @@ from ...formats.int8.workspace import open_workspace
 from ...formats.outputs import check_apart, check_folder
 from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
+from ...host import processors
 from ...progress import Progress, counted, silent
 from ..memory import DEFAULT_MAX_MEMORY, plan_workers
 from ..metadata_files import make_manifest, write_metadata_files
@@ -64,7 +65,7 @@ def adopt(
     checkpoint = open_checkpoint(source)
     groups, options = _read_config(checkpoint, max_shard_bytes)
     plan = _plan(checkpoint, groups, options)
-    workers = plan_workers(plan, os.cpu_count() or 1, DEFAULT_MAX_MEMORY)
+    workers = plan_workers(plan, processors(), DEFAULT_MAX_MEMORY)
     layouts = plan_layout(plan.units, max_shard_bytes=max_shard_bytes)
     with open_workspace(out, force=force, source=source) as workspace:
         workspace.clear()

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -104,6 +105,7 @@ class Tokenizer:
         """Whether a token is one of those that are no text."""
         return token_id in self._special
 
+    @cached_property
     def keeping_special(self) -> Tokenizer:
         """The same, but ``decode`` has the text of special tokens too."""
         return Tokenizer(self._tokenizer, self._folder, keep_special=True)

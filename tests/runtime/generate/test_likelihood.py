@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from int8conv.errors import ArgumentError, GenerationError
 from int8conv.runtime.generate import likelihood
 from int8conv.runtime.generate.likelihood import Likelihood
 from int8conv.runtime.model import Model
+
+from .passes import watch_passes
 
 PREFIX = [5, 6, 7, 8, 9, 10]
 REQUESTS = [
@@ -35,16 +36,9 @@ def passed() -> list[tuple[int, ...]]:
 
 
 @pytest.fixture
-def model(example_int8: Path, passed: list[Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:  # fmt: skip
+def model(example_int8: Path, passed: list[Any], monkeypatch: pytest.MonkeyPatch) -> Model:  # fmt: skip
     loaded = int8conv.load(example_int8, mode="w8a16")
-    forward = loaded.decoder.forward
-
-    def counting(token_ids: Any, *args: Any, **options: Any) -> Any:
-        passed.append(tuple(token_ids.shape))
-        return forward(token_ids, *args, **options)
-
-    monkeypatch.setattr(loaded.decoder, "forward", counting)
-    return loaded
+    return watch_passes(loaded, monkeypatch, lambda shape: passed.append(tuple(shape)))
 
 
 def by_logits(model: Model, prefix: list[int], continuation: list[int]) -> Likelihood:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import int8conv
 from int8conv.runtime.generate.session import Session
 from int8conv.runtime.model import Model
+
+from .passes import watch_passes
 
 
 @pytest.fixture
@@ -20,16 +20,9 @@ def passed() -> list[int]:
 
 
 @pytest.fixture
-def model(example_int8: Path, passed: list[int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:  # fmt: skip
+def model(example_int8: Path, passed: list[int], monkeypatch: pytest.MonkeyPatch) -> Model:  # fmt: skip
     loaded = int8conv.load(example_int8, mode="w8a16")
-    forward = loaded.decoder.forward
-
-    def counting(token_ids: Any, *args: Any, **options: Any) -> Any:
-        passed.append(token_ids.shape[1])
-        return forward(token_ids, *args, **options)
-
-    monkeypatch.setattr(loaded.decoder, "forward", counting)
-    return loaded
+    return watch_passes(loaded, monkeypatch, lambda shape: passed.append(shape[1]))
 
 
 FIRST = [5, 6, 7, 8, 9, 10]
