@@ -15,7 +15,7 @@ import time
 import torch
 from tabulate import tabulate
 
-from int8conv.convert.rounding.compensate import Compensation, Gram
+from int8conv.convert.rounding.compensate import Compensation, Gram, damping_for
 
 MODELS: dict[str, tuple[int, list[tuple[str, int, int]]]] = {
     "1.1B": (22, [("q k v", 2048, 2560), ("o", 2048, 2048), ("gate up", 2048, 11264), ("down", 5632, 2048)]),
@@ -34,7 +34,7 @@ def seconds(width: int, rows: int, tokens: int) -> tuple[float, float]:
     start = time.perf_counter()
     gram = Gram()
     gram.add(x)
-    compensation = Compensation(gram.matrix(), torch.arange(16))
+    compensation = Compensation(gram.matrix(), torch.arange(16), damping_for(width, tokens))
     middle = time.perf_counter()
     compensation.codes(weight, scale)
     return middle - start, time.perf_counter() - middle

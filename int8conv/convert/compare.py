@@ -29,7 +29,7 @@ class SourceComparison:
     left_out: dict[str, str]
     """Tensors of the source that are not in the folder, and why."""
     rounding: Rounding
-    """How codes were chosen: ``"nearest"``, and each equals the recomputed one; or ``"compensated"``, and each is within 8 of it."""
+    """How codes were chosen: ``"nearest"``, and each equals the recomputed one; or ``"compensated"``, and each is within 4 of it."""
 
     @property
     def worst_first(self) -> list[TensorQuality]:

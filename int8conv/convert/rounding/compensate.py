@@ -20,8 +20,10 @@ from torch import Tensor
 
 from ...formats.int8.names import MOST_STEPS
 
-DAMPING: Final = 0.05
-"""Fraction of the mean of ``H``'s diagonal that is added to it."""
+LEAST_DAMPING: Final = 0.01
+"""Fraction of the mean of ``H``'s diagonal that is added to it; GPTQ's, for many tokens."""
+DAMPING: Final = 0.5
+"""The same, for as many tokens as columns: few tokens say little about how columns relate on other texts (docs/fidelity.md)."""
 _BLOCK: Final = 64
 """Columns between two matrix products."""
 _ROWS: Final = 2048
@@ -32,17 +34,18 @@ class Gram:
     """``H`` of one input: ``x^T x`` over the tokens added; the tokens themselves as long as they take less memory."""
 
     def __init__(self) -> None:
+        self.tokens = 0
+        """All that were added."""
         self._parts: list[Tensor] = []
-        self._tokens = 0
         self._sum: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
         """Add activations float32 ``[tokens, in]``."""
         self._parts.append(x)
-        self._tokens += len(x)
-        if self._tokens > x.shape[1]:
+        self.tokens += len(x)
+        if sum(map(len, self._parts)) > x.shape[1]:
             self._sum = self.matrix()
-            self._parts, self._tokens = [], 0
+            self._parts = []
 
     def matrix(self) -> Tensor:
         """``H``, float32 ``[in, in]``; may be changed by the caller, and is computed anew by the next call."""
@@ -53,16 +56,21 @@ class Gram:
         return x.t() @ x if self._sum is None else torch.addmm(self._sum, x.t(), x)
 
 
+def damping_for(width: int, tokens: int) -> float:
+    """The damping of an input of ``width`` columns, seen at so many tokens."""
+    return max(LEAST_DAMPING, DAMPING * width / max(tokens, 1))
+
+
 class Compensation:
     """What the rounding of all linears of an input has in common: the order of its columns, and a factor of ``H``.
 
     Args:
         gram: ``H``, float32 ``[in, in]``.
         columns: outlier columns, int64 ``[k]``.
-        damping: see ``DAMPING``.
+        damping: see ``damping_for``.
     """
 
-    def __init__(self, gram: Tensor, columns: Tensor, damping: float = DAMPING) -> None:
+    def __init__(self, gram: Tensor, columns: Tensor, damping: float) -> None:
         inner = torch.ones(len(gram), dtype=torch.bool, device=gram.device)
         inner[columns] = False
         rest = inner.nonzero()[:, 0]

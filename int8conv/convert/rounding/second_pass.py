@@ -24,7 +24,7 @@ from ..outliers.selection import Group, Selection
 from ..outliers.source_weights import SourceWeights
 from ..outliers.texts import calibration_windows
 from ..plan import Plan, QuantizeTask
-from .compensate import DAMPING, Compensation, Gram
+from .compensate import DAMPING, Compensation, Gram, damping_for
 from .quantize import Codes
 
 
@@ -135,9 +135,10 @@ def _rounded(
     with torch.inference_mode():
         columns = torch.from_numpy(tasks[0].columns).long().to(device)
         width = tasks[0].source.shape[1]
-        h = torch.zeros(width, width, device=device) if gram is None else gram.matrix()
-        compensation = Compensation(h, columns)
-        del h, gram
+        seen = Gram() if gram is None else gram
+        h = seen.matrix() if seen.tokens else torch.zeros(width, width, device=device)
+        compensation = Compensation(h, columns, damping_for(width, seen.tokens))
+        del h, gram, seen
     for task in tasks:
         with torch.inference_mode():
             weight = read_matrix(task.source).to(device)

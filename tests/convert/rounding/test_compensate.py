@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from int8conv.convert.rounding.compensate import DAMPING, Compensation, Gram
+from int8conv.convert.rounding.compensate import Compensation, Gram, damping_for
 from int8conv.formats.int8.names import MOST_STEPS
 
 WIDTH, ROWS = 150, 40  # more than two blocks of columns
+DAMPING = 0.05
 FREE = 254
 
 
@@ -65,7 +66,7 @@ def test_the_codes_are_those_of_gptq(columns: list[int], most: int) -> None:
     gram.add(inputs(400))
     h = gram.matrix()
     weight, scale = weights()
-    codes = Compensation(h.clone(), torch.tensor(columns, dtype=torch.long)).codes(
+    codes = Compensation(h.clone(), torch.tensor(columns, dtype=torch.long), DAMPING).codes(
         weight, scale, most
     )
     expected = by_definition(h, weight, scale, columns, most)
@@ -88,7 +89,7 @@ def test_uncorrelated_inputs_give_nearest_codes() -> None:
     weight[3] = 0
     nearest = (weight / torch.where(scale > 0, scale, 1.0)[:, None]).round()
     for h in (torch.zeros(WIDTH, WIDTH), torch.diag(torch.logspace(-3, 3, WIDTH))):
-        codes = Compensation(h, torch.empty(0, dtype=torch.long)).codes(weight, scale)
+        codes = Compensation(h, torch.empty(0, dtype=torch.long), DAMPING).codes(weight, scale)
         assert codes.dtype == torch.int8
         assert torch.equal(codes.float(), nearest)
 
@@ -103,19 +104,29 @@ def test_any_split_of_the_tokens_gives_the_same_sums() -> None:
         gram = Gram()
         for part in x.split(sizes):
             gram.add(part)
+        assert gram.tokens == 400
         torch.testing.assert_close(gram.matrix().double(), exact, rtol=1e-4, atol=1e-2)
     weight, scale = weights()
-    codes = Compensation(gram.matrix(), torch.tensor([0])).codes(weight, scale)
+    codes = Compensation(gram.matrix(), torch.tensor([0]), DAMPING).codes(weight, scale)
     assert (codes - (weight / scale[:, None]).round())[:, 1:].abs().max() <= MOST_STEPS
     few = Gram()
     few.add(x[:10])
     once = few.matrix()
     assert torch.equal(once, few.matrix())
-    assert torch.isfinite(Compensation(once, torch.tensor([0])).codes(weight, scale).float()).all()
+    assert torch.isfinite(
+        Compensation(once, torch.tensor([0]), DAMPING).codes(weight, scale).float()
+    ).all()
 
 
 def test_sums_beyond_float32_are_left_alone() -> None:
     h = torch.full((WIDTH, WIDTH), float("inf"))
     weight, scale = weights()
-    codes = Compensation(h, torch.empty(0, dtype=torch.long)).codes(weight, scale)
+    codes = Compensation(h, torch.empty(0, dtype=torch.long), DAMPING).codes(weight, scale)
     assert torch.equal(codes.float(), (weight / scale[:, None]).round())
+
+
+def test_fewer_tokens_are_damped_more() -> None:
+    assert damping_for(1000, 1000) == pytest.approx(0.5)
+    assert damping_for(1000, 500) == pytest.approx(1.0)
+    assert damping_for(1000, 10**6) == pytest.approx(0.01)
+    assert damping_for(1000, 0) == pytest.approx(500)
