@@ -10,7 +10,7 @@ TRANSFORMERS := 5.0.0 5.20.2 5.21.1 5.24.0
 # A file's tests run in one worker, which shares their fixtures; files in the order of tests/conftest.py, slow ones first.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-transformers test-lm-eval check check-fast docs clean
+.PHONY: demo test test-transformers test-lm-eval check check-fast suite docs clean
 
 demo: $(VENV)/installed  ## convert the example checkpoint, look inside, generate
 	rm -rf $(OUT)
@@ -19,7 +19,10 @@ demo: $(VENV)/installed  ## convert the example checkpoint, look inside, generat
 	$(BIN)/int8conv footprint $(OUT) --device cuda
 	$(BIN)/int8conv generate $(OUT) --prompt "$(PROMPT)" --max-new-tokens 40
 
-test: $(VENV)/installed-dev check  ## style, types, whole test suite
+test: $(VENV)/installed-dev  ## style, types, whole test suite
+	$(MAKE) --jobs=2 check suite
+
+suite: $(VENV)/installed-dev
 	$(PYTEST)
 
 test-transformers: $(VENV)/installed-dev  ## int8conv.hf with other releases of transformers, and with PEFT and accelerate; needs a package index
