@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .output import echo, table
+from ..output import echo, table
 
 if TYPE_CHECKING:
-    from ..convert.compare import SourceComparison
+    from ...convert.compare import SourceComparison
 
 SHOWN = 10
 
