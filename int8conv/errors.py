@@ -3,10 +3,11 @@
     Int8convError
     |- NotFoundError (FileNotFoundError)            A path does not exist or cannot be read, or holds no checkpoint
     |- ArgumentError (ValueError)                   An option or argument has a value that cannot be used
-    |- HubError (OSError)                           A checkpoint cannot be fetched from the hub
+    |- HubError (OSError)                           A checkpoint cannot be fetched from the hub, or uploaded to it
     |  |- HubNotFoundError (FileNotFoundError)      There is no such repository, revision or file on the hub
     |  |- HubAccessError (PermissionError)          The repository is private, gated or disabled, and this user has no access
     |  |- HubUnavailableError (ConnectionError)     The hub cannot be reached, fails, or limits requests
+    |  |- HubExistsError (FileExistsError)          The repository to upload to has other content; it is never replaced unasked
     |  `- HubChangedError                           A file on the hub changed while it was being read
     |- OutputError (OSError)                        The output cannot be written
     |  |- OutputExistsError (FileExistsError)       The output already exists; it is never touched without force
@@ -166,7 +167,7 @@ class ArgumentError(Int8convError, ValueError):
 
 
 class HubError(Int8convError, OSError):
-    """A checkpoint cannot be fetched from the hub."""
+    """A checkpoint cannot be fetched from the hub, or uploaded to it."""
 
 
 class HubNotFoundError(HubError, FileNotFoundError):
@@ -183,6 +184,12 @@ class HubAccessError(HubError, PermissionError):
 
 class HubUnavailableError(HubError, ConnectionError):
     """The hub cannot be reached, fails, or limits requests."""
+
+
+class HubExistsError(HubError, FileExistsError):
+    """The repository to upload to has other content; it is never replaced unasked."""
+
+    _errno = errno.EEXIST
 
 
 class HubChangedError(HubError):

@@ -41,9 +41,11 @@ ALLOWED = {
         "kernels",
         "runtime",
         "convert",
+        "publish",
         "serve",
         "cli",
     ),
+    "publish": ("errors", "progress", "formats", "runtime", "publish"),
     "serve": ("errors", "progress", "runtime", "serve"),
     "lm_eval": ("errors", "host", "progress", "kernels", "runtime", "lm_eval"),
 }

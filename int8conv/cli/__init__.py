@@ -18,11 +18,12 @@ from .. import __version__
 from ..errors import Int8convError
 from ..formats.safetensors.mapped import exit_if_truncated
 from .output import echo, print_what_can_be
-from .threads import respect_quota
+from .threads import respect_quota, sleep_while_waiting
 
 _COMMANDS = {
     "convert": "Convert a checkpoint folder to int8.",
     "adopt": "Make a converted folder of what transformers saved.",
+    "push": "Upload a converted folder to the hub.",
     "calibrate": "Measure the activations of a checkpoint.",
     "inspect": "Show what is inside a converted folder.",
     "footprint": "Predict the memory that a model needs.",
@@ -56,6 +57,7 @@ class Commands(click.Group):
         exit_if_truncated()
         print_what_can_be()
         respect_quota()
+        sleep_while_waiting()
         try:
             return super().invoke(ctx)
         except Int8convError as error:

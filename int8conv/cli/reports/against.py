@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..formats.int8.names import MOST_STEPS
-from .output import echo, table
+from ...formats.int8.names import MOST_STEPS
+from ..output import echo, table
 
 if TYPE_CHECKING:
-    from ..convert.compare import SourceComparison
+    from ...convert.compare import SourceComparison
 
 SHOWN = 10
 
