@@ -128,4 +128,5 @@ def _unit_factor(h: Tensor, damping: float) -> Tensor:
         diagonal += damping
         damping *= 2
         factor, failed = torch.linalg.cholesky_ex(h)
-    return factor / factor.diagonal().clone()
+    unit: Tensor = factor / factor.diagonal().clone()
+    return unit
