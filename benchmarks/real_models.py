@@ -36,7 +36,9 @@ from int8conv.runtime.weights.weights import CheckpointWeights, ConvertedWeights
 
 CONVERTED: dict[str, dict[str, Any]] = {
     "default": {},
-    "no columns": {"outliers": "none"},
+    "--outlier-rule error": {"outlier_rule": "error"},
+    "--rounding compensated": {"rounding": "compensated"},
+    "both": {"outlier_rule": "error", "rounding": "compensated"},
 }
 """Name of a conversion -> its options. Each is measured in both modes."""
 PEERS = BLOCK_METHODS | {
