@@ -212,8 +212,10 @@ class _CalibrationWeights(CheckpointWeights):
         self._device = device
         self._mapped = MappedFiles()
 
-    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
-        tensor = super().tensor(module, kind)
+    def tensor(
+        self, module: Module, kind: str = "weight", dtype: torch.dtype | None = None
+    ) -> Tensor:
+        tensor = super().tensor(module, kind, dtype)
         self._check(tensor, module, kind)
         if module.group and kind == "weight":
             first = module.group[0]
