@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .formats.int8.stats import Stats
     from .formats.int8.summary import FolderSummary, inspect_folder
     from .formats.int8.verify import verify
+    from .publish.push import PushReport, push
     from .runtime.generate.generation import Generation
     from .runtime.generate.likelihood import Likelihood
     from .runtime.generate.sampling import Sampling
@@ -43,6 +44,7 @@ __all__ = [
     "Int8convError",
     "Likelihood",
     "Model",
+    "PushReport",
     "Sampling",
     "SourceComparison",
     "Stats",
@@ -56,6 +58,7 @@ __all__ = [
     "inspect_folder",
     "load",
     "predict_footprint",
+    "push",
     "verify",
 ]
 
@@ -67,6 +70,7 @@ _HOMES: Final = {
     "Generation": ".runtime.generate.generation",
     "Likelihood": ".runtime.generate.likelihood",
     "Model": ".runtime.model",
+    "PushReport": ".publish.push",
     "Sampling": ".runtime.generate.sampling",
     "SourceComparison": ".convert.compare",
     "Stats": ".formats.int8.stats",
@@ -78,6 +82,7 @@ _HOMES: Final = {
     "inspect_folder": ".formats.int8.summary",
     "load": ".runtime.loader",
     "predict_footprint": ".runtime.measure.footprint",
+    "push": ".publish.push",
     "verify": ".formats.int8.verify",
 }
 """The module that each name is loaded from; the imports above tell type checkers the same."""

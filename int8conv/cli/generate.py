@@ -112,7 +112,7 @@ def command(
     if memory is not None:
         _show_memory(memory, model, prompts * options["n"], options["max_new_tokens"])
     if report_outliers:
-        from .outlier_report import show_fallback
+        from .reports.outlier_report import show_fallback
 
         show_fallback(model.fallback_report(), err=True)
 

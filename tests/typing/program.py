@@ -34,6 +34,10 @@ comparison = int8conv.compare("out", "checkpoint")
 evaluation = int8conv.evaluate("out", "text.txt", against="checkpoint")
 predicted = int8conv.predict_footprint("checkpoint", device="cuda:0", kv_cache="int8")
 
+pushed = int8conv.push("out", "org/name", private=True, dry_run=True)
+
+assert_type(pushed, int8conv.PushReport)
+assert_type(pushed.commit, str | None)
 assert_type(stats, Stats)
 assert_type(report, ConvertReport)
 assert_type(report.ratio, float)
