@@ -13,6 +13,7 @@ from .config import DecoderConfig, Experts, RawConfig
 from .families import Family, find_family
 from .reference_fields import FIELDS
 from .stored import as_stored
+from .wrapped import is_wrapper, text_part
 
 Kind = Literal["embedding", "norm", "attention", "ffn", "router", "projection", "head"]
 MOST_HEAD_DIM: Final = 1 << 16
@@ -22,6 +23,7 @@ MOST_EXPERTS: Final = 100_000
 _KEYS_SHOWN: Final = 8
 _KEY_LENGTH: Final = 40
 _UNTIED: Final = "the config ties the head to the token embedding, but the checkpoint has a different head, which is kept and used"
+_TEXT_ONLY: Final = "a multimodal model: its text part runs, from prompts without images or sound; the other parts stay in 16 bits"
 _HEADLESS: Final = "the checkpoint has no head, like embedding and reward models: it can be converted but cannot generate text"
 
 
@@ -99,7 +101,7 @@ class Architecture:
 def read_architecture(
     config: dict[str, Any], tensors: Collection[str], file: object = "config.json"
 ) -> Architecture:
-    """The decoder described by a ``config.json``, with names as in the checkpoint's tensors.
+    """The decoder described by a ``config.json``, with names as in the checkpoint's tensors; of a multimodal model, its text part.
 
     Args:
         config: the parsed file.
@@ -113,16 +115,18 @@ def read_architecture(
         JsonFileError: a key is missing or malformed.
         WrappedNamesError: the tensors' names begin as those of another model.
     """
+    wrapped, config = is_wrapper(config), text_part(config)
     family = find_family(config, file)
     raw = RawConfig(config, file)
     decoder = family.read_config(raw)
     passed_over = raw.finish(FIELDS[family.model_type])
     _check_sizes(decoder, raw)
-    stored = as_stored(family, decoder, tensors, file)
+    stored = as_stored(family, decoder, tensors, file, wrapped=wrapped)
     modules = _modules(stored.config, stored.family.names)
     if stored.headless:
         modules = (module for module in modules if module.kind != "head")
-    notes = [_passed_over(passed_over)] if passed_over else []
+    notes = [_TEXT_ONLY] if wrapped else []
+    notes += [_passed_over(passed_over)] if passed_over else []
     notes += [_UNTIED] if stored.untied else []
     notes += [_HEADLESS] if stored.headless else []
     return Architecture(stored.family, stored.config, tuple(modules), tuple(notes), stored.untied)
