@@ -15,6 +15,7 @@
     |  |- OutputBusyError                           Another process is writing the output
     |  |- NotWritableError (PermissionError)        The output, or its parent folder, cannot be written to
     |  `- NoSpaceError                              The disk is full
+    |- DeviceError (RuntimeError)                   The GPU is out of memory or reports an error, or a kernel cannot be compiled for it
     |- SafetensorsError (ValueError)                A file breaks the safetensors format
     |  |- TruncatedFileError                        The file ends before its header or payload does
     |  |- HeaderTooLongError                        The header is longer than the format allows
@@ -224,6 +225,10 @@ class NoSpaceError(OutputError):
     """The disk is full."""
 
     _errno = errno.ENOSPC
+
+
+class DeviceError(Int8convError, RuntimeError):
+    """The GPU is out of memory or reports an error, or a kernel cannot be compiled for it."""
 
 
 class SafetensorsError(Int8convError, ValueError):
