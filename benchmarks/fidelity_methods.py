@@ -66,6 +66,21 @@ def _bitsandbytes(weight: Tensor) -> Linear:
     return linear
 
 
+def q8_0(x: Tensor) -> Tensor:
+    """What GGUF's Q8_0 makes of ``[rows, columns]``: blocks of 32 columns, each with a float16 scale of absmax / 127."""
+    pad = -x.shape[1] % 32
+    blocks = F.pad(x, (0, pad)).unflatten(1, (-1, 32))
+    largest = blocks.abs().amax(-1, keepdim=True)
+    stored = (largest / 127).half().float()  # codes are computed with the scale before rounding
+    codes = (blocks * torch.where(largest > 0, 127 / largest, 0.0)).round()
+    return (codes * stored).flatten(1)[:, : x.shape[1]]
+
+
+def _q8_0(weight: Tensor, activations: Callable[[Tensor], Tensor]) -> Linear:
+    stored = q8_0(weight)
+    return lambda x: activations(x) @ stored.t()
+
+
 METHODS: dict[str, Callable[[Tensor], Linear]] = {
     "absmax": lambda w: _plain(w, absmax, None, None),
     "zeropoint": lambda w: _plain(w, zeropoint, None, None),
@@ -76,6 +91,11 @@ METHODS: dict[str, Callable[[Tensor], Linear]] = {
     "LLM.int8(), 16-bit outlier weights": lambda w: _decomposed(w, 1),
     "LLM.int8(), int8 outlier weights": _bitsandbytes,
 }
+BLOCK_METHODS: dict[str, Callable[[Tensor], Linear]] = {
+    "Q8_0 weights": lambda w: _q8_0(w, lambda x: x),
+    "Q8_0 weights and activations (llama.cpp)": lambda w: _q8_0(w, q8_0),
+}
+"""Formats with a scale per block, as llama.cpp multiplies them."""
 
 
 class MethodWeights(CheckpointWeights):

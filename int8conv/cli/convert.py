@@ -130,6 +130,18 @@ _SHOWN: Final = 10
     help="In W8A8, keep activations of heavy-tailed inputs in 16 bits (most exact), or quantize them like all others.",
 )
 @click.option(
+    "--rounding",
+    type=click.Choice(["nearest", "compensated"]),
+    default="nearest",
+    show_default=True,
+    help="Round each weight to the nearest code, or let columns make up for each other's errors (GPTQ): closer to the source, slower.",
+)
+@click.option(
+    "--calibration-tokens",
+    type=click.IntRange(min=1),
+    help="Number of tokens of the built-in text to run the model on; default: all, some 1,500.",
+)
+@click.option(
     "--dtype",
     type=click.Choice(["float16", "bfloat16"]),
     default="float16",
