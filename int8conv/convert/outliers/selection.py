@@ -218,7 +218,7 @@ COMPUTED: Final = "computed, not learned"
 _BUFFER: Final = re.compile(
     r"(^|\.)(masked_bias|attn_mask|attention_mask|causal_mask|(\w+_)?inv_freq|rotary_emb\.(cos|sin)_cached)$"
 )
-_ACTIVATION_SCALES: Final = (
+ACTIVATION_SCALES: Final = (
     ".input_scale", ".output_scale", ".q_scale", ".k_scale", ".v_scale", ".kv_scale", ".prob_scale",
     ".input_activation_scale", ".activation_scale",
 )  # fmt: skip
@@ -230,7 +230,7 @@ def why_skipped(checkpoint: Checkpoint, tensor: StoredTensor) -> str | None:
     if (weight := scaled_weight(checkpoint.tensors, name)) is not None:
         if scale_tensor(checkpoint, weight.name) == tensor:
             return "scales of an FP8 weight, already multiplied into it"
-    elif name.endswith(_ACTIVATION_SCALES) and checkpoint.has_fp8:
+    elif name.endswith(ACTIVATION_SCALES) and checkpoint.has_fp8:
         return "a scale of FP8 activations, which the output does not have"
     if _BUFFER.search(name) or _is_causal_mask(tensor):
         return COMPUTED
