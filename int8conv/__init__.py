@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .convert.compare import SourceComparison, compare
     from .convert.converter import convert_checkpoint
     from .convert.exchange.adopt import adopt
+    from .convert.exchange.export import ExportReport, export_checkpoint
     from .convert.outliers.calibrate import calibrate
     from .convert.report import ConvertReport
     from .formats.int8.stats import Stats
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ConvertReport",
     "Evaluation",
+    "ExportReport",
     "FolderSummary",
     "Footprint",
     "Generation",
@@ -55,6 +57,7 @@ __all__ = [
     "convert_checkpoint",
     "errors",
     "evaluate",
+    "export_checkpoint",
     "inspect_folder",
     "load",
     "predict_footprint",
@@ -65,6 +68,7 @@ __all__ = [
 _HOMES: Final = {
     "ConvertReport": ".convert.report",
     "Evaluation": ".runtime.measure.evaluate",
+    "ExportReport": ".convert.exchange.export",
     "FolderSummary": ".formats.int8.summary",
     "Footprint": ".runtime.measure.footprint",
     "Generation": ".runtime.generate.generation",
@@ -79,6 +83,7 @@ _HOMES: Final = {
     "compare": ".convert.compare",
     "convert_checkpoint": ".convert.converter",
     "evaluate": ".runtime.measure.evaluate",
+    "export_checkpoint": ".convert.exchange.export",
     "inspect_folder": ".formats.int8.summary",
     "load": ".runtime.loader",
     "predict_footprint": ".runtime.measure.footprint",

@@ -21,6 +21,7 @@ FUNCTIONS = {
                            "outlier_rule", "max_outliers", "heavy_tails", "rounding", "calibration_tokens", "stats", "force", "jobs",
                            "max_memory", "stream", "device", "progress"],
     "evaluate": ["path", "text", "against", "mode", "outlier_fallback", "kv_cache", "device", "window", "stride", "tokens", "progress"],
+    "export_checkpoint": ["path", "out", "to", "dtype", "max_shard_bytes", "progress"],
     "inspect_folder": ["path"],
     "load": ["path", "device", "mode", "dtype", "outlier_fallback", "kv_cache", "tokenizer"],
     "predict_footprint": ["path", "context", "batch", "device", "dtype", "kv_cache", "mode", "convert"],
@@ -31,9 +32,9 @@ FUNCTIONS = {
 
 def test_public_names() -> None:
     assert int8conv.__all__ == [
-        "ConvertReport", "Evaluation", "FolderSummary", "Footprint", "Generation", "Int8convError", "Likelihood", "Model",
+        "ConvertReport", "Evaluation", "ExportReport", "FolderSummary", "Footprint", "Generation", "Int8convError", "Likelihood", "Model",
         "PushReport", "Sampling", "SourceComparison", "Stats", "__version__", "adopt", "calibrate", "compare", "convert_checkpoint",
-        "errors", "evaluate", "inspect_folder", "load", "predict_footprint", "push", "verify",
+        "errors", "evaluate", "export_checkpoint", "inspect_folder", "load", "predict_footprint", "push", "verify",
     ]  # fmt: skip
     assert dir(int8conv) == int8conv.__all__
     with pytest.raises(AttributeError, match="no attribute 'quantize_it'"):

@@ -23,6 +23,7 @@ from .threads import respect_quota, sleep_while_waiting
 _COMMANDS = {
     "convert": "Convert a checkpoint folder to int8.",
     "adopt": "Make a converted folder of what transformers saved.",
+    "export": "Write a converted folder for other tools.",
     "push": "Upload a converted folder to the hub.",
     "calibrate": "Measure the activations of a checkpoint.",
     "inspect": "Show what is inside a converted folder.",

@@ -124,7 +124,7 @@ def run_tasks(
     """
     watch = watch or Stopwatch()
     new_quantizer = quantizer_for(workers.device)
-    shards = _open_shards(folder, layouts)
+    shards = open_shards(folder, layouts)
     try:
         writers = {t.name: shard for shard in shards for t in shard.layout.tensors}
         with Flusher(shards):
@@ -145,7 +145,7 @@ def run_tasks(
         watch.lap("flush")
 
 
-def _open_shards(folder: Path, layouts: Sequence[ShardLayout]) -> list[ShardWriter]:
+def open_shards(folder: Path, layouts: Sequence[ShardLayout]) -> list[ShardWriter]:
     """Open all of them or none: if the disk is too small for one, it is not filled up with the others."""
     shards: list[ShardWriter] = []
     try:
@@ -301,7 +301,7 @@ def _quantize(task: QuantizeTask, worker: _Worker, codes: Codes | None) -> TaskR
             raise non_finite_weight(source, first + error.row) from None
         parts: dict[str, npt.NDArray[Any]] = {WEIGHT: block.codes, SCALE: block.scale}
         if k:
-            kept, changed = _to_half(source, block.outliers, task.half, first)
+            kept, changed = to_half(source, block.outliers, task.half, first)
             parts[OUTLIER_WEIGHT], rounded = kept, rounded + changed
             sample.add_exact(widen(kept, task.half, np.empty(kept.shape, np.float32)), first)
         watch.lap("quantize")
@@ -328,7 +328,7 @@ def _keep(task: KeepTask, worker: _Worker) -> TaskResult:
             check_finite(largest, source.dtype)
         except NonFiniteRowError as error:
             raise non_finite_weight(source, first + error.row) from None
-        half, changed = _to_half(source, bits, task.dtype, first)
+        half, changed = to_half(source, bits, task.dtype, first)
         rounded += changed
         worker.watch.lap("quantize")
         output.write(half)
@@ -347,10 +347,14 @@ def _copy(name: str, source: StoredTensor, worker: _Worker) -> TaskResult:
     return TaskResult(reader.checksum(), {name: output.checksum()})
 
 
-def _to_half(
+def to_half(
     source: StoredTensor | Matrix, bits: Bits, half: str, first_row: int
 ) -> tuple[Bits, int]:
-    """Bits in ``half``: unchanged, or rounded from F32, with the number of values that changed."""
+    """Bits ``[rows, columns]`` in ``half``: unchanged, or rounded from F32, with the number of values that changed.
+
+    Raises:
+        HalfOverflowError: a value that ``half`` cannot represent.
+    """
     if source.dtype == half:
         return bits, 0
     rounded, changed = round_to_half(np.ascontiguousarray(bits).view(np.float32), half)

@@ -1,0 +1,47 @@
+"""``int8conv export``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .output import echo, max_shard_size_option, notes, print_json, progress_bars, size
+
+if TYPE_CHECKING:
+    from ..convert.exchange.export import Target
+
+
+@click.command("export")
+@click.argument("out")
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(["dense"]), required=True, help="Layout to write: dense is a plain checkpoint of the dequantized weights.")  # fmt: skip
+@click.option(
+    "--dtype", type=click.Choice(["float16", "bfloat16", "float32"]),
+    help="Dtype of a dense checkpoint.  [default: the one that the config names]",
+)  # fmt: skip
+@max_shard_size_option
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def command(
+    out: str, dest: Path, to: Target, dtype: str | None, max_shard_size: int, as_json: bool
+) -> None:
+    """Write the converted folder OUT (or a hub id) as DEST, a checkpoint for other tools.
+
+    Every byte of OUT is verified first. DEST appears complete or not at all; nothing is replaced.
+    """
+    from ..convert.exchange.export import export_checkpoint
+
+    with progress_bars("B") as progress:
+        report = export_checkpoint(
+            out, dest, to=to, dtype=dtype, max_shard_bytes=max_shard_size, progress=progress
+        )
+    if as_json:
+        print_json(asdict(report))
+        return
+    notes(report.notes)
+    echo(
+        f"{dest}: {report.tensors} tensors, {report.linears} linears dequantized to {report.dtype}; "
+        f"{size(report.bytes_out)} in {report.seconds:.1f} s"
+    )
