@@ -141,7 +141,7 @@ def _linear(checkpoint: Checkpoint, module: Module) -> Linear:
 
 def _bias(checkpoint: Checkpoint, module: Module) -> StoredTensor | None:
     """A linear's bias, including one that the config does not mention: it is not used, but stored next to its weight."""
-    if module.bias or f"{module.path}.{BIAS}" in checkpoint.tensors:
+    if module.bias or (not module.bare and f"{module.path}.{BIAS}" in checkpoint.tensors):
         return find_tensor(checkpoint, module, BIAS)
     return None
 
@@ -195,7 +195,7 @@ def _notes(
     parents = ((name, *name.rpartition(".")[::2]) for name in names)
     unannounced = [
         name for name, path, kind in parents
-        if path in modules and not (kind == WEIGHT or (kind == BIAS and modules[path].bias))
+        if path in modules and name not in modules and not (kind == WEIGHT or (kind == BIAS and modules[path].bias))
     ]  # fmt: skip
     if unannounced:
         yield f"{_some(unannounced)}: not mentioned in the config; kept but not used (transformers ignores them too)"

@@ -34,8 +34,10 @@ class SourceWeights(CheckpointWeights):
         self._device = device
         self._mapped = MappedFiles()
 
-    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
-        tensor = super().tensor(module, kind)
+    def tensor(
+        self, module: Module, kind: str = "weight", dtype: torch.dtype | None = None
+    ) -> Tensor:
+        tensor = super().tensor(module, kind, dtype)
         self._check(tensor, module, kind)
         if self._errors and module.group and kind == "weight":
             first = module.group[0]

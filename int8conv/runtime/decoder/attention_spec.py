@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from ..models.config import DecoderConfig
 from .norms import NormWeights
+
+Tables = tuple[Tensor, Tensor]
+"""cos and sin of a rotary embedding."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +33,16 @@ class AttentionSpec:
     """Number of positions that a token attends to, including itself."""
     alibi: float = 0.0
     """Multiplier of ALiBi slopes; 0: no ALiBi."""
-    rotary: int = 0
-    """Number of the rotary embedding in the decoder."""
+    rotary: int | None = 0
+    """Number of the rotary embedding in the decoder; None: this layer rotates nothing."""
     interleaved: bool = False
     """Whether it pairs adjacent channels."""
     query_norm: NormWeights | None = None
     key_norm: NormWeights | None = None
     by_head: bool = True
     """Whether q and k are normalised per head or over all heads."""
+    norm_rotated: bool = False
+    """Whether they are normalised after the rotation."""
 
     @classmethod
     def of(
@@ -57,12 +63,17 @@ class AttentionSpec:
             config.attention_softcap,
             window,
             (scale if config.alibi_scaled else 1.0) if config.alibi else 0.0,
-            int(local),
+            int(local) if config.is_rotated(layer) else None,
             config.rope is not None and config.rope.interleaved,
             query_norm,
             key_norm,
             config.query_norm != "row",
+            config.norm_rotated,
         )
+
+    def own(self, tables: Sequence[Tables]) -> Tables | None:
+        """This layer's tables of cos and sin, among those of all rotary embeddings; None: nothing is rotated."""
+        return tables[self.rotary] if tables and self.rotary is not None else None
 
 
 def alibi_slopes(heads: int) -> Tensor:

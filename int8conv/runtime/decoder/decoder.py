@@ -135,10 +135,12 @@ class Block:
         if config.experts is not None and config.is_sparse(layer):
             experts = [ffn(f"{expert}.") for expert in range(config.experts.count)]
             shared = ffn("shared_") if config.experts.shared_size else None
-            gate = projection("shared_router") if shared else None
+            gate = projection("shared_router") if "shared_router" in modules else None
+            bias = modules.get("router_bias")
             self.ffn = MixtureOfExperts(
-                config.experts, projection("router"), experts, shared, gate, self.backend
-            )
+                config.experts, projection("router"), experts, shared, gate, self.backend,
+                None if bias is None else weights.tensor(bias, dtype=torch.float32),
+            )  # fmt: skip
         else:
             self.ffn = ffn()
         self.fused = self.backend.fuse_layer(self.parts) if observe is None else None

@@ -58,6 +58,23 @@ def read_rope(raw: RawConfig, fraction: float | None = None, theta: float = 1000
     return rope
 
 
+def read_layer_ropes(
+    raw: RawConfig, thetas: tuple[float, float] = (10000.0, 10000.0)
+) -> tuple[Rope, Rope] | None:
+    """The embeddings of layers without and with a window, if ``rope_parameters`` has a section for each; ``thetas``: default bases."""
+    sections = raw.values.get("rope_parameters")
+    names = ("full_attention", "sliding_attention")
+    if not isinstance(sections, dict) or not set(sections) & set(names):
+        return None
+    ropes = []
+    for name, theta in zip(names, thetas, strict=True):
+        section = sections.get(name) or {}
+        if not isinstance(section, dict):
+            raise raw.unsupported(f"rope_parameters.{name}", section, "an object")
+        ropes.append(read_section(raw, f"rope_parameters.{name}", dict(section), Rope(theta)))
+    return ropes[0], ropes[1]
+
+
 def read_section(
     raw: RawConfig, section: str, values: dict[str, Any], rope: Rope, *, partial: bool = False
 ) -> Rope:

@@ -51,10 +51,12 @@ class DeviceCheckpoint(CheckpointWeights):
         self.files = DeviceTensors(checkpoint.tensors.values(), dtype, device)
         self.backend: Backend = GpuBackend(config.max_positions, device)
 
-    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
+    def tensor(
+        self, module: Module, kind: str = "weight", dtype: torch.dtype | None = None
+    ) -> Tensor:
         stored = find_tensor(self.checkpoint, module, kind)
-        if stored.dtype in FP8_DTYPES:  # decoded on the host
-            return super().tensor(module, kind)
+        if stored.dtype in FP8_DTYPES or dtype is not None:  # decoded on the host
+            return super().tensor(module, kind, dtype)
         return self.files.tensor(stored)
 
     def projection(self, modules: Sequence[Module]) -> Projection:
