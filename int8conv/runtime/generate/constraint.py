@@ -115,9 +115,8 @@ class TokenForms:
 class Held:
     """The logits processor of one continuation."""
 
-    def __init__(
-        self, matcher: Any, vocab_size: int, processor: LogitsProcessor | None
-    ) -> None:  # ``matcher``: the library has no types that mypy can see
+    # the library has no types that mypy can see
+    def __init__(self, matcher: Any, vocab_size: int, processor: LogitsProcessor | None) -> None:
         self._matcher, self._vocab_size, self._processor = matcher, vocab_size, processor
         self._seen: int | None = None
 
