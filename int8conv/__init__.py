@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from .convert.converter import convert_checkpoint
     from .convert.exchange.adopt import adopt
     from .convert.exchange.export import ExportReport, export_checkpoint
+    from .convert.exchange.importing import import_checkpoint
     from .convert.outliers.calibrate import calibrate
     from .convert.report import ConvertReport
     from .formats.int8.stats import Stats
     from .formats.int8.summary import FolderSummary, inspect_folder
     from .formats.int8.verify import verify
     from .publish.push import PushReport, push
+    from .runtime.generate.constraint import Constraint
     from .runtime.generate.generation import Generation
     from .runtime.generate.likelihood import Likelihood
     from .runtime.generate.sampling import Sampling
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Constraint",
     "ConvertReport",
     "Evaluation",
     "ExportReport",
@@ -58,6 +61,7 @@ __all__ = [
     "errors",
     "evaluate",
     "export_checkpoint",
+    "import_checkpoint",
     "inspect_folder",
     "load",
     "predict_footprint",
@@ -66,6 +70,7 @@ __all__ = [
 ]
 
 _HOMES: Final = {
+    "Constraint": ".runtime.generate.constraint",
     "ConvertReport": ".convert.report",
     "Evaluation": ".runtime.measure.evaluate",
     "ExportReport": ".convert.exchange.export",
@@ -84,6 +89,7 @@ _HOMES: Final = {
     "convert_checkpoint": ".convert.converter",
     "evaluate": ".runtime.measure.evaluate",
     "export_checkpoint": ".convert.exchange.export",
+    "import_checkpoint": ".convert.exchange.importing",
     "inspect_folder": ".formats.int8.summary",
     "load": ".runtime.loader",
     "predict_footprint": ".runtime.measure.footprint",
