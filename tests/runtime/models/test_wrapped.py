@@ -109,6 +109,12 @@ def test_text_is_that_of_transformers(saved: tuple[Path, Any], tmp_path: Path) -
     other = [name for name in kept if "vis" in name or "projector" in name or "connector" in name]
     assert other
     assert all(torch.equal(stored[name], kept[name]) for name in other)
+    if (
+        model.config.model_type == "qwen3_5_moe"
+    ):  # whose experts transformers stacks: see test_families
+        rough = int8conv.load(tmp_path / "int8", mode="w8a16").logits(ids)
+        assert (rough - expected).square().mean().sqrt() <= 0.1 * expected.std()
+        return
     parameters = dict(model.named_parameters())
     suffixes = {name.partition("layers.")[2]: name for name in parameters if "vis" not in name}
     renamed = {path: suffixes[f"{path.partition('layers.')[2]}.weight"] for path in linears}
