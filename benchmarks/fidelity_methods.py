@@ -111,13 +111,14 @@ class MethodWeights(CheckpointWeights):
         linears = [self._method(self.tensor(module)) for module in modules]
         biases = [self.tensor(m, "bias") if m.bias else None for m in modules]
 
-        def project(x: Tensor) -> list[Tensor]:
+        def project(x: Tensor, *, residual: Tensor | None = None) -> list[Tensor]:
             rows = x.reshape(-1, x.shape[-1])
             outputs = [linear(rows) for linear in linears]
-            return [
+            outputs = [
                 (y if bias is None else y + bias).reshape(*x.shape[:-1], -1)
                 for y, bias in zip(outputs, biases, strict=True)
             ]
+            return outputs if residual is None else [residual + outputs[0]]
 
         return project
 

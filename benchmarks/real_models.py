@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import pydoc_data.topics
 import re
 import shutil
@@ -36,7 +37,12 @@ from int8conv.runtime.weights.weights import CheckpointWeights, ConvertedWeights
 
 CONVERTED: dict[str, dict[str, Any]] = {
     "default": {},
-    "no columns": {"outliers": "none"},
+    "--outlier-rule error": {"outlier_rule": "error"},
+    "--rounding compensated --outlier-rule absmax": {
+        "rounding": "compensated",
+        "outlier_rule": "absmax",
+    },
+    "--rounding compensated": {"rounding": "compensated"},
 }
 """Name of a conversion -> its options. Each is measured in both modes."""
 PEERS = BLOCK_METHODS | {
@@ -135,6 +141,31 @@ def as_table(rows: list[dict[str, Any]]) -> str:
     return tabulate(shown, [*headers, "16-bit slices"], "github", disable_numparse=True)
 
 
+def plot(rows: list[dict[str, Any]], file: Path) -> None:
+    """Bars of the mean KL divergence: a panel per model, a bar per method and text."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure, panels = plt.subplots(
+        1, len(models), figsize=(5 * len(models) + 3, 5), squeeze=False, sharey=True, layout="constrained"
+    )  # fmt: skip
+    methods = [m for m in dict.fromkeys(row["method"] for row in rows) if m != "source"][::-1]
+    kinds = list(dict.fromkeys(row["text"] for row in rows))
+    for panel, model in zip(panels[0], models, strict=True):
+        for number, kind in enumerate(kinds):
+            found = {r["method"]: r["kl"] for r in rows if (r["model"], r["text"]) == (model, kind)}
+            places = [i - 0.8 * (number + 0.5) / len(kinds) + 0.4 for i in range(len(methods))]
+            values = [found.get(method, math.nan) for method in methods]
+            panel.barh(places, values, 0.8 / len(kinds), label=kind)
+        panel.set(title=model, xscale="log", xlabel="mean KL divergence from float32, nats")
+        panel.set_yticks(range(len(methods)), methods, fontsize=8)
+    panels[0][-1].legend()
+    figure.savefig(file, dpi=100)
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Measure, merge with the rows of earlier runs in ``--out``, and print the table."""
     torch.manual_seed(0)
@@ -156,6 +187,7 @@ def main(arguments: argparse.Namespace) -> None:
     print(as_table(rows))
     if arguments.out:
         arguments.out.write_text(as_table(rows) + "\n")
+        plot(rows, arguments.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .formats.int8.summary import FolderSummary, inspect_folder
     from .formats.int8.verify import verify
     from .publish.push import PushReport, push
+    from .runtime.generate.constraint import Constraint
     from .runtime.generate.generation import Generation
     from .runtime.generate.likelihood import Likelihood
     from .runtime.generate.sampling import Sampling
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Constraint",
     "ConvertReport",
     "Evaluation",
     "ExportReport",
@@ -66,6 +68,7 @@ __all__ = [
 ]
 
 _HOMES: Final = {
+    "Constraint": ".runtime.generate.constraint",
     "ConvertReport": ".convert.report",
     "Evaluation": ".runtime.measure.evaluate",
     "ExportReport": ".convert.exchange.export",

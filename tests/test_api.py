@@ -32,7 +32,7 @@ FUNCTIONS = {
 
 def test_public_names() -> None:
     assert int8conv.__all__ == [
-        "ConvertReport", "Evaluation", "ExportReport", "FolderSummary", "Footprint", "Generation", "Int8convError", "Likelihood", "Model",
+        "Constraint", "ConvertReport", "Evaluation", "ExportReport", "FolderSummary", "Footprint", "Generation", "Int8convError", "Likelihood", "Model",
         "PushReport", "Sampling", "SourceComparison", "Stats", "__version__", "adopt", "calibrate", "compare", "convert_checkpoint",
         "errors", "evaluate", "export_checkpoint", "inspect_folder", "load", "predict_footprint", "push", "verify",
     ]  # fmt: skip

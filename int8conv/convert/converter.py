@@ -21,7 +21,7 @@ from ..runtime.devices import DeviceLike
 from .journal import Journal
 from .memory import DEFAULT_MAX_MEMORY
 from .metadata_files import make_manifest, write_metadata_files
-from .options import DEFAULT_SHARD_BYTES, ConvertOptions, Outliers, Rounding
+from .options import DEFAULT_RULE, DEFAULT_SHARD_BYTES, ConvertOptions, Outliers, Rounding
 from .outliers.choose import choose
 from .outliers.rule import HeavyTails, Rule
 from .plan import Plan, QuantizeTask, make_plan
@@ -45,7 +45,7 @@ def convert_checkpoint(
     quantize: Sequence[str] = (),
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    outlier_rule: Rule = "absmax",
+    outlier_rule: Rule | None = None,
     max_outliers: float = CAP_FRACTION,
     heavy_tails: HeavyTails = "16bit",
     rounding: Rounding = "nearest",
@@ -73,7 +73,8 @@ def convert_checkpoint(
         quantize: the same, for additional matrices to quantize: head, embeddings.
         include: the same, for names of source tensors; all others are left out.
         exclude: the same; tensors that match are left out.
-        outlier_rule: ``"absmax"``, ``"error"`` or ``"paper"`` (see docs/fidelity.md).
+        outlier_rule: ``"absmax"``, ``"error"`` or ``"paper"`` (see docs/fidelity.md); None: ``"error"`` with compensated rounding,
+            otherwise ``"absmax"``.
         max_outliers: largest fraction of an input's columns to keep in 16 bits, or 16 columns if that is more; 0: none.
         heavy_tails: how W8A8 multiplies an input whose activations are heavy-tailed outside its outlier columns: ``"16bit"``
             in 16 bits, which is most exact, ``"8bit"`` like all others.
@@ -111,7 +112,7 @@ def convert_checkpoint(
         tuple(quantize),
         tuple(include),
         tuple(exclude),
-        outlier_rule,
+        outlier_rule or DEFAULT_RULE.get(rounding, "absmax"),
         max_outliers,
         heavy_tails,
         rounding,

@@ -18,6 +18,8 @@ Outliers = Literal["calibrated", "data-free", "none"]
 OUTLIERS: Final[tuple[Outliers, ...]] = ("calibrated", "data-free", "none")
 Rounding = Literal["nearest", "compensated"]
 ROUNDINGS: Final[tuple[Rounding, ...]] = ("nearest", "compensated")
+DEFAULT_RULE: Final[dict[Rounding, Rule]] = {"nearest": "absmax", "compensated": "error"}
+"""By how codes are rounded, the rule that chooses outlier columns unless one is given."""
 HALVES: Final = {"float16": "F16", "bfloat16": "BF16"}
 DEFAULT_SHARD_BYTES: Final = 5_000_000_000
 

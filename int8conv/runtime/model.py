@@ -134,7 +134,7 @@ class Model(PromptReader):
             session: what it has of the prompt is not computed again, and it keeps this prompt and what follows.
             on_text: called with each piece of text as it comes.
             options: ``max_new_tokens``, ``min_new_tokens``, ``stop``, ``end_tokens``, ``logprobs``, ``top_logprobs``,
-                ``logits_processor``, ``special_tokens``, as ``GenerateOptions`` describes them, and fields of ``Sampling`` that
+                ``logits_processor``, ``constraint``, ``special_tokens``, as ``GenerateOptions`` describes them, and fields of ``Sampling`` that
                 are to differ from ``sampling``, such as ``temperature``.
 
         Returns:

@@ -108,6 +108,16 @@ def test_chats_and_their_streams(client: TestClient, model: Model) -> None:
     assert (used["choices"], used["usage"]["completion_tokens"]) == ([], 7)
 
 
+def test_replies_in_a_given_form(client: TestClient) -> None:
+    pytest.importorskip("llguidance")
+    schema = {"enum": ["red", "blue"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "colour", "schema": schema}}
+    found = post(client, "chat/completions", messages=MESSAGES, response_format=wanted)
+    assert json.loads(found["choices"][0]["message"]["content"]) in ("red", "blue")
+    found = post(client, "completions", prompt="A", response_format={"type": "json_object"})
+    assert found["choices"][0]["text"].startswith("{")
+
+
 def test_embeddings(client: TestClient, model: Model) -> None:
     found = post(client, "embeddings", input=["A list", "A map"])
     expected = model.embed(["A list", "A map"]).tolist()
@@ -123,7 +133,8 @@ def test_embeddings(client: TestClient, model: Model) -> None:
         ("completions", {"prompt": "a", "stream": True, "top_p": 7}, "top_p"), ("completions", {"prompt": [10**7]}, "token outside the vocabulary"),
         ("completions", {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias"), ("completions", {"prompt": "a", "stream": 3}, "stream"),
         ("chat/completions", {"messages": []}, "at least one"), ("chat/completions", {"messages": [3]}, "a list of objects"),
-        ("chat/completions", {"messages": [{}]}, "a role"), ("chat/completions", {"messages": MESSAGES, "response_format": {"type": "json_object"}}, "response_format"),
+        ("chat/completions", {"messages": [{}]}, "a role"), ("chat/completions", {"messages": MESSAGES, "response_format": {"type": "xml"}}, "response_format"), ("chat/completions", {"messages": MESSAGES, "response_format": {"type": "json_schema"}}, "with a schema"),
+        ("chat/completions", {"messages": MESSAGES, "response_format": 3}, "response_format"),
         ("chat/completions", {"messages": MESSAGES, "stream": True, "logprobs": True}, "not with stream"),
         ("chat/completions", {"messages": [{"role": "user", "content": [{"image_url": "x"}]}]}, "parts of text"),
         ("embeddings", {"input": 3}, "input: expected text"),

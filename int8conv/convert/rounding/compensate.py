@@ -24,8 +24,8 @@ LEAST_DAMPING: Final = 0.01
 """Fraction of the mean of ``H``'s diagonal that is added to it; GPTQ's, for many tokens."""
 DAMPING: Final = 0.5
 """The same, for as many tokens as columns: few tokens say little about how columns relate on other texts (docs/fidelity.md)."""
-_BLOCK: Final = 64
-"""Columns between two matrix products."""
+_WIDE: Final = 2048
+"""Width from which there are more columns between two matrix products: there memory is what they wait for."""
 _ROWS: Final = 2048
 """Rows in work at once; a constant, since products of other shapes may be summed in another order."""
 
@@ -101,17 +101,19 @@ class Compensation:
         lowest = (nearest - most_steps).clamp_(min=-127)
         highest = (nearest + most_steps).clamp_(max=127)
         codes, error = nearest, torch.empty_like(exact)
-        for last in range(count, 0, -_BLOCK):
-            first = max(last - _BLOCK, 0)
+        block = 32 if count <= _WIDE else 128
+        for last in range(count, 0, -block):
+            first = max(last - block, 0)
             aim = exact[first:last].clone()
             if last < count:
                 aim.addmm_(factor[last:, first:last].t(), error[last:])
             for j in range(last - 1, first - 1, -1):
-                torch.round(aim[j - first], out=codes[j])
+                target = aim[j - first]
+                if j + 1 < last:
+                    target.addmv_(error[j + 1 : last].t(), factor[j + 1 : last, j])
+                torch.round(target, out=codes[j])
                 torch.clamp(codes[j], lowest[j], highest[j], out=codes[j])
                 torch.sub(exact[j], codes[j], out=error[j])
-                if j > first:
-                    aim[: j - first].addr_(factor[j, first:j], error[j])
         return codes
 
 

@@ -6,8 +6,9 @@ input (see ``compensate``). The result does not depend on what an earlier attemp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ from ..outliers.texts import calibration_windows
 from ..plan import Plan, QuantizeTask
 from .compensate import DAMPING, Compensation, Gram, damping_for
 from .quantize import Codes
+
+_STACKED: Final = 1 << 24
+"""Most elements of several matrices that are rounded as one."""
 
 
 class SecondPass:
@@ -98,15 +102,16 @@ class SecondPass:
                 break
             self._progress("round", layer, layers)
             inputs = {
-                path: waiting
+                path: tasks
                 for path, tasks in self._inputs.get(layer, {}).items()
-                if (waiting := [task for task in tasks if task.path in left])
+                if not left.isdisjoint(task.path for task in tasks)
             }
             grams = self._advance(stream, layer, inputs)
             for path, tasks in inputs.items():
                 for task, codes in _rounded(tasks, grams.pop(path, None), self._device):
-                    left -= {task.path}
-                    yield task.path, codes
+                    if task.path in left:
+                        left -= {task.path}
+                        yield task.path, codes
         self._progress("round", layers, layers)
 
     @torch.inference_mode()
@@ -139,11 +144,25 @@ def _rounded(
         h = seen.matrix() if seen.tokens else torch.zeros(width, width, device=device)
         compensation = Compensation(h, columns, damping_for(width, seen.tokens))
         del h, gram, seen
-    for task in tasks:
+    for together in _stacks(
+        tasks
+    ):  # always the same ones: products of other shapes may be summed in another order
         with torch.inference_mode():
-            weight = read_matrix(task.source).to(device)
+            weight = torch.cat([read_matrix(task.source) for task in together]).to(device)
             codes = compensation.codes(weight, _scales(weight, columns)).cpu().numpy()
-        yield task, codes
+        first = 0
+        for task in together:
+            last = first + task.source.shape[0]
+            yield task, codes[first:last]
+            first = last
+
+
+def _stacks(tasks: Sequence[QuantizeTask]) -> Iterator[Sequence[QuantizeTask]]:
+    """Small matrices are rounded as one, which takes fewer steps; larger ones one by one, which takes less memory."""
+    if sum(math.prod(task.source.shape) for task in tasks) <= _STACKED:
+        yield tasks
+    else:
+        yield from ([task] for task in tasks)
 
 
 def _scales(weight: Tensor, columns: Tensor) -> Tensor:

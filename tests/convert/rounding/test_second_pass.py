@@ -41,7 +41,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tensor[:8] = 6
     tensors[f"{PATH}.weight"][4] = 0
     source = write_checkpoint(folder / "source", LLAMA, tensors)
-    convert_checkpoint(source, folder / "nearest")
+    convert_checkpoint(source, folder / "nearest", outlier_rule="error")
     report = convert_checkpoint(source, folder / "compensated", rounding="compensated", jobs=2)
     assert any("no usable tokenizer" in note for note in report.notes)
     return folder
@@ -106,6 +106,7 @@ def test_outputs_are_closer_and_all_else_is_the_same(pair: Path) -> None:
 def test_the_manifest_says_so(pair: Path) -> None:
     manifest = json.loads((pair / "compensated" / "int8conv.json").read_text())
     assert manifest["options"]["rounding"] == "compensated"
+    assert manifest["options"]["outlier_rule"] == "error"  # what is exact there is best chosen so
     about = manifest["calibration"]["rounding"]
     assert (about["tokens"], about["most_steps"]) == (RANDOM_TOKENS, MOST_STEPS)
 
