@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -109,28 +110,46 @@ def test_text_is_that_of_transformers(saved: tuple[Path, Any], tmp_path: Path) -
     other = [name for name in kept if "vis" in name or "projector" in name or "connector" in name]
     assert other
     assert all(torch.equal(stored[name], kept[name]) for name in other)
-    if (
-        model.config.model_type == "qwen3_5_moe"
-    ):  # whose experts transformers stacks: see test_families
-        rough = int8conv.load(tmp_path / "int8", mode="w8a16").logits(ids)
-        assert (rough - expected).square().mean().sqrt() <= 0.1 * expected.std()
-        return
-    parameters = dict(model.named_parameters())
-    suffixes = {name.partition("layers.")[2]: name for name in parameters if "vis" not in name}
-    renamed = {path: suffixes[f"{path.partition('layers.')[2]}.weight"] for path in linears}
-    put_dequantized_weights(_Renamed(parameters, renamed), tmp_path / "int8")
+    put_dequantized_weights(_Renamed(model, linears), tmp_path / "int8")
     converted = int8conv.load(tmp_path / "int8", mode="w8a16").logits(ids)
     assert (converted - logits(model, ids)).abs().max() <= TOLERANCE
 
 
-class _Renamed:
-    """A model's parameters under the names of a checkpoint."""
+class _Part:
+    """A matrix of a stack of experts that can be replaced like a parameter."""
 
-    def __init__(self, parameters: dict[str, Any], renamed: dict[str, str]) -> None:
-        self.parameters = {f"{path}.weight": parameters[name] for path, name in renamed.items()}
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self.matrix = matrix
+
+    def __setattr__(self, name: str, value: torch.Tensor) -> None:
+        if name == "data":
+            self.matrix.copy_(value)
+        else:
+            super().__setattr__(name, value)
+
+
+class _Renamed:
+    """A model's parameters under the names of a checkpoint's linears."""
+
+    def __init__(self, model: Any, linears: Iterable[str]) -> None:
+        parameters = dict(model.named_parameters())
+        names = {n.partition("layers.")[2]: n for n in parameters if "vis" not in n}
+        self.found: dict[str, Any] = {}
+        for path in linears:
+            inner = path.partition("layers.")[2]
+            parent, _, rest = inner.partition(".experts.")
+            if not rest:
+                self.found[f"{path}.weight"] = parameters[names[f"{inner}.weight"]]
+                continue
+            expert, _, role = rest.partition(".")
+            stack = "down_proj" if role == "down_proj" else "gate_up_proj"
+            matrix = parameters[names[f"{parent}.experts.{stack}"]].data[int(expert)]
+            if role != "down_proj":
+                matrix = matrix.chunk(2)[role == "up_proj"]
+            self.found[f"{path}.weight"] = _Part(matrix)
 
     def named_parameters(self) -> Any:
-        return self.parameters.items()
+        return self.found.items()
 
 
 @pytest.mark.parametrize(("saved", "prefix"), [("llava", "model.language_model."), ("gemma3", "language_model.model.")], indirect=["saved"])  # fmt: skip
