@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .convert.converter import convert_checkpoint
     from .convert.exchange.adopt import adopt
     from .convert.exchange.export import ExportReport, export_checkpoint
+    from .convert.exchange.importing import import_checkpoint
     from .convert.outliers.calibrate import calibrate
     from .convert.report import ConvertReport
     from .formats.int8.stats import Stats
@@ -60,6 +61,7 @@ __all__ = [
     "errors",
     "evaluate",
     "export_checkpoint",
+    "import_checkpoint",
     "inspect_folder",
     "load",
     "predict_footprint",
@@ -87,6 +89,7 @@ _HOMES: Final = {
     "convert_checkpoint": ".convert.converter",
     "evaluate": ".runtime.measure.evaluate",
     "export_checkpoint": ".convert.exchange.export",
+    "import_checkpoint": ".convert.exchange.importing",
     "inspect_folder": ".formats.int8.summary",
     "load": ".runtime.loader",
     "predict_footprint": ".runtime.measure.footprint",

@@ -22,6 +22,7 @@ FUNCTIONS = {
                            "max_memory", "stream", "device", "progress"],
     "evaluate": ["path", "text", "against", "mode", "outlier_fallback", "kv_cache", "device", "window", "stride", "tokens", "progress"],
     "export_checkpoint": ["path", "out", "to", "dtype", "max_shard_bytes", "progress"],
+    "import_checkpoint": ["source", "out", "dtype", "max_shard_bytes", "force", "progress"],
     "inspect_folder": ["path"],
     "load": ["path", "device", "mode", "dtype", "outlier_fallback", "kv_cache", "tokenizer"],
     "predict_footprint": ["path", "context", "batch", "device", "dtype", "kv_cache", "mode", "convert"],
@@ -34,7 +35,7 @@ def test_public_names() -> None:
     assert int8conv.__all__ == [
         "Constraint", "ConvertReport", "Evaluation", "ExportReport", "FolderSummary", "Footprint", "Generation", "Int8convError", "Likelihood", "Model",
         "PushReport", "Sampling", "SourceComparison", "Stats", "__version__", "adopt", "calibrate", "compare", "convert_checkpoint",
-        "errors", "evaluate", "export_checkpoint", "inspect_folder", "load", "predict_footprint", "push", "verify",
+        "errors", "evaluate", "export_checkpoint", "import_checkpoint", "inspect_folder", "load", "predict_footprint", "push", "verify",
     ]  # fmt: skip
     assert dir(int8conv) == int8conv.__all__
     with pytest.raises(AttributeError, match="no attribute 'quantize_it'"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import keyword
 import os
 import sys
 from typing import Any
@@ -23,6 +24,7 @@ from .threads import respect_quota, sleep_while_waiting
 _COMMANDS = {
     "convert": "Convert a checkpoint folder to int8.",
     "adopt": "Make a converted folder of what transformers saved.",
+    "import": "Make a converted folder of int8 weights of other tools.",
     "export": "Write a converted folder for other tools.",
     "push": "Upload a converted folder to the hub.",
     "calibrate": "Measure the activations of a checkpoint.",
@@ -45,7 +47,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f".{cmd_name}", __name__)
+        name = cmd_name + "_" * keyword.iskeyword(cmd_name)
+        module = importlib.import_module(f".{name}", __name__)
         command: click.Command = module.command
         return command
 

@@ -47,7 +47,7 @@ def test_parts_become_aligned_shards_with_an_index(tmp_path: Path) -> None:
         shards = sorted(folder.glob("*.safetensors"))
         assert total == sum(path.stat().st_size for path in shards)
         assert len(shards) == (4 if most == 10 else 1)
-        found = {}
+        found: dict[str, torch.Tensor] = {}
         for path in shards:
             tensors = load_file(path)
             assert all(index["weight_map"][name] == path.name for name in tensors)
