@@ -55,7 +55,7 @@ class AttentionSpec:
         scale = config.attention_scale
         scale = config.head_dim**-0.5 if scale is None else scale
         return cls(
-            layer if cache_layer is None else cache_layer,
+            config.cache_layer(layer) if cache_layer is None else cache_layer,
             config.num_heads,
             config.num_kv_heads,
             config.head_dim,

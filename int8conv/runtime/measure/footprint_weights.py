@@ -19,6 +19,7 @@ _LABELS: Final[dict[Kind | None, str]] = {
     "attention": "attention (16/32 bit)",
     "ffn": "FFN (16/32 bit)",
     "router": "routers",
+    "recurrence": "recurrences",
     "projection": "projections",
     "head": "head",
 }

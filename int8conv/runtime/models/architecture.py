@@ -11,11 +11,14 @@ from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import Checkpoint
 from .config import DecoderConfig, Experts, RawConfig
 from .families import Family, find_family
+from .recurrence import Delta
 from .reference_fields import FIELDS
 from .stored import as_stored
 from .wrapped import is_wrapper, text_part
 
-Kind = Literal["embedding", "norm", "attention", "ffn", "router", "projection", "head"]
+Kind = Literal[
+    "embedding", "norm", "attention", "ffn", "router", "recurrence", "projection", "head"
+]
 MOST_HEAD_DIM: Final = 1 << 16
 """Limit on channels per head, for which rotary tables are created before any tensor is read; real heads have a few hundred."""
 MOST_EXPERTS: Final = 100_000
@@ -184,7 +187,9 @@ def _check_sizes(config: DecoderConfig, raw: RawConfig) -> None:
         for factors in (config.rope.short_factors, config.rope.long_factors):
             if factors and len(factors) != rotated // 2:
                 raise raw.unsupported("rope_scaling", len(factors), f"{rotated // 2} factors")
-    for name in ("windows", "unrotated", "sparse_layers"):
+    if config.delta is not None:
+        _check_delta(config.delta, raw)
+    for name in ("windows", "unrotated", "sparse_layers", "delta_layers"):
         if len(getattr(config, name)) not in (0, config.num_layers):
             raise raw.unsupported("layer_types", len(getattr(config, name)), f"{config.num_layers}")
     experts = config.experts
@@ -204,6 +209,17 @@ def _check_groups(experts: Experts, raw: RawConfig) -> None:
     least = -(-experts.used * experts.groups // experts.count)
     if not least <= experts.groups_used <= experts.groups:
         raise raw.unsupported("topk_group", experts.groups_used, f"{least} to {experts.groups}")
+
+
+def _check_delta(delta: Delta, raw: RawConfig) -> None:
+    if delta.value_heads % delta.key_heads:
+        expected = f"a multiple of {delta.key_heads}"
+        raise raw.unsupported("linear_num_value_heads", delta.value_heads, expected)
+    if delta.kernel < 2:
+        raise raw.unsupported("linear_conv_kernel_dim", delta.kernel, "2 or more")
+    for key, size in (("key", delta.key_size), ("value", delta.value_size)):
+        if size > MOST_HEAD_DIM:
+            raise raw.unsupported(f"linear_{key}_head_dim", size, f"at most {MOST_HEAD_DIM:,}")
 
 
 def _modules(config: DecoderConfig, names: Mapping[str, str]) -> Iterator[Module]:
@@ -245,15 +261,9 @@ def _norm(
 
 
 def _layer(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
-    hidden, queries = c.hidden_size, c.num_heads * c.head_dim
     if c.norms in ("before", "around", "after sum"):
         yield _norm(c, "attn_norm", names, layer)
-    yield from _qkv(c, layer, names)
-    if c.query_norm is not None:
-        for role, heads in (("q_norm", c.num_heads), ("k_norm", c.num_kv_heads)):
-            size = c.head_dim if c.query_norm == "head" else heads * c.head_dim
-            yield _norm(c, role, names, layer, size)
-    yield from _linears(c, "attention", layer, names, c.out_bias, queries, {"o": hidden})
+    yield from (_delta if c.is_recurrent(layer) else _attention)(c, layer, names)
     if c.norms in ("around", "after"):
         yield _norm(c, "attn_post_norm", names, layer)
     if c.norms != "after" and "mlp_norm" in names:
@@ -264,6 +274,35 @@ def _layer(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[M
         yield from _ffn(c, layer, names, "", c.intermediate_size)
     if c.norms in ("around", "after"):
         yield _norm(c, "mlp_post_norm", names, layer)
+
+
+def _attention(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
+    yield from _qkv(c, layer, names)
+    if c.query_norm is not None:
+        for role, heads in (("q_norm", c.num_heads), ("k_norm", c.num_kv_heads)):
+            size = c.head_dim if c.query_norm == "head" else heads * c.head_dim
+            yield _norm(c, role, names, layer, size)
+    queries, outs = c.num_heads * c.head_dim, {"o": c.hidden_size}
+    yield from _linears(c, "attention", layer, names, c.out_bias, queries, outs)
+
+
+def _delta(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
+    """Gated DeltaNet: large linears like those of attention; everything that steers the recurrence is small, and kept."""
+    assert c.delta is not None
+    d, hidden = c.delta, c.hidden_size
+    outs = {"delta_qkv": d.channels, "delta_z": d.values}
+    small = {"delta_b": d.value_heads, "delta_a": d.value_heads}
+    if "delta_qkvz" in names:
+        outs, small = {"delta_qkvz": d.channels + d.values}, {"delta_ba": 2 * d.value_heads}
+    yield from _linears(c, "attention", layer, names, False, hidden, outs)
+    for role, size in small.items():
+        yield Module(role, names[role], "recurrence", layer, (size, hidden), False)
+    conv = (d.channels, 1, d.kernel)
+    yield Module("delta_conv", names["delta_conv"], "recurrence", layer, conv, False)
+    for role in ("delta_a_log", "delta_dt_bias"):
+        yield Module(role, names[role], "recurrence", layer, (d.value_heads,), False, bare=True)
+    yield Module("delta_norm", names["delta_norm"], "norm", layer, (d.value_size,), False)
+    yield from _linears(c, "attention", layer, names, False, d.values, {"delta_out": hidden})
 
 
 def _linears(
@@ -279,7 +318,8 @@ def _linears(
 
 def _qkv(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
     queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    outs = {"q": queries, "k": keys, "v": keys} if not c.fused_qkv else {"qkv": queries + 2 * keys}
+    asked = 2 * queries if c.gated_attention else queries
+    outs = {"q": asked, "k": keys, "v": keys} if not c.fused_qkv else {"qkv": queries + 2 * keys}
     return _linears(c, "attention", layer, names, c.qkv_bias, c.hidden_size, outs)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from ...errors import JsonFileError, UnsupportedFeatureError
+from .recurrence import Delta
 
 Activation = Literal["silu", "relu", "relu2", "gelu", "gelu_tanh"]
 T = TypeVar("T")
@@ -215,6 +216,30 @@ class DecoderConfig:
     experts: Experts | None = None
     sparse_layers: tuple[bool, ...] = ()
     """For each layer, whether it has experts in place of the FFN; absent: all layers, if there are any experts."""
+
+    gated_attention: bool = False
+    """Whether the query projection also computes, for each head, a gate of the head's output: its query, then its gate."""
+    delta: Delta | None = None
+    delta_layers: tuple[bool, ...] = ()
+    """For each layer, whether it has Gated DeltaNet in place of attention; absent: none."""
+
+    def is_recurrent(self, layer: int) -> bool:
+        """Whether a layer has a recurrent state instead of keys and values."""
+        return bool(self.delta_layers) and self.delta_layers[layer]
+
+    @property
+    def kv_layers(self) -> int:
+        """Number of layers with keys and values."""
+        return self.num_layers - sum(self.delta_layers)
+
+    def cache_layer(self, layer: int) -> int:
+        """The number of a layer among those of its kind: with keys and values, or with a state."""
+        recurrent = sum(self.delta_layers[:layer])
+        return recurrent if self.is_recurrent(layer) else layer - recurrent
+
+    def state_bytes(self, batch: int) -> int:
+        """Size of the states of recurrent layers."""
+        return 0 if self.delta is None else sum(self.delta_layers) * self.delta.nbytes(batch)
 
     def window(self, layer: int) -> int | None:
         """The number of positions that a token attends to in a layer; None: all."""

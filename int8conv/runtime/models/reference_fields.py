@@ -310,6 +310,28 @@ _WORDS: Final = {
         "rms_norm_eps rope_parameters sliding_window tie_word_embeddings use_cache "
         "use_sliding_window vocab_size"
     ),
+    "qwen3_5_moe_text": (
+        "attention_bias attention_dropout bos_token_id depth eos_token_id full_attention_interval "
+        "head_dim hidden_act hidden_size image_token_id in_channels initializer_range "
+        "intermediate_size layer_types linear_conv_kernel_dim linear_key_head_dim "
+        "linear_num_key_heads linear_num_value_heads linear_value_head_dim "
+        "max_position_embeddings moe_intermediate_size num_attention_heads num_experts "
+        "num_experts_per_tok num_heads num_hidden_layers num_key_value_heads "
+        "num_position_embeddings out_hidden_size output_router_logits pad_token_id patch_size "
+        "rms_norm_eps rope_parameters router_aux_loss_coef shared_expert_intermediate_size "
+        "spatial_merge_size temporal_patch_size text_config tie_word_embeddings use_cache "
+        "video_token_id vision_config vocab_size"
+    ),
+    "qwen3_5_text": (
+        "attention_bias attention_dropout bos_token_id depth eos_token_id full_attention_interval "
+        "head_dim hidden_act hidden_size image_token_id in_channels initializer_range "
+        "intermediate_size layer_types linear_conv_kernel_dim linear_key_head_dim "
+        "linear_num_key_heads linear_num_value_heads linear_value_head_dim "
+        "max_position_embeddings num_attention_heads num_heads num_hidden_layers "
+        "num_key_value_heads num_position_embeddings out_hidden_size pad_token_id patch_size "
+        "rms_norm_eps rope_parameters spatial_merge_size temporal_patch_size text_config "
+        "tie_word_embeddings use_cache video_token_id vision_config vocab_size"
+    ),
     "qwen3_moe": (
         "attention_bias attention_dropout bos_token_id decoder_sparse_step eos_token_id head_dim "
         "hidden_act hidden_size initializer_range intermediate_size max_position_embeddings "
@@ -317,6 +339,17 @@ _WORDS: Final = {
         "num_experts_per_tok num_hidden_layers num_key_value_heads output_router_logits "
         "pad_token_id rms_norm_eps rope_parameters router_aux_loss_coef sliding_window "
         "tie_word_embeddings use_cache use_sliding_window vocab_size"
+    ),
+    "qwen3_next": (
+        "attention_bias attention_dropout bos_token_id decoder_sparse_step eos_token_id "
+        "full_attention_interval head_dim hidden_act hidden_size initializer_range "
+        "intermediate_size layer_types linear_conv_kernel_dim linear_key_head_dim "
+        "linear_num_key_heads linear_num_value_heads linear_value_head_dim "
+        "max_position_embeddings mlp_only_layers moe_intermediate_size norm_topk_prob "
+        "num_attention_heads num_experts num_experts_per_tok num_hidden_layers "
+        "num_key_value_heads output_router_logits pad_token_id rms_norm_eps rope_parameters "
+        "router_aux_loss_coef shared_expert_intermediate_size tie_word_embeddings use_cache "
+        "vocab_size"
     ),
     "seed_oss": (
         "attention_bias attention_dropout attention_out_bias bos_token_id eos_token_id head_dim "

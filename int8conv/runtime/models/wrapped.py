@@ -20,6 +20,8 @@ WRAPPERS: Final[Mapping[str, str]] = {
     "mistral3": "mistral",
     "qwen2_5_vl": "qwen2",
     "qwen2_vl": "qwen2",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
     "qwen3_vl": "qwen3",
     "smolvlm": "llama",
 }
@@ -32,6 +34,8 @@ _SAME_AS: Final = {
     "qwen3_vl_text": "qwen3",
 }
 """Types of text parts that compute what a family does, for text."""
+_THREE_AXES: Final = ("qwen3_5_text", "qwen3_5_moe_text")
+"""Families whose own configs have positions with three axes."""
 _OF_WRAPPERS: Final = {
     "image_token_id", "text_config", "video_token_id", "vision_config", "vision_end_token_id", "vision_start_token_id",
     "vision_token_id",
@@ -68,6 +72,8 @@ def is_wrapper(config: Mapping[str, Any]) -> bool:
 
 def text_part(config: dict[str, Any]) -> dict[str, Any]:
     """The config of a known multimodal model's text part, as its family has it; any other config as it is."""
+    if config.get("model_type") in _THREE_AXES:
+        return _with_one_axis(config)
     if not is_wrapper(config):
         return config
     section = config.get("text_config")
@@ -84,10 +90,14 @@ def text_part(config: dict[str, Any]) -> dict[str, Any]:
             if key not in found:
                 found[key] = value
     found["model_type"] = model_type
-    for key in ("rope_scaling", "rope_parameters"):
-        if isinstance(found.get(key), dict):
-            found[key] = _of_text(found[key])
-    return found
+    return _with_one_axis(found)
+
+
+def _with_one_axis(config: dict[str, Any]) -> dict[str, Any]:
+    sections = {key: config.get(key) for key in ("rope_scaling", "rope_parameters")}
+    return config | {
+        key: _of_text(found) for key, found in sections.items() if isinstance(found, dict)
+    }
 
 
 def _of_text(rope: Mapping[str, Any]) -> dict[str, Any]:

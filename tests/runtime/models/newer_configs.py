@@ -18,6 +18,14 @@ _WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
 _WINDOWED: dict[str, Any] = {"sliding_window": 7, "layer_types": _WINDOWS}
 _BIASES: dict[str, Any] = {"attention_bias": True, "mlp_bias": True}
 
+_DELTA: dict[str, Any] = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 12,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}  # fmt: skip
+_SHARED: dict[str, Any] = {
+    "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "shared_expert_intermediate_size": 48,
+}  # fmt: skip
+
 NEWER: dict[str, tuple[str, dict[str, Any]]] = {
     "seed_oss": ("seed_oss", _SIZES | {"attention_out_bias": True, "mlp_bias": True}),
     "cwm": ("cwm", _SIZES | _WINDOWED),
@@ -60,6 +68,14 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4_moe, no groups": ("glm4_moe", _SIZES | _ROUTED | {"norm_topk_prob": False}),
     "solar_open": ("solar_open", _SIZES | _ROUTED | {"first_k_dense_replace": 0}),
     "dots1": ("dots1", _SIZES | _ROUTED | _WINDOWED | {"norm_topk_prob": True}),
+    "qwen3_next": ("qwen3_next", _SIZES | _DELTA | _SHARED),
+    "qwen3_next, one key head, some layers dense": (
+        "qwen3_next",
+        _SIZES | _DELTA | _SHARED
+        | {"linear_num_key_heads": 1, "mlp_only_layers": [0], "attention_bias": True, "linear_conv_kernel_dim": 2},
+    ),
+    "qwen3_5_text": ("qwen3_5_text", _SIZES | _DELTA),
+    "qwen3_5_moe_text": ("qwen3_5_moe_text", _SIZES | _DELTA | _SHARED),
     "minimax_m2": ("minimax_m2", _SIZES | {
         "num_local_experts": 6, "num_experts_per_tok": 2,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,25 @@ _QWEN: dict[str, Any] = {
     "hidden_size": 32,
 }
 _MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+_LINEAR: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+}  # fmt: skip
 _OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gemma3": ({"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}, _VISION),
     "qwen2_vl": ({"rope_parameters": _MROPE}, _QWEN | {"embed_dim": 32, "hidden_size": 64}),
     "qwen2_5_vl": ({"rope_parameters": _MROPE}, _QWEN | {"intermediate_size": 48, "fullatt_block_indexes": [0]}),
     "qwen3_vl": (
         {"rope_parameters": _MROPE}, _QWEN | {"intermediate_size": 48, "deepstack_visual_indexes": [0]},
+    ),
+    "qwen3_5": (
+        _LINEAR | {"rope_parameters": _MROPE | {"partial_rotary_factor": 0.5}},
+        _QWEN | {"intermediate_size": 48},
+    ),
+    "qwen3_5_moe": (
+        _LINEAR | {"rope_parameters": _MROPE, "num_experts": 4, "num_experts_per_tok": 2}
+        | {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
+        _QWEN | {"intermediate_size": 48},
     ),
     "mistral3": ({"model_type": "mistral"}, _VISION | {"model_type": "pixtral", "head_dim": 16}),
     "internvl": ({"model_type": "qwen2"}, _VISION | {"image_size": [32, 32], "patch_size": [8, 8]}),
@@ -86,8 +100,9 @@ def test_text_is_that_of_transformers(saved: tuple[Path, Any], tmp_path: Path) -
     report = int8conv.convert_checkpoint(source, tmp_path / "int8")
     assert report.notes[0].startswith("a multimodal model: its text part runs")
     linears = open_converted(tmp_path / "int8").linears
-    layers = 4 if "gemma3" in str(model.config.model_type) else 3
-    assert len(linears) == 7 * layers
+    if not model.config.model_type.startswith("qwen3_5"):
+        layers = 4 if model.config.model_type == "gemma3" else 3
+        assert len(linears) == 7 * layers
     assert all(".layers." in path and "vis" not in path for path in linears)
     kept, stored = load_file(source / "model.safetensors"), {}
     for file in (tmp_path / "int8").glob("*.safetensors"):
@@ -95,22 +110,46 @@ def test_text_is_that_of_transformers(saved: tuple[Path, Any], tmp_path: Path) -
     other = [name for name in kept if "vis" in name or "projector" in name or "connector" in name]
     assert other
     assert all(torch.equal(stored[name], kept[name]) for name in other)
-    parameters = dict(model.named_parameters())
-    suffixes = {name.partition("layers.")[2]: name for name in parameters if "vis" not in name}
-    renamed = {path: suffixes[f"{path.partition('layers.')[2]}.weight"] for path in linears}
-    put_dequantized_weights(_Renamed(parameters, renamed), tmp_path / "int8")
+    put_dequantized_weights(_Renamed(model, linears), tmp_path / "int8")
     converted = int8conv.load(tmp_path / "int8", mode="w8a16").logits(ids)
     assert (converted - logits(model, ids)).abs().max() <= TOLERANCE
 
 
-class _Renamed:
-    """A model's parameters under the names of a checkpoint."""
+class _Part:
+    """A matrix of a stack of experts that can be replaced like a parameter."""
 
-    def __init__(self, parameters: dict[str, Any], renamed: dict[str, str]) -> None:
-        self.parameters = {f"{path}.weight": parameters[name] for path, name in renamed.items()}
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self.matrix = matrix
+
+    def __setattr__(self, name: str, value: torch.Tensor) -> None:
+        if name == "data":
+            self.matrix.copy_(value)
+        else:
+            super().__setattr__(name, value)
+
+
+class _Renamed:
+    """A model's parameters under the names of a checkpoint's linears."""
+
+    def __init__(self, model: Any, linears: Iterable[str]) -> None:
+        parameters = dict(model.named_parameters())
+        names = {n.partition("layers.")[2]: n for n in parameters if "vis" not in n}
+        self.found: dict[str, Any] = {}
+        for path in linears:
+            inner = path.partition("layers.")[2]
+            parent, _, rest = inner.partition(".experts.")
+            if not rest:
+                self.found[f"{path}.weight"] = parameters[names[f"{inner}.weight"]]
+                continue
+            expert, _, role = rest.partition(".")
+            stack = "down_proj" if role == "down_proj" else "gate_up_proj"
+            matrix = parameters[names[f"{parent}.experts.{stack}"]].data[int(expert)]
+            if role != "down_proj":
+                matrix = matrix.chunk(2)[role == "up_proj"]
+            self.found[f"{path}.weight"] = _Part(matrix)
 
     def named_parameters(self) -> Any:
-        return self.parameters.items()
+        return self.found.items()
 
 
 @pytest.mark.parametrize(("saved", "prefix"), [("llava", "model.language_model."), ("gemma3", "language_model.model.")], indirect=["saved"])  # fmt: skip
