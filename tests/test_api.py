@@ -21,7 +21,7 @@ FUNCTIONS = {
                            "outlier_rule", "max_outliers", "heavy_tails", "rounding", "calibration_tokens", "stats", "force", "jobs",
                            "max_memory", "stream", "device", "progress"],
     "evaluate": ["path", "text", "against", "mode", "outlier_fallback", "kv_cache", "device", "window", "stride", "tokens", "progress"],
-    "export_checkpoint": ["path", "out", "to", "dtype", "max_shard_bytes", "progress"],
+    "export_checkpoint": ["path", "out", "to", "dtype", "fold_outliers", "max_shard_bytes", "progress"],
     "import_checkpoint": ["source", "out", "dtype", "max_shard_bytes", "force", "progress"],
     "inspect_folder": ["path"],
     "load": ["path", "device", "mode", "dtype", "outlier_fallback", "kv_cache", "tokenizer"],
