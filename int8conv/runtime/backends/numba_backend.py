@@ -31,6 +31,8 @@ class NumbaBackend(TorchBackend):
             if not keys.is_contiguous() or keys.dtype != torch.float32:
                 return None
             assert isinstance(positions, TorchPositions)
+            if spec.growth and int(positions.ids.max()) >= spec.growth_positions:
+                return None
             tables = spec.own(positions.tables)
             if tables is not None:
                 tables = tables[0].flatten(0, -2), tables[1].flatten(0, -2)

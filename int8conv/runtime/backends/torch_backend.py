@@ -100,6 +100,7 @@ class TorchBackend:
         if not spec.norm_rotated:
             q = _normed(q, spec.query_norm, spec.by_head)
             k = _normed(k, spec.key_norm, spec.by_head)
+        q = spec.grown(q, positions.ids)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         if (tables := spec.own(positions.tables)) is not None:
             q, k = rotate(q, tables, spec.interleaved), rotate(k, tables, spec.interleaved)

@@ -43,6 +43,9 @@ class AttentionSpec:
     """Whether q and k are normalised per head or over all heads."""
     norm_rotated: bool = False
     """Whether they are normalised after the rotation."""
+    growth: float = 0.0
+    """Queries are multiplied by ``1 + growth * log(1 + floor(position / growth_positions))``."""
+    growth_positions: float = 1.0
 
     @classmethod
     def of(
@@ -69,7 +72,16 @@ class AttentionSpec:
             key_norm,
             config.query_norm != "row",
             config.norm_rotated,
+            config.query_growth,
+            config.rope.original_positions if config.rope is not None else 1.0,
         )
+
+    def grown(self, q: Tensor, positions: Tensor) -> Tensor:
+        """Queries ``[b, t, h, d]`` of tokens at ``positions``, ``[t]`` or ``[b, t]``, multiplied as ``growth`` says."""
+        if not self.growth:
+            return q
+        times = torch.floor(positions.float() / self.growth_positions)
+        return q * (1 + self.growth * torch.log1p(times))[..., None, None].to(q.dtype)
 
     def own(self, tables: Sequence[Tables]) -> Tables | None:
         """This layer's tables of cos and sin, among those of all rotary embeddings; None: nothing is rotated."""

@@ -197,6 +197,8 @@ class DecoderConfig:
     attention_scale: float | None = None
     """Scale of scores; None: ``head_dim ** -0.5``."""
     attention_softcap: float | None = None
+    query_growth: float = 0.0
+    """Queries are multiplied by ``1 + query_growth * log(1 + floor(position / rope.original_positions))``."""
     windows: tuple[int | None, ...] = ()
     """For each layer, the number of positions that a token attends to, including itself; None or absent: all."""
     unrotated: tuple[bool, ...] = ()

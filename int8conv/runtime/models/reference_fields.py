@@ -227,6 +227,12 @@ _WORDS: Final = {
         "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps "
         "rope_parameters sliding_window tie_word_embeddings use_cache vocab_size"
     ),
+    "ministral3": (
+        "attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size "
+        "initializer_range intermediate_size max_position_embeddings num_attention_heads "
+        "num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters "
+        "sliding_window tie_word_embeddings use_cache vocab_size"
+    ),
     "mistral": (
         "attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size "
         "initializer_range intermediate_size max_position_embeddings num_attention_heads "

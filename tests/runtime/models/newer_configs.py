@@ -30,6 +30,10 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
     "seed_oss": ("seed_oss", _SIZES | {"attention_out_bias": True, "mlp_bias": True}),
     "cwm": ("cwm", _SIZES | _WINDOWED),
     "ministral": ("ministral", _SIZES | _WINDOWED),
+    "ministral3": ("ministral3", _SIZES | {"rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 12,
+        "mscale": 1.0, "mscale_all_dim": 0.7, "llama_4_scaling_beta": 0.4,
+    }}),
     "helium": ("helium", _SIZES | {"head_dim": 12, "attention_bias": True}),
     "internlm3": ("internlm3", _SIZES | _BIASES),
     "ernie4_5": ("ernie4_5", _SIZES | {"use_bias": True}),

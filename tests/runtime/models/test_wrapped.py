@@ -41,6 +41,10 @@ _LINEAR: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_num_key_heads": 2,
     "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
 }  # fmt: skip
+_GROWN = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 12, "mscale": 1.0,
+    "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
 _OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gemma3": ({"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}, _VISION),
     "qwen2_vl": ({"rope_parameters": _MROPE}, _QWEN | {"embed_dim": 32, "hidden_size": 64}),
@@ -57,7 +61,7 @@ _OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         | {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
         _QWEN | {"intermediate_size": 48},
     ),
-    "mistral3": ({"model_type": "mistral"}, _VISION | {"model_type": "pixtral", "head_dim": 16}),
+    "mistral3": ({"model_type": "ministral3", "rope_parameters": _GROWN}, _VISION | {"model_type": "pixtral", "head_dim": 16}),
     "internvl": ({"model_type": "qwen2"}, _VISION | {"image_size": [32, 32], "patch_size": [8, 8]}),
     "llava": ({"model_type": "llama"}, _VISION | {"model_type": "clip_vision_model"}),
     "llava_next": ({"model_type": "mistral"}, _VISION | {"model_type": "clip_vision_model"}),

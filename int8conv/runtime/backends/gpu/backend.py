@@ -139,6 +139,9 @@ class GpuBackend:
             q, k = (rotated(y, tables, positions.ids.flatten(), spec) for y in (q, k))
             tables = None
         q = normed(q, spec.query_norm, spec.size, spec.by_head)
+        if spec.growth:
+            heads = q.view(batch, tokens, spec.heads, spec.size)
+            q = spec.grown(heads, positions.ids).view(len(q), -1)
         k = normed(k, spec.key_norm, spec.size, spec.by_head)
         stored_keys, stored_values, scales = tensors_of(keys, values)
         q = rotate_and_store(

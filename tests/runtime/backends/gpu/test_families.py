@@ -39,7 +39,7 @@ ALIKE = {
     "gptj, whole heads", "bloom", "falcon, groups, one norm", "qwen2_moe", "qwen3_moe",
 }  # fmt: skip
 """Configurations that do nothing between the linears that another one here does not."""
-ALIKE |= set(NEWER) - {"smollm3", "hunyuan_v1_dense", "jais2", "glm4_moe"}
+ALIKE |= set(NEWER) - {"smollm3", "ministral3", "hunyuan_v1_dense", "jais2", "glm4_moe"}
 NAMES = [name for name in CONFIGS if name not in ALIKE]
 
 
