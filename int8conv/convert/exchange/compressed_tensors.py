@@ -27,7 +27,7 @@ _WEIGHTS: Final = _ARGUMENTS | {"strategy": "channel", "dynamic": False, "observ
 _ACTIVATIONS: Final = _ARGUMENTS | {"strategy": "token", "dynamic": True, "observer": None}
 _LAYOUT: Final = "int-quantized"
 _VERSION: Final = "0.17.0"
-"""Of compressed-tensors; the first one whose stock vLLM was seen to run such a checkpoint."""
+"""Of compressed-tensors, whose layout this is."""
 
 
 def compressed_parts(
