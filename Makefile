@@ -7,10 +7,12 @@ OUT := out/small-llama-int8
 PROMPT := A vector is
 # The oldest, the last and the first of two ways to load, the newest known to work.
 TRANSFORMERS := 5.0.0 5.20.2 5.21.1 5.24.0
+# Modules are compiled when they are first imported; most of what is installed never is.
+QUICKLY := --quiet --no-compile
 # A file's tests run in one worker, which shares their fixtures; files in the order of tests/conftest.py, slow ones first.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-transformers test-lm-eval check check-fast docs clean
+.PHONY: demo test test-transformers test-lm-eval check check-fast suite docs clean
 
 demo: $(VENV)/installed  ## convert the example checkpoint, look inside, generate
 	rm -rf $(OUT)
@@ -19,7 +21,10 @@ demo: $(VENV)/installed  ## convert the example checkpoint, look inside, generat
 	$(BIN)/int8conv footprint $(OUT) --device cuda
 	$(BIN)/int8conv generate $(OUT) --prompt "$(PROMPT)" --max-new-tokens 40
 
-test: $(VENV)/installed-dev check  ## style, types, whole test suite
+test: $(VENV)/installed-dev  ## style, types, whole test suite
+	$(MAKE) --jobs=2 check suite
+
+suite: $(VENV)/installed-dev
 	$(PYTEST)
 
 test-transformers: $(VENV)/installed-dev  ## int8conv.hf with other releases of transformers, and with PEFT and accelerate; needs a package index
@@ -47,9 +52,9 @@ clean:
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install $(QUICKLY) --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install $(QUICKLY) --constraint constraints.txt --editable '.[dev]'
 	touch $@

@@ -76,7 +76,7 @@ def score(
     sums = {name: [0.0, 0.0, 0.0] for name in streams}
     for number, window in enumerate(windows):
         for name, stream in streams.items():
-            q = F.log_softmax(outputs[name](stream.hidden[number])[0, :-1], dim=-1)
+            q = F.log_softmax(outputs[name](stream.hidden[number])[0, :-1].float(), dim=-1)
             if name == "source":
                 p = q
             sums[name][0] -= float(q.gather(1, window[1:, None]).double().sum())

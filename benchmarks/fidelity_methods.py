@@ -66,6 +66,21 @@ def _bitsandbytes(weight: Tensor) -> Linear:
     return linear
 
 
+def q8_0(x: Tensor) -> Tensor:
+    """What GGUF's Q8_0 makes of ``[rows, columns]``: blocks of 32 columns, each with a float16 scale of absmax / 127."""
+    pad = -x.shape[1] % 32
+    blocks = F.pad(x, (0, pad)).unflatten(1, (-1, 32))
+    largest = blocks.abs().amax(-1, keepdim=True)
+    stored = (largest / 127).half().float()  # codes are computed with the scale before rounding
+    codes = (blocks * torch.where(largest > 0, 127 / largest, 0.0)).round()
+    return (codes * stored).flatten(1)[:, : x.shape[1]]
+
+
+def _q8_0(weight: Tensor, activations: Callable[[Tensor], Tensor]) -> Linear:
+    stored = q8_0(weight)
+    return lambda x: activations(x) @ stored.t()
+
+
 METHODS: dict[str, Callable[[Tensor], Linear]] = {
     "absmax": lambda w: _plain(w, absmax, None, None),
     "zeropoint": lambda w: _plain(w, zeropoint, None, None),
@@ -76,6 +91,11 @@ METHODS: dict[str, Callable[[Tensor], Linear]] = {
     "LLM.int8(), 16-bit outlier weights": lambda w: _decomposed(w, 1),
     "LLM.int8(), int8 outlier weights": _bitsandbytes,
 }
+BLOCK_METHODS: dict[str, Callable[[Tensor], Linear]] = {
+    "Q8_0 weights": lambda w: _q8_0(w, lambda x: x),
+    "Q8_0 weights and activations (llama.cpp)": lambda w: _q8_0(w, q8_0),
+}
+"""Formats with a scale per block, as llama.cpp multiplies them."""
 
 
 class MethodWeights(CheckpointWeights):
@@ -91,13 +111,14 @@ class MethodWeights(CheckpointWeights):
         linears = [self._method(self.tensor(module)) for module in modules]
         biases = [self.tensor(m, "bias") if m.bias else None for m in modules]
 
-        def project(x: Tensor) -> list[Tensor]:
+        def project(x: Tensor, *, residual: Tensor | None = None) -> list[Tensor]:
             rows = x.reshape(-1, x.shape[-1])
             outputs = [linear(rows) for linear in linears]
-            return [
+            outputs = [
                 (y if bias is None else y + bias).reshape(*x.shape[:-1], -1)
                 for y, bias in zip(outputs, biases, strict=True)
             ]
+            return outputs if residual is None else [residual + outputs[0]]
 
         return project
 

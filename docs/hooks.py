@@ -31,6 +31,7 @@ ELSEWHERE = {
     "benchmarks/results/fidelity-rules.md": "results/fidelity-rules.md",
     "benchmarks/results/fidelity-texts.md": "results/fidelity-texts.md",
     "benchmarks/results/fidelity.png": "results/fidelity.png",
+    "benchmarks/results/real-models.png": "results/real-models.png",
     "examples/reader.py": "reader.md",
 }
 """Files outside docs/ that the site has, and their names there."""

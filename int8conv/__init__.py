@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     from .convert.compare import SourceComparison, compare
     from .convert.converter import convert_checkpoint
     from .convert.exchange.adopt import adopt
+    from .convert.exchange.export import ExportReport, export_checkpoint
+    from .convert.exchange.importing import import_checkpoint
     from .convert.outliers.calibrate import calibrate
     from .convert.report import ConvertReport
     from .formats.int8.stats import Stats
     from .formats.int8.summary import FolderSummary, inspect_folder
     from .formats.int8.verify import verify
+    from .publish.push import PushReport, push
+    from .runtime.generate.constraint import Constraint
     from .runtime.generate.generation import Generation
     from .runtime.generate.likelihood import Likelihood
     from .runtime.generate.sampling import Sampling
@@ -35,14 +39,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Constraint",
     "ConvertReport",
     "Evaluation",
+    "ExportReport",
     "FolderSummary",
     "Footprint",
     "Generation",
     "Int8convError",
     "Likelihood",
     "Model",
+    "PushReport",
     "Sampling",
     "SourceComparison",
     "Stats",
@@ -53,20 +60,26 @@ __all__ = [
     "convert_checkpoint",
     "errors",
     "evaluate",
+    "export_checkpoint",
+    "import_checkpoint",
     "inspect_folder",
     "load",
     "predict_footprint",
+    "push",
     "verify",
 ]
 
 _HOMES: Final = {
+    "Constraint": ".runtime.generate.constraint",
     "ConvertReport": ".convert.report",
     "Evaluation": ".runtime.measure.evaluate",
+    "ExportReport": ".convert.exchange.export",
     "FolderSummary": ".formats.int8.summary",
     "Footprint": ".runtime.measure.footprint",
     "Generation": ".runtime.generate.generation",
     "Likelihood": ".runtime.generate.likelihood",
     "Model": ".runtime.model",
+    "PushReport": ".publish.push",
     "Sampling": ".runtime.generate.sampling",
     "SourceComparison": ".convert.compare",
     "Stats": ".formats.int8.stats",
@@ -75,9 +88,12 @@ _HOMES: Final = {
     "compare": ".convert.compare",
     "convert_checkpoint": ".convert.converter",
     "evaluate": ".runtime.measure.evaluate",
+    "export_checkpoint": ".convert.exchange.export",
+    "import_checkpoint": ".convert.exchange.importing",
     "inspect_folder": ".formats.int8.summary",
     "load": ".runtime.loader",
     "predict_footprint": ".runtime.measure.footprint",
+    "push": ".publish.push",
     "verify": ".formats.int8.verify",
 }
 """The module that each name is loaded from; the imports above tell type checkers the same."""

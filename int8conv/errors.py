@@ -3,10 +3,11 @@
     Int8convError
     |- NotFoundError (FileNotFoundError)            A path does not exist or cannot be read, or holds no checkpoint
     |- ArgumentError (ValueError)                   An option or argument has a value that cannot be used
-    |- HubError (OSError)                           A checkpoint cannot be fetched from the hub
+    |- HubError (OSError)                           A checkpoint cannot be fetched from the hub, or uploaded to it
     |  |- HubNotFoundError (FileNotFoundError)      There is no such repository, revision or file on the hub
     |  |- HubAccessError (PermissionError)          The repository is private, gated or disabled, and this user has no access
     |  |- HubUnavailableError (ConnectionError)     The hub cannot be reached, fails, or limits requests
+    |  |- HubExistsError (FileExistsError)          The repository to upload to has other content; it is never replaced unasked
     |  `- HubChangedError                           A file on the hub changed while it was being read
     |- OutputError (OSError)                        The output cannot be written
     |  |- OutputExistsError (FileExistsError)       The output already exists; it is never touched without force
@@ -14,6 +15,7 @@
     |  |- OutputBusyError                           Another process is writing the output
     |  |- NotWritableError (PermissionError)        The output, or its parent folder, cannot be written to
     |  `- NoSpaceError                              The disk is full
+    |- DeviceError (RuntimeError)                   The GPU is out of memory or reports an error, or a kernel cannot be compiled for it
     |- SafetensorsError (ValueError)                A file breaks the safetensors format
     |  |- TruncatedFileError                        The file ends before its header or payload does
     |  |- HeaderTooLongError                        The header is longer than the format allows
@@ -166,7 +168,7 @@ class ArgumentError(Int8convError, ValueError):
 
 
 class HubError(Int8convError, OSError):
-    """A checkpoint cannot be fetched from the hub."""
+    """A checkpoint cannot be fetched from the hub, or uploaded to it."""
 
 
 class HubNotFoundError(HubError, FileNotFoundError):
@@ -183,6 +185,12 @@ class HubAccessError(HubError, PermissionError):
 
 class HubUnavailableError(HubError, ConnectionError):
     """The hub cannot be reached, fails, or limits requests."""
+
+
+class HubExistsError(HubError, FileExistsError):
+    """The repository to upload to has other content; it is never replaced unasked."""
+
+    _errno = errno.EEXIST
 
 
 class HubChangedError(HubError):
@@ -217,6 +225,10 @@ class NoSpaceError(OutputError):
     """The disk is full."""
 
     _errno = errno.ENOSPC
+
+
+class DeviceError(Int8convError, RuntimeError):
+    """The GPU is out of memory or reports an error, or a kernel cannot be compiled for it."""
 
 
 class SafetensorsError(Int8convError, ValueError):

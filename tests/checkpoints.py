@@ -37,7 +37,7 @@ def random_tensors(
         if module.transposed:
             shape = shape[::-1]
         weight = torch.randn(shape, generator=generator) * 0.08
-        tensors[f"{module.path}.weight"] = (weight + (module.kind == "norm")).to(dtype)
+        tensors[module.tensor_name()] = (weight + (module.kind == "norm")).to(dtype)
         if module.bias:
             bias = torch.randn(module.shape[:1], generator=generator) * 0.02
             tensors[f"{module.path}.bias"] = bias.to(dtype)

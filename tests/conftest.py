@@ -17,12 +17,12 @@ from .checkpoints import write_checkpoint
 
 SLOW = (
     "benchmarks",
+    "cli/reports/test_plot.py",
     "cli/test_attack.py",
     "cli/test_chat.py",
     "cli/test_generate.py",
     "cli/test_hub.py",
     "cli/test_main.py",
-    "cli/test_plot.py",
     "convert/outliers/test_calibrate.py",
     "convert/rounding/test_device.py",
     "convert/test_converter.py",

@@ -63,6 +63,7 @@ class HubServer:
     """
 
     def __init__(self, revisions: dict[str, Path], *, token: str | None = None) -> None:
+        handler: type[_Handler] = self.handler()
         self.revisions = revisions
         self.token = token
         self.requests: list[Request] = []
@@ -71,9 +72,14 @@ class HubServer:
         """Bytes of bodies."""
         self._lock = threading.Lock()
         self._ports = [
-            ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self)) for _ in range(2)
+            ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, self)) for _ in range(2)
         ]
         self.url, self.cdn_url = (f"http://127.0.0.1:{p.server_port}" for p in self._ports)
+
+    @staticmethod
+    def handler() -> type[_Handler]:
+        """What answers requests."""
+        return _Handler
 
     @contextmanager
     def running(self) -> Iterator[HubServer]:

@@ -18,21 +18,24 @@ FUNCTIONS = {
     "calibrate": ["source", "out", "texts", "tokens", "context", "seed", "device", "progress"],
     "compare": ["path", "source", "jobs", "progress"],
     "convert_checkpoint": ["source", "out", "outliers", "dtype", "max_shard_bytes", "keep", "quantize", "include", "exclude",
-                           "outlier_rule", "max_outliers", "heavy_tails", "stats", "force", "jobs", "max_memory", "stream",
-                           "device", "progress"],
+                           "outlier_rule", "max_outliers", "heavy_tails", "rounding", "calibration_tokens", "stats", "force", "jobs",
+                           "max_memory", "stream", "device", "progress"],
     "evaluate": ["path", "text", "against", "mode", "outlier_fallback", "kv_cache", "device", "window", "stride", "tokens", "progress"],
+    "export_checkpoint": ["path", "out", "to", "dtype", "fold_outliers", "max_shard_bytes", "progress"],
+    "import_checkpoint": ["source", "out", "dtype", "max_shard_bytes", "force", "progress"],
     "inspect_folder": ["path"],
     "load": ["path", "device", "mode", "dtype", "outlier_fallback", "kv_cache", "tokenizer"],
     "predict_footprint": ["path", "context", "batch", "device", "dtype", "kv_cache", "mode", "convert"],
+    "push": ["folder", "repository", "private", "evaluation", "force", "dry_run", "progress"],
     "verify": ["path", "progress"],
 }  # fmt: skip
 
 
 def test_public_names() -> None:
     assert int8conv.__all__ == [
-        "ConvertReport", "Evaluation", "FolderSummary", "Footprint", "Generation", "Int8convError", "Likelihood", "Model",
-        "Sampling", "SourceComparison", "Stats", "__version__", "adopt", "calibrate", "compare", "convert_checkpoint",
-        "errors", "evaluate", "inspect_folder", "load", "predict_footprint", "verify",
+        "Constraint", "ConvertReport", "Evaluation", "ExportReport", "FolderSummary", "Footprint", "Generation", "Int8convError", "Likelihood", "Model",
+        "PushReport", "Sampling", "SourceComparison", "Stats", "__version__", "adopt", "calibrate", "compare", "convert_checkpoint",
+        "errors", "evaluate", "export_checkpoint", "import_checkpoint", "inspect_folder", "load", "predict_footprint", "push", "verify",
     ]  # fmt: skip
     assert dir(int8conv) == int8conv.__all__
     with pytest.raises(AttributeError, match="no attribute 'quantize_it'"):

@@ -105,6 +105,7 @@ def test_every_error_is_one_line_and_can_be_copied_and_pickled(kind: type[Int8co
         (errors.NotFoundError, FileNotFoundError, errno.ENOENT),
         (errors.HubNotFoundError, FileNotFoundError, errno.ENOENT),
         (errors.HubAccessError, PermissionError, errno.EACCES),
+        (errors.HubExistsError, FileExistsError, errno.EEXIST),
         (errors.HubUnavailableError, ConnectionError, None),
         (errors.OutputExistsError, FileExistsError, errno.EEXIST),
         (errors.NotWritableError, PermissionError, errno.EACCES),

@@ -19,6 +19,9 @@ ELSEWHERE: dict[str, str] = {
     "cli/__init__": "tests/cli/test_main.py",
     "convert/by_name/expert_stacks": "tests/convert/by_name/test_generic.py",  # stacks of whole checkpoints
     "convert/outliers/choose": "tests/convert/test_resume.py",  # what a journal has of it, sound and tampered with
+    "convert/outliers/source_weights": "tests/convert/outliers/test_calibrate.py",  # what calibration reads
+    "convert/outliers/texts": "tests/convert/outliers/test_calibrate.py",
+    "convert/rounding/interface": "tests/convert/rounding/test_device.py",  # which quantizer a device has
     # compiled code, called through ``jit`` alone
     "kernels/cpu/jit_attention": "tests/kernels/cpu/test_jit.py",
     "kernels/cpu/jit_layer": "tests/kernels/cpu/test_jit.py",
@@ -27,6 +30,7 @@ ELSEWHERE: dict[str, str] = {
     "kernels/gpu/gemv": "tests/kernels/gpu/test_linear.py",  # a kernel of the linear, as gemm and skinny are
     "kernels/gpu/reference": "tests/kernels/gpu/test_gemm.py",  # held to float64 there, as the kernels are
     "runtime/backends/gpu/staging": "tests/runtime/backends/gpu/test_files.py",  # under every read of a file
+    "runtime/models/recurrence": "tests/runtime/decoder/test_delta_net.py",  # sizes, as allocated
     # the parts of the server, through its routes
     "serve/asking": "tests/serve/test_app.py",
     "serve/generating": "tests/serve/test_app.py",

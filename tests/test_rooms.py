@@ -41,9 +41,11 @@ ALLOWED = {
         "kernels",
         "runtime",
         "convert",
+        "publish",
         "serve",
         "cli",
     ),
+    "publish": ("errors", "progress", "formats", "runtime", "publish"),
     "serve": ("errors", "progress", "runtime", "serve"),
     "lm_eval": ("errors", "host", "progress", "kernels", "runtime", "lm_eval"),
 }
@@ -55,7 +57,8 @@ TORCH_FREE = (
 """Rooms that import torch, and modules that do, inside functions only."""
 
 NEEDS_TORCH = {
-    "convert.outliers.calibrate", "convert.rounding.device", "runtime.text.byte_level_files", "runtime.text.slow_files",
+    "convert.outliers.calibrate", "convert.outliers.source_weights", "convert.outliers.texts", "convert.rounding.compensate",
+    "convert.rounding.device", "convert.rounding.second_pass", "runtime.text.byte_level_files", "runtime.text.slow_files",
     "runtime.text.tokenizer",
 }  # fmt: skip
 """Modules in those rooms that nobody imports who does not need torch, or a tokenizer."""

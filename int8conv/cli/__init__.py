@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import keyword
 import os
 import sys
 from typing import Any
@@ -18,11 +19,14 @@ from .. import __version__
 from ..errors import Int8convError
 from ..formats.safetensors.mapped import exit_if_truncated
 from .output import echo, print_what_can_be
-from .threads import respect_quota
+from .threads import respect_quota, sleep_while_waiting
 
 _COMMANDS = {
     "convert": "Convert a checkpoint folder to int8.",
     "adopt": "Make a converted folder of what transformers saved.",
+    "import": "Make a converted folder of int8 weights of other tools.",
+    "export": "Write a converted folder for other tools.",
+    "push": "Upload a converted folder to the hub.",
     "calibrate": "Measure the activations of a checkpoint.",
     "inspect": "Show what is inside a converted folder.",
     "footprint": "Predict the memory that a model needs.",
@@ -43,7 +47,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f".{cmd_name}", __name__)
+        name = cmd_name + "_" * keyword.iskeyword(cmd_name)
+        module = importlib.import_module(f".{name}", __name__)
         command: click.Command = module.command
         return command
 
@@ -56,6 +61,7 @@ class Commands(click.Group):
         exit_if_truncated()
         print_what_can_be()
         respect_quota()
+        sleep_while_waiting()
         try:
             return super().invoke(ctx)
         except Int8convError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .output import echo, print_json, progress_bars, table
+from .output import echo, notes, print_json, progress_bars, table
 from .threads import threads_option
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def command(
 
     One block of the model is in memory at a time. With --merge, each SRC is a statistics file of the same checkpoint.
     """
+    from ..convert.outliers.choose import RANDOM
     from ..convert.outliers.summary import summarize_stats
     from ..formats.int8.stats import STATISTICS
     from ..formats.outputs import check_file
@@ -80,6 +81,7 @@ def command(
                 src[0], out, texts=texts, tokens=tokens, context=context, seed=seed, device=device,
                 progress=progress,
             )  # fmt: skip
+    notes([RANDOM] * stats.random)
     summary = summarize_stats(stats)
     if as_json:
         print_json(summary.to_json())

@@ -110,9 +110,7 @@ _SHOWN: Final = 10
 @click.option(
     "--outlier-rule",
     type=click.Choice(["absmax", "error", "paper"]),
-    default="absmax",
-    show_default=True,
-    help="Keep columns far above the median channel, columns with the largest expected error, or LLM.int8()'s systematic dimensions.",
+    help="Keep columns far above the median channel, columns with the largest expected error, or LLM.int8()'s systematic dimensions; default: absmax, with compensated rounding error.",
 )
 @click.option(
     "--max-outliers",
@@ -128,6 +126,18 @@ _SHOWN: Final = 10
     default="16bit",
     show_default=True,
     help="In W8A8, keep activations of heavy-tailed inputs in 16 bits (most exact), or quantize them like all others.",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["nearest", "compensated"]),
+    default="nearest",
+    show_default=True,
+    help="Round each weight to the nearest code, or let columns make up for each other's errors (GPTQ): closer to the source, slower.",
+)
+@click.option(
+    "--calibration-tokens",
+    type=click.IntRange(min=1),
+    help="Number of tokens of the built-in text to run the model on; default: all, some 1,500.",
 )
 @click.option(
     "--dtype",
@@ -208,10 +218,11 @@ def command(
     OUT appears complete or not at all; to resume an interrupted conversion, run the same command again.
     """
     from ..convert.converter import convert_checkpoint
-    from ..convert.options import ConvertOptions
+    from ..convert.options import DEFAULT_RULE, ConvertOptions
     from ..convert.preview import preview
 
     choices["max_shard_bytes"] = max_shard_size
+    choices["outlier_rule"] = choices["outlier_rule"] or DEFAULT_RULE[choices["rounding"]]
     if dry_run:
         options = ConvertOptions(**choices)
         plan = preview(src, out, options, jobs=jobs, max_memory=max_memory)

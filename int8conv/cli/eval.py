@@ -97,7 +97,7 @@ def command(
         return
     show(Path(path).name, result)
     if report_outliers and result.outlier_fallback is not None:
-        from .outlier_report import show_fallback
+        from .reports.outlier_report import show_fallback
 
         show_fallback(result.outlier_fallback)
 

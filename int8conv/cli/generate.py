@@ -19,6 +19,7 @@ from .generating import (
 from .output import echo, echo_text, notes
 
 if TYPE_CHECKING:
+    from ..runtime.generate.constraint import Constraint
     from ..runtime.generate.generation import Generation
     from ..runtime.measure.memory_use import PeakMemory
     from ..runtime.model import Model
@@ -57,6 +58,15 @@ if TYPE_CHECKING:
     default=1,
     show_default=True,
     help="Number of continuations per prompt.",
+)
+@click.option(
+    "--json-schema", type=click.Path(), help="JSON file with the schema that the text must follow."
+)
+@click.option("--regex", help="Regular expression that the whole text must match.")
+@click.option(
+    "--grammar",
+    type=click.Path(),
+    help="File with a grammar, in Lark's syntax, that the text must follow.",
 )
 @click.option("--logprobs", is_flag=True, help="Also print the log-probability of each new token.")
 @click.option(
@@ -99,6 +109,7 @@ def command(
         raise click.UsageError("'--chat' cannot be combined with '--prompt-ids'.")
     shown = [read_text("-") if each == "-" else check_text(each, "the prompt") for each in given]
     shown += [read_text(each) for each in files]
+    options["constraint"] = _pop_constraint(options)
     memory = _watch(options["device"]) if report_memory else None
     model = load_model(path, options)
     prompts = _prompts(model, shown, [*map(_read_ids, ids)], template if chat else None, options)
@@ -112,7 +123,7 @@ def command(
     if memory is not None:
         _show_memory(memory, model, prompts * options["n"], options["max_new_tokens"])
     if report_outliers:
-        from .outlier_report import show_fallback
+        from .reports.outlier_report import show_fallback
 
         show_fallback(model.fallback_report(), err=True)
 
@@ -132,6 +143,20 @@ def _prompts(
     chat = Chat(model, **template)
     options["end_tokens"] = [*options["end_tokens"], *chat.end_tokens]
     return [chat.prompt(text) for text in texts]
+
+
+def _pop_constraint(options: dict[str, Any]) -> Constraint | None:
+    """The form of the text, of which one at most can be given."""
+    schema, regex, grammar = (options.pop(name) for name in ("json_schema", "regex", "grammar"))
+    if sum(each is not None for each in (schema, regex, grammar)) > 1:
+        raise click.UsageError("'--json-schema', '--regex' and '--grammar' exclude each other.")
+    from ..runtime.generate.constraint import Constraint
+
+    if schema is not None:
+        return Constraint.json_schema(read_text(schema))
+    if regex is not None:
+        return Constraint.regex(check_text(regex, "the regular expression"))
+    return None if grammar is None else Constraint.grammar(read_text(grammar))
 
 
 def _read_ids(text: str) -> list[int]:

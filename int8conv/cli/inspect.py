@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .against import show_comparison
 from .output import echo, print_json, progress_bars, size, table
+from .reports.against import show_comparison
 
 if TYPE_CHECKING:
     from ..convert.compare import SourceComparison
@@ -62,7 +62,7 @@ def command(
     if stats is not None and picture is None:
         raise click.UsageError("--stats needs --plot")
     if picture is not None:
-        from .plot import check_plot
+        from .reports.plot import check_plot
 
         check_plot(picture)
     converted = open_folder(path)
@@ -106,7 +106,7 @@ def draw(
 ) -> None:
     """Draw the plot, with measured errors if the folder was compared with its source."""
     from ..formats.int8.stats import read_stats
-    from .plot import plot
+    from .reports.plot import plot
 
     errors = None
     if compared is not None:

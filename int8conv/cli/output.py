@@ -115,7 +115,7 @@ def progress_bars(unit: str) -> Iterator[Callable[[str, int, int], None]]:
 
     def update(stage: str, done: int, total: int) -> None:
         if stage not in bars:
-            scaled = stage != "calibrate"  # blocks are counted one by one
+            scaled = stage not in ("calibrate", "round")  # blocks are counted one by one
             bars[stage] = tqdm(
                 desc=stage, total=total, unit=unit if scaled else "block", unit_scale=scaled,
                 disable=not sys.stderr.isatty(),

@@ -13,6 +13,7 @@ from .output import echo
 
 _PATIENCE: Final = 5
 """Seconds for requests that are being answered when the server ends."""
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
 @click.command("serve")
@@ -54,7 +55,7 @@ def command(
     max_body: int, **options: Any,  # checked by click
 ) -> None:  # fmt: skip
     """Serve PATH (a converted folder, or a source in its own precision) with OpenAI's interface, to this machine alone unless
-    --host says otherwise: models, completions, chat completions, embeddings, and /health.
+    --host says otherwise: models, completions, chat completions, embeddings, and /health. At / is a chat page for a browser.
 
     Requests are answered one after the other. PATH may be a hub id, org/name or org/name@revision, which is downloaded.
     """
@@ -69,9 +70,11 @@ def command(
     model = load_model(path, options)
     _ = model.tokenizer  # a folder without one is refused now
     limits = Limits(max_body, max_waiting, max_tokens)
-    server = Server(model, name or Path(path).resolve().name, key=api_key, limits=limits)
+    hosts = _LOOPBACK if host in _LOOPBACK else ()
+    server = Server(model, name or Path(path).resolve().name, key=api_key, limits=limits, hosts=hosts)  # fmt: skip
     listening = listen(host, port)
-    echo(f"int8conv: serving {path} at http://{host}:{listening.getsockname()[1]}/v1", err=True)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    echo(f"int8conv: serving {path} at {address}/v1, chat page at {address}/", err=True)
     config = uvicorn.Config(server.app, log_level="warning", timeout_graceful_shutdown=_PATIENCE)
     uvicorn.Server(config).run(sockets=[listening])
 

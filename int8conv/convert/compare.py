@@ -11,6 +11,7 @@ from ..errors import ArgumentError
 from ..formats.hub.download import resolve
 from ..formats.int8.folder import FolderLike, open_folder
 from ..progress import Progress, silent
+from .options import Rounding
 from .quality import TensorQuality, check_sqnr, compare_tensors, median_sqnr
 
 
@@ -27,6 +28,8 @@ class SourceComparison:
     """Tensors rounded from float32 to 16 bits (for int8 tensors, their outlier columns) and the number of values changed."""
     left_out: dict[str, str]
     """Tensors of the source that are not in the folder, and why."""
+    rounding: Rounding
+    """How codes were chosen: ``"nearest"``, and each equals the recomputed one; or ``"compensated"``, and each is within 4 of it."""
 
     @property
     def worst_first(self) -> list[TensorQuality]:
@@ -67,6 +70,7 @@ class SourceComparison:
             "same": self.same,
             "rounded": self.rounded,
             "left_out": self.left_out,
+            "rounding": self.rounding,
         }  # fmt: skip
 
 
@@ -77,7 +81,7 @@ def compare(
     jobs: int | None = None,
     progress: Progress = silent,
 ) -> SourceComparison:
-    """Compare every code, row scale, outlier column and kept tensor of a converted folder with its source.
+    """Compare every code (see ``SourceComparison.rounding``), row scale, outlier column and kept tensor of a converted folder with its source.
 
     Args:
         path: the converted folder, its hub id, or an opened folder.
@@ -96,5 +100,6 @@ def compare(
     converted = open_folder(path)
     found = compare_tensors(converted, resolve(source), progress, jobs=jobs)
     return SourceComparison(
-        converted.folder, tuple(found.linears), found.same, found.rounded, found.left_out
-    )
+        converted.folder, tuple(found.linears), found.same, found.rounded, found.left_out,
+        found.rounding,
+    )  # fmt: skip

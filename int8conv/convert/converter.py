@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, ConvertedFormatError, SafetensorsError
 from ..formats.int8.folder import open_converted
@@ -20,7 +21,7 @@ from ..runtime.devices import DeviceLike
 from .journal import Journal
 from .memory import DEFAULT_MAX_MEMORY
 from .metadata_files import make_manifest, write_metadata_files
-from .options import DEFAULT_SHARD_BYTES, ConvertOptions, Outliers
+from .options import DEFAULT_RULE, DEFAULT_SHARD_BYTES, ConvertOptions, Outliers, Rounding
 from .outliers.choose import choose
 from .outliers.rule import HeavyTails, Rule
 from .plan import Plan, QuantizeTask, make_plan
@@ -28,6 +29,9 @@ from .prepare import Prepared, Resources, prepare
 from .report import ConvertReport, measured
 from .stopwatch import Stopwatch
 from .stream import TaskResult, run_tasks
+
+if TYPE_CHECKING:
+    from .rounding.second_pass import SecondPass
 
 
 def convert_checkpoint(
@@ -41,9 +45,11 @@ def convert_checkpoint(
     quantize: Sequence[str] = (),
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    outlier_rule: Rule = "absmax",
+    outlier_rule: Rule | None = None,
     max_outliers: float = CAP_FRACTION,
     heavy_tails: HeavyTails = "16bit",
+    rounding: Rounding = "nearest",
+    calibration_tokens: int | None = None,
     stats: str | os.PathLike[str] | None = None,
     force: bool = False,
     jobs: int | None = None,
@@ -67,10 +73,15 @@ def convert_checkpoint(
         quantize: the same, for additional matrices to quantize: head, embeddings.
         include: the same, for names of source tensors; all others are left out.
         exclude: the same; tensors that match are left out.
-        outlier_rule: ``"absmax"``, ``"error"`` or ``"paper"`` (see docs/fidelity.md).
+        outlier_rule: ``"absmax"``, ``"error"`` or ``"paper"`` (see docs/fidelity.md); None: ``"error"`` with compensated rounding,
+            otherwise ``"absmax"``.
         max_outliers: largest fraction of an input's columns to keep in 16 bits, or 16 columns if that is more; 0: none.
         heavy_tails: how W8A8 multiplies an input whose activations are heavy-tailed outside its outlier columns: ``"16bit"``
             in 16 bits, which is most exact, ``"8bit"`` like all others.
+        rounding: ``"nearest"`` rounds each weight to the nearest code; ``"compensated"`` lets the columns of a linear make up
+            for each other's rounding errors (GPTQ), for activations measured by running the model on the built-in text, which
+            takes longer (see docs/convert.md). Nearest is used, with a note, if the runtime does not know the model.
+        calibration_tokens: number of tokens of the built-in text to run the model on, in whole windows; None: all, some 1,500.
         stats: a statistics file of this checkpoint (``int8conv calibrate``) to use instead of a short run.
         force: replace ``out`` if it is a converted folder.
         jobs: number of tensors to process in parallel; None: one per processor. Does not affect the output.
@@ -79,7 +90,7 @@ def convert_checkpoint(
         stream: read the weights of a hub source over the network without storing them (safetensors only; read twice with
             calibrated outliers, once to run the model).
         device: device to quantize on: ``"cpu"``, or any PyTorch device such as ``"cuda"`` (which needs memory of its own).
-            Does not affect the output.
+            Does not affect the output, except for compensated codes.
         progress: called as the work proceeds.
 
     Raises:
@@ -101,9 +112,11 @@ def convert_checkpoint(
         tuple(quantize),
         tuple(include),
         tuple(exclude),
-        outlier_rule,
+        outlier_rule or DEFAULT_RULE.get(rounding, "absmax"),
         max_outliers,
         heavy_tails,
+        rounding,
+        calibration_tokens,
     )
     resources = Resources(jobs, max_memory, str(device))
     out = Path(out)
@@ -164,9 +177,14 @@ def _write(
     plan = make_plan(opened.selection, choices, options)
     layouts = plan_layout(plan.units, max_shard_bytes=options.max_shard_bytes)
     workspace.keep_only([layout.name for layout in layouts])
+    second_pass = _second_pass(prepared, plan, progress)
+    if options.rounding == "compensated":
+        notes += _notes_on(second_pass, prepared.statistics is not None)
+    if second_pass is not None:
+        calibration = (calibration or {}) | {"rounding": second_pass.about}
     results = run_tasks(
         plan.tasks, layouts, workspace.folder, prepared.workers, journal=journal, watch=watch,
-        progress=counted(progress, "convert", plan.source_bytes),
+        progress=counted(progress, "convert", plan.source_bytes), chosen=second_pass,
     )  # fmt: skip
     manifest = make_manifest(prepared.resolved, options, plan, results, calibration)
     with prepared.source_watch.named_errors(opened.checkpoint):
@@ -175,6 +193,30 @@ def _write(
         )
     prepared.source_watch.check(opened.checkpoint, plan.tasks, results)
     return _Written(plan, layouts, results, manifest, notes)
+
+
+def _second_pass(prepared: Prepared, plan: Plan, progress: Progress) -> SecondPass | None:
+    """What chooses codes for activations, if that was requested and the model can be run."""
+    opened = prepared.opened
+    if prepared.options.rounding == "nearest" or opened.architecture is None:
+        return None
+    from .rounding.second_pass import SecondPass  # needs torch
+
+    return SecondPass(
+        opened.checkpoint, opened.architecture, opened.selection, plan, prepared.workers.device,
+        tokens=prepared.options.calibration_tokens, progress=progress,
+    )  # fmt: skip
+
+
+def _notes_on(second_pass: SecondPass | None, statistics: bool) -> tuple[str, ...]:
+    if second_pass is None:
+        return ("compensated rounding has to run the model: nearest codes instead",)
+    notes = []
+    if statistics:
+        notes.append("statistics choose columns; compensated rounding runs the built-in text")
+    if second_pass.random:
+        notes.append("the source has no usable tokenizer: rounded for random tokens; --rounding nearest needs none")  # fmt: skip
+    return tuple(notes)
 
 
 def _report(

@@ -76,7 +76,7 @@ def write_metadata_files(
     total = sum(layout.nbytes - len(layout.header) for layout in layouts)
     files[INDEX_FILE] = dump_json({"metadata": {"total_size": total}, "weight_map": weight_map})
     copied = find_metadata_files(checkpoint.folder, checkpoint.config).names
-    records = {name: _copy(checkpoint.folder, name, staging) for name in copied}
+    records = {name: copy_metadata_file(checkpoint.folder, name, staging) for name in copied}
     records |= {name: FileRecord(len(data), checksum(data)) for name, data in files.items()}
     sums = {name: value for result in results for name, value in result.checksums.items()}
     for layout in layouts:
@@ -89,7 +89,7 @@ def write_metadata_files(
         write_file(staging / name, data)
 
 
-def _copy(folder: Path, name: str, staging: Path) -> FileRecord:
+def copy_metadata_file(folder: Path, name: str, staging: Path) -> FileRecord:
     """A file as it is, block by block.
 
     Raises:

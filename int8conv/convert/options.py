@@ -16,6 +16,10 @@ from .outliers.selection import Patterns
 
 Outliers = Literal["calibrated", "data-free", "none"]
 OUTLIERS: Final[tuple[Outliers, ...]] = ("calibrated", "data-free", "none")
+Rounding = Literal["nearest", "compensated"]
+ROUNDINGS: Final[tuple[Rounding, ...]] = ("nearest", "compensated")
+DEFAULT_RULE: Final[dict[Rounding, Rule]] = {"nearest": "absmax", "compensated": "error"}
+"""By how codes are rounded, the rule that chooses outlier columns unless one is given."""
 HALVES: Final = {"float16": "F16", "bfloat16": "BF16"}
 DEFAULT_SHARD_BYTES: Final = 5_000_000_000
 
@@ -39,12 +43,16 @@ class ConvertOptions:
     max_outliers: float = CAP_FRACTION
     """Largest fraction of an input's columns, or 16 columns if that is more; 0: none."""
     heavy_tails: HeavyTails = "16bit"
+    rounding: Rounding = "nearest"
+    calibration_tokens: int | None = None
+    """Tokens of the built-in text to run the model on, in whole windows; None: all."""
 
     def __post_init__(self) -> None:
         for name, choices in (
             ("outliers", OUTLIERS),
             ("outlier_rule", RULES),
             ("heavy_tails", HEAVY_TAILS),
+            ("rounding", ROUNDINGS),
         ):
             if getattr(self, name) not in choices:
                 raise ArgumentError(name, expected=" or ".join(choices), found=getattr(self, name))
@@ -52,6 +60,9 @@ class ConvertOptions:
             raise ArgumentError(
                 "max_outliers", expected="a fraction from 0 to 1", found=self.max_outliers
             )
+        if self.calibration_tokens is not None and self.calibration_tokens < 1:
+            raise ArgumentError("calibration_tokens", expected="1 or more",
+                                found=self.calibration_tokens)  # fmt: skip
         if self.dtype not in HALVES:
             raise ArgumentError("dtype", expected=" or ".join(HALVES), found=self.dtype)
         if self.max_shard_bytes < 1:
@@ -115,4 +126,6 @@ _KINDS: Final[dict[str, Callable[[object], bool]]] = {
     "outlier_rule": lambda value: isinstance(value, str),
     "max_outliers": lambda value: type(value) in (int, float),
     "heavy_tails": lambda value: isinstance(value, str),
+    "rounding": lambda value: isinstance(value, str),
+    "calibration_tokens": lambda value: value is None or type(value) is int,
 }

@@ -2,8 +2,8 @@
 
 For a weight ``w`` and its dequantized value ``v``: SQNR = 10 log10(sum w^2 / sum (w - v)^2) in dB, over the whole
 matrix. Codes and row scales are recomputed by the formula of SPEC.md section 1.1, without the converter's quantizer, and
-must equal the folder's; so a comparison leaves nothing but padding unchecked. Both folders are read a block of rows at
-a time.
+must equal the folder's; so a comparison leaves nothing but padding unchecked. Codes of compensated rounding depend on
+activations as well: they must be within ``MOST_STEPS`` of the recomputed ones. Both folders are read a block of rows at a time.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import numpy.typing as npt
 from ..errors import QualityError, SourceMismatchError
 from ..formats.hub.download import Source
 from ..formats.int8.folder import ConvertedFolder, QuantizedLinear
-from ..formats.int8.names import BIAS
+from ..formats.int8.names import BIAS, MOST_STEPS
 from ..formats.safetensors.dtypes import FLOAT_DTYPES
 from ..formats.safetensors.stored import StoredTensor, read_array, read_rows
 from ..formats.source.checkpoint import CONFIG_FILE
 from ..formats.source.matrix import Matrix, MatrixReader, as_bytes, as_rows
 from ..host import processors
 from ..progress import Advance, Progress, counted, silent
-from .options import read_options
+from .options import Rounding, read_options
 from .outliers.selection import Kept
 from .rounding.float16_bits import Bits, round_to_half, widen
 from .source import OpenedSource, open_source
@@ -70,6 +70,8 @@ class Comparison:
     """Tensors rounded from float32 to 16 bits (outlier columns under the linear's weight), and the number of values changed."""
     left_out: dict[str, str]
     """Tensors of the source that are not in the folder, and why."""
+    rounding: Rounding
+    """How codes were chosen."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class _Pair:
     source: Matrix | StoredTensor
     checksum: object
     """Checksum of the source's bytes, from the manifest."""
+    most_steps: int
+    """Largest distance of a code from the nearest one."""
 
 
 def compare_tensors(
@@ -103,10 +107,12 @@ def compare_tensors(
         JsonFileError: the manifest's options are malformed.
         NotFoundError, CheckpointError, SafetensorsError: the source is missing, malformed, or changed in the meantime.
     """
-    opened = open_source(source, read_options(converted))
+    options = read_options(converted)
+    opened = open_source(source, options)
     _check_config(converted, opened)
     left_out = dict(opened.selection.skipped)
-    pairs = list(_pairs(converted, opened, left_out))
+    most_steps = MOST_STEPS if options.rounding == "compensated" else 0
+    pairs = list(_pairs(converted, opened, left_out, most_steps))
     advance = counted(progress, "compare", sum(pair.source.nbytes for pair in pairs))
     with ThreadPoolExecutor(jobs or processors()) as executor:
         futures = [executor.submit(_compare, pair, advance) for pair in pairs]
@@ -121,7 +127,7 @@ def compare_tensors(
     }  # fmt: skip
     linears = [result.quality for result in results if result.quality is not None]
     same = len(kept) - sum(pair.source.name in rounded for pair in kept)
-    return Comparison(linears, same, rounded, left_out)
+    return Comparison(linears, same, rounded, left_out, options.rounding)
 
 
 def _check_config(converted: ConvertedFolder, opened: OpenedSource) -> None:
@@ -156,7 +162,7 @@ def check_sqnr(folder: Path, qualities: Sequence[TensorQuality], limit: float) -
 
 
 def _pairs(
-    converted: ConvertedFolder, opened: OpenedSource, left_out: dict[str, str]
+    converted: ConvertedFolder, opened: OpenedSource, left_out: dict[str, str], most_steps: int
 ) -> Iterator[_Pair]:
     """Everything to compare; raises SourceMismatchError before anything is read if names or shapes differ.
 
@@ -174,7 +180,7 @@ def _pairs(
         record = records.pop(source.name, None)
         record = record if isinstance(record, dict) else {}
         _check_record(item, source, record)
-        return _Pair(item, source, record.get("xxh3_128"))
+        return _Pair(item, source, record.get("xxh3_128"), most_steps)
 
     for item in opened.selection.items:
         if isinstance(item, Kept):
@@ -241,7 +247,9 @@ def _compare(pair: _Pair, advance: Advance) -> _Result:
     reader, result = MatrixReader(matrix, _BLOCK_ELEMENTS), _Result()
     with np.errstate(all="ignore"):  # a wrong source may contain anything
         if isinstance(pair.converted, QuantizedLinear):
-            result.quality = _compare_linear(pair.converted, matrix, reader, advance, result)
+            result.quality = _compare_linear(
+                pair.converted, matrix, reader, advance, result, pair.most_steps
+            )
         else:
             _compare_kept(pair.converted, matrix, reader, advance, result)
     if reader.checksum() != pair.checksum:  # after the values, whose differences say more
@@ -251,7 +259,7 @@ def _compare(pair: _Pair, advance: Advance) -> _Result:
 
 def _compare_linear(
     linear: QuantizedLinear, source: Matrix, reader: MatrixReader, advance: Advance,
-    result: _Result,
+    result: _Result, most_steps: int,
 ) -> TensorQuality:  # fmt: skip
     scale = read_array(linear.scale)
     columns = read_array(linear.outlier_index) if linear.outlier_index else np.empty(0, np.int32)
@@ -268,7 +276,10 @@ def _compare_linear(
         weight[:, columns] = 0
         _check_rows(linear.scale, first, _scales(weight), scale[first:last])
         codes = read_rows(linear.weight, first, last)[:, :, 0]
-        _check_rows(linear.weight, first, _codes(weight, scale[first:last]), codes)
+        nearest = _codes(weight, scale[first:last])
+        if most_steps:
+            nearest = _tolerated(nearest, codes, columns, scale[first:last], most_steps)
+        _check_rows(linear.weight, first, nearest, codes)
         dequantized = codes * scale[first:last, None].astype(np.float64)
         error += weight - dequantized  # both are 0 in outlier columns
         noise += float(np.square(error).sum())
@@ -289,6 +300,16 @@ def _scales(weight: _Values) -> _Values:
 def _codes(weight: _Values, scale: _Values) -> _Values:
     codes: _Values = np.rint(weight / np.where(scale > 0, scale, np.float32(1))[:, None])
     return codes
+
+
+def _tolerated(
+    nearest: _Values, codes: npt.NDArray[Any], columns: npt.NDArray[Any], scale: _Values, most_steps: int
+) -> _Values:  # fmt: skip
+    """``codes`` where compensated rounding may have chosen them, the nearest codes elsewhere."""
+    wrong = (np.abs(codes - nearest) > most_steps) | (codes == -128)
+    wrong[:, columns] = codes[:, columns] != 0
+    wrong[scale == 0] = codes[scale == 0] != 0
+    return np.where(wrong, nearest, codes)
 
 
 def _compare_kept(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +33,11 @@ from ..formats.safetensors.storage import LocalFile
 from ..formats.safetensors.stored import StoredTensor, stored_checksum
 from ..formats.source.matrix import Matrix, MatrixReader, as_bytes, as_rows
 from ..progress import Advance
-from ..runtime.devices import find_torch_device
 from .journal import Journal
 from .plan import KeepTask, QuantizeTask, Task
 from .rounding.float16_bits import Bits, largest_magnitudes, round_to_half, widen
-from .rounding.quantize import NonFiniteRowError, QuantizedRows, RowQuantizer, check_finite
+from .rounding.interface import CodeSource, NewQuantizer, quantizer_for
+from .rounding.quantize import Codes, NonFiniteRowError, RowQuantizer, check_finite
 from .rounding.sample import RowSample
 from .stopwatch import Stopwatch
 
@@ -79,17 +79,6 @@ class TaskResult:
         return result
 
 
-class Quantizer(Protocol):
-    """Turns blocks of rows into codes and scales."""
-
-    def quantize(self, bits: Bits, first: int = 0) -> QuantizedRows:
-        """See ``quantize.RowQuantizer``."""
-
-
-NewQuantizer = Callable[[str, npt.NDArray[np.int32], Buffers, RowSample], Quantizer]
-"""Called per tensor with dtype, outlier columns, memory to work in, and the error sample."""
-
-
 @dataclass(frozen=True)
 class Workers:
     """The number of parallel tasks and the block size in elements."""
@@ -121,11 +110,12 @@ def run_tasks(
     progress: Advance,
     journal: Journal | None = None,
     watch: Stopwatch | None = None,
+    chosen: CodeSource | None = None,
 ) -> list[TaskResult]:
     """Write every shard of ``layouts`` into ``folder``; results are in the order of ``tasks``.
 
     Tasks that are in the journal and whose bytes are intact are not repeated; the others are recorded once done.
-    ``watch`` gets the seconds summed over all workers, and those of the final flush.
+    ``watch`` gets the seconds summed over all workers, and those of the final flush. Linears of ``chosen`` come last, one by one.
 
     Raises:
         NonFiniteWeightError: a NaN or infinity; names tensor and row.
@@ -133,8 +123,8 @@ def run_tasks(
         TruncatedFileError, NotFoundError: the source changed while it was being read.
     """
     watch = watch or Stopwatch()
-    new_quantizer = _quantizer_for(workers.device)
-    shards = _open_shards(folder, layouts)
+    new_quantizer = quantizer_for(workers.device)
+    shards = open_shards(folder, layouts)
     try:
         writers = {t.name: shard for shard in shards for t in shard.layout.tensors}
         with Flusher(shards):
@@ -144,7 +134,7 @@ def run_tasks(
                 )
                 for _ in range(workers.jobs)
             ]
-            results = _in_threads(tasks, pool, journal)
+            results = _run_all(tasks, pool, journal, chosen)
         for worker in pool:
             watch.add(worker.watch)
         return results
@@ -155,16 +145,7 @@ def run_tasks(
         watch.lap("flush")
 
 
-def _quantizer_for(device: str) -> NewQuantizer:
-    if device == "cpu":
-        return RowQuantizer
-    from .rounding.device import DeviceQuantizer  # needs torch
-
-    place = find_torch_device(device)
-    return lambda dtype, columns, buffers, sample: DeviceQuantizer(dtype, columns, place, sample)
-
-
-def _open_shards(folder: Path, layouts: Sequence[ShardLayout]) -> list[ShardWriter]:
+def open_shards(folder: Path, layouts: Sequence[ShardLayout]) -> list[ShardWriter]:
     """Open all of them or none: if the disk is too small for one, it is not filled up with the others."""
     shards: list[ShardWriter] = []
     try:
@@ -177,22 +158,53 @@ def _open_shards(folder: Path, layouts: Sequence[ShardLayout]) -> list[ShardWrit
     return shards
 
 
-def _in_threads(
-    tasks: Sequence[Task], pool: Sequence[_Worker], journal: Journal | None
+def _run_all(
+    tasks: Sequence[Task],
+    pool: Sequence[_Worker],
+    journal: Journal | None,
+    chosen: CodeSource | None,
 ) -> list[TaskResult]:
+    later = chosen.paths if chosen else frozenset()
+
+    def run(task: Task, worker: _Worker) -> TaskResult | None:
+        done = _resumed(task, worker, journal)
+        if done is not None or (isinstance(task, QuantizeTask) and task.path in later):
+            return done
+        return _run(task, worker, journal)
+
+    results = _in_threads(run, tasks, pool)
+    pending = {
+        task.path: number
+        for number, (task, result) in enumerate(zip(tasks, results, strict=True))
+        if result is None and isinstance(task, QuantizeTask)
+    }
+    if chosen and pending:
+        for path, codes in chosen.codes(pending):
+            number = pending[path]
+            pool[0].watch.start()
+            results[number] = _run(tasks[number], pool[0], journal, codes)
+    return [result for result in results if result is not None]
+
+
+def _in_threads(
+    run: Callable[[Task, _Worker], TaskResult | None],
+    tasks: Sequence[Task],
+    pool: Sequence[_Worker],
+) -> list[TaskResult | None]:
     free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     for worker in pool:
         free.put(worker)
 
-    def run(task: Task) -> TaskResult:
+    def run_with_any(task: Task) -> TaskResult | None:
         worker = free.get()
         try:
-            return _run_once(task, worker, journal)
+            worker.watch.start()
+            return run(task, worker)
         finally:
             free.put(worker)
 
     with ThreadPoolExecutor(len(pool)) as executor:
-        futures = [executor.submit(run, task) for task in tasks]
+        futures = [executor.submit(run_with_any, task) for task in tasks]
         try:
             return [future.result() for future in futures]
         except BaseException:
@@ -200,19 +212,20 @@ def _in_threads(
             raise
 
 
-def _run_once(task: Task, worker: _Worker, journal: Journal | None) -> TaskResult:
-    worker.watch.start()
+def _key(task: Task) -> str:
+    return f"tensor {task.source.name}"
+
+
+def _resumed(task: Task, worker: _Worker, journal: Journal | None) -> TaskResult | None:
+    """What an earlier attempt has recorded, if it is still true."""
     if journal is None:
-        return _run(task, worker)
-    key = f"tensor {task.source.name}"
-    recorded = TaskResult.recorded(journal.entries.get(key), _names(task))
-    if recorded is not None and _still_true(task, recorded, worker.writers):
-        worker.watch.lap("verify")
-        worker.progress(task.source.nbytes)
-        return recorded
-    result = _run(task, worker)
-    journal.record(key, {k: v for k, v in asdict(result).items() if k != "resumed"})
-    return result
+        return None
+    recorded = TaskResult.recorded(journal.entries.get(_key(task)), _names(task))
+    if recorded is None or not _still_true(task, recorded, worker.writers):
+        return None
+    worker.watch.lap("verify")
+    worker.progress(task.source.nbytes)
+    return recorded
 
 
 def _names(task: Task) -> list[str]:
@@ -232,11 +245,19 @@ def _still_true(task: Task, recorded: TaskResult, writers: Mapping[str, ShardWri
     return not local or stored_checksum(task.source) == recorded.source_checksum
 
 
-def _run(task: Task, worker: _Worker) -> TaskResult:
+def _run(
+    task: Task, worker: _Worker, journal: Journal | None, codes: Codes | None = None
+) -> TaskResult:
     try:
-        return _quantize(task, worker) if isinstance(task, QuantizeTask) else _keep(task, worker)
+        if isinstance(task, QuantizeTask):
+            result = _quantize(task, worker, codes)
+        else:
+            result = _keep(task, worker)
     except (FileChangedError, NotFoundError, TruncatedFileError) as error:
         raise error.about(task.source.name) from error
+    if journal is not None:
+        journal.record(_key(task), {k: v for k, v in asdict(result).items() if k != "resumed"})
+    return result
 
 
 class _Output:
@@ -259,12 +280,16 @@ class _Output:
         return self._sum.hexdigest()
 
 
-def _quantize(task: QuantizeTask, worker: _Worker) -> TaskResult:
+def _quantize(task: QuantizeTask, worker: _Worker, codes: Codes | None) -> TaskResult:
     source, k, watch = task.source, len(task.columns), worker.watch
     kinds = (WEIGHT, SCALE, *((OUTLIER_INDEX, OUTLIER_WEIGHT) if k else ()))
     outputs = {kind: _Output(worker, f"{task.path}.{kind}") for kind in kinds}
     sample, rounded = RowSample(*source.shape), 0
-    quantizer = worker.quantizer(source.dtype, task.columns, worker.buffers, sample)
+    quantizer = (
+        worker.quantizer(source.dtype, task.columns, worker.buffers, sample)
+        if codes is None
+        else RowQuantizer(source.dtype, task.columns, worker.buffers, sample, codes)
+    )
     if k:
         outputs[OUTLIER_INDEX].write(task.columns)
     reader = MatrixReader(source, worker.block_elements, worker.buffers)
@@ -276,7 +301,7 @@ def _quantize(task: QuantizeTask, worker: _Worker) -> TaskResult:
             raise non_finite_weight(source, first + error.row) from None
         parts: dict[str, npt.NDArray[Any]] = {WEIGHT: block.codes, SCALE: block.scale}
         if k:
-            kept, changed = _to_half(source, block.outliers, task.half, first)
+            kept, changed = to_half(source, block.outliers, task.half, first)
             parts[OUTLIER_WEIGHT], rounded = kept, rounded + changed
             sample.add_exact(widen(kept, task.half, np.empty(kept.shape, np.float32)), first)
         watch.lap("quantize")
@@ -303,7 +328,7 @@ def _keep(task: KeepTask, worker: _Worker) -> TaskResult:
             check_finite(largest, source.dtype)
         except NonFiniteRowError as error:
             raise non_finite_weight(source, first + error.row) from None
-        half, changed = _to_half(source, bits, task.dtype, first)
+        half, changed = to_half(source, bits, task.dtype, first)
         rounded += changed
         worker.watch.lap("quantize")
         output.write(half)
@@ -322,10 +347,14 @@ def _copy(name: str, source: StoredTensor, worker: _Worker) -> TaskResult:
     return TaskResult(reader.checksum(), {name: output.checksum()})
 
 
-def _to_half(
+def to_half(
     source: StoredTensor | Matrix, bits: Bits, half: str, first_row: int
 ) -> tuple[Bits, int]:
-    """Bits in ``half``: unchanged, or rounded from F32, with the number of values that changed."""
+    """Bits ``[rows, columns]`` in ``half``: unchanged, or rounded from F32, with the number of values that changed.
+
+    Raises:
+        HalfOverflowError: a value that ``half`` cannot represent.
+    """
     if source.dtype == half:
         return bits, 0
     rounded, changed = round_to_half(np.ascontiguousarray(bits).view(np.float32), half)

@@ -5,11 +5,12 @@ Imports torch only to look for a device: a footprint can be predicted without it
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, DeviceError, Int8convError
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 DeviceLike: TypeAlias = "str | torch.device"
 """``"cpu"``, ``"cuda"`` (PyTorch's current GPU), ``"cuda:1"``, or such a ``torch.device``."""
 DeviceKind = Literal["cpu", "cuda"]
+
+
+OLDEST: Final = (8, 0)
+"""Compute capability of the oldest GPUs that have the instructions."""
 
 
 class Placement(NamedTuple):
@@ -55,13 +60,20 @@ def find_placement(device: DeviceLike) -> Placement:
         return Placement(kind, torch.device("cpu"))
     if not torch.cuda.is_available():
         raise ArgumentError("device", expected="cpu: PyTorch finds no GPU here", found=device)
+    if torch.version.hip is not None:
+        raise ArgumentError("device", expected="cpu: GPUs of AMD are not supported", found=device)
     if find_spec("triton") is None:
         raise ArgumentError("device", expected="cpu: triton is not installed", found=device)
     index = torch.device(device).index
     count = torch.cuda.device_count()
     if index is not None and index >= count:
         raise ArgumentError("device", expected=f"cuda:0 to cuda:{count - 1}", found=device)
-    return Placement(kind, torch.device(kind, torch.cuda.current_device() if index is None else index))  # fmt: skip
+    found = torch.device(kind, torch.cuda.current_device() if index is None else index)
+    major, minor = torch.cuda.get_device_capability(found)
+    if (major, minor) < OLDEST:
+        raise ArgumentError("device", expected="a GPU of compute capability 8.0 (Ampere) or newer",
+                            found=f"{torch.cuda.get_device_name(found)} of {major}.{minor}")  # fmt: skip
+    return Placement(kind, found)
 
 
 def find_torch_device(device: DeviceLike) -> torch.device:
@@ -83,8 +95,43 @@ def find_torch_device(device: DeviceLike) -> torch.device:
                         found=f"{device} ({reason})")  # fmt: skip
 
 
-def current(device: torch.device) -> AbstractContextManager[object]:
-    """Make a GPU PyTorch's current one within the block: Triton launches kernels on that."""
+@contextmanager
+def current(device: torch.device) -> Iterator[None]:
+    """Make a GPU PyTorch's current one within the block: Triton launches kernels on that.
+
+    Raises:
+        DeviceError: the GPU is out of memory or reports an error, or a kernel cannot be compiled for it.
+    """
     import torch
 
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        try:
+            yield
+        except Int8convError:
+            raise
+        except Exception as error:  # of PyTorch and Triton, which have no common base class
+            translated = _translated(error, device)
+            if translated is None:
+                raise
+            raise translated from error
+
+
+def _translated(error: Exception, device: torch.device) -> DeviceError | None:
+    """The error of a GPU or of Triton's compiler in one line; None: something else."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    first = str(error).strip().partition("\n")[0]
+    if "OutOfMemoryError" in names:
+        return DeviceError("out of memory on the GPU", file=device, found=first.partition(" GPU ")[0].rstrip("."),
+                           hint="a shorter context, a smaller batch or kv_cache int8; int8conv footprint says what fits")  # fmt: skip
+    if "C compiler" in first:
+        return DeviceError("Triton needs a C compiler", file=device, found=first, hint="install gcc, or name one in CC")  # fmt: skip
+    if type(error).__module__.startswith("triton."):
+        return DeviceError("a kernel cannot be compiled for this GPU", file=device, found=f"{type(error).__name__}: {first}",
+                           hint="use the releases of Triton and PyTorch in constraints.txt, or the CPU")  # fmt: skip
+    if "AcceleratorError" in names or (isinstance(error, RuntimeError) and first.startswith("CUDA ")):  # fmt: skip
+        return DeviceError("the GPU reports an error", file=device, found=first,
+                           hint="results after it are undefined: start again")  # fmt: skip
+    return None

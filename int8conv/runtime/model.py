@@ -48,6 +48,9 @@ class Model(PromptReader):
         self.mode = mode
         """As requested."""
         self.fallback_counters: Mapping[str, FallbackCounter] = {}
+        self.keeps_steps = decoder.backend.device.type == "cuda"
+        """Whether a generation without a session leaves its cache, and the step that was captured for it, to the next one."""
+        self._spare = deque[Session](maxlen=1)
         self.loading: Loading | None = None
         """What was copied to the GPU, and how fast."""
 
@@ -131,7 +134,7 @@ class Model(PromptReader):
             session: what it has of the prompt is not computed again, and it keeps this prompt and what follows.
             on_text: called with each piece of text as it comes.
             options: ``max_new_tokens``, ``min_new_tokens``, ``stop``, ``end_tokens``, ``logprobs``, ``top_logprobs``,
-                ``logits_processor``, ``special_tokens``, as ``GenerateOptions`` describes them, and fields of ``Sampling`` that
+                ``logits_processor``, ``constraint``, ``special_tokens``, as ``GenerateOptions`` describes them, and fields of ``Sampling`` that
                 are to differ from ``sampling``, such as ``temperature``.
 
         Returns:
@@ -280,7 +283,9 @@ class Model(PromptReader):
         self, continuation: Continuation, session: Session | None
     ) -> Generator[None, None, None]:
         """Generate, with a pause after each token; closing it leaves the session with what it has computed."""
-        session = Session(self.decoder) if session is None else session
+        if session is None:
+            yield from self._run_alone(continuation)
+            return
         prompt, device = continuation.prompt, self.decoder.backend.device
         with session.in_use():
             with current(device):
@@ -297,6 +302,17 @@ class Model(PromptReader):
                 session.keep(prompt + continuation.token_ids)
                 raise
             session.keep(prompt + continuation.token_ids)
+
+    def _run_alone(self, continuation: Continuation) -> Generator[None, None, None]:
+        """Generate without a session of the caller's: nothing of an earlier prompt is used."""
+        try:
+            session = self._spare.pop()
+        except IndexError:
+            session = Session(self.decoder)
+        yield from self._run(continuation, session)
+        if self.keeps_steps:
+            session.forget()
+            self._spare.append(session)
 
     def _room(self, positions: int, batch: int) -> AbstractContextManager[None]:
         on_host = self.decoder.backend.device.type == "cpu"

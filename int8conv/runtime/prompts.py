@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, GenerationError, TokenizerError
+from .generate.constraint import TokenForms
 from .generate.generation import Continuation
 from .generate.options import Asked, GenerateOptions, OnText, read_options
 from .generate.sampling import Sampling
@@ -33,6 +34,8 @@ class PromptReader:
         self, opened: OpenedModel, config: DecoderConfig, defaults: GenerationDefaults
     ) -> None:
         self._given: Tokenizer | Literal[False] | None = None
+        self._prepared: dict[frozenset[int], TokenForms] = {}
+        """By end tokens."""
         self.opened = opened
         self.folder = opened.folder
         self.config = config
@@ -51,6 +54,7 @@ class PromptReader:
         """Another tokenizer than the folder's, False for none at all, None for the folder's."""
         self._given = tokenizer
         self.__dict__.pop("tokenizer", None)
+        self._prepared.clear()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -123,12 +127,21 @@ class PromptReader:
             ends |= {n for n in numbers if n is not None and self.tokenizer.is_special(n)}
         if tokenizer is not None and asked.special_tokens:
             tokenizer = tokenizer.keeping_special
+        ends |= self.end_tokens
+        processor = asked.logits_processor
+        if asked.constraint is not None:
+            processor = self._forms(ends).holding(asked.constraint, processor)
         return Continuation(
-            ids, self._limit(ids, asked.max_new_tokens), asked.sampling, end_tokens=self.end_tokens | ends,
+            ids, self._limit(ids, asked.max_new_tokens), asked.sampling, end_tokens=ends,
             stops=stops or (), logprobs=asked.logprobs, top_logprobs=asked.top_logprobs,
-            min_new_tokens=asked.min_new_tokens, processor=asked.logits_processor, on_text=on_text,
+            min_new_tokens=asked.min_new_tokens, processor=processor, on_text=on_text,
             detokenizer=None if tokenizer is None else Detokenizer(tokenizer, ids),
         )  # fmt: skip
+
+    def _forms(self, end_tokens: frozenset[int]) -> TokenForms:
+        if end_tokens not in self._prepared:
+            self._prepared[end_tokens] = TokenForms(self.tokenizer, self.config.vocab_size, end_tokens)  # fmt: skip
+        return self._prepared[end_tokens]
 
     def _end_tokens(self, asked: Sequence[int | str]) -> frozenset[int]:
         found = set[int]()

@@ -6,10 +6,11 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from starlette.routing import Route
 from ..errors import Int8convError
 from ..runtime.model import Model
 from .asking import Asked, RequestError, read_chat, read_completion, read_inputs
+from .chat_page import page_routes
 from .generating import Generating, Piece
 from .replies import Reply, error
 from .worker import Job, Worker
@@ -42,15 +44,19 @@ class Server:
     """A model with its routes; ``app`` is the ASGI application."""
 
     def __init__(
-        self, model: Model, name: str, *, key: str | None = None, default_tokens: int = 1024, limits: Limits | None = None
+        self, model: Model, name: str, *, key: str | None = None, default_tokens: int = 1024, limits: Limits | None = None,
+        hosts: Collection[str] = (),
     ) -> None:  # fmt: skip
+        """``hosts``: names by which clients may call this machine; empty: any."""
         self._model, self._name, self._key = model, name, key
         self._limits = limits or Limits()
+        self._hosts = hosts
         self._worker = Worker(self._limits.waiting)
         self._generating = Generating(model, default_tokens, self._limits.tokens)
         self._started = int(time.time())
         self.app = Starlette(
             routes=[
+                *page_routes(),
                 Route("/health", self._health),
                 Route("/v1/models", self._guarded(self._models)),
                 Route("/v1/completions", self._guarded(self._completion), methods=["POST"]),
@@ -136,12 +142,21 @@ class Server:
             raise RequestError("not JSON of the expected kind: expected an object")
         return body
 
+    def _is_ours(self, request: Request) -> bool:
+        """Whether no other web page can have made this request in a browser of this machine."""
+        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        if self._hosts and _host_of(host) not in self._hosts:  # a name that leads here
+            return False
+        return origin is None or urlsplit(origin).netloc == host
+
     def _guarded(
         self, route: Callable[[Request], Awaitable[Response]]
     ) -> Callable[[Request], Awaitable[Response]]:
         """With the key asked for, and errors as JSON."""
 
         async def answer(request: Request) -> Response:
+            if not self._is_ours(request):
+                return JSONResponse(error("a request of another site, or for another host", "permission_error"), 403)  # fmt: skip
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
             if self._key is not None and not hmac.compare_digest(
                 given.encode(), self._key.encode()
@@ -157,6 +172,11 @@ class Server:
                 return JSONResponse(error(str(problem), "invalid_request_error"), 400)
 
         return answer
+
+
+def _host_of(address: str) -> str:
+    """The host of ``host``, ``host:port`` or a URL."""
+    return urlsplit(address if "//" in address else f"//{address}").hostname or ""
 
 
 async def _gone(request: Request, job: Job) -> None:

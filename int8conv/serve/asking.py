@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
+from ..runtime.generate.constraint import Constraint
 from ..runtime.generate.options import GenerateOptions
 from ..runtime.prompts import Prompt
 
@@ -59,7 +60,6 @@ def read_chat(body: Mapping[str, Any]) -> Asked:
     messages = _objects(body, "messages")
     if not messages:
         raise RequestError("messages: expected at least one", param="messages")
-    _check_format(body)
     count = _integer(body, "top_logprobs", 0, 20) or 0
     arguments = body.get("chat_template_kwargs") or {}
     if not isinstance(arguments, dict):
@@ -81,7 +81,6 @@ def read_completion(body: Mapping[str, Any]) -> Asked:
         RequestError: as ``read_chat``.
     """
     prompts = _prompts(body, "prompt")
-    _check_format(body)
     common = _common(body, "max_tokens")
     if common["n"] * len(prompts) > MOST_CHOICES:
         raise RequestError(
@@ -107,6 +106,9 @@ def _common(body: Mapping[str, Any], most: str) -> dict[str, Any]:
     limit = _integer(body, most, 0, 1 << 30)
     if limit is not None:
         options["max_new_tokens"] = limit
+    constraint = _constraint(body.get("response_format"))
+    if constraint is not None:
+        options["constraint"] = constraint
     if body.get("logit_bias"):
         options["logit_bias"] = _bias(body["logit_bias"])
     stream = _flag(body, "stream")
@@ -125,10 +127,23 @@ def _bias(value: object) -> dict[int, object]:
     return {int(key): amount for key, amount in value.items()}
 
 
-def _check_format(body: Mapping[str, Any]) -> None:
-    wanted = body.get("response_format")
-    if wanted is not None and not (isinstance(wanted, dict) and wanted.get("type") == "text"):
-        raise RequestError("response_format: text is all there is", param="response_format")
+def _constraint(wanted: object) -> Constraint | None:
+    """The form that ``response_format`` asks for."""
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    if wanted is None or kind == "text":
+        return None
+    assert isinstance(wanted, dict) or kind is None
+    if kind == "json_object":
+        return Constraint.json_schema({"type": "object"})
+    named = (
+        wanted.get("json_schema") if kind == "json_schema" and isinstance(wanted, dict) else None
+    )
+    schema = named.get("schema") if isinstance(named, dict) else None
+    if not isinstance(schema, dict):
+        raise RequestError(
+            "response_format: expected text, json_object, or json_schema with a schema", param="response_format",
+        )  # fmt: skip
+    return Constraint.json_schema(schema)
 
 
 def _joined(message: dict[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def test_the_last_line(source: Path, tmp_path: Path) -> None:
 def test_the_default_is_calibrated(source: Path, tmp_path: Path) -> None:
     result = succeed("convert", source, tmp_path / "out")
     assert result.stderr == (
-        "int8conv: note: the source has no usable tokenizer: calibrated on random tokens\n"
+        "int8conv: note: the source has no usable tokenizer: calibrated on random tokens, which may miss outlier columns of real text; "
+        "put its tokenizer files beside the weights\n"
     )
     assert open_converted(tmp_path / "out").manifest.options["outliers"] == "calibrated"
     assert all(group.threshold for group in open_converted(tmp_path / "out").manifest.inputs)

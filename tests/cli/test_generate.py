@@ -291,3 +291,19 @@ def test_interrupted_text_ends_cleanly(example_int8: Path) -> None:
     assert begun.startswith(PROMPT.encode())
     assert (begun + rest).endswith(b"\n")
     (begun + rest).decode()
+
+
+def test_text_in_a_given_form(example_int8: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"enum": ["red", "blue"]}')
+    grammar.write_text('start: "x" | "y"')
+    asked = ["generate", example_int8, "-p", "A", "--json"]
+    for option, value, allowed in (
+        ("--json-schema", schema, {'"red"', '"blue"'}), ("--regex", "1|2", {"1", "2"}), ("--grammar", grammar, {"x", "y"}),
+    ):  # fmt: skip
+        (found,) = json.loads(succeed(*asked, option, value).stdout)
+        assert found["text"] in allowed
+    assert run(*asked, "--regex", "a", "--grammar", grammar).exit_code == 2
+    schema.write_text("[")
+    check_refused(run(*asked, "--json-schema", schema), "JSON schema")

@@ -21,6 +21,7 @@ from torch import Tensor
 from int8conv import __version__
 from int8conv.convert import converter
 from int8conv.convert.converter import ConvertReport, convert_checkpoint
+from int8conv.convert.outliers.choose import RANDOM
 from int8conv.errors import (
     ArgumentError,
     ConvertedFormatError,
@@ -371,7 +372,8 @@ def test_provenance(tmp_path: Path) -> None:
     assert (value["source"]["id"], value["source"]["revision"]) == ("some-model", None)
     assert value["options"] == {
         "outliers": "calibrated", "dtype": "float16", "max_shard_bytes": 5_000_000_000, "keep": [], "quantize": [], "include": [], "exclude": [],
-        "outlier_rule": "absmax", "max_outliers": 0.01, "heavy_tails": "16bit",
+        "outlier_rule": "absmax", "max_outliers": 0.01, "heavy_tails": "16bit", "rounding": "nearest",
+        "calibration_tokens": None,
     }  # fmt: skip
     assert value["source"]["tensors"] == {
         name: {
@@ -584,7 +586,7 @@ def test_without_a_usable_tokenizer_the_example_is_calibrated_on_random_tokens(
     tokenizer = folder / "tokenizer.json"
     tokenizer.unlink() if damage == "removed" else tokenizer.write_text('{"model": 1}')
     report = convert_checkpoint(folder, tmp_path / "out")
-    assert report.notes == ("the source has no usable tokenizer: calibrated on random tokens",)
+    assert report.notes == (RANDOM,)
 
 
 @pytest.mark.parametrize("damage", ["index", "layout", "companion"])

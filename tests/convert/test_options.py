@@ -32,6 +32,8 @@ from ..formats.damage import rejected
         ("max_shard_bytes", -1, "1 or more"),
         ("outlier_rule", "largest", "absmax"),
         ("heavy_tails", "int8", "16bit"),
+        ("rounding", "up", "nearest or compensated"),
+        ("calibration_tokens", 0, "1 or more"),
         ("max_outliers", -0.001, "0 to 1"),
         ("max_outliers", 1.001, "0 to 1"),
         ("max_outliers", float("nan"), "0 to 1"),
@@ -66,6 +68,7 @@ def test_a_folder_gives_back_the_options_it_was_made_with(tmp_path: Path) -> Non
     options = ConvertOptions(
         outliers="data-free", dtype="bfloat16", max_shard_bytes=50_000, keep=("q_proj",), quantize=("lm_head",),
         include=("model", "lm_head"), exclude=("extra",), outlier_rule="error", max_outliers=0.5, heavy_tails="8bit",
+        rounding="compensated", calibration_tokens=100,
     )  # fmt: skip
     assert all(value != asdict(ConvertOptions())[name] for name, value in asdict(options).items())
     source = tmp_path / "source"
@@ -90,7 +93,7 @@ def change(manifest: Path, **options: Any) -> None:
     [
         ("outliers", 5), ("outliers", None), ("dtype", ["float16"]), ("max_shard_bytes", 5.0),
         ("max_shard_bytes", True), ("keep", "q_proj"), ("keep", [1]), ("max_outliers", "1"),
-        ("max_outliers", True), ("heavy_tails", None), ("new_in_a_later_release", 1),
+        ("max_outliers", True), ("heavy_tails", None), ("rounding", 1), ("calibration_tokens", 1.0), ("new_in_a_later_release", 1),
     ],
 )  # fmt: skip
 def test_options_of_another_kind_or_of_a_later_release(

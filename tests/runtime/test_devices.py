@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 import int8conv
-from int8conv.errors import ArgumentError
+from int8conv.errors import ArgumentError, DeviceError
 from int8conv.runtime import devices
 from int8conv.runtime.devices import (
     Placement,
@@ -48,6 +48,8 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
 
 
 @pytest.mark.parametrize(
@@ -75,12 +77,94 @@ def test_no_triton(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
         find_placement("cuda")
 
 
-def test_the_current_gpu_within_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert current(torch.device("cpu")).__enter__() is None
-    made: list[object] = []
-    monkeypatch.setattr(torch.cuda, "device", made.append)
-    current(torch.device("cuda", 1))
-    assert made == [torch.device("cuda", 1)]
+def test_a_gpu_that_lacks_the_instructions_is_refused_before_anything_is_loaded(
+    two_gpus: None, monkeypatch: pytest.MonkeyPatch, example_int8: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(ArgumentError, match=r"8\.0 \(Ampere\) or newer, found Tesla T4 of 7\.5"):
+        int8conv.load(example_int8, device="cuda:1")
+
+
+def test_gpus_of_amd_are_refused(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They call themselves cuda, and have capabilities of their own."""
+    monkeypatch.setattr(torch.version, "hip", "6.3")
+    with pytest.raises(ArgumentError, match="GPUs of AMD are not supported"):
+        find_placement("cuda")
+
+
+class Device:
+    """In the place of ``torch.cuda.device``."""
+
+    made: ClassVar[list[object]] = []
+
+    def __init__(self, device: object) -> None:
+        self.made.append(device)
+
+    def __enter__(self) -> None:
+        self.made.append("entered")
+
+    def __exit__(self, *error: object) -> None:
+        self.made.append("left")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    Device.made.clear()
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    return torch.device("cuda", 1)
+
+
+def test_the_current_gpu_within_a_block(gpu: torch.device) -> None:
+    with current(torch.device("cpu")):
+        assert Device.made == []
+    with current(gpu):
+        assert Device.made == [gpu, "entered"]
+    assert Device.made[-1] == "left"
+
+
+def made_by(module: str, name: str, text: str, base: type[Exception] = Exception) -> Exception:
+    """An error as a library defines it."""
+    return type(name, (base,), {"__module__": module})(text)
+
+
+FAULTS = {
+    "memory": (
+        torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB of which"
+        ),
+        r"^cuda:1: out of memory on the GPU: found CUDA out of memory. Tried to allocate 2.00 GiB \(.*footprint",
+    ),
+    "compiler": (
+        RuntimeError("Failed to find C compiler. Please specify via CC environment variable."),
+        "Triton needs a C compiler.*install gcc",
+    ),
+    "resources": (
+        made_by("triton.runtime.errors", "OutOfResources", "out of resource: shared memory, Required: 300000"),
+        "cannot be compiled for this GPU: found OutOfResources: out of resource: shared memory",
+    ),
+    "fault": (
+        RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with ..."),
+        "the GPU reports an error: found CUDA error: an illegal memory access was encountered \\(",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_a_gpu_reports_is_one_line(gpu: torch.device, fault: str) -> None:
+    error, line = FAULTS[fault]
+    with pytest.raises(DeviceError, match=line) as caught, current(gpu), current(gpu):
+        raise error
+    assert caught.value.__cause__ is error
+    assert "\n" not in str(caught.value)
+    with pytest.raises(type(error)), current(torch.device("cpu")):
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ArgumentError("mode"), KeyError("x")])  # fmt: skip
+def test_other_errors_stay_what_they_are(gpu: torch.device, error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, current(gpu):
+        raise error
+    assert caught.value is error
 
 
 def test_any_device_that_computes() -> None:

@@ -287,3 +287,28 @@ def test_eight_prompts_get_what_each_gets_alone(example_int8: Path) -> None:
     together = model.generate_batch(prompts, max_new_tokens=16, temperature=0)
     for prompt, found in zip(prompts, together, strict=True):
         assert found == model.generate(prompt, max_new_tokens=16, temperature=0)
+
+
+def test_a_generation_leaves_its_cache_to_the_next_one(example_int8: Path) -> None:
+    """On a GPU, where a step is captured for it; results are those of a new cache, and two at a time have two."""
+    model, plain = (int8conv.load(example_int8, mode="w8a16") for _ in range(2))
+    made: list[object] = []
+    real = model.decoder.cache
+
+    def cache(**options: Any) -> Any:
+        made.append(options)
+        return real(**options)
+
+    model.decoder.cache = cache  # type: ignore[method-assign]
+    assert not model.keeps_steps
+    model.keeps_steps = True
+    prompts = [[5, 6, 7, 8, 9], [5, 6, 7, 3], list(range(40))]
+    for prompt in prompts:
+        found, expected = (m.generate(prompt, max_new_tokens=4, logprobs=True) for m in (model, plain))  # fmt: skip
+        assert (found.token_ids, found.logprobs) == (expected.token_ids, expected.logprobs)
+    assert len(made) == 1
+    stream = model.stream(prompts[0], max_new_tokens=4)
+    next(stream)
+    model.generate(prompts[1], max_new_tokens=2)
+    stream.close()
+    assert len(made) == 2

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
 
-import int8conv
 from int8conv.runtime.model import Model
 
 pytest.importorskip("starlette")
@@ -22,21 +20,13 @@ pytest.importorskip("uvicorn")
 
 from starlette.testclient import TestClient
 
-from int8conv.cli.serve import listen
 from int8conv.runtime.generate.stream import Stream
 from int8conv.serve.app import Limits, Server
 from int8conv.serve.worker import Job, Worker
 
-TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{{ tools[0].name if tools }}[assistant]"
+from .conftest import running
+
 MESSAGES = [{"role": "user", "content": "A list"}]
-
-
-@pytest.fixture(scope="module")
-def model(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    folder = tmp_path_factory.mktemp("served") / "model"
-    shutil.copytree(example, folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return int8conv.load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +53,22 @@ def test_a_key_and_what_needs_none(client: TestClient) -> None:
     refused = client.get("/v1/models", headers={"Authorization": "Bearer other"})
     assert (refused.status_code, refused.json()["error"]["type"]) == (401, "authentication_error")
     assert [each["id"] for each in client.get("/v1/models").json()["data"]] == ["small"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "127.0.0.1:8000"}, 200), ({"host": "localhost"}, 200), ({"host": "[::1]:8000"}, 200),
+        ({"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000"}, 200),
+        ({"host": "rebound.example:8000"}, 403),
+        ({"host": "127.0.0.1:8000", "origin": "http://elsewhere.example"}, 403),
+        ({"host": "127.0.0.1:8000", "origin": "null"}, 403),
+    ],
+)  # fmt: skip
+def test_pages_of_other_sites_cannot_use_it(model: Model, headers: dict[str, str], status: int) -> None:  # fmt: skip
+    """In a browser on this machine: by a request across sites, or by a name of theirs that leads here."""
+    client = TestClient(Server(model, "small", hosts=("127.0.0.1", "localhost", "::1")).app)
+    assert client.get("/v1/models", headers=headers).status_code == status
 
 
 def test_completions(client: TestClient, model: Model) -> None:
@@ -102,6 +108,16 @@ def test_chats_and_their_streams(client: TestClient, model: Model) -> None:
     assert (used["choices"], used["usage"]["completion_tokens"]) == ([], 7)
 
 
+def test_replies_in_a_given_form(client: TestClient) -> None:
+    pytest.importorskip("llguidance")
+    schema = {"enum": ["red", "blue"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "colour", "schema": schema}}
+    found = post(client, "chat/completions", messages=MESSAGES, response_format=wanted)
+    assert json.loads(found["choices"][0]["message"]["content"]) in ("red", "blue")
+    found = post(client, "completions", prompt="A", response_format={"type": "json_object"})
+    assert found["choices"][0]["text"].startswith("{")
+
+
 def test_embeddings(client: TestClient, model: Model) -> None:
     found = post(client, "embeddings", input=["A list", "A map"])
     expected = model.embed(["A list", "A map"]).tolist()
@@ -117,7 +133,8 @@ def test_embeddings(client: TestClient, model: Model) -> None:
         ("completions", {"prompt": "a", "stream": True, "top_p": 7}, "top_p"), ("completions", {"prompt": [10**7]}, "token outside the vocabulary"),
         ("completions", {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias"), ("completions", {"prompt": "a", "stream": 3}, "stream"),
         ("chat/completions", {"messages": []}, "at least one"), ("chat/completions", {"messages": [3]}, "a list of objects"),
-        ("chat/completions", {"messages": [{}]}, "a role"), ("chat/completions", {"messages": MESSAGES, "response_format": {"type": "json_object"}}, "response_format"),
+        ("chat/completions", {"messages": [{}]}, "a role"), ("chat/completions", {"messages": MESSAGES, "response_format": {"type": "xml"}}, "response_format"), ("chat/completions", {"messages": MESSAGES, "response_format": {"type": "json_schema"}}, "with a schema"),
+        ("chat/completions", {"messages": MESSAGES, "response_format": 3}, "response_format"),
         ("chat/completions", {"messages": MESSAGES, "stream": True, "logprobs": True}, "not with stream"),
         ("chat/completions", {"messages": [{"role": "user", "content": [{"image_url": "x"}]}]}, "parts of text"),
         ("embeddings", {"input": 3}, "input: expected text"),
@@ -138,8 +155,6 @@ def test_what_is_no_request(client: TestClient) -> None:
 def test_a_client_of_a_real_server_that_hangs_up(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import uvicorn
-
     streams: list[Stream] = []
     real = model.stream
 
@@ -148,24 +163,16 @@ def test_a_client_of_a_real_server_that_hangs_up(
         return streams[-1]
 
     monkeypatch.setattr(model, "stream", recorded)
-    listening = listen("127.0.0.1", 0)
-    address = listening.getsockname()
-    server = uvicorn.Server(uvicorn.Config(Server(model, "small").app, log_level="error"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
+    with running(Server(model, "small").app) as address:
+        parts = urlsplit(address)
         body = json.dumps({"prompt": "A", "max_tokens": 1000, "stream": True, "temperature": 1}).encode()  # fmt: skip
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-        with socket.create_connection(address) as one:
+        with socket.create_connection((parts.hostname, parts.port)) as one:
             one.sendall(head.encode() + body)
             while b"data:" not in one.recv(4096):
                 pass
-        url = f"http://127.0.0.1:{address[1]}/v1/completions"
-        with urlopen(url, json.dumps({"prompt": "A", "max_tokens": 2}).encode()) as after:
+        with urlopen(f"{address}/v1/completions", json.dumps({"prompt": "A", "max_tokens": 2}).encode()) as after:  # fmt: skip
             assert json.load(after)["usage"]["completion_tokens"] == 2
-    finally:
-        server.should_exit = True
-        thread.join()
     assert [each.result.finish_reason for each in streams] == ["cancelled", "length"]
 
 

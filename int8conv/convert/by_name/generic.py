@@ -109,7 +109,7 @@ def _linears(checkpoint: Checkpoint, tensor: StoredTensor, path: str) -> tuple[L
     if not tensor.dtype.startswith(("F", "BF")):
         return ()
     if len(tensor.shape) == 2 and tensor.name.endswith(f".{WEIGHT}"):
-        matrix = find_matrix(checkpoint, tensor, transposed=_is_conv1d(checkpoint.config, path))
+        matrix = find_matrix(checkpoint, tensor, transposed=is_conv1d(checkpoint.config, path))
         bias = checkpoint.tensors.get(f"{path}.{BIAS}")
         if bias is None:
             return (Linear(path, matrix),)
@@ -161,7 +161,8 @@ def _notes(checkpoint: Checkpoint, kept: Sequence[Kept]) -> Iterator[str]:
             yield f"{pattern} stays in 16 bits ({nbytes / total:.0%} of all bytes): by name and shape it may not be a linear"
 
 
-def _is_conv1d(config: dict[str, Any], path: str) -> bool:
+def is_conv1d(config: dict[str, Any], path: str) -> bool:
+    """Whether the family stores the weight of that linear as ``[in, out]``."""
     return (
         str(config.get("model_type")) in _CONV1D_FAMILIES
         and path.rpartition(".")[2] in _CONV1D_NAMES

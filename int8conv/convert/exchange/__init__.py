@@ -1,1 +1,1 @@
-"""Folders saved by other tools."""
+"""Checkpoints of other tools, and for them."""

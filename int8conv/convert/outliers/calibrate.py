@@ -9,47 +9,28 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import ArgumentError, CalibrationError, TokenizerError
+from ...errors import ArgumentError, CalibrationError
 from ...formats.hub.download import resolve
 from ...formats.int8.stats import LARGE, STATISTICS, InputStats, Stats, add_exactly, write_stats
 from ...formats.outputs import check_file
-from ...formats.safetensors.checksum import checksum
-from ...formats.safetensors.storage import LocalFile
 from ...formats.source.checkpoint import Checkpoint
 from ...progress import Progress, silent
 from ...runtime.devices import DeviceLike, find_torch_device
-from ...runtime.measure.windows import (
-    Text,
-    check_context,
-    disjoint_windows,
-    encode,
-    read_text,
-    too_short,
-)
-from ...runtime.models.architecture import Architecture, Module, find_tensor
+from ...runtime.models.architecture import Architecture, Module
 from ...runtime.opening import open_unconverted
-from ...runtime.text.tokenizer import Tokenizer
-from ...runtime.weights.mapping import TORCH_DTYPES, MappedFiles
 from ...runtime.weights.streaming import BlockStream
-from ...runtime.weights.weights import CheckpointWeights, Lookup
-from ..stream import non_finite_weight
 from ..watch import SourceWatch
 from .collect import fingerprint
-
-CONTEXT: Final = 256
-RANDOM_TOKENS: Final = 1024
-_ROWS_AT_ONCE: Final = 1 << 19
-"""Number of weights whose int8 error is computed at once."""
+from .source_weights import SourceWeights
+from .texts import calibration_windows
 
 
 def calibrate(
@@ -116,8 +97,8 @@ def calibrate_opened(
     if tokens is not None and tokens < 1:
         raise ArgumentError("tokens", expected="1 or more", found=tokens)
     place = find_torch_device(device)
-    windows, used = _windows(checkpoint, architecture, texts, tokens, context, seed)
-    weights = _CalibrationWeights(checkpoint, place)
+    windows, used = calibration_windows(checkpoint, architecture, texts, tokens, context, seed)
+    weights = SourceWeights(checkpoint, place, errors=True)
     sums: dict[str, Sums] = {}
 
     def observe(module: Module, x: Tensor) -> None:
@@ -126,11 +107,7 @@ def calibrate_opened(
             sums[path] = Sums(x.shape[-1], x.device)
         channel = sums[path].add(x.flatten(0, -2))
         if channel is not None:
-            raise CalibrationError(
-                f"activation is NaN or infinite in channel {channel}", file=checkpoint.folder,
-                tensor=f"{path}.weight",
-                hint="the source overflows; --outliers none converts without running it",
-            )  # fmt: skip
+            raise non_finite_activation(checkpoint, path, channel)
 
     layers = architecture.config.num_layers
     stream = BlockStream(architecture, weights, windows, place)
@@ -148,6 +125,15 @@ def calibrate_opened(
         normalised=tuple(path for path in sums if _is_normalised(architecture, groups[path][0])),
         inputs={path: s.finish(weights.error(path)) for path, s in sums.items()},
     )
+
+
+def non_finite_activation(checkpoint: Checkpoint, path: str, channel: int) -> CalibrationError:
+    """The error for a NaN or infinity in the input of the linear ``path``."""
+    return CalibrationError(
+        f"activation is NaN or infinite in channel {channel}", file=checkpoint.folder,
+        tensor=f"{path}.weight",
+        hint="the source overflows; --outliers none converts without running it",
+    )  # fmt: skip
 
 
 _AFTER_NORM: Final = {"q", "qkv", "gate", "up", "gate_up", "shared_gate", "shared_up"}
@@ -171,16 +157,17 @@ class Sums:
     def add(self, x: Tensor) -> int | None:
         """Add a window ``[tokens, in]``; returns the number of a channel that is not finite, if there is one.
 
-        A window's sums are rounded to float32 and then added without rounding: statistics of two halves of a text add up to
-        those of the whole text, bit for bit.
+        A window's sums are float32, and are added without rounding: statistics of two halves of a text add up to those of the
+        whole text, bit for bit.
         """
         magnitude = x.abs()
         largest = magnitude.amax(dim=0)
         if not bool(largest.isfinite().all()):
             return int((~largest.isfinite()).nonzero()[0])
         self._absmax = torch.maximum(self._absmax, largest)
-        self._large += (magnitude >= LARGE).sum(dim=0)
-        squares = magnitude.double().square_()
+        reaching = (largest >= LARGE).nonzero()[:, 0]
+        self._large[reaching] += (magnitude[:, reaching] >= LARGE).sum(dim=0)
+        squares = magnitude.square_()
         self._squares = _added(self._squares, squares.sum(dim=0))
         self._fourths = _added(self._fourths, squares.square_().sum(dim=0))
         return None
@@ -193,115 +180,8 @@ class Sums:
 
 
 def _added(sums: npt.NDArray[np.float64], window: Tensor) -> npt.NDArray[np.float64]:
-    rounded = window.clamp_max(_FLOAT32_MAX).float().double().cpu().numpy()
+    rounded = window.clamp_max(_FLOAT32_MAX).double().cpu().numpy()
     return add_exactly(sums, np.stack([rounded, np.zeros_like(rounded)]))
 
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
-
-
-class _CalibrationWeights(CheckpointWeights):
-    """Reports a NaN or infinity in the weight itself rather than in the resulting activation.
-
-    Reads only the embedding rows that are looked up, and records the error that int8 rows would cause in each column.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        super().__init__(checkpoint, torch.float32)
-        self._squares: dict[str, Tensor | int] = {}
-        self._device = device
-        self._mapped = MappedFiles()
-
-    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
-        tensor = super().tensor(module, kind)
-        self._check(tensor, module, kind)
-        if module.group and kind == "weight":
-            first = module.group[0]
-            self._squares[first] = self._squares.get(first, 0) + _column_errors(
-                tensor.t() if module.transposed else tensor
-            )
-        return tensor if module.layer is None else tensor.to(self._device)
-
-    def lookup(self, module: Module) -> Lookup:
-        stored = find_tensor(self.checkpoint, module)
-        if stored.dtype not in TORCH_DTYPES or not isinstance(stored.file, LocalFile):
-            return super().lookup(module)
-        table = self._mapped.tensor(stored)
-
-        def look_up(rows: Tensor) -> Tensor:
-            found = F.embedding(rows, table).float()
-            self._check(found.flatten(0, -2), module, "weight", rows.flatten())
-            return found
-
-        return look_up
-
-    def error(self, path: str) -> Tensor:
-        """Error of each column, float32 ``[in]``, for the input whose first linear is ``path``."""
-        return torch.as_tensor(self._squares[path]).sqrt().float()
-
-    def _check(self, tensor: Tensor, module: Module, kind: str, rows: Tensor | None = None) -> None:
-        finite = tensor.isfinite()
-        if not bool(finite.all()):
-            row = int((~finite).nonzero()[0, 0])
-            row = row if rows is None else int(rows[row])
-            raise non_finite_weight(find_tensor(self.checkpoint, module, kind), row)
-
-
-def _column_errors(weight: Tensor) -> Tensor:
-    """Squared error of int8 rows summed over rows, float64 ``[in]``, for a weight ``[out, in]``."""
-    total = torch.zeros(weight.shape[1], dtype=torch.float64)
-    for rows in torch.split(weight, max(1, _ROWS_AT_ONCE // max(weight.shape[1], 1))):
-        scale = rows.abs().amax(dim=1, keepdim=True) / 127
-        steps = rows / scale.masked_fill(scale == 0, 1.0)
-        total += ((steps - steps.round()) * scale).double().square_().sum(dim=0)
-    return total
-
-
-def _windows(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
-    texts: Sequence[Path],
-    tokens: int | None,
-    context: int | None,
-    seed: int,
-) -> tuple[list[Tensor], tuple[tuple[str | None, int], ...]]:
-    """Token ids of each window, and the checksum and number of tokens used of each text."""
-    config = architecture.config
-    if context is not None:
-        check_context(context, config.max_positions, CalibrationError)
-    context = context or min(CONTEXT, config.max_positions)
-    read = [read_text(path, CalibrationError) for path in texts] or [_built_in()]
-    try:
-        tokenizer = Tokenizer.load(checkpoint.folder)
-    except TokenizerError:
-        if texts:
-            raise
-        generator = torch.Generator().manual_seed(seed)
-        shape = (-(-(tokens or RANDOM_TOKENS) // context), context)
-        ids = torch.randint(config.vocab_size, shape, generator=generator)
-        return list(ids.unbind()), ((None, ids.numel()),)
-    windows: list[tuple[int, Tensor]] = []
-    for number, text in enumerate(read):
-        ids = encode(tokenizer, text, config.vocab_size, checkpoint.folder, CalibrationError)
-        if len(ids) < context:
-            if texts:
-                raise too_short(text, len(ids), context, CalibrationError)
-            ids = ids.repeat(-(-context // len(ids)))
-        windows += [(number, window) for window in disjoint_windows(ids, context)]
-    if tokens is not None:
-        windows = _drawn(windows, -(-tokens // context), seed)
-    counts = [sum(len(w) for n, w in windows if n == number) for number in range(len(read))]
-    used = tuple((t.xxh3_128, count) for t, count in zip(read, counts, strict=True) if count)
-    return [window for _, window in windows], used
-
-
-def _drawn(windows: list[tuple[int, Tensor]], count: int, seed: int) -> list[tuple[int, Tensor]]:
-    """``count`` random windows, in their original order."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(windows), generator=generator)[:count].sort().values
-    return [windows[number] for number in chosen.tolist()]
-
-
-def _built_in() -> Text:
-    data = (resources.files(__package__) / "calibration_text.txt").read_bytes()
-    return Text("the built-in text", data.decode(), checksum(data))

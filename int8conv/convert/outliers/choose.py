@@ -22,6 +22,11 @@ from .selection import Group, Selection
 Choices = tuple[dict[str, OutlierChoice], dict[str, Any] | None, tuple[str, ...]]
 """Choices by input, the manifest's ``calibration``, and notes for the user."""
 
+RANDOM: Final = (
+    "the source has no usable tokenizer: calibrated on random tokens, which may miss outlier columns of real text; "
+    "put its tokenizer files beside the weights"
+)
+"""A note for the user."""
 _KEY: Final = "outliers"
 
 
@@ -69,12 +74,14 @@ def _found(
     if stats is None:
         from .calibrate import calibrate_opened  # needs torch
 
-        stats = calibrate_opened(opened.checkpoint, opened.architecture, progress)
+        stats = calibrate_opened(
+            opened.checkpoint, opened.architecture, progress, tokens=options.calibration_tokens
+        )
     about = {
         "texts": [text for text, _ in stats.texts], "tokens": stats.tokens,
         "context": stats.context, "rule": options.choosing.describe(),
     }  # fmt: skip
-    notes = ["the source has no usable tokenizer: calibrated on random tokens"] * stats.random
+    notes = [RANDOM] * stats.random
     return choose_all(stats, options.choosing), about, tuple(notes)
 
 

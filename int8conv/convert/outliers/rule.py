@@ -4,7 +4,7 @@ The measurements behind the defaults are in docs/fidelity.md.
 
 - ``absmax`` (default): channels whose largest magnitude is at least 4 times the median channel's, largest first; at least
   16, since kernels read 16 columns at a time, and at most max(16, 1 %). Scale-invariant.
-- ``error``: as many channels as the cap allows, those with the largest expected error (absmax x weight error).
+- ``error``: as many channels as the cap allows, those with the largest expected error (RMS of the activations x weight error).
 - ``paper``: the systematic dimensions of LLM.int8() (arXiv:2208.07339, section 4.1) at inputs that come from a norm; none elsewhere.
 
 The paper's criterion is 6.0 for every input. It was designed for normalised inputs: at the second matrix of a gated FFN it
@@ -69,7 +69,7 @@ class Choosing:
 
     def describe(self) -> str:
         """The rule in words, for the manifest."""
-        what = {"absmax": f"absmax >= {FACTOR:g} * median", "error": "absmax * weight error",
+        what = {"absmax": f"absmax >= {FACTOR:g} * median", "error": "RMS * weight error",
                 "paper": "systematic dimensions"}  # fmt: skip
         most = (
             f"at most max({CAP_COLUMNS}, {self.max_fraction:.3g})"
@@ -127,7 +127,7 @@ def _ranked(
         score[chosen] += absmax.max()
         return np.argsort(-score, kind="stable"), len(chosen)
     if rule == "error":
-        error = absmax.astype(np.float64) * found.weight_error
+        error = np.sqrt(found.squares[0]) * found.weight_error
         return np.argsort(-error, kind="stable"), len(absmax)
     large = int(np.count_nonzero(absmax >= FACTOR * np.median(absmax)))
     return np.argsort(-absmax, kind="stable"), max(large, OUTLIER_MULTIPLE)

@@ -141,7 +141,7 @@ def _linear(checkpoint: Checkpoint, module: Module) -> Linear:
 
 def _bias(checkpoint: Checkpoint, module: Module) -> StoredTensor | None:
     """A linear's bias, including one that the config does not mention: it is not used, but stored next to its weight."""
-    if module.bias or f"{module.path}.{BIAS}" in checkpoint.tensors:
+    if module.bias or (not module.bare and f"{module.path}.{BIAS}" in checkpoint.tensors):
         return find_tensor(checkpoint, module, BIAS)
     return None
 
@@ -195,7 +195,7 @@ def _notes(
     parents = ((name, *name.rpartition(".")[::2]) for name in names)
     unannounced = [
         name for name, path, kind in parents
-        if path in modules and not (kind == WEIGHT or (kind == BIAS and modules[path].bias))
+        if path in modules and name not in modules and not (kind == WEIGHT or (kind == BIAS and modules[path].bias))
     ]  # fmt: skip
     if unannounced:
         yield f"{_some(unannounced)}: not mentioned in the config; kept but not used (transformers ignores them too)"
@@ -218,7 +218,7 @@ COMPUTED: Final = "computed, not learned"
 _BUFFER: Final = re.compile(
     r"(^|\.)(masked_bias|attn_mask|attention_mask|causal_mask|(\w+_)?inv_freq|rotary_emb\.(cos|sin)_cached)$"
 )
-_ACTIVATION_SCALES: Final = (
+ACTIVATION_SCALES: Final = (
     ".input_scale", ".output_scale", ".q_scale", ".k_scale", ".v_scale", ".kv_scale", ".prob_scale",
     ".input_activation_scale", ".activation_scale",
 )  # fmt: skip
@@ -230,7 +230,7 @@ def why_skipped(checkpoint: Checkpoint, tensor: StoredTensor) -> str | None:
     if (weight := scaled_weight(checkpoint.tensors, name)) is not None:
         if scale_tensor(checkpoint, weight.name) == tensor:
             return "scales of an FP8 weight, already multiplied into it"
-    elif name.endswith(_ACTIVATION_SCALES) and checkpoint.has_fp8:
+    elif name.endswith(ACTIVATION_SCALES) and checkpoint.has_fp8:
         return "a scale of FP8 activations, which the output does not have"
     if _BUFFER.search(name) or _is_causal_mask(tensor):
         return COMPUTED

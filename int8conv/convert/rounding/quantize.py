@@ -12,6 +12,8 @@ from ...formats.safetensors.dtypes import INFINITY_BITS
 from .float16_bits import Bits, largest_magnitudes, widen
 from .sample import RowSample
 
+Codes = npt.NDArray[np.int8]
+
 SMALLEST_SCALE = np.float32(2.0**-126)
 
 
@@ -19,7 +21,7 @@ SMALLEST_SCALE = np.float32(2.0**-126)
 class QuantizedRows:
     """One block; the arrays are the quantizer's buffers, valid until the next block."""
 
-    codes: npt.NDArray[np.int8]
+    codes: Codes
     """``[rows, in]``, zero in outlier columns."""
     scale: npt.NDArray[np.float32]
     """``[rows]``."""
@@ -35,6 +37,7 @@ class RowQuantizer:
         columns: outlier columns, int ``[k]``.
         buffers: memory to work in; a block in float32 should fit a core's cache.
         sample: measures the quantization error.
+        codes: int8 ``[out, in]``, codes of the whole matrix if they have been chosen already; None: the nearest ones.
     """
 
     def __init__(
@@ -43,11 +46,13 @@ class RowQuantizer:
         columns: npt.NDArray[np.int32],
         buffers: Buffers | None = None,
         sample: RowSample | None = None,
+        codes: Codes | None = None,
     ) -> None:
         self.dtype = dtype
         self.columns = columns
         self._buffers = buffers or Buffers()
         self._sample = sample
+        self._codes = codes
 
     def quantize(self, bits: Bits, first: int = 0) -> QuantizedRows:
         """Quantize ``bits`` ``[rows, in]``, which is overwritten; ``first`` is the number of its first row.
@@ -69,7 +74,10 @@ class RowQuantizer:
         wide = widen(bits, self.dtype, self._buffers.take("wide", bits.shape, np.float32))
         np.divide(wide, np.where(largest > 0, scale, np.float32(1))[:, None], out=wide)
         exact = self._sample.quotients(wide, first) if self._sample else None
-        np.rint(wide, out=wide)
+        if self._codes is None:
+            np.rint(wide, out=wide)
+        else:
+            wide[:] = self._codes[first : first + len(bits)]
         if self._sample and exact is not None:
             self._sample.add(exact, wide, scale, first)
         codes = self._buffers.take("codes", bits.shape, np.int8)

@@ -95,21 +95,23 @@ def quiet_library() -> Iterator[None]:
 
 
 @contextmanager
-def hub_errors(source: str) -> Iterator[None]:
-    """Turn the library's errors into this package's."""
+def hub_errors(source: str, *, write: bool = False) -> Iterator[None]:
+    """Turn the library's errors into this package's; ``write``: of requests that change a repository."""
     try:
         yield
     except Int8convError:
         raise
     except Exception as error:  # library, HTTP client and storage have no common base class
-        raise _translated(cause_of(error), source) from error
+        cause = cause_of(error)
+        raise (write and _refused(cause, source)) or _translated(cause, source) from error
 
 
 def cause_of(error: Exception) -> BaseException:
-    """The cause of "not in the cache, and could not be downloaded"."""
+    """The cause of "not in the cache, and could not be downloaded", and of "error while uploading"."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    return (isinstance(error, LocalEntryNotFoundError) and error.__cause__) or error
+    wraps = isinstance(error, LocalEntryNotFoundError) or type(error) is RuntimeError
+    return (wraps and error.__cause__) or error
 
 
 def _status(error: BaseException) -> int | None:
@@ -124,6 +126,16 @@ def _asked_wait(error: BaseException) -> int:
     seconds = str(headers.get("Retry-After", "")).strip()
     reset = re.search(r"\br=0;t=(\d+)", str(headers.get("RateLimit", "")).replace(" ", ""))
     return int(seconds) if seconds.isdecimal() else int(reset[1]) if reset else 0
+
+
+def _refused(error: BaseException, source: str) -> HubAccessError | None:
+    """The error for a change that the hub does not allow; it says that a repository is not there to those who may not see it."""
+    if _status(error) not in (401, 403, 404):
+        return None
+    return HubAccessError(
+        "the hub does not allow writing to this repository", file=source, found=f"HTTP {_status(error)}",
+        hint="check the name, and set HF_TOKEN to a token with write access",
+    )  # fmt: skip
 
 
 def _translated(error: BaseException, source: str) -> Int8convError:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from ..safetensors.dtypes import byte_count
+from ..safetensors.dtypes import ITEM_BYTES, byte_count
 from ..safetensors.header import TensorInfo, build_header
 from .names import METADATA, PADDING_PREFIX, shard_name
 
 PAYLOAD_ALIGNMENT = 4096
 RUN_ALIGNMENT = 256
+
+PLAIN_METADATA: Final = {"format": "pt"}
+"""``__metadata__`` of checkpoints for other tools: transformers wants to know the framework."""
+_PLAIN_ALIGNMENT: Final = 8
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,23 @@ def plan_layout(units: Sequence[Unit], *, max_shard_bytes: int) -> list[ShardLay
         tensors = _place([run for unit in shard for run in unit])
         header = build_header(tensors, METADATA, alignment=PAYLOAD_ALIGNMENT)
         layouts.append(ShardLayout(shard_name(number, len(shards)), header, tuple(tensors)))
+    return layouts
+
+
+def plan_plain_layout(tensors: Sequence[TensorSpec], *, max_shard_bytes: int) -> list[ShardLayout]:
+    """Place tensors into shards for other tools: without padding, which they would take for weights.
+
+    Within a shard those with the largest elements come first, so that each starts at a multiple of its element's size.
+    """
+    shards = list(_split([((tensor,),) for tensor in tensors], max_shard_bytes))
+    layouts = []
+    for number, shard in enumerate(shards, start=1):
+        placed: list[TensorInfo] = []
+        for t in sorted((unit[0][0] for unit in shard), key=lambda t: -ITEM_BYTES[t.dtype]):
+            begin = placed[-1].end if placed else 0
+            placed.append(TensorInfo(t.name, t.dtype, t.shape, begin, begin + t.nbytes))
+        header = build_header(placed, PLAIN_METADATA, alignment=_PLAIN_ALIGNMENT)
+        layouts.append(ShardLayout(shard_name(number, len(shards)), header, tuple(placed)))
     return layouts
 
 

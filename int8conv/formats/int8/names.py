@@ -19,6 +19,9 @@ OUTLIER_MULTIPLE: Final = 16
 SMALLEST_SCALE: Final = 2.0**-126
 """Smallest scale of a row that is not all zeros: the smallest normal float32."""
 
+MOST_STEPS: Final = 4
+"""Largest distance of a compensated code from the one that is nearest to the weight, in steps of the row scale."""
+
 WEIGHT: Final = "weight"
 SCALE: Final = "weight_scale"
 OUTLIER_INDEX: Final = "outlier_index"

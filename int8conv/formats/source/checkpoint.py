@@ -25,7 +25,6 @@ from ..safetensors.stored import StoredTensor
 from .adapter import MERGE, check_not_adapter, is_adapter_name
 from .git_lfs import check_not_pointer
 from .index import check_listed, read_weight_map, shard_of_each
-from .pickled import read_pickle
 from .weight_files import (
     FORMATS,
     SAFETENSORS,
@@ -172,6 +171,8 @@ def _read_header(kind: WeightFormat, file: WeightsFile) -> Header:
         return read_header(file)
     if not isinstance(file, LocalFile):
         raise ArgumentError("a PyTorch pickle cannot be streamed", file=file)
+    from .pickled import read_pickle  # few checkpoints have one
+
     return read_pickle(file)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..weight import MixedWeight
 from . import jit
 
-ACTIVATIONS: Final = {"silu": 1, "relu": 2, "gelu": 3, "gelu_tanh": 4}
+ACTIVATIONS: Final = {"silu": 1, "relu": 2, "gelu": 3, "gelu_tanh": 4, "relu2": 5}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from .jit_primitives import (
     LAYER_NORM,
     NO_NORM,
     RELU,
+    RELU_SQUARED,
     SILU,
     brain,
     exp,
@@ -156,6 +157,10 @@ def _activate(x, first, end, activation):
         elif activation == RELU:
             for i in range(first, end):
                 x[m, i] = max(x[m, i], np.float32(0))
+        elif activation == RELU_SQUARED:
+            for i in range(first, end):
+                y = max(x[m, i], np.float32(0))
+                x[m, i] = y * y
         elif activation == GELU_TANH:
             for i in range(first, end):
                 y = x[m, i]

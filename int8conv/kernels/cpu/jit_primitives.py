@@ -17,7 +17,7 @@ from .jit_cache import compiled
 
 FLOAT16, BFLOAT16 = 1, 2
 NO_NORM, RMS_NORM, LAYER_NORM = range(3)
-NO_ACTIVATION, SILU, RELU, GELU, GELU_TANH = range(5)
+NO_ACTIVATION, SILU, RELU, GELU, GELU_TANH, RELU_SQUARED = range(6)
 
 
 @intrinsic

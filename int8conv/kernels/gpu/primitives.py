@@ -85,6 +85,8 @@ def activate(x, kind: tl.constexpr):
         return x * tl.sigmoid(x)
     elif kind == "relu":
         return tl.where(x == x, tl.maximum(x, 0.0), x)
+    elif kind == "relu2":
+        return tl.where(x == x, tl.maximum(x, 0.0) * tl.maximum(x, 0.0), x)
     elif kind == "gelu":
         return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif kind == "gelu_tanh":

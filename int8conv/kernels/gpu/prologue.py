@@ -33,7 +33,7 @@ class Prologue:
     bias: Tensor | None = None
     eps: float = 0.0
     activation: str = "none"
-    """"none", "silu", "gelu", "gelu_tanh" or "relu"."""
+    """"none", "silu", "gelu", "gelu_tanh", "relu" or "relu2"."""
     times: Tensor | None = None
     """Has the shape of the input."""
 

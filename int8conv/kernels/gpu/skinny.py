@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -30,6 +29,7 @@ from .configs import Config, by_alignment, choose
 from .gemm import check_contiguous
 from .gemv import gemv
 from .primitives import activate, dot16, halve_codes, narrow
+from .workspace import take
 
 MAX_TOKENS: Final = 64
 """Beyond this, W8A8 is faster on every GPU in the table."""
@@ -179,7 +179,7 @@ def w8a16(
     block_m = max(L.power_of_two(tokens), 16)
     block_n, block_k, split = config["block_n"], config["block_k"], config["split"]
     tiles = L.cdiv(out_features, block_n)
-    partial, arrived = _workspace(x.device, tiles * split * halves * block_n * block_m, tiles)
+    partial, arrived = take(x.device, tiles * split * halves * block_n * block_m, tiles)
     k = 0 if weight.outlier_index is None else weight.outlier_index.shape[0]
     L.launch(
         skinny_kernel, (tiles, split),
@@ -192,24 +192,3 @@ def w8a16(
         num_warps=config["num_warps"], num_stages=config["num_stages"],
     )  # fmt: skip
     return y
-
-
-_workspaces: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
-
-
-def _workspace(device: torch.device, sums: int, tiles: int) -> tuple[Tensor, Tensor]:
-    """Memory for partial sums, and zeroed counters: one pair per stream, cached and grown as needed.
-
-    A CUDA graph keeps the addresses it was captured with, so the old pair is not freed when a larger one is needed.
-    """
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    partial, arrived = _workspaces.get((device, stream), (None, None))
-    if partial is None or arrived is None or partial.numel() < sums or arrived.numel() < tiles:
-        partial = torch.empty(max(sums, 1 << 20), dtype=torch.float32, device=device)
-        arrived = torch.zeros(max(tiles, 1 << 12), dtype=torch.int32, device=device)
-        _kept.append((partial, arrived))
-        _workspaces[device, stream] = (partial, arrived)
-    return partial, arrived
-
-
-_kept: list[tuple[Tensor, Tensor]] = []

@@ -31,7 +31,9 @@ class NumbaBackend(TorchBackend):
             if not keys.is_contiguous() or keys.dtype != torch.float32:
                 return None
             assert isinstance(positions, TorchPositions)
-            tables = positions.tables[spec.rotary] if positions.tables else None
+            if spec.growth and int(positions.ids.max()) >= spec.growth_positions:
+                return None
+            tables = spec.own(positions.tables)
             if tables is not None:
                 tables = tables[0].flatten(0, -2), tables[1].flatten(0, -2)
             return compiled(x[:, 0].contiguous(), tables, keys, values, cache.lengths)[:, None]
@@ -43,7 +45,8 @@ def compile_layer(block: BlockParts) -> fused.FusedLayer | None:
     """A layer as one call; None if it has a feature that compiled layers lack."""
     config, spec, ffn = block.config, block.attention, block.ffn
     head_norms = [norm for norm in (spec.query_norm, spec.key_norm) if norm is not None]
-    if ffn is None or config.norms == "after sum" or not all(norm.rms for norm in head_norms):
+    lacking = config.norms == "after sum" or config.norm_rotated
+    if ffn is None or lacking or not all(norm.rms for norm in head_norms):
         return None
     found = (block.qkv, block.out, ffn.wide, ffn.down)
     projections = [p for p in found if isinstance(p, MixedProjection) and p.mode != "w8a8"]

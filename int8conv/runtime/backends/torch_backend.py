@@ -24,6 +24,7 @@ from .torch_attention import attend
 ACTIVATIONS: Final[dict[Activation, Callable[[Tensor], Tensor]]] = {
     "silu": F.silu,
     "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
@@ -96,11 +97,15 @@ class TorchBackend:
     ) -> Tensor:
         assert isinstance(positions, TorchPositions)
         q, k, v = (y.reshape(*y.shape[:2], -1, spec.size) for y in qkv)  # b t h d
-        q, k = _normed(q, spec.query_norm, spec.by_head), _normed(k, spec.key_norm, spec.by_head)
+        if not spec.norm_rotated:
+            q = _normed(q, spec.query_norm, spec.by_head)
+            k = _normed(k, spec.key_norm, spec.by_head)
+        q = spec.grown(q, positions.ids)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
-        if positions.tables:
-            tables = positions.tables[spec.rotary]
+        if (tables := spec.own(positions.tables)) is not None:
             q, k = rotate(q, tables, spec.interleaved), rotate(k, tables, spec.interleaved)
+        if spec.norm_rotated:
+            q, k = _normed(q, spec.query_norm, True), _normed(k, spec.key_norm, True)
         if cache is None:
             y = attend(q, k, v, spec, positions.ids, positions.biases)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from ..models.config import DecoderConfig
 from .norms import NormWeights
+
+Tables = tuple[Tensor, Tensor]
+"""cos and sin of a rotary embedding."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +33,19 @@ class AttentionSpec:
     """Number of positions that a token attends to, including itself."""
     alibi: float = 0.0
     """Multiplier of ALiBi slopes; 0: no ALiBi."""
-    rotary: int = 0
-    """Number of the rotary embedding in the decoder."""
+    rotary: int | None = 0
+    """Number of the rotary embedding in the decoder; None: this layer rotates nothing."""
     interleaved: bool = False
     """Whether it pairs adjacent channels."""
     query_norm: NormWeights | None = None
     key_norm: NormWeights | None = None
     by_head: bool = True
     """Whether q and k are normalised per head or over all heads."""
+    norm_rotated: bool = False
+    """Whether they are normalised after the rotation."""
+    growth: float = 0.0
+    """Queries are multiplied by ``1 + growth * log(1 + floor(position / growth_positions))``."""
+    growth_positions: float = 1.0
 
     @classmethod
     def of(
@@ -49,7 +58,7 @@ class AttentionSpec:
         scale = config.attention_scale
         scale = config.head_dim**-0.5 if scale is None else scale
         return cls(
-            layer if cache_layer is None else cache_layer,
+            config.cache_layer(layer) if cache_layer is None else cache_layer,
             config.num_heads,
             config.num_kv_heads,
             config.head_dim,
@@ -57,12 +66,26 @@ class AttentionSpec:
             config.attention_softcap,
             window,
             (scale if config.alibi_scaled else 1.0) if config.alibi else 0.0,
-            int(local),
+            int(local) if config.is_rotated(layer) else None,
             config.rope is not None and config.rope.interleaved,
             query_norm,
             key_norm,
             config.query_norm != "row",
+            config.norm_rotated,
+            config.query_growth,
+            config.rope.original_positions if config.rope is not None else 1.0,
         )
+
+    def grown(self, q: Tensor, positions: Tensor) -> Tensor:
+        """Queries ``[b, t, h, d]`` of tokens at ``positions``, ``[t]`` or ``[b, t]``, multiplied as ``growth`` says."""
+        if not self.growth:
+            return q
+        times = torch.floor(positions.float() / self.growth_positions)
+        return q * (1 + self.growth * torch.log1p(times))[..., None, None].to(q.dtype)
+
+    def own(self, tables: Sequence[Tables]) -> Tables | None:
+        """This layer's tables of cos and sin, among those of all rotary embeddings; None: nothing is rotated."""
+        return tables[self.rotary] if tables and self.rotary is not None else None
 
 
 def alibi_slopes(heads: int) -> Tensor:

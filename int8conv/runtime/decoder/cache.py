@@ -1,8 +1,9 @@
-"""The static key/value cache: allocated once for the longest sequence and filled in place."""
+"""The static cache: keys and values, allocated once for the longest sequence and filled in place, and states of recurrent layers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models.config import DecoderConfig
+from .states import State, empty_states
 
 _Self = TypeVar("_Self", bound="Cache")
 
@@ -20,9 +22,13 @@ class Cache:
     Prompts of different length are processed one by one, each with its ``sequence``; then all continue together, one token at a time.
     """
 
-    def __init__(self, parts: list[Tensor], lengths: torch.dtype = torch.int64) -> None:
-        """``parts``: the tensors of the cache, each ``[layers, 2, batch, kv_heads, capacity, width]``; all on one device."""
+    def __init__(
+        self, parts: list[Tensor], lengths: torch.dtype = torch.int64, states: Sequence[State] = ()
+    ) -> None:
+        """``parts``: keys and values, each ``[layers, 2, batch, kv_heads, capacity, width]``; ``states``: those of recurrent layers. All
+        on one device."""
         self._parts = parts
+        self.states = list(states)
         self.lengths = torch.zeros(parts[0].shape[2], dtype=lengths, device=parts[0].device)
         """``[batch]``: number of positions filled, the same in every layer between forward passes."""
 
@@ -39,12 +45,14 @@ class Cache:
     @property
     def nbytes(self) -> int:
         """Size of all positions, filled or not."""
-        return sum(part.nbytes for part in self._parts)
+        states = sum(state.nbytes for state in self.states)
+        return states + sum(part.nbytes for part in self._parts)
 
     def sequence(self: _Self, i: int) -> _Self:
         """One sequence's part of the same memory, for its prompt, as sequences differ in length."""
         same: _Self = object.__new__(type(self))
         same._parts = [part[:, :, i : i + 1] for part in self._parts]
+        same.states = [state.sequence(i) for state in self.states]
         same.lengths = self.lengths[i : i + 1]
         return same
 
@@ -53,8 +61,11 @@ class Cache:
         self.lengths += tokens
 
     def truncate(self, length: int) -> None:
-        """Discard everything from position ``length`` on in every sequence."""
-        self.lengths.clamp_(max=length)
+        """Discard everything from position ``length`` on in every sequence; with recurrent states, a longer one completely."""
+        if self.states:  # they cannot go back
+            self.lengths.masked_fill_(self.lengths > length, 0)
+        else:
+            self.lengths.clamp_(max=length)
 
     def clear(self, i: int) -> None:
         """Discard a sequence: a finished one keeps stepping with the others, overwriting its own memory from the start."""
@@ -65,6 +76,8 @@ class Cache:
         length = single.length
         for own, other in zip(self._parts, single._parts, strict=True):
             own[..., :length, :] = other[..., :length, :]
+        for state, one in zip(self.states, single.states, strict=True):
+            state.fill_from(one)
         self.truncate(0)
         self.advance(length)
 
@@ -133,8 +146,8 @@ class KVCache(HostCache):
     def __init__(
         self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype
     ) -> None:
-        shape = (config.num_layers, 2, batch, config.num_kv_heads, capacity, config.head_dim)
-        super().__init__([torch.zeros(shape, dtype=dtype)])
+        shape = (config.kv_layers, 2, batch, config.num_kv_heads, capacity, config.head_dim)
+        super().__init__([torch.zeros(shape, dtype=dtype)], states=empty_states(config, batch))
 
     @property
     def _data(self) -> Tensor:

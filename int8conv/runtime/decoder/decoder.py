@@ -17,6 +17,7 @@ from ..models.config import DecoderConfig
 from ..weights.weights import Weights
 from .attention_spec import AttentionSpec
 from .cache import Cache
+from .delta_net import DeltaNet
 from .mixture import MixtureOfExperts
 from .norms import NormWeights
 from .rotary import Rotary
@@ -78,6 +79,18 @@ class Attention:
         return [part.flatten(-3) for part in parts]
 
 
+class GatedAttention(Attention):
+    """``out(attention(x) * sigmoid(gate(x)))`` (arXiv:2505.06708); the query projection has each head's query and gate."""
+
+    def __call__(
+        self, x: Hidden, positions: Positions, cache: Cache | None, residual: Tensor | None
+    ) -> Tensor:
+        asked, k, v = self.qkv(x)
+        q, gate = asked.view(*asked.shape[:-1], self.spec.heads, -1).chunk(2, dim=-1)
+        y = self.backend.attend([q.flatten(-2), k, v], self.spec, positions, cache)
+        return self.out(y * torch.sigmoid(gate.flatten(-2)), residual=residual)[0]
+
+
 class FeedForward:
     """``down(act(up(x)))``, or ``down(act(gate(x)) * up(x))``."""
 
@@ -128,20 +141,29 @@ class Block:
             norm_weights(config, modules[role], weights) if role in modules else None
             for role in ("q_norm", "k_norm")
         ]
-        spec = AttentionSpec.of(config, layer, norms[0], norms[1], cache_layer)
-        qkv, out = projection("qkv", "q", "k", "v"), projection("o")
-        self.attention = Attention(config, spec, qkv, out, self.backend)
+        self.attention: Attention | DeltaNet
+        if config.is_recurrent(layer):
+            number = config.cache_layer(layer) if cache_layer is None else cache_layer
+            self.attention = DeltaNet(config, modules, weights, projection, number)
+        else:
+            spec = AttentionSpec.of(config, layer, norms[0], norms[1], cache_layer)
+            kind = GatedAttention if config.gated_attention else Attention
+            qkv, out = projection("qkv", "q", "k", "v"), projection("o")
+            self.attention = kind(config, spec, qkv, out, self.backend)
         self.ffn: FeedForward | MixtureOfExperts
         if config.experts is not None and config.is_sparse(layer):
             experts = [ffn(f"{expert}.") for expert in range(config.experts.count)]
             shared = ffn("shared_") if config.experts.shared_size else None
-            gate = projection("shared_router") if shared else None
+            gate = projection("shared_router") if "shared_router" in modules else None
+            bias = modules.get("router_bias")
             self.ffn = MixtureOfExperts(
-                config.experts, projection("router"), experts, shared, gate, self.backend
-            )
+                config.experts, projection("router"), experts, shared, gate, self.backend,
+                None if bias is None else weights.tensor(bias, dtype=torch.float32),
+            )  # fmt: skip
         else:
             self.ffn = ffn()
-        self.fused = self.backend.fuse_layer(self.parts) if observe is None else None
+        plain = observe is None and type(self.attention) is Attention
+        self.fused = self.backend.fuse_layer(self.parts) if plain else None
 
     @property
     def parts(self) -> BlockParts:
@@ -150,6 +172,7 @@ class Block:
         weights = [None if norm is None else norm.weights for norm in norms]
         ffn = self.ffn.parts if isinstance(self.ffn, FeedForward) else None
         attention = self.attention
+        assert isinstance(attention, Attention)
         return BlockParts(self.config, attention.spec, attention.qkv, attention.out, ffn, *weights)
 
     def __call__(self, x: Tensor, positions: Positions, cache: Cache | None = None) -> Tensor:

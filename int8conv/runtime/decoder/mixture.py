@@ -11,6 +11,7 @@ from torch import Tensor
 from ..backends.interface import Backend
 from ..backends.parts import FeedForwardParts, Hidden, Projection, tensor_of
 from ..models.config import Experts
+from .routing import choose
 
 
 class Expert(Protocol):
@@ -29,19 +30,21 @@ class MixtureOfExperts:
         router: ``[b, t, hidden]`` -> a score per expert.
         experts: the FFNs.
         shared: the shared FFN.
-        shared_gate: one score for the shared FFN, which is passed through a sigmoid.
+        shared_gate: one score for the shared FFN, which is passed through a sigmoid; None: no gate.
         backend: may process few tokens as one fused call.
+        router_bias: float32 ``[experts]``, added to the scores to choose experts.
     """
 
     def __init__(
         self, config: Experts, router: Projection, experts: Sequence[Expert], shared: Expert | None,
-        shared_gate: Projection | None, backend: Backend,
+        shared_gate: Projection | None, backend: Backend, router_bias: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.config = config
         self.router = router
         self.experts = experts
         self.shared = shared
         self.shared_gate = shared_gate
+        self.router_bias = router_bias
         self._fused = backend.fuse_experts([expert.parts for expert in experts])
 
     @property
@@ -52,17 +55,19 @@ class MixtureOfExperts:
     def __call__(self, x: Hidden, residual: Tensor | None = None) -> Tensor:
         x = tensor_of(x)
         rows = x.reshape(-1, x.shape[-1])
-        scores = torch.softmax(self.router(rows)[0].float(), dim=-1)
-        weights, chosen = scores.topk(self.config.used, dim=-1)
-        if self.config.normalised:
-            weights = weights / weights.sum(dim=-1, keepdim=True)
+        weights, chosen = choose(self.router(rows)[0].float(), self.config, self.router_bias)
         step = x.ndim == 3 and x.shape[1] == 1
         if step and self._fused is not None:
             y = self._fused(rows, chosen, weights)
         else:
             y = self._one_by_one(rows, chosen, weights)
-        if self.shared is not None and self.shared_gate is not None:
-            y += torch.sigmoid(self.shared_gate(rows)[0]) * self.shared(rows)
+        if self.shared is not None:
+            shared = self.shared(rows)
+            y += (
+                shared
+                if self.shared_gate is None
+                else torch.sigmoid(self.shared_gate(rows)[0]) * shared
+            )
         y = y.view(x.shape)
         return y if residual is None else residual + y
 

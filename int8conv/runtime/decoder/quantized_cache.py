@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..models.config import DecoderConfig
 from .cache import HostCache, Quantized
+from .states import empty_states
 
 LARGEST_CODE: Final = 127
 _SCALES: Final = torch.float16
@@ -30,7 +31,8 @@ class QuantizedCache(HostCache):
     """Keys and values of every layer in int8."""
 
     def __init__(self, config: DecoderConfig, *, batch: int, capacity: int) -> None:
-        super().__init__(quantized_parts(config, batch=batch, capacity=capacity))
+        parts = quantized_parts(config, batch=batch, capacity=capacity)
+        super().__init__(parts, states=empty_states(config, batch))
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Quantized, Quantized]:
         k, v = (self._quantized(layer, kind, new) for kind, new in enumerate((keys, values)))
@@ -48,7 +50,7 @@ def quantized_parts(
     config: DecoderConfig, *, batch: int, capacity: int, device: torch.device | None = None
 ) -> list[Tensor]:
     """Memory for codes and scales of every layer, for a ``Cache``."""
-    shape = (config.num_layers, 2, batch, config.num_kv_heads, capacity)
+    shape = (config.kv_layers, 2, batch, config.num_kv_heads, capacity)
     codes = torch.zeros(*shape, config.head_dim, dtype=torch.int8, device=device)
     return [codes, torch.zeros(*shape, 1, dtype=_SCALES, device=device)]
 

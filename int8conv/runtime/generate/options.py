@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 from ...errors import ArgumentError
 from ..text.stopping import read_stops
+from .constraint import Constraint
 from .sampler import LogitsProcessor
 from .sampling import Sampling, SamplingOptions, check_integer
 
@@ -33,6 +34,8 @@ class GenerateOptions(SamplingOptions, total=False):
     """Also return this many of the most likely tokens at each position, with their log-probabilities."""
     logits_processor: LogitsProcessor | None
     """Called before each token with the tokens so far and the logits; returns the logits to sample from."""
+    constraint: Constraint | None
+    """The form that the text must have; needs the extra ``structured``."""
     special_tokens: bool
     """Keep the text of special tokens."""
 
@@ -49,6 +52,7 @@ class Asked:
     logprobs: bool = False
     top_logprobs: int = 0
     logits_processor: LogitsProcessor | None = None
+    constraint: Constraint | None = None
     special_tokens: bool = False
 
     def __post_init__(self) -> None:
@@ -58,6 +62,9 @@ class Asked:
         check_integer("top_logprobs", self.top_logprobs, 0, MOST_TOP, f"0 to {MOST_TOP}")
         if self.logits_processor is not None and not callable(self.logits_processor):
             raise ArgumentError("logits_processor", expected="a function", found=repr(self.logits_processor))  # fmt: skip
+
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise ArgumentError("constraint", expected="a Constraint", found=repr(self.constraint))
 
     def for_prompt(self, i: int) -> Asked:
         """The options of prompt ``i`` of several: with a seed, each is sampled independently."""

@@ -66,6 +66,10 @@ class Session:
         """Record the tokens that the cache was filled with, a prompt and its continuation; the last one may not be in it."""
         self._ids = list(token_ids[: 0 if self._cache is None else self._cache.length])
 
+    def forget(self) -> None:
+        """Compute the next prompt from its start; memory and captured steps stay."""
+        self._ids = []
+
     @property
     def token_ids(self) -> list[int]:
         """Tokens whose keys and values are kept."""

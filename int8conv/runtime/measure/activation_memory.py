@@ -21,6 +21,7 @@ from ..decoder.working_sizes import (
     WIDENED_ON_GPU,
 )
 from ..models.config import DecoderConfig
+from ..models.recurrence import CHUNK
 
 Device = Literal["cpu", "cuda"]
 SLACK: Final = 0.6
@@ -51,7 +52,7 @@ class Pass:
 
     def peak(self) -> int:
         """Peak number of bytes."""
-        return max(*self._attention(), *self._ffn(), self._logits())
+        return max(*self._attention(), *self._delta(), *self._ffn(), self._logits())
 
     @property
     def _hidden(self) -> int:
@@ -91,6 +92,20 @@ class Pass:
             yield residuals + qkv + max(4 * queries, queries + 4 * keys)
         yield residuals + qkv + rotated + queries + self._scores()
         yield residuals + self._hidden + 2 * queries + self._linear(t, c.num_heads * c.head_dim, c.hidden_size)  # fmt: skip
+
+    def _delta(self) -> Iterator[int]:
+        """Gated DeltaNet: its first linears; everything in float32, with heads repeated; a chunk's matrices."""
+        c, t = self.config, self.tokens
+        if c.delta is None:
+            return
+        d, few = c.delta, min(self.tokens, CHUNK)
+        wide = d.channels + d.values
+        yield 2 * self._hidden + t * wide * self.item + self._linear(t, c.hidden_size, wide)
+        repeated = d.value_heads * (2 * d.key_size + d.value_size)
+        inner = 4 * t * (2 * d.channels + 2 * repeated) + 4 * d.value_heads * few * (
+            5 * few + 4 * d.key_size
+        )
+        yield 2 * self._hidden + t * wide * self.item + inner
 
     def _scores(self) -> int:
         c = self.config

@@ -291,7 +291,7 @@ def predict_footprint(
 
 
 def kv_cache_bytes(config: DecoderConfig, context: int, batch: int, dtype: str) -> int:
-    """Size of keys and values of all layers, heads and positions."""
-    heads = 2 * config.num_layers * config.num_kv_heads * context * batch
+    """Size of keys and values of all layers, heads and positions, and of recurrent states."""
+    heads = 2 * config.kv_layers * config.num_kv_heads * context * batch
     scale = SCALE_BYTES if dtype == "int8" else 0
-    return heads * (config.head_dim * CACHE_BYTES[dtype] + scale)
+    return heads * (config.head_dim * CACHE_BYTES[dtype] + scale) + config.state_bytes(batch)

@@ -19,6 +19,7 @@ _LABELS: Final[dict[Kind | None, str]] = {
     "attention": "attention (16/32 bit)",
     "ffn": "FFN (16/32 bit)",
     "router": "routers",
+    "recurrence": "recurrences",
     "projection": "projections",
     "head": "head",
 }
@@ -38,6 +39,7 @@ def converted_weights(converted: ConvertedFolder, architecture: Architecture) ->
         sizes["biases"] += linear.bias.nbytes if linear.bias else 0
     for tensor in converted.others():
         path, _, suffix = tensor.name.rpartition(".")
+        path = tensor.name if tensor.name in module_kind else path
         kind = "biases" if suffix == "bias" else _LABELS.get(module_kind.get(path), "other")
         sizes[kind] += tensor.nbytes
     return sizes

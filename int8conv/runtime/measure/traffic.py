@@ -42,7 +42,7 @@ def step_bytes(opened: OpenedModel, dtype: torch.dtype, batch: int = 1) -> int:
 
 
 def _stored(checkpoint: Checkpoint, module: Module, itemsize: int | None) -> int:
-    names = [f"{module.path}.{kind}" for kind in ("weight", "bias")]
+    names = {module.tensor_name(kind) for kind in ("weight", "bias")}
     found = [checkpoint.tensors[name] for name in names if name in checkpoint.tensors]
     return sum(t.nbytes if itemsize is None else prod(t.shape) * itemsize for t in found)
 

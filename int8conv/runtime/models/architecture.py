@@ -9,12 +9,16 @@ from typing import Any, Final, Literal
 from ...errors import ShapeError, UnsupportedModelError
 from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import Checkpoint
-from .config import DecoderConfig, RawConfig
+from .config import DecoderConfig, Experts, RawConfig
 from .families import Family, find_family
+from .recurrence import Delta
 from .reference_fields import FIELDS
 from .stored import as_stored
+from .wrapped import is_wrapper, text_part
 
-Kind = Literal["embedding", "norm", "attention", "ffn", "router", "projection", "head"]
+Kind = Literal[
+    "embedding", "norm", "attention", "ffn", "router", "recurrence", "projection", "head"
+]
 MOST_HEAD_DIM: Final = 1 << 16
 """Limit on channels per head, for which rotary tables are created before any tensor is read; real heads have a few hundred."""
 MOST_EXPERTS: Final = 100_000
@@ -22,6 +26,7 @@ MOST_EXPERTS: Final = 100_000
 _KEYS_SHOWN: Final = 8
 _KEY_LENGTH: Final = 40
 _UNTIED: Final = "the config ties the head to the token embedding, but the checkpoint has a different head, which is kept and used"
+_TEXT_ONLY: Final = "a multimodal model: its text part runs, from prompts without images or sound; the other parts stay in 16 bits"
 _HEADLESS: Final = "the checkpoint has no head, like embedding and reward models: it can be converted but cannot generate text"
 
 
@@ -40,6 +45,12 @@ class Module:
     """For a linear of attention or FFN: the paths that share its input, including itself."""
     transposed: bool = False
     """Stored ``[in, out]`` in a source."""
+    bare: bool = False
+    """Whether ``path`` is the name of its only tensor, without ``.weight``."""
+
+    def tensor_name(self, kind: str = "weight") -> str:
+        """The name of its weight or bias in a checkpoint."""
+        return self.path if self.bare else f"{self.path}.{kind}"
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,7 @@ class Architecture:
 def read_architecture(
     config: dict[str, Any], tensors: Collection[str], file: object = "config.json"
 ) -> Architecture:
-    """The decoder described by a ``config.json``, with names as in the checkpoint's tensors.
+    """The decoder described by a ``config.json``, with names as in the checkpoint's tensors; of a multimodal model, its text part.
 
     Args:
         config: the parsed file.
@@ -107,16 +118,18 @@ def read_architecture(
         JsonFileError: a key is missing or malformed.
         WrappedNamesError: the tensors' names begin as those of another model.
     """
+    wrapped, config = is_wrapper(config), text_part(config)
     family = find_family(config, file)
     raw = RawConfig(config, file)
     decoder = family.read_config(raw)
     passed_over = raw.finish(FIELDS[family.model_type])
     _check_sizes(decoder, raw)
-    stored = as_stored(family, decoder, tensors, file)
+    stored = as_stored(family, decoder, tensors, file, wrapped=wrapped)
     modules = _modules(stored.config, stored.family.names)
     if stored.headless:
         modules = (module for module in modules if module.kind != "head")
-    notes = [_passed_over(passed_over)] if passed_over else []
+    notes = [_TEXT_ONLY] if wrapped else []
+    notes += [_passed_over(passed_over)] if passed_over else []
     notes += [_UNTIED] if stored.untied else []
     notes += [_HEADLESS] if stored.headless else []
     return Architecture(stored.family, stored.config, tuple(modules), tuple(notes), stored.untied)
@@ -139,7 +152,7 @@ def find_tensor(checkpoint: Checkpoint, module: Module, kind: str = "weight") ->
         MissingTensorError: it is absent.
         ShapeError: it has another shape.
     """
-    stored = checkpoint.tensor(f"{module.path}.{kind}")
+    stored = checkpoint.tensor(module.tensor_name(kind))
     expected = module.shape if kind == "weight" else module.shape[:1]
     if module.transposed and kind == "weight":
         expected = expected[::-1]
@@ -174,15 +187,39 @@ def _check_sizes(config: DecoderConfig, raw: RawConfig) -> None:
         for factors in (config.rope.short_factors, config.rope.long_factors):
             if factors and len(factors) != rotated // 2:
                 raise raw.unsupported("rope_scaling", len(factors), f"{rotated // 2} factors")
-    for name in ("windows", "sparse_layers"):
+    if config.delta is not None:
+        _check_delta(config.delta, raw)
+    for name in ("windows", "unrotated", "sparse_layers", "delta_layers"):
         if len(getattr(config, name)) not in (0, config.num_layers):
             raise raw.unsupported("layer_types", len(getattr(config, name)), f"{config.num_layers}")
     experts = config.experts
     if experts is not None and experts.used > experts.count:
         raise raw.unsupported("num_experts_per_tok", experts.used, f"1 to {experts.count}")
+    if experts is not None and experts.groups > 1:
+        _check_groups(experts, raw)
     if experts is not None and experts.count * config.num_layers > MOST_EXPERTS:
         most = f"at most {MOST_EXPERTS // config.num_layers} in each of {config.num_layers} layers"
         raise raw.unsupported("num_experts", experts.count, most)
+
+
+def _check_groups(experts: Experts, raw: RawConfig) -> None:
+    if experts.count % experts.groups or experts.count < 2 * experts.groups:
+        expected = f"a divisor of {experts.count} with 2 experts per group"
+        raise raw.unsupported("n_group", experts.groups, expected)
+    least = -(-experts.used * experts.groups // experts.count)
+    if not least <= experts.groups_used <= experts.groups:
+        raise raw.unsupported("topk_group", experts.groups_used, f"{least} to {experts.groups}")
+
+
+def _check_delta(delta: Delta, raw: RawConfig) -> None:
+    if delta.value_heads % delta.key_heads:
+        expected = f"a multiple of {delta.key_heads}"
+        raise raw.unsupported("linear_num_value_heads", delta.value_heads, expected)
+    if delta.kernel < 2:
+        raise raw.unsupported("linear_conv_kernel_dim", delta.kernel, "2 or more")
+    for key, size in (("key", delta.key_size), ("value", delta.value_size)):
+        if size > MOST_HEAD_DIM:
+            raise raw.unsupported(f"linear_{key}_head_dim", size, f"at most {MOST_HEAD_DIM:,}")
 
 
 def _modules(config: DecoderConfig, names: Mapping[str, str]) -> Iterator[Module]:
@@ -224,15 +261,9 @@ def _norm(
 
 
 def _layer(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
-    hidden, queries = c.hidden_size, c.num_heads * c.head_dim
     if c.norms in ("before", "around", "after sum"):
         yield _norm(c, "attn_norm", names, layer)
-    yield from _qkv(c, layer, names)
-    if c.query_norm is not None:
-        for role, heads in (("q_norm", c.num_heads), ("k_norm", c.num_kv_heads)):
-            size = c.head_dim if c.query_norm == "head" else heads * c.head_dim
-            yield _norm(c, role, names, layer, size)
-    yield from _linears(c, "attention", layer, names, c.out_bias, queries, {"o": hidden})
+    yield from (_delta if c.is_recurrent(layer) else _attention)(c, layer, names)
     if c.norms in ("around", "after"):
         yield _norm(c, "attn_post_norm", names, layer)
     if c.norms != "after" and "mlp_norm" in names:
@@ -243,6 +274,35 @@ def _layer(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[M
         yield from _ffn(c, layer, names, "", c.intermediate_size)
     if c.norms in ("around", "after"):
         yield _norm(c, "mlp_post_norm", names, layer)
+
+
+def _attention(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
+    yield from _qkv(c, layer, names)
+    if c.query_norm is not None:
+        for role, heads in (("q_norm", c.num_heads), ("k_norm", c.num_kv_heads)):
+            size = c.head_dim if c.query_norm == "head" else heads * c.head_dim
+            yield _norm(c, role, names, layer, size)
+    queries, outs = c.num_heads * c.head_dim, {"o": c.hidden_size}
+    yield from _linears(c, "attention", layer, names, c.out_bias, queries, outs)
+
+
+def _delta(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
+    """Gated DeltaNet: large linears like those of attention; everything that steers the recurrence is small, and kept."""
+    assert c.delta is not None
+    d, hidden = c.delta, c.hidden_size
+    outs = {"delta_qkv": d.channels, "delta_z": d.values}
+    small = {"delta_b": d.value_heads, "delta_a": d.value_heads}
+    if "delta_qkvz" in names:
+        outs, small = {"delta_qkvz": d.channels + d.values}, {"delta_ba": 2 * d.value_heads}
+    yield from _linears(c, "attention", layer, names, False, hidden, outs)
+    for role, size in small.items():
+        yield Module(role, names[role], "recurrence", layer, (size, hidden), False)
+    conv = (d.channels, 1, d.kernel)
+    yield Module("delta_conv", names["delta_conv"], "recurrence", layer, conv, False)
+    for role in ("delta_a_log", "delta_dt_bias"):
+        yield Module(role, names[role], "recurrence", layer, (d.value_heads,), False, bare=True)
+    yield Module("delta_norm", names["delta_norm"], "norm", layer, (d.value_size,), False)
+    yield from _linears(c, "attention", layer, names, False, d.values, {"delta_out": hidden})
 
 
 def _linears(
@@ -258,7 +318,8 @@ def _linears(
 
 def _qkv(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
     queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    outs = {"q": queries, "k": keys, "v": keys} if not c.fused_qkv else {"qkv": queries + 2 * keys}
+    asked = 2 * queries if c.gated_attention else queries
+    outs = {"q": asked, "k": keys, "v": keys} if not c.fused_qkv else {"qkv": queries + 2 * keys}
     return _linears(c, "attention", layer, names, c.qkv_bias, c.hidden_size, outs)
 
 
@@ -279,6 +340,9 @@ def _experts(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator
     assert c.experts is not None
     shape = (c.experts.count, c.hidden_size)
     yield Module("router", names["router"], "router", layer, shape, False)
+    if c.experts.biased:
+        bias = names["router_bias"]
+        yield Module("router_bias", bias, "router", layer, shape[:1], False, bare=True)
     for expert in range(c.experts.count):
         here = {
             f"{expert}.{role.removeprefix('expert_')}": name.replace("{}", str(expert))
@@ -288,5 +352,6 @@ def _experts(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator
         yield from _ffn(c, layer, here, f"{expert}.", c.experts.intermediate_size)
     if c.experts.shared_size:
         yield from _ffn(c, layer, names, "shared_", c.experts.shared_size)
+    if c.experts.shared_size and c.experts.shared_gated:
         gate = names["shared_router"]
         yield Module("shared_router", gate, "router", layer, (1, c.hidden_size), False)

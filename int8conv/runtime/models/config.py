@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from ...errors import JsonFileError, UnsupportedFeatureError
+from .recurrence import Delta
 
-Activation = Literal["silu", "relu", "gelu", "gelu_tanh"]
+Activation = Literal["silu", "relu", "relu2", "gelu", "gelu_tanh"]
 T = TypeVar("T")
 
 BOOKKEEPING = frozenset(
@@ -69,6 +70,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "relu": "relu",
+    "relu2": "relu2",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
@@ -128,7 +130,17 @@ class Experts:
     normalised: bool
     """Whether the weights of the used experts are normalised to add up to 1."""
     shared_size: int = 0
-    """Inner size of a shared FFN that every token also passes through, with its own gate; 0: none."""
+    """Inner size of a shared FFN that every token also passes through; 0: none."""
+    shared_gated: bool = True
+    """Whether the shared FFN has its own gate."""
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    biased: bool = False
+    """Whether a bias per expert is added to its score to choose experts, though not to weigh them."""
+    groups: int = 1
+    groups_used: int = 1
+    """Experts are chosen from this many of ``groups`` groups, those with the highest sums of their two best scores."""
+    scale: float = 1.0
+    """Multiplier of the weights."""
 
 
 @dataclass(frozen=True)
@@ -185,12 +197,18 @@ class DecoderConfig:
     attention_scale: float | None = None
     """Scale of scores; None: ``head_dim ** -0.5``."""
     attention_softcap: float | None = None
+    query_growth: float = 0.0
+    """Queries are multiplied by ``1 + query_growth * log(1 + floor(position / rope.original_positions))``."""
     windows: tuple[int | None, ...] = ()
     """For each layer, the number of positions that a token attends to, including itself; None or absent: all."""
+    unrotated: tuple[bool, ...] = ()
+    """For each layer, whether queries and keys are not rotated despite ``rope``; absent: all are."""
     local_rope: Rope | None = None
     """The rotary embedding of layers with a window, if it differs."""
     query_norm: Literal["head", "row"] | None = None
     """RMSNorm of queries and keys: per head, or over all heads."""
+    norm_rotated: bool = False
+    """Whether these norms come after the rotation."""
     fused_qkv: Literal["rows", "heads"] | None = None
     """Whether one linear computes all three: its rows are q, then k, then v; or, for each key head, its queries, key and value."""
     fused_gate: bool = False
@@ -201,9 +219,37 @@ class DecoderConfig:
     sparse_layers: tuple[bool, ...] = ()
     """For each layer, whether it has experts in place of the FFN; absent: all layers, if there are any experts."""
 
+    gated_attention: bool = False
+    """Whether the query projection also computes, for each head, a gate of the head's output: its query, then its gate."""
+    delta: Delta | None = None
+    delta_layers: tuple[bool, ...] = ()
+    """For each layer, whether it has Gated DeltaNet in place of attention; absent: none."""
+
+    def is_recurrent(self, layer: int) -> bool:
+        """Whether a layer has a recurrent state instead of keys and values."""
+        return bool(self.delta_layers) and self.delta_layers[layer]
+
+    @property
+    def kv_layers(self) -> int:
+        """Number of layers with keys and values."""
+        return self.num_layers - sum(self.delta_layers)
+
+    def cache_layer(self, layer: int) -> int:
+        """The number of a layer among those of its kind: with keys and values, or with a state."""
+        recurrent = sum(self.delta_layers[:layer])
+        return recurrent if self.is_recurrent(layer) else layer - recurrent
+
+    def state_bytes(self, batch: int) -> int:
+        """Size of the states of recurrent layers."""
+        return 0 if self.delta is None else sum(self.delta_layers) * self.delta.nbytes(batch)
+
     def window(self, layer: int) -> int | None:
         """The number of positions that a token attends to in a layer; None: all."""
         return self.windows[layer] if self.windows else None
+
+    def is_rotated(self, layer: int) -> bool:
+        """Whether a layer rotates queries and keys."""
+        return self.rope is not None and not (self.unrotated and self.unrotated[layer])
 
     def is_sparse(self, layer: int) -> bool:
         """Whether a layer has experts."""

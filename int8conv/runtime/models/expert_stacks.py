@@ -22,6 +22,7 @@ from ...formats.source.checkpoint import CONFIG_FILE, Checkpoint
 from ...formats.source.fp8 import SCALE_SUFFIXES
 from .architecture import Architecture, Module, read_architecture, shape_error
 from .families import FAMILIES, Family
+from .wrapped import PLACES, is_wrapper, text_part
 
 _SUFFIX: Final = f".{WEIGHT}"
 
@@ -35,7 +36,7 @@ def take_apart(checkpoint: Checkpoint) -> Checkpoint:
         CompanionError: FP8 scales of a stack cannot be split with it.
         JsonFileError: the config is malformed.
     """
-    model_type = checkpoint.config.get("model_type")
+    model_type = text_part(checkpoint.config).get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None or not family.stacks:
         return checkpoint
@@ -55,7 +56,8 @@ def _matching(
     checkpoint: Checkpoint, family: Family, patterns: Mapping[str, tuple[str, ...]], *, axes: int
 ) -> dict[str, tuple[int, tuple[str, ...]]]:
     """Tensors with that many axes whose path matches a pattern, with the layer and the value of the pattern."""
-    prefix = re.escape(family.base_prefix)
+    wrapped = PLACES if is_wrapper(checkpoint.config) else ()
+    prefix = "|".join(re.escape(each) for each in (family.base_prefix, *wrapped))
     compiled = [
         (re.compile(f"(?:{prefix})?" + _escaped(path.removeprefix(family.base_prefix))), roles)
         for path, roles in patterns.items()
@@ -82,7 +84,10 @@ def _apart(
     modules = {(m.layer, m.role): m for m in architecture.modules}
     experts = architecture.config.experts
     count = 0 if experts is None else experts.count
-    renamed = _matching(checkpoint, architecture.family, architecture.family.aliases, axes=2)
+    plain = FAMILIES[
+        architecture.family.model_type
+    ]  # with its own prefix, even within a multimodal model
+    renamed = _matching(checkpoint, plain, plain.aliases, axes=2)
     scales = {
         name + suffix: name
         for name in stacks if checkpoint.tensors[name].dtype in FP8_DTYPES for suffix in SCALE_SUFFIXES

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from ...errors import JsonFileError
 from ...formats.json_file import read_optional_json
+from .wrapped import text_part
 
 FILE: Final = "generation_config.json"
 
@@ -61,13 +62,14 @@ def read_generation_defaults(folder: Path, config: Mapping[str, Any]) -> Generat
         JsonFileError: the file is not a JSON object, or one of the other keys has an invalid value.
     """
     file = _File(folder / FILE, read_optional_json(folder / FILE))
+    ends = config.get("eos_token_id", text_part(dict(config)).get("eos_token_id"))
     drawn = file.flag("do_sample")
     usable = {key: file.usable(key, fits) for key, fits in _DRAWING.items()}
     temperature, top_k = usable["temperature"], usable["top_k"]
     count = file.number("max_new_tokens", "an integer above 0", lambda x: x >= 1 and x == int(x))
     penalty = file.number("repetition_penalty", "above 0", lambda x: x > 0)
     return GenerationDefaults(
-        end_tokens=_end_tokens(file.values.get("eos_token_id", config.get("eos_token_id"))),
+        end_tokens=_end_tokens(file.values.get("eos_token_id", ends)),
         temperature=(1.0 if temperature is None else temperature) if drawn else 0.0,
         top_k=None if top_k is None else int(top_k),
         top_p=usable["top_p"],

@@ -12,6 +12,12 @@ from typing import Final
 VERSION: Final = "5.23.0"
 
 _WORDS: Final = {
+    "arcee": (
+        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "
+        "hidden_size initializer_range intermediate_size max_position_embeddings mlp_bias "
+        "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps "
+        "rope_parameters tie_word_embeddings use_cache vocab_size"
+    ),
     "bloom": (
         "apply_residual_connection_post_layernorm attention_dropout bos_token_id "
         "classifier_dropout eos_token_id hidden_dropout hidden_size initializer_range "
@@ -24,6 +30,50 @@ _WORDS: Final = {
         "hidden_size initializer_range intermediate_size layer_norm_eps logit_scale "
         "max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads "
         "pad_token_id rope_parameters tie_word_embeddings use_cache use_qk_norm vocab_size"
+    ),
+    "cohere2": (
+        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "
+        "hidden_size initializer_range intermediate_size layer_norm_eps layer_types logit_scale "
+        "max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads "
+        "pad_token_id rope_parameters sliding_window sliding_window_pattern tie_word_embeddings "
+        "use_cache vocab_size"
+    ),
+    "cwm": (
+        "attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size "
+        "initializer_range intermediate_size layer_types max_position_embeddings mlp_bias "
+        "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id pretraining_tp "
+        "rms_norm_eps rope_parameters sliding_window tie_word_embeddings use_cache vocab_size"
+    ),
+    "dots1": (
+        "attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace "
+        "head_dim hidden_act hidden_size initializer_range intermediate_size layer_types "
+        "max_position_embeddings max_window_layers moe_intermediate_size n_group n_routed_experts "
+        "n_shared_experts norm_topk_prob num_attention_heads num_experts_per_tok "
+        "num_hidden_layers num_key_value_heads num_local_experts output_router_logits "
+        "pad_token_id rms_norm_eps rope_parameters routed_scaling_factor sliding_window "
+        "tie_word_embeddings topk_group use_cache vocab_size"
+    ),
+    "ernie4_5": (
+        "bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range "
+        "intermediate_size max_position_embeddings num_attention_heads num_hidden_layers "
+        "num_key_value_heads pad_token_id rms_norm_eps rope_parameters tie_word_embeddings "
+        "use_bias use_cache vocab_size"
+    ),
+    "exaone4": (
+        "attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size "
+        "initializer_range intermediate_size layer_types max_position_embeddings "
+        "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps "
+        "rope_parameters sliding_window sliding_window_pattern tie_word_embeddings use_cache "
+        "vocab_size"
+    ),
+    "exaone_moe": (
+        "attention_dropout bos_token_id eos_token_id first_k_dense_replace head_dim hidden_act "
+        "hidden_size initializer_range intermediate_size layer_types max_position_embeddings "
+        "mlp_layer_types moe_intermediate_size n_group norm_topk_prob num_attention_heads "
+        "num_experts num_experts_per_tok num_hidden_layers num_key_value_heads num_shared_experts "
+        "output_router_logits pad_token_id rms_norm_eps rope_parameters routed_scaling_factor "
+        "sliding_window sliding_window_pattern tie_word_embeddings topk_group use_cache "
+        "vocab_size"
     ),
     "falcon": (
         "activation alibi attention_dropout bias bos_token_id classifier_dropout eos_token_id "
@@ -55,6 +105,27 @@ _WORDS: Final = {
         "rope_scaling rope_theta sliding_window sliding_window_pattern text_config "
         "tie_word_embeddings use_bidirectional_attention use_cache vision_config vocab_size"
     ),
+    "glm": (
+        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "
+        "hidden_size initializer_range intermediate_size max_position_embeddings "
+        "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps "
+        "rope_parameters tie_word_embeddings use_cache vocab_size"
+    ),
+    "glm4": (
+        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "
+        "hidden_size initializer_range intermediate_size max_position_embeddings "
+        "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps "
+        "rope_parameters tie_word_embeddings use_cache vocab_size"
+    ),
+    "glm4_moe": (
+        "attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace "
+        "head_dim hidden_act hidden_size initializer_range intermediate_size "
+        "max_position_embeddings moe_intermediate_size n_group n_routed_experts n_shared_experts "
+        "norm_topk_prob num_attention_heads num_experts_per_tok num_hidden_layers "
+        "num_key_value_heads num_local_experts num_mtp_layers output_router_logits pad_token_id "
+        "rms_norm_eps rope_parameters routed_scaling_factor tie_word_embeddings topk_group "
+        "use_cache use_qk_norm vocab_size"
+    ),
     "gpt2": (
         "activation_function add_cross_attention attn_pdrop bos_token_id classifier_dropout "
         "embd_pdrop eos_token_id hidden_dropout hidden_size initializer_range layer_norm_epsilon "
@@ -63,6 +134,21 @@ _WORDS: Final = {
         "scale_attn_by_inverse_layer_idx scale_attn_weights summary_activation "
         "summary_first_dropout summary_last_dropout summary_proj_to_labels summary_type "
         "summary_use_proj tie_word_embeddings use_cache vocab_size"
+    ),
+    "gpt_bigcode": (
+        "activation_function add_cross_attention attention_softmax_in_fp32 attn_pdrop "
+        "bos_token_id classifier_dropout embd_pdrop eos_token_id hidden_dropout hidden_size "
+        "initializer_range layer_norm_epsilon max_position_embeddings multi_query n_embd n_head "
+        "n_inner n_layer n_positions num_attention_heads num_hidden_layers num_labels "
+        "pad_token_id resid_pdrop scale_attention_softmax_in_fp32 scale_attn_weights "
+        "tie_word_embeddings use_cache vocab_size"
+    ),
+    "gpt_neo": (
+        "activation_function attention_dropout attention_layers attention_types bos_token_id "
+        "classifier_dropout embed_dropout eos_token_id hidden_size initializer_range "
+        "intermediate_size layer_norm_epsilon max_position_embeddings num_attention_heads "
+        "num_heads num_hidden_layers num_labels num_layers output_attentions pad_token_id "
+        "resid_dropout tie_word_embeddings use_cache vocab_size window_size"
     ),
     "gpt_neox": (
         "attention_bias attention_dropout bos_token_id classifier_dropout eos_token_id head_dim "
@@ -84,11 +170,68 @@ _WORDS: Final = {
         "num_key_value_heads pad_token_id residual_multiplier rms_norm_eps rope_parameters "
         "tie_word_embeddings use_cache vocab_size"
     ),
+    "helium": (
+        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "
+        "hidden_size initializer_range intermediate_size max_position_embeddings mlp_bias "
+        "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps "
+        "rope_parameters tie_word_embeddings use_cache vocab_size"
+    ),
+    "hunyuan_v1_dense": (
+        "attention_bias attention_dropout bos_token_id eod_token_id eos_token_id head_dim "
+        "hidden_act hidden_size initializer_range intermediate_size max_position_embeddings "
+        "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id pretraining_tp "
+        "rms_norm_eps rope_parameters tie_word_embeddings use_cache vocab_size"
+    ),
+    "hunyuan_v1_moe": (
+        "attention_bias attention_dropout bos_token_id eod_token_id eos_token_id head_dim "
+        "hidden_act hidden_size initializer_range intermediate_size max_position_embeddings "
+        "moe_topk num_attention_heads num_experts num_experts_per_tok num_hidden_layers "
+        "num_key_value_heads num_local_experts output_router_logits pad_token_id pretraining_tp "
+        "rms_norm_eps rope_parameters sep_token_id tie_word_embeddings use_cache vocab_size"
+    ),
+    "hyperclovax": (
+        "attention_bias attention_dropout attention_multiplier bos_token_id embedding_multiplier "
+        "eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
+        "logits_scaling max_position_embeddings mlp_bias num_attention_heads num_hidden_layers "
+        "num_key_value_heads pad_token_id residual_multiplier rms_norm_eps rope_parameters "
+        "tie_word_embeddings use_cache use_post_norm vocab_size"
+    ),
+    "internlm3": (
+        "attention_bias attention_dropout bias bos_token_id eos_token_id head_dim hidden_act "
+        "hidden_size initializer_range intermediate_size max_position_embeddings mlp_bias "
+        "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id qkv_bias "
+        "rms_norm_eps rope_parameters tie_word_embeddings use_cache vocab_size"
+    ),
+    "jais2": (
+        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "
+        "hidden_size initializer_range intermediate_size layer_norm_eps max_position_embeddings "
+        "mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id "
+        "rope_parameters tie_word_embeddings use_cache vocab_size"
+    ),
     "llama": (
         "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "
         "hidden_size initializer_range intermediate_size max_position_embeddings mlp_bias "
         "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id pretraining_tp "
         "rms_norm_eps rope_parameters tie_word_embeddings use_cache vocab_size"
+    ),
+    "minimax_m2": (
+        "attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size "
+        "initializer_range intermediate_size max_position_embeddings num_attention_heads "
+        "num_experts num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts "
+        "output_router_logits pad_token_id rms_norm_eps rope_parameters rotary_dim "
+        "router_aux_loss_coef router_jitter_noise tie_word_embeddings use_cache vocab_size"
+    ),
+    "ministral": (
+        "attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size "
+        "initializer_range intermediate_size layer_types max_position_embeddings "
+        "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps "
+        "rope_parameters sliding_window tie_word_embeddings use_cache vocab_size"
+    ),
+    "ministral3": (
+        "attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size "
+        "initializer_range intermediate_size max_position_embeddings num_attention_heads "
+        "num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters "
+        "sliding_window tie_word_embeddings use_cache vocab_size"
     ),
     "mistral": (
         "attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size "
@@ -103,11 +246,24 @@ _WORDS: Final = {
         "output_router_logits pad_token_id rms_norm_eps rope_parameters router_aux_loss_coef "
         "router_jitter_noise sliding_window tie_word_embeddings use_cache vocab_size"
     ),
+    "nemotron": (
+        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "
+        "hidden_size initializer_range intermediate_size max_position_embeddings mlp_bias "
+        "norm_eps num_attention_heads num_hidden_layers num_key_value_heads pad_token_id "
+        "rope_parameters tie_word_embeddings use_cache vocab_size"
+    ),
     "olmo2": (
         "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "
         "hidden_size initializer_range intermediate_size max_position_embeddings "
         "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps "
         "rope_parameters tie_word_embeddings use_cache vocab_size"
+    ),
+    "olmo3": (
+        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "
+        "hidden_size initializer_range intermediate_size layer_types max_position_embeddings "
+        "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps "
+        "rope_parameters rope_scaling rope_theta sliding_window tie_word_embeddings use_cache "
+        "vocab_size"
     ),
     "olmoe": (
         "attention_bias attention_dropout bos_token_id clip_qkv eos_token_id head_dim hidden_act "
@@ -160,6 +316,28 @@ _WORDS: Final = {
         "rms_norm_eps rope_parameters sliding_window tie_word_embeddings use_cache "
         "use_sliding_window vocab_size"
     ),
+    "qwen3_5_moe_text": (
+        "attention_bias attention_dropout bos_token_id depth eos_token_id full_attention_interval "
+        "head_dim hidden_act hidden_size image_token_id in_channels initializer_range "
+        "intermediate_size layer_types linear_conv_kernel_dim linear_key_head_dim "
+        "linear_num_key_heads linear_num_value_heads linear_value_head_dim "
+        "max_position_embeddings moe_intermediate_size num_attention_heads num_experts "
+        "num_experts_per_tok num_heads num_hidden_layers num_key_value_heads "
+        "num_position_embeddings out_hidden_size output_router_logits pad_token_id patch_size "
+        "rms_norm_eps rope_parameters router_aux_loss_coef shared_expert_intermediate_size "
+        "spatial_merge_size temporal_patch_size text_config tie_word_embeddings use_cache "
+        "video_token_id vision_config vocab_size"
+    ),
+    "qwen3_5_text": (
+        "attention_bias attention_dropout bos_token_id depth eos_token_id full_attention_interval "
+        "head_dim hidden_act hidden_size image_token_id in_channels initializer_range "
+        "intermediate_size layer_types linear_conv_kernel_dim linear_key_head_dim "
+        "linear_num_key_heads linear_num_value_heads linear_value_head_dim "
+        "max_position_embeddings num_attention_heads num_heads num_hidden_layers "
+        "num_key_value_heads num_position_embeddings out_hidden_size pad_token_id patch_size "
+        "rms_norm_eps rope_parameters spatial_merge_size temporal_patch_size text_config "
+        "tie_word_embeddings use_cache video_token_id vision_config vocab_size"
+    ),
     "qwen3_moe": (
         "attention_bias attention_dropout bos_token_id decoder_sparse_step eos_token_id head_dim "
         "hidden_act hidden_size initializer_range intermediate_size max_position_embeddings "
@@ -167,6 +345,39 @@ _WORDS: Final = {
         "num_experts_per_tok num_hidden_layers num_key_value_heads output_router_logits "
         "pad_token_id rms_norm_eps rope_parameters router_aux_loss_coef sliding_window "
         "tie_word_embeddings use_cache use_sliding_window vocab_size"
+    ),
+    "qwen3_next": (
+        "attention_bias attention_dropout bos_token_id decoder_sparse_step eos_token_id "
+        "full_attention_interval head_dim hidden_act hidden_size initializer_range "
+        "intermediate_size layer_types linear_conv_kernel_dim linear_key_head_dim "
+        "linear_num_key_heads linear_num_value_heads linear_value_head_dim "
+        "max_position_embeddings mlp_only_layers moe_intermediate_size norm_topk_prob "
+        "num_attention_heads num_experts num_experts_per_tok num_hidden_layers "
+        "num_key_value_heads output_router_logits pad_token_id rms_norm_eps rope_parameters "
+        "router_aux_loss_coef shared_expert_intermediate_size tie_word_embeddings use_cache "
+        "vocab_size"
+    ),
+    "seed_oss": (
+        "attention_bias attention_dropout attention_out_bias bos_token_id eos_token_id head_dim "
+        "hidden_act hidden_size initializer_range intermediate_size max_position_embeddings "
+        "mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id "
+        "pretraining_tp residual_dropout rms_norm_eps rope_parameters tie_word_embeddings "
+        "use_cache vocab_size"
+    ),
+    "smollm3": (
+        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "
+        "hidden_size initializer_range intermediate_size layer_types max_position_embeddings "
+        "mlp_bias no_rope_layer_interval no_rope_layers num_attention_heads num_hidden_layers "
+        "num_key_value_heads pad_token_id rms_norm_eps rope_parameters sliding_window "
+        "tie_word_embeddings use_cache use_sliding_window vocab_size"
+    ),
+    "solar_open": (
+        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "
+        "hidden_size initializer_range intermediate_size max_position_embeddings "
+        "moe_intermediate_size n_group n_routed_experts n_shared_experts norm_topk_prob "
+        "num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads "
+        "num_local_experts output_router_logits pad_token_id rms_norm_eps rope_parameters "
+        "routed_scaling_factor tie_word_embeddings topk_group use_cache vocab_size"
     ),
     "stablelm": (
         "attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_dropout "
@@ -180,6 +391,13 @@ _WORDS: Final = {
         "hidden_size initializer_range intermediate_size max_position_embeddings norm_epsilon "
         "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id residual_dropout "
         "rope_parameters sliding_window tie_word_embeddings use_bias use_cache vocab_size"
+    ),
+    "vaultgemma": (
+        "attention_bias attention_dropout attn_logit_softcapping bos_token_id eos_token_id "
+        "final_logit_softcapping head_dim hidden_activation hidden_size initializer_range "
+        "intermediate_size layer_types max_position_embeddings num_attention_heads "
+        "num_hidden_layers num_key_value_heads pad_token_id query_pre_attn_scalar rms_norm_eps "
+        "rope_parameters sliding_window tie_word_embeddings use_cache vocab_size"
     ),
 }
 FIELDS: Final[Mapping[str, frozenset[str]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, Final
 
@@ -33,13 +34,19 @@ MOST_FACTOR: Final = 1e12
 _SAME_AS: Final = {"su": "longrope"}
 
 
-def read_rope(raw: RawConfig, fraction: float | None = None, theta: float = 10000.0) -> Rope:
+def read_rope(
+    raw: RawConfig,
+    fraction: float | None = None,
+    theta: float = 10000.0,
+    ignored: Collection[str] = (),
+) -> Rope:
     """Read ``rope_theta`` and ``rope_scaling`` of old configs, or ``rope_parameters`` of new ones.
 
     Args:
         raw: the config.
         fraction: fraction of channels to rotate if the config does not set it; None: all, and the config may not set anything else.
         theta: the base if the config does not set it.
+        ignored: keys of a section that the caller reads.
 
     Raises:
         UnsupportedFeatureError: a kind of scaling, or one of its keys, is not supported.
@@ -54,8 +61,26 @@ def read_rope(raw: RawConfig, fraction: float | None = None, theta: float = 1000
         values = raw.values.get(section)
         if values is not None and not isinstance(values, dict):
             raise _malformed(raw, section, "an object", values)
-        rope = read_section(raw, section, dict(values or {}), rope, partial=fraction is not None)
+        known = {key: value for key, value in (values or {}).items() if key not in ignored}
+        rope = read_section(raw, section, known, rope, partial=fraction is not None)
     return rope
+
+
+def read_layer_ropes(
+    raw: RawConfig, thetas: tuple[float, float] = (10000.0, 10000.0)
+) -> tuple[Rope, Rope] | None:
+    """The embeddings of layers without and with a window, if ``rope_parameters`` has a section for each; ``thetas``: default bases."""
+    sections = raw.values.get("rope_parameters")
+    names = ("full_attention", "sliding_attention")
+    if not isinstance(sections, dict) or not set(sections) & set(names):
+        return None
+    ropes = []
+    for name, theta in zip(names, thetas, strict=True):
+        section = sections.get(name) or {}
+        if not isinstance(section, dict):
+            raise raw.unsupported(f"rope_parameters.{name}", section, "an object")
+        ropes.append(read_section(raw, f"rope_parameters.{name}", dict(section), Rope(theta)))
+    return ropes[0], ropes[1]
 
 
 def read_section(
@@ -135,10 +160,10 @@ def _scaled(raw: RawConfig, section: str, values: dict[str, Any], rope: Rope) ->
         pair = values.pop("mscale", None), values.pop("mscale_all_dim", None)
         if values.pop("truncate", True) is not True:
             raise raw.unsupported(f"{section}.truncate", False)
-        if any(value not in (None, 0) for value in pair):
+        if any(pair) and not all(pair):
             raise raw.unsupported(f"{section}.mscale", pair[0])
         if magnitude is None:
-            rope = replace(rope, magnitude=0.1 * math.log(max(rope.factor, 1.0)) + 1)
+            rope = replace(rope, magnitude=_yarn_magnitude(raw, section, rope.factor, pair))
     if rope.kind == "longrope":
         rope = _with_factors(raw, section, values, rope)
         stretch = rope.factor
@@ -148,6 +173,18 @@ def _scaled(raw: RawConfig, section: str, values: dict[str, Any], rope: Rope) ->
             logs = math.log(stretch) / math.log(rope.original_positions)
             rope = replace(rope, magnitude=math.sqrt(1 + logs))
     return rope
+
+
+def _yarn_magnitude(
+    raw: RawConfig, section: str, factor: float, pair: tuple[object, object]
+) -> float:
+    """``0.1 log(factor) + 1`` (arXiv:2309.00071, section 3.4); with both ``mscale`` keys the ratio of two such numbers."""
+    log = 0.1 * math.log(max(factor, 1.0))
+    if not any(pair):
+        return log + 1
+    keys = (f"{section}.mscale", f"{section}.mscale_all_dim")
+    own, all_dim = (_positive(raw, key, value) for key, value in zip(keys, pair, strict=True))
+    return (own * log + 1) / (all_dim * log + 1)
 
 
 def _with_factors(raw: RawConfig, section: str, values: dict[str, Any], rope: Rope) -> Rope:

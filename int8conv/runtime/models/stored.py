@@ -9,6 +9,7 @@ from ...errors import WrappedNamesError
 from ...formats.int8.names import WEIGHT
 from .config import DecoderConfig
 from .families import Family
+from .wrapped import text_names
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,18 @@ class Stored:
 
 
 def as_stored(
-    family: Family, config: DecoderConfig, tensors: Collection[str], file: object = "config.json"
-) -> Stored:
+    family: Family, config: DecoderConfig, tensors: Collection[str], file: object = "config.json",
+    *, wrapped: bool = False,
+) -> Stored:  # fmt: skip
     """Match a family with the names of a checkpoint's tensors (none of them: nothing is known).
+
+    ``wrapped``: the checkpoint is a multimodal model's, and the family that of its text part.
 
     Raises:
         WrappedNamesError: they begin as another model's do, such as the text part of one that sees; ``file`` is named then.
     """
+    if wrapped and (names := text_names(family.names, family.base_prefix, tensors)) is not None:
+        family = replace(family, base_prefix="", names=names)
     embed, head = (f"{family.names[role]}.{WEIGHT}" for role in ("embed", "head"))
     stripped = embed.removeprefix(family.base_prefix)
     if embed not in tensors and stripped in tensors:  # saved from the base model

@@ -110,6 +110,11 @@ class Tokenizer:
         """The same, but ``decode`` has the text of special tokens too."""
         return Tokenizer(self._tokenizer, self._folder, keep_special=True)
 
+    def to_json(self) -> str:
+        """What ``tokenizer.json`` would hold, for other libraries."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     def visible(self, token_id: int) -> str | None:
         """A token's spelling in the vocabulary; None if ``decode`` skips it (a special or unknown token)."""
         if token_id in self._special and not self._keep_special:

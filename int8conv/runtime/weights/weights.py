@@ -41,8 +41,10 @@ class Weights(Protocol):
     dtype: torch.dtype
     """Dtype of activations."""
 
-    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
-        """A small tensor in the activations' dtype."""
+    def tensor(
+        self, module: Module, kind: str = "weight", dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """A small tensor in the activations' dtype, or in ``dtype``."""
 
     def lookup(self, module: Module) -> Lookup:
         """The lookup function of an embedding, which may stay in the dtype of the file."""
@@ -77,8 +79,12 @@ class CheckpointWeights:
         self.backend: Backend = TorchBackend(device)
         self._embeddings: dict[str, Tensor] = {}
 
-    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
-        return self._read(find_tensor(self.checkpoint, module, kind)).to(self.device)
+    def tensor(
+        self, module: Module, kind: str = "weight", dtype: torch.dtype | None = None
+    ) -> Tensor:
+        stored = find_tensor(self.checkpoint, module, kind)
+        found = self._read(stored) if dtype is None else read_tensor(stored).to(dtype)
+        return found.to(self.device)
 
     def check_files(self) -> None:
         """Like ``ConvertedWeights.check_files``."""
@@ -140,10 +146,11 @@ class ConvertedWeights:
         self.counters: dict[str, FallbackCounter] = {}
         """Counters of the outlier fallback at each input, keyed by the path of its first linear."""
 
-    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
-        return self._files.tensor(find_tensor(self.converted.checkpoint, module, kind)).to(
-            self.dtype
-        )
+    def tensor(
+        self, module: Module, kind: str = "weight", dtype: torch.dtype | None = None
+    ) -> Tensor:
+        stored = find_tensor(self.converted.checkpoint, module, kind)
+        return self._files.tensor(stored).to(dtype or self.dtype)
 
     def lookup(self, module: Module) -> Lookup:
         linear = self.converted.linears.get(module.path)

@@ -15,8 +15,9 @@ import xxhash
 from safetensors.torch import load_file
 from torch import Tensor
 
-from int8conv.convert.outliers.calibrate import CONTEXT, RANDOM_TOKENS, calibrate_opened
+from int8conv.convert.outliers.calibrate import calibrate_opened
 from int8conv.convert.outliers.collect import fingerprint, merge
+from int8conv.convert.outliers.texts import CONTEXT, RANDOM_TOKENS
 from int8conv.errors import CalibrationError, NonFiniteWeightError, NotFoundError, TokenizerError
 from int8conv.formats.int8.stats import InputStats, Stats
 from int8conv.formats.source.checkpoint import open_checkpoint

@@ -244,6 +244,10 @@ def test_by_expected_error() -> None:
     found = replace(seen(absmax), weight_error=error)
     assert choose(found, TOKENS, Choosing("error")).columns.tolist() == list(range(16))
     assert choose(found, TOKENS).columns.tolist() == list(range(48, 64))
+    squares = np.ones(64)
+    squares[20:36] = 101.0  # more than ten times the error of the weight makes up for
+    steady = replace(found, squares=pair(squares))
+    assert choose(steady, TOKENS, Choosing("error")).columns.tolist() == list(range(20, 36))
 
 
 def layers(hits: dict[int, tuple[int, int]], count: int = 8) -> Stats:

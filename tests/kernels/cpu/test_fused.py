@@ -43,7 +43,7 @@ ANGLES = random(2, 3)
 CASES: dict[str, dict[str, Any]] = {
     "plain": {}, "layer norms, biases": {"norms": [norm(False, True), None, norm(False), None], "biases": BIASES, "activation": "relu"},
     "norms around, gelu": {"norms": [norm() for _ in range(4)], "activation": "gelu", "residual_multiplier": 0.5},
-    "norms behind": {"norms": [None, norm(), None, norm()]},
+    "norms behind": {"norms": [None, norm(), None, norm()], "activation": "relu2"},
     "parallel": {"parallel": True, "residual_multiplier": 2.0}, "not gated": {"gated": False, "activation": "gelu_tanh"},
     "rotated": {"rotated": 6}, "interleaved": {"rotated": 6, "attention": replace(ATTENTION, interleaved=True)},
     "by heads": {"attention": replace(ATTENTION, by_heads=True)}, "window": {"attention": replace(ATTENTION, window=3)},
@@ -116,7 +116,7 @@ def truth(case: dict[str, Any], keys: Tensor, values: Tensor) -> tuple[Tensor, T
             out.append(scores.softmax(0) @ values[i, g, first : length + 1])
         rows.append(torch.cat(out))
     h = x + scale * normed(linear(torch.stack(rows), OUT, 1), post)
-    formulas: dict[str, Any] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda y: F.gelu(y, approximate="tanh")}  # fmt: skip
+    formulas: dict[str, Any] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu, "relu2": lambda y: F.relu(y) ** 2, "gelu_tanh": lambda y: F.gelu(y, approximate="tanh")}  # fmt: skip
     wide = linear(normed(x if case["parallel"] else h, mlp_norm), case["wide"], 2)
     act = formulas[case["activation"]]
     if case["gated"]:

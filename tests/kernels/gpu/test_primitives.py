@@ -105,6 +105,7 @@ POINTS = torch.cat([torch.linspace(-12, 12, 121), torch.tensor([0.0, 1e-4, -1e-4
     ("kind", "formula"),
     [
         ("tanh", torch.tanh), ("none", lambda x: x), ("silu", F.silu), ("relu", F.relu), ("gelu", F.gelu),
+        ("relu2", lambda x: F.relu(x).square()),
         ("gelu_tanh", lambda x: F.gelu(x, approximate="tanh")),
     ],
 )  # fmt: skip
@@ -115,6 +116,6 @@ def test_functions_are_those_of_float64(kind: str, formula: object) -> None:
     assert (error <= 1e-6 * (1 + POINTS.double().abs())).all()
 
 
-@pytest.mark.parametrize("kind", ["silu", "relu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("kind", ["silu", "relu", "relu2", "gelu", "gelu_tanh"])
 def test_nan_stays(kind: str) -> None:
     assert run(kind, torch.tensor([float("nan"), 1.0])).isnan().tolist() == [True, False]

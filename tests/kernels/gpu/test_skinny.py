@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from int8conv.errors import ArgumentError
-from int8conv.kernels.gpu import configs, primitives, reference, skinny
+from int8conv.kernels.gpu import configs, primitives, reference, skinny, workspace
 from int8conv.kernels.weight import MixedWeight
 
 from .tensors import HALVES, check, dense, make_tokens, make_weight
@@ -119,7 +119,9 @@ def test_splitting_is_repeatable_and_leaves_counters_at_zero() -> None:
     first = skinny.w8a16(x, weight, config=SPLIT)
     for _ in range(3):
         assert torch.equal(skinny.w8a16(x, weight, config=SPLIT), first)
-    assert all((arrived == 0).all() for _, arrived in skinny._workspaces.values())
+    counters = workspace.of_streams[x.device, 0].counters
+    assert counters is not None
+    assert (counters == 0).all()
 
 
 def test_every_column_an_outlier() -> None:

@@ -39,8 +39,10 @@ class Made:
         self.backend: Any = TorchBackend()
         self.asked: list[list[str]] = []
 
-    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
-        return self.tensors[f"{module.path}.{kind}"]
+    def tensor(
+        self, module: Module, kind: str = "weight", dtype: torch.dtype | None = None
+    ) -> Tensor:
+        return self.tensors[module.tensor_name(kind)]
 
     def lookup(self, module: Module) -> Any:
         return lambda rows: self.tensor(module)[rows]

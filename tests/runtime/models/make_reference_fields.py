@@ -6,6 +6,7 @@ python -m tests.runtime.models.make_reference_fields > int8conv/runtime/models/r
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import re
 import sys
@@ -47,7 +48,9 @@ def fields(model_type: str) -> set[str]:
     """The keys that the reference reads of a family's config."""
     cls = CONFIG_MAPPING[model_type]
     module = importlib.import_module(cls.__module__)
-    model = importlib.import_module(cls.__module__.replace("configuration_", "modeling_"))
+    model_name = cls.__module__.replace("configuration_", "modeling_")
+    lone = importlib.util.find_spec(model_name) is None  # computed by another family's model
+    model = module if lone else importlib.import_module(model_name)
     found = set(cls.__dataclass_fields__) | set(cls.attribute_map)
     for source, patterns in ((model, _READ_BY_MODEL), (module, _READ_BY_CONFIG)):
         for pattern in patterns:

@@ -17,6 +17,7 @@ from int8conv.runtime.models.architecture import read_architecture
 from int8conv.runtime.models.families import FAMILIES
 
 from ..reference import TOLERANCE, dequantized_reference, greedy, logits, reference, token_by_token
+from .newer_configs import NEWER
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 101, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
@@ -140,6 +141,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 
+CONFIGS |= NEWER
 _params = pytest.mark.parametrize("name", CONFIGS)
 
 

@@ -16,6 +16,7 @@ from transformers import AutoConfig
 
 import int8conv
 from int8conv.convert.converter import convert_checkpoint
+from int8conv.convert.outliers.choose import RANDOM
 from int8conv.errors import UnsupportedFeatureError
 from int8conv.runtime.models.architecture import read_architecture
 
@@ -109,8 +110,7 @@ def test_read_calibrated_and_run(
     assert (ours.logits(ids) - expected).abs().max() <= TOLERANCE
     report = convert_checkpoint(folder, tmp_path / "out")
     noted = f"config.json has keys that have no effect in this family: {NOTED.get(name)}"
-    calibrated = "the source has no usable tokenizer: calibrated on random tokens"
-    assert report.notes == ((noted, calibrated) if name in NOTED else (calibrated,))
+    assert report.notes == ((noted, RANDOM) if name in NOTED else (RANDOM,))
     converted = int8conv.load(tmp_path / "out").logits(ids)
     assert (converted - expected).square().mean().sqrt() <= 0.1 * expected.std()
 

@@ -23,6 +23,7 @@ from ....kernels.gpu.quantize import apply
 from ...decoder.attention_spec import AttentionSpec, alibi_slopes
 from ...decoder.cache import Quantized, Stored
 from ...decoder.norms import NormWeights
+from ...decoder.rotary import rotate
 from ...decoder.working_sizes import SCORES_ON_GPU, WIDENED_ON_GPU
 
 
@@ -131,6 +132,20 @@ def _part(q: Tensor, keys: Tensor, values: Tensor, first: int, spec: AttentionSp
         probabilities = scores.masked_fill_(~seen, -math.inf).softmax(-1).flatten(2, 3)
         y = probabilities.to(v.dtype) @ v
     return y.reshape(batch, spec.kv_heads, group, tokens, -1).permute(0, 3, 1, 2, 4).flatten(2)
+
+
+def rotated(
+    x: Tensor, tables: tuple[Tensor, Tensor], positions: Tensor, spec: AttentionSpec
+) -> Tensor:
+    """Queries or keys ``[tokens, heads * size]``, rotated apart from the cache, for norms that come after the rotation."""
+    cos, sin = (table[positions] for table in tables)
+    if spec.interleaved:
+        cos, sin = (table.repeat_interleave(2, dim=-1) for table in (cos, sin))
+    else:
+        cos, sin = (torch.cat([table, table], dim=-1) for table in (cos, sin))
+    heads = x.view(1, len(x), -1, spec.size).transpose(1, 2).float()
+    y = rotate(heads, (cos, sin), spec.interleaved)
+    return y.to(x.dtype).transpose(1, 2).reshape(x.shape)
 
 
 def normed(x: Tensor, norm: NormWeights | None, size: int, by_head: bool) -> Tensor:

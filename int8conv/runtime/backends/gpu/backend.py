@@ -24,7 +24,7 @@ from ...generate.sampler import Request
 from ...models.config import Activation, DecoderConfig
 from ..interface import Forward, FusedLayer, Positions
 from ..parts import BlockParts, FeedForwardParts, Hidden, Projection
-from .attention import DeviceAttention, normed, tensors_of
+from .attention import DeviceAttention, normed, rotated, tensors_of
 from .cache import DeviceCache
 from .decode import DecodeSteps
 from .deferred import Deferred, operand_of
@@ -134,9 +134,15 @@ class GpuBackend:
         else:
             keys, values = cache.layer(spec.layer)
         q, k, v = (y.flatten(0, 1) for y in qkv)
+        tables = spec.own(positions.tables)
+        if spec.norm_rotated and tables is not None:
+            q, k = (rotated(y, tables, positions.ids.flatten(), spec) for y in (q, k))
+            tables = None
         q = normed(q, spec.query_norm, spec.size, spec.by_head)
+        if spec.growth:
+            heads = q.view(batch, tokens, spec.heads, spec.size)
+            q = spec.grown(heads, positions.ids).view(len(q), -1)
         k = normed(k, spec.key_norm, spec.size, spec.by_head)
-        tables = positions.tables[spec.rotary] if positions.tables else None
         stored_keys, stored_values, scales = tensors_of(keys, values)
         q = rotate_and_store(
             q, k, v, tables, positions.ids.flatten(), stored_keys, stored_values,

@@ -23,7 +23,7 @@ class DeviceCache(Cache):
         if dtype == torch.int8:
             parts = quantized_parts(config, batch=batch, capacity=capacity, device=device)
         else:
-            shape = (config.num_layers, 2, batch, config.num_kv_heads, capacity, config.head_dim)
+            shape = (config.kv_layers, 2, batch, config.num_kv_heads, capacity, config.head_dim)
             parts = [torch.zeros(shape, dtype=dtype, device=device)]
         super().__init__(parts, torch.int32)
 

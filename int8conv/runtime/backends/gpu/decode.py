@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ....kernels.gpu.workspace import Workspace, use
 from ....kernels.weight import FallbackCounter
 from ..interface import Forward
 from .cache import DeviceCache
@@ -32,6 +33,8 @@ class DecodeSteps:
         self._captured = device.type == "cuda" and not decoder.needs_host_sync
         self._logits: Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._workspace = Workspace()
+        """Of the captured kernels: replays on any stream share it with nothing else."""
         self._capacity = 0
         """Capacity of the cache when the step was captured."""
 
@@ -55,16 +58,18 @@ class DecodeSteps:
         self._graph = self._logits = None
         lengths, length = self.cache.lengths.clone(), self.cache.length
         counts = [(c.counts, c.counts.clone()) for c in self.counters.values()]
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        device = self.tokens.device
+        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        here = torch.cuda.current_stream(device)
+        side.wait_stream(here)
+        with torch.cuda.stream(side), use(self._workspace):
             self._run()
-        torch.cuda.current_stream().wait_stream(side)
+        here.wait_stream(side)
         self.cache.lengths.copy_(lengths)  # the positions it wrote will be overwritten
         for now, before in counts:
             now.copy_(before)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=side), use(self._workspace):
             self._logits = self._run()
         self.cache.length = length
         self._graph, self._capacity = graph, self.cache.capacity

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ....errors import UnsupportedFeatureError
 from ....formats.int8.folder import ConvertedFolder
 from ....formats.safetensors.dtypes import FP8_DTYPES
 from ....formats.source.checkpoint import Checkpoint
@@ -22,6 +23,19 @@ from .files import DeviceFiles, DeviceTensors
 from .projections import DenseProjection, QuantizedProjection, SplitDeviceProjection
 
 
+def check_supported(config: DecoderConfig) -> None:
+    """Refuse what no kernel here computes.
+
+    Raises:
+        UnsupportedFeatureError: the model has recurrent layers.
+    """
+    if any(config.delta_layers):
+        raise UnsupportedFeatureError(
+            f"a {config.model_type} cannot run on a GPU: its Gated DeltaNet layers run on a CPU only",
+            hint="leave out the device, or give cpu",
+        )
+
+
 class DeviceConverted(ConvertedWeights):
     """A converted folder: one buffer per shard, every tensor is a view of it."""
 
@@ -29,6 +43,7 @@ class DeviceConverted(ConvertedWeights):
         self, converted: ConvertedFolder, config: DecoderConfig, dtype: torch.dtype, device: torch.device, mode: Mode | None = None,
         *, outlier_fallback: bool = True,
     ) -> None:  # fmt: skip
+        check_supported(config)
         super().__init__(converted, dtype, mode, outlier_fallback=outlier_fallback)
         self._files = self.files = DeviceFiles(device)
         self.backend: Backend = GpuBackend(config.max_positions, device, self.counters)
@@ -47,14 +62,17 @@ class DeviceCheckpoint(CheckpointWeights):
     """A source checkpoint in 16 bits."""
 
     def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:  # fmt: skip
+        check_supported(config)
         super().__init__(checkpoint, dtype, device)
         self.files = DeviceTensors(checkpoint.tensors.values(), dtype, device)
         self.backend: Backend = GpuBackend(config.max_positions, device)
 
-    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
+    def tensor(
+        self, module: Module, kind: str = "weight", dtype: torch.dtype | None = None
+    ) -> Tensor:
         stored = find_tensor(self.checkpoint, module, kind)
-        if stored.dtype in FP8_DTYPES:  # decoded on the host
-            return super().tensor(module, kind)
+        if stored.dtype in FP8_DTYPES or dtype is not None:  # decoded on the host
+            return super().tensor(module, kind, dtype)
         return self.files.tensor(stored)
 
     def projection(self, modules: Sequence[Module]) -> Projection:

@@ -13,28 +13,47 @@ from ....errors import UnknownFamilyError
 from . import (
     bloom,
     cohere,
+    dots,
+    exaone,
     gemma,
+    glm,
     gpt,
+    gpt_bigcode,
+    gpt_neo,
     granite,
+    hunyuan,
+    hyperclovax,
     llama,
+    llama_like,
+    minimax,
+    ministral3,
     mistral,
     mixtral,
+    nemotron,
     olmo,
     opt,
     phi,
     qwen,
+    qwen_next,
+    smollm,
+    solar,
     stablelm,
     starcoder,
+    vaultgemma,
 )
 from .family import Family
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        bloom.BLOOM, bloom.FALCON, cohere.FAMILY, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3, gpt.GPT2, gpt.GPTJ,
-        gpt.GPT_NEOX, granite.FAMILY, llama.FAMILY, mistral.FAMILY, mixtral.FAMILY, olmo.FAMILY, olmo.OLMOE, opt.FAMILY,
+        bloom.BLOOM, bloom.FALCON, cohere.COHERE, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3, gpt.GPT2, gpt.GPTJ,
+        gpt.GPT_NEOX, granite.FAMILY, llama.FAMILY, mistral.FAMILY, mixtral.FAMILY, olmo.OLMO2, olmo.OLMOE, opt.FAMILY,
         phi.PHI, phi.PHI3, qwen.QWEN2, qwen.QWEN2_MOE, qwen.QWEN3, qwen.QWEN3_MOE, stablelm.FAMILY,
         starcoder.FAMILY,
+        cohere.COHERE2, dots.FAMILY, exaone.EXAONE4, exaone.EXAONE_MOE, glm.GLM, glm.GLM4, glm.GLM4_MOE, gpt_bigcode.FAMILY,
+        gpt_neo.FAMILY, hunyuan.DENSE, hunyuan.MOE, hyperclovax.FAMILY, llama_like.CWM, llama_like.ERNIE4_5,
+        llama_like.HELIUM, llama_like.INTERNLM3, llama_like.MINISTRAL, llama_like.SEED_OSS, minimax.FAMILY, ministral3.FAMILY, nemotron.ARCEE,
+        qwen_next.DENSE, qwen_next.MOE, qwen_next.NEXT, nemotron.JAIS2, nemotron.NEMOTRON, olmo.OLMO3, smollm.FAMILY, solar.FAMILY, vaultgemma.FAMILY,
     )
 }  # fmt: skip
 

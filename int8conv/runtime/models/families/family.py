@@ -17,7 +17,8 @@ class Family:
     expert's. Roles: embed, positions, embedding_norm, project_in, attn_norm, q, k, v (or qkv), q_norm, k_norm, o,
     attn_post_norm, mlp_norm (without it a parallel FFN reads what attention reads), gate, up (or gate_up), down,
     mlp_post_norm, router, expert_gate, expert_up, expert_down, shared_gate, shared_up, shared_down, shared_router, final_norm,
-    project_out, head.
+    project_out, head; delta_qkv and delta_z (or delta_qkvz), delta_b and delta_a (or delta_ba), delta_conv, delta_a_log,
+    delta_dt_bias, delta_norm, delta_out in layers with Gated DeltaNet.
     """
 
     model_type: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..config import ACTIVATIONS, DecoderConfig, RawConfig, Rope
-from ..rope import read_rope, read_section
+from ..rope import read_layer_ropes, read_rope
 from .family import Family
 from .standard import COMPUTED, HEAD_NORMS, NAMES, POST_NORMS, read_decoder, read_windows
 
@@ -69,16 +69,8 @@ def read_gemma3(raw: RawConfig) -> DecoderConfig:
 
 def _ropes(raw: RawConfig) -> tuple[Rope, Rope]:
     """Rotary embeddings of global layers and of layers with a window."""
-    sections = raw.values.get("rope_parameters")
-    names = ("full_attention", "sliding_attention")
-    if isinstance(sections, dict) and set(sections) & set(names):
-        ropes = []
-        for name, theta in zip(names, (1e6, 1e4), strict=True):
-            section = sections.get(name) or {}
-            if not isinstance(section, dict):
-                raise raw.unsupported(f"rope_parameters.{name}", section, "an object")
-            ropes.append(read_section(raw, f"rope_parameters.{name}", dict(section), Rope(theta)))
-        return ropes[0], ropes[1]
+    if (ropes := read_layer_ropes(raw, (1e6, 1e4))) is not None:
+        return ropes
     return read_rope(raw, theta=1e6), Rope(raw.number("rope_local_base_freq", 1e4))
 
 

@@ -11,7 +11,7 @@ from ..config import DecoderConfig, Experts, RawConfig
 from .family import Family
 from .standard import COMPUTED, HEAD_NORMS, NAMES, expert_stacks, read_decoder, read_windows
 
-_EXPERTS = {
+EXPERTS = {
     "router": "model.layers.{}.mlp.gate",
     "expert_gate": "model.layers.{}.mlp.experts.{}.gate_proj",
     "expert_up": "model.layers.{}.mlp.experts.{}.up_proj",
@@ -82,8 +82,8 @@ QWEN2 = Family("qwen2", "model.", NAMES, read_qwen2, COMPUTED)
 QWEN3 = Family("qwen3", "model.", _NORMED, read_qwen3, COMPUTED)
 _STACKS = expert_stacks("mlp.experts", "mlp.switch_mlp")
 QWEN2_MOE = Family(
-    "qwen2_moe", "model.", {**NAMES, **_EXPERTS}, read_qwen2_moe, COMPUTED, stacks=_STACKS
+    "qwen2_moe", "model.", {**NAMES, **EXPERTS}, read_qwen2_moe, COMPUTED, stacks=_STACKS
 )
 QWEN3_MOE = Family(
-    "qwen3_moe", "model.", {**_NORMED, **_EXPERTS}, read_qwen3_moe, COMPUTED, stacks=_STACKS
+    "qwen3_moe", "model.", {**_NORMED, **EXPERTS}, read_qwen3_moe, COMPUTED, stacks=_STACKS
 )

@@ -39,6 +39,8 @@ _STACKED: Final[Mapping[str, tuple[str, ...]]] = {
     "w2": ("down",),
     "w3": ("up",),
 }
+PLAIN_NAMES: Final = {role: name for role, name in NAMES.items() if role != "gate"}
+"""Of a decoder whose FFN has no gate."""
 COMPUTED: Final = (".rotary_emb.inv_freq",)
 """Tensors of old checkpoints that are not needed."""
 
@@ -59,12 +61,12 @@ def read_decoder(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:
         "hidden_size": hidden,
         "num_layers": raw.integer("num_hidden_layers"),
         "num_heads": heads,
-        "intermediate_size": raw.integer("intermediate_size"),
         "embedding_size": hidden,
         "gated": True,
         "norm": "rms",
     }
     readers: dict[str, Any] = {
+        "intermediate_size": lambda: raw.integer("intermediate_size"),
         "num_kv_heads": lambda: raw.integer("num_key_value_heads", heads),
         "head_dim": lambda: (
             raw.optional_integer("head_dim")
@@ -93,13 +95,17 @@ def expert_stacks(*parents: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-def read_windows(raw: RawConfig, default: int | None = None) -> tuple[int | None, ...]:
-    """The window of each layer, by ``layer_types``; without them every layer has ``sliding_window``."""
+def read_windows(
+    raw: RawConfig, default: int | None = None, every: int | None = None
+) -> tuple[int | None, ...]:
+    """The window of each layer, by ``layer_types``; without them every layer has ``sliding_window``, or all but each ``every``-th."""
     layers = raw.integer("num_hidden_layers")
     size = raw.optional_integer("sliding_window") or default
     types = raw.strings("layer_types")
     if types is None:
-        return (size,) * layers if size else ()
+        if size is None:
+            return ()
+        return tuple(None if every and (i + 1) % every == 0 else size for i in range(layers))
     kinds = {"full_attention": None, "sliding_attention": size}
     for kind in types:
         if kind not in kinds or (kind == "sliding_attention" and size is None):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from int8conv.convert.converter import convert_checkpoint
+from int8conv.kernels.gpu import skinny, workspace
 from int8conv.runtime.backends.gpu.decode import DecodeSteps
 from int8conv.runtime.generate.session import Session
 
@@ -28,12 +29,17 @@ class Graphs:
         self.captured = 0
         self.steps: Any = None
         self.CUDAGraph = lambda: SimpleNamespace(replay=self._replay)
-        self.Stream = lambda: SimpleNamespace(wait_stream=lambda other: None)
+        self.devices: set[object] = set()
+        """On which streams were made or looked for."""
         self.current_stream = self.Stream
         self.stream = lambda stream: nullcontext()
 
+    def Stream(self, device: object) -> SimpleNamespace:
+        self.devices.add(device)
+        return SimpleNamespace(wait_stream=lambda other: None)
+
     @contextmanager
-    def graph(self, graph: Any) -> Iterator[None]:
+    def graph(self, graph: Any, *, stream: object) -> Iterator[None]:
         """Kernels that are captured do not run."""
         self.captured += 1
         cache, counters = self.steps.cache, self.steps.counters
@@ -113,3 +119,25 @@ def test_a_session_keeps_its_steps(decoder: Any, graphs: Graphs) -> None:
     steps = session.steps
     assert session.cache_for([1, 2, 3, 4], 30) is cache
     assert session.steps is steps
+
+
+@torch.inference_mode()
+def test_a_captured_step_uses_its_own_workspace_on_its_own_device(tmp_path: Path, graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    source = write_checkpoint(tmp_path / "source", LLAMA | {"num_hidden_layers": 1})
+    convert_checkpoint(source, tmp_path / "int8", max_outliers=0)
+    decoder: Any = decoders(tmp_path / "int8", "w8a16")[0]
+    used: list[workspace.Workspace | None] = []
+
+    def take(*arguments: Any) -> Any:
+        used.append(workspace._used.get())
+        return workspace.take(*arguments)
+
+    monkeypatch.setattr(skinny, "take", take)
+    steps = [captured(decoder, device_cache(decoder, 2, 8), graphs) for _ in range(2)]
+    for step in steps:
+        graphs.steps = step
+        used.clear()
+        step._capture()
+        assert set(used) == {step._workspace}
+    assert graphs.devices == {torch.device("cpu")}
+    assert steps[0]._workspace is not steps[1]._workspace

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .output import echo, table
+from ...formats.int8.names import MOST_STEPS
+from ..output import echo, table
 
 if TYPE_CHECKING:
-    from ..convert.compare import SourceComparison
+    from ...convert.compare import SourceComparison
 
 SHOWN = 10
 
@@ -32,8 +33,15 @@ def show_comparison(compared: SourceComparison, limit: float) -> None:
     echo(
         "",
         f"{len(ordered)} int8 tensors: worst SQNR {_db(compared.worst_sqnr_db)} ({ordered[0].name}), "
-        f"median {_db(compared.median_sqnr_db)}{_others(compared)}",
+        f"median {_db(compared.median_sqnr_db)}{_codes(compared)}{_others(compared)}",
     )
+
+
+def _codes(compared: SourceComparison) -> str:
+    """How far codes may be from the nearest ones."""
+    if compared.rounding == "nearest":
+        return ""
+    return f"; compensated codes, all within {MOST_STEPS} steps of the nearest ones"
 
 
 def _others(compared: SourceComparison) -> str:

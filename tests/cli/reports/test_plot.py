@@ -12,8 +12,8 @@ import int8conv
 from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.int8.stats import write_stats
 
-from ..formats.int8.test_stats import make_stats
-from .helpers import check_refused, edit_json, run, succeed
+from ...formats.int8.test_stats import make_stats
+from ..helpers import check_refused, edit_json, run, succeed
 
 pytest.importorskip("matplotlib")
 

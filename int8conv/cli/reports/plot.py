@@ -11,14 +11,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..convert.outliers.figures import binned, expected_errors, outlier_map
-from ..errors import ArgumentError, StatsError, printable
-from ..formats.int8.folder import ConvertedFolder
-from ..formats.int8.manifest import InputGroup
-from ..formats.int8.stats import Stats, input_stats
-from ..formats.int8.summary import layer_of
-from ..formats.outputs import OutputKind, check_file, write_output
-from ..formats.safetensors.stored import read_array
+from ...convert.outliers.figures import binned, expected_errors, outlier_map
+from ...errors import ArgumentError, StatsError, printable
+from ...formats.int8.folder import ConvertedFolder
+from ...formats.int8.manifest import InputGroup
+from ...formats.int8.stats import Stats, input_stats
+from ...formats.int8.summary import layer_of
+from ...formats.outputs import OutputKind, check_file, write_output
+from ...formats.safetensors.stored import read_array
 
 KINDS: Final = {
     ".png": OutputKind("a PNG picture", lambda path: _starts(path, (b"\x89PNG\r\n\x1a\n",))),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .output import echo, table
+from ..output import echo, table
 
 if TYPE_CHECKING:
-    from ..runtime.measure.fallback import FallbackReport
+    from ...runtime.measure.fallback import FallbackReport
 
 SHOWN = 10
 _CHANNELS = 4

@@ -18,8 +18,8 @@ import torch
 
 from int8conv.convert.converter import convert_checkpoint
 
-from ..checkpoints import LLAMA, OPT, random_tensors, write_checkpoint
-from .helpers import ROOT, check_refused, flip_byte, read_raw_header, run, run_apart, succeed
+from ...checkpoints import LLAMA, OPT, random_tensors, write_checkpoint
+from ..helpers import ROOT, check_refused, flip_byte, read_raw_header, run, run_apart, succeed
 
 WORST = "model.layers.1.mlp.down_proj"
 

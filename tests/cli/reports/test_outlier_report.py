@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from int8conv.cli.outlier_report import SHOWN, show_fallback
+from int8conv.cli.reports.outlier_report import SHOWN, show_fallback
 from int8conv.runtime.measure.fallback import FallbackReport, InputFallback
 
 

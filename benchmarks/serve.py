@@ -1,0 +1,146 @@
+"""The server under load: many clients of OpenAI's library, of which each has its own question.
+
+    python benchmarks/serve.py FOLDER [--clients 1 8 20] [--requests 200] [--new 32]
+
+FOLDER is a converted one. ``int8conv serve`` runs in a process of its own. For each number of clients, REQUESTS requests are sent, each by the
+next client that is free, every other one as a stream. Prints tokens per second of all clients together, the time to the first token of
+a stream, how many answers differ from those of a client alone, and the server's memory after each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from statistics import median
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from openai import OpenAI
+from tabulate import tabulate
+
+PROMPTS = 16
+"""Different ones."""
+
+
+def prompt_of(number: int) -> list[int]:
+    return [5 + number % PROMPTS, 6, 7, 8 + number % 3]
+
+
+class Load:
+    """Requests, and what came of them."""
+
+    def __init__(self, address: str, requests: int, new: int) -> None:
+        self.address, self.new = address, new
+        self.waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in range(requests):
+            self.waiting.put(number)
+        self.answers: dict[int, str] = {}
+        self.first: list[float] = []
+        self.tokens = 0
+        self._lock = threading.Lock()
+
+    def client(self) -> None:
+        with OpenAI(base_url=f"{self.address}/v1", api_key="-", max_retries=0) as client:
+            while True:
+                try:
+                    number = self.waiting.get_nowait()
+                except queue.Empty:
+                    return
+                self._ask(client, number)
+
+    def _ask(self, client: OpenAI, number: int) -> None:
+        began, first, text, used = time.perf_counter(), None, "", 0
+        asked = {
+            "model": "model",
+            "prompt": prompt_of(number),
+            "max_tokens": self.new,
+            "temperature": 0,
+        }
+        if number % 2:
+            whole = client.completions.create(**asked)
+            text, used = whole.choices[0].text, whole.usage.completion_tokens
+        else:
+            for part in client.completions.create(
+                **asked, stream=True, stream_options={"include_usage": True}
+            ):
+                if part.choices and part.choices[0].text:
+                    first = first or time.perf_counter() - began
+                    text += part.choices[0].text
+                used = part.usage.completion_tokens if part.usage else used
+        with self._lock:
+            self.answers[number] = text
+            self.tokens += used
+            self.first += [first] if first else []
+
+
+def run(address: str, clients: int, requests: int, new: int) -> tuple[Load, float]:
+    load = Load(address, requests, new)
+    threads = [threading.Thread(target=load.client) for _ in range(clients)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return load, time.perf_counter() - began
+
+
+def resident(process: int) -> float:
+    """MiB."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "int8conv", "serve", str(folder), "--port", str(port), "--name", "model", "--max-waiting", "256"]  # fmt: skip
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    while server.poll() is None:
+        try:
+            urlopen(f"{address}/health").close()
+            return server, address
+        except URLError:
+            time.sleep(0.1)
+    raise SystemExit("the server ended: run int8conv serve alone to see why")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 20])
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--new", type=int, default=32)
+    arguments = parser.parse_args()
+    server, address = start(arguments.folder)
+    try:
+        alone, _ = run(address, 1, 3 * PROMPTS, arguments.new)
+        kinds = {tuple(prompt_of(number)): text for number, text in alone.answers.items()}
+        rows = []
+        for clients in arguments.clients:
+            load, seconds = run(address, clients, arguments.requests, arguments.new)
+            lost = arguments.requests - len(load.answers)
+            other = sum(text != kinds[tuple(prompt_of(n))] for n, text in load.answers.items())
+            rows.append([
+                clients, arguments.requests, lost, other, f"{load.tokens / seconds:.0f}",
+                f"{1000 * median(load.first):.0f}", f"{1000 * max(load.first):.0f}", f"{resident(server.pid):.0f}",
+            ])  # fmt: skip
+    finally:
+        server.terminate()
+        server.wait()
+    print(f"{arguments.new} new tokens per request, {os.cpu_count()} processors, {platform.machine()}")  # fmt: skip
+    heads = ["clients", "requests", "lost", "other text", "tok/s", "first token, ms", "longest", "server MiB"]  # fmt: skip
+    print(tabulate(rows, heads, disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What commands show of results that are more than a table."""

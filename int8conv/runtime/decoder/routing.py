@@ -1,0 +1,51 @@
+"""Routing: which experts a token uses, and with which weights, from the router's logits ``z [tokens, experts]``.
+
+    s = softmax(z)  (arXiv:2101.03961)      or  sigmoid(z)  (DeepSeek-V3, arXiv:2412.19437, section 2.1.2)
+    chosen = the experts with the largest s + bias, in the groups whose two best experts have the largest sum of s + bias
+    weight = scale * s / sum of s of the chosen experts      (the division only if weights are normalised)
+
+The bias balances the load of experts in training; it changes which are chosen, and never their weights, so it stays in float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..models.config import Experts
+
+
+def choose(logits: Tensor, config: Experts, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The experts of each token.
+
+    Args:
+        logits: float32 ``[tokens, experts]``.
+        config: the formula's parameters.
+        bias: float32 ``[experts]`` or None.
+
+    Returns:
+        Weights, float32, and numbers of experts, int64, both ``[tokens, used]``.
+    """
+    scores = logits.sigmoid() if config.scoring == "sigmoid" else torch.softmax(logits, dim=-1)
+    if bias is None and config.groups == 1:
+        weights, chosen = scores.topk(config.used, dim=-1)
+    else:
+        preferred = scores if bias is None else scores + bias
+        if config.groups > 1:
+            preferred = _within_groups(preferred, config)
+        chosen = preferred.topk(config.used, dim=-1).indices
+        weights = scores.gather(-1, chosen)
+    if config.normalised:
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    return (weights if config.scale == 1 else weights * config.scale), chosen
+
+
+def _within_groups(preferred: Tensor, config: Experts) -> Tensor:
+    """Minus infinity outside the groups that a token may use."""
+    grouped = preferred.view(*preferred.shape[:-1], config.groups, -1)
+    best = grouped.topk(2, dim=-1).values.sum(-1).topk(config.groups_used, dim=-1).indices
+    allowed = torch.zeros(grouped.shape[:-1], dtype=torch.bool, device=preferred.device)
+    allowed.scatter_(-1, best, True)
+    return grouped.masked_fill(~allowed[..., None], -math.inf).flatten(-2)

@@ -1,0 +1,69 @@
+"""States of layers that keep a fixed amount of memory per sequence instead of keys and values: recurrence and convolution.
+
+A state holds what its layer needs of all tokens so far, so it cannot go back to an earlier position: a cache with states is
+truncated to nothing (``Cache.truncate``). At length 0 a state counts as zero, whatever is in memory.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..models.config import DecoderConfig
+from ..models.recurrence import Delta
+
+
+class State:
+    """One layer's state, float32."""
+
+    def __init__(self, matrix: Tensor, past: Tensor) -> None:
+        self.matrix = matrix
+        """``[batch, heads, key_size, value_size]``."""
+        self.past = past
+        """The last inputs of the convolution, ``[batch, channels, kernel - 1]``."""
+
+    @classmethod
+    def empty(cls, delta: Delta, batch: int, device: torch.device | None = None) -> State:
+        """Before any token."""
+        matrix, past = delta.shapes(batch)
+        return cls(torch.zeros(matrix, device=device), torch.zeros(past, device=device))
+
+    @property
+    def nbytes(self) -> int:
+        return self.matrix.nbytes + self.past.nbytes
+
+    def sequence(self, i: int) -> State:
+        """One sequence's part of the same memory."""
+        return State(self.matrix[i : i + 1], self.past[i : i + 1])
+
+    def fill_from(self, single: State) -> None:
+        """Give every sequence what a state of one sequence has."""
+        self.matrix.copy_(single.matrix.expand_as(self.matrix))
+        self.past.copy_(single.past.expand_as(self.past))
+
+    def at(self, lengths: Tensor) -> State:
+        """The state, with that of sequences of length 0 set to zero."""
+        fresh = lengths == 0
+        if bool(fresh.any()):
+            self.matrix[fresh] = 0
+            self.past[fresh] = 0
+        return self
+
+    def convolved(self, x: Tensor, weight: Tensor) -> Tensor:
+        """SiLU of the causal depthwise convolution, ``[b, t, channels]`` float32 -> the same; ``weight [channels, 1, kernel]``."""
+        inputs = torch.cat([self.past, x.transpose(1, 2)], dim=-1)
+        self.past.copy_(inputs[..., inputs.shape[-1] - self.past.shape[-1] :])
+        if x.shape[1] == 1:
+            return F.silu((inputs * weight[:, 0]).sum(-1))[:, None]
+        return F.silu(F.conv1d(inputs, weight, groups=len(weight))).transpose(1, 2)
+
+
+def empty_states(config: DecoderConfig, batch: int) -> list[State]:
+    """The states of a decoder's recurrent layers before any token."""
+    delta = config.delta
+    return (
+        []
+        if delta is None
+        else [State.empty(delta, batch) for _ in range(sum(config.delta_layers))]
+    )

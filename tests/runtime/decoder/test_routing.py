@@ -1,0 +1,42 @@
+"""Routing against the formulas, token by token, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from int8conv.runtime.decoder.routing import choose
+from int8conv.runtime.models.config import Experts
+
+COUNT = 8
+G = torch.Generator().manual_seed(3)
+LOGITS = torch.randn(7, COUNT, generator=G)
+BIAS = torch.randn(COUNT, generator=G)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize(("groups", "groups_used"), [(1, 1), (4, 2), (2, 1)])
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("bias", [None, BIAS], ids=["no bias", "bias"])
+def test_formula(
+    bias: torch.Tensor | None, scoring: str, groups: int, groups_used: int, normalised: bool
+) -> None:
+    config = Experts(COUNT, 3, 4, normalised, scoring=scoring, groups=groups, groups_used=groups_used, scale=2.5)  # type: ignore[arg-type]  # fmt: skip
+    weights, chosen = choose(LOGITS, config, bias)
+    assert weights.shape == chosen.shape == (7, 3)
+    for row, found, numbers in zip(LOGITS.tolist(), weights.tolist(), chosen.tolist(), strict=True):
+        if scoring == "sigmoid":
+            scores = [1 / (1 + math.exp(-z)) for z in row]
+        else:
+            scores = [math.exp(z) / sum(map(math.exp, row)) for z in row]
+        preferred = [s + (0.0 if bias is None else float(bias[e])) for e, s in enumerate(scores)]
+        size = COUNT // groups
+        worth = [sum(sorted(preferred[g * size : (g + 1) * size])[-2:]) for g in range(groups)]
+        best = sorted(range(groups), key=lambda g: worth[g])[-groups_used:]
+        allowed = [e for e in range(COUNT) if e // size in best]
+        expected = sorted(allowed, key=lambda e: -preferred[e])[:3]
+        assert numbers == expected
+        total = sum(scores[e] for e in expected) if normalised else 1.0
+        assert found == pytest.approx([2.5 * scores[e] / total for e in expected], rel=1e-5)

@@ -1,0 +1,87 @@
+"""Configs of the families of 2025 and 2026 for ``test_families``: every feature of each at least once, in tiny sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": 101, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 96, "head_dim": 16,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None,
+}  # fmt: skip
+_ROUTED: dict[str, Any] = {
+    "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "n_shared_experts": 2,
+    "routed_scaling_factor": 1.7, "first_k_dense_replace": 1,
+}  # fmt: skip
+_GROUPS: dict[str, Any] = {"n_group": 4, "topk_group": 2}
+_WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
+_WINDOWED: dict[str, Any] = {"sliding_window": 7, "layer_types": _WINDOWS}
+_BIASES: dict[str, Any] = {"attention_bias": True, "mlp_bias": True}
+
+_DELTA: dict[str, Any] = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 12,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}  # fmt: skip
+_SHARED: dict[str, Any] = {
+    "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "shared_expert_intermediate_size": 48,
+}  # fmt: skip
+
+NEWER: dict[str, tuple[str, dict[str, Any]]] = {
+    "seed_oss": ("seed_oss", _SIZES | {"attention_out_bias": True, "mlp_bias": True}),
+    "cwm": ("cwm", _SIZES | _WINDOWED),
+    "ministral": ("ministral", _SIZES | _WINDOWED),
+    "ministral3": ("ministral3", _SIZES | {"rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 12,
+        "mscale": 1.0, "mscale_all_dim": 0.7, "llama_4_scaling_beta": 0.4,
+    }}),
+    "helium": ("helium", _SIZES | {"head_dim": 12, "attention_bias": True}),
+    "internlm3": ("internlm3", _SIZES | _BIASES),
+    "ernie4_5": ("ernie4_5", _SIZES | {"use_bias": True}),
+    "glm": ("glm", _SIZES | {"pad_token_id": 0}),
+    "glm4": ("glm4", _SIZES | {"pad_token_id": 0, "attention_bias": False}),
+    "olmo3": ("olmo3", _SIZES | _WINDOWED | {"rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+    }}),
+    "gpt_bigcode": ("gpt_bigcode", {"vocab_size": 101, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 96}),
+    "gpt_bigcode, all heads": (
+        "gpt_bigcode",
+        {"vocab_size": 101, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 96, "multi_query": False, "n_inner": 96},
+    ),
+    "gpt_neo": ("gpt_neo", {
+        "vocab_size": 101, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 96,
+        "attention_types": [[["global", "local"], 1]], "window_size": 7, "bos_token_id": 1, "eos_token_id": 2,
+    }),
+    "vaultgemma": ("vaultgemma", _SIZES | _WINDOWED | {"attn_logit_softcapping": 2.0}),
+    "hyperclovax": ("hyperclovax", _SIZES | _BIASES | {
+        "embedding_multiplier": 6.0, "residual_multiplier": 0.4, "attention_multiplier": 0.1, "logits_scaling": 3.0,
+    }),
+    "smollm3": ("smollm3", _SIZES | {"no_rope_layer_interval": 2}),
+    "cohere2": ("cohere2", _SIZES | _WINDOWED | {"head_dim": 12, "logit_scale": 1.0}),
+    "exaone4": ("exaone4", _SIZES | _WINDOWED),
+    "exaone4, no windows": ("exaone4", _SIZES | {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
+    "exaone_moe": ("exaone_moe", _SIZES | _WINDOWED | _GROUPS | {
+        "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "num_shared_experts": 1,
+    }),
+    "arcee": ("arcee", _SIZES | _BIASES),
+    "nemotron": ("nemotron", _SIZES),
+    "jais2": ("jais2", _SIZES),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", _SIZES | {"attention_bias": True}),
+    "hunyuan_v1_moe": ("hunyuan_v1_moe", _SIZES | {"num_experts": 5, "moe_topk": 2}),
+    "glm4_moe": ("glm4_moe", _SIZES | _ROUTED | _GROUPS | {"use_qk_norm": True, "attention_bias": True}),
+    "glm4_moe, no groups": ("glm4_moe", _SIZES | _ROUTED | {"norm_topk_prob": False}),
+    "solar_open": ("solar_open", _SIZES | _ROUTED | {"first_k_dense_replace": 0}),
+    "dots1": ("dots1", _SIZES | _ROUTED | _WINDOWED | {"norm_topk_prob": True}),
+    "qwen3_next": ("qwen3_next", _SIZES | _DELTA | _SHARED),
+    "qwen3_next, one key head, some layers dense": (
+        "qwen3_next",
+        _SIZES | _DELTA | _SHARED
+        | {"linear_num_key_heads": 1, "mlp_only_layers": [0], "attention_bias": True, "linear_conv_kernel_dim": 2},
+    ),
+    "qwen3_5_text": ("qwen3_5_text", _SIZES | _DELTA),
+    "qwen3_5_moe_text": ("qwen3_5_moe_text", _SIZES | _DELTA | _SHARED),
+    "minimax_m2": ("minimax_m2", _SIZES | {
+        "num_local_experts": 6, "num_experts_per_tok": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    }),
+}  # fmt: skip
