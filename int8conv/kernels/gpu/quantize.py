@@ -79,7 +79,7 @@ def _quantize_block(
         wide, tl.broadcast_to(inverse[:, None], (BLOCK // SCALE_BLOCK, SCALE_BLOCK))
     )
     tl.store(codes_row + i, tl.reshape(code, (BLOCK,)), mask=i < channels)
-    taken = 0
+    taken = tl.full((), 0, tl.int32)
     if counts is not None:  # noqa: SIM102  (the one is decided by the compiler)
         if tl.max(tl.where(peak < threshold, 0, 1), 0) != 0:  # not below: NaN as well
             over = tl.abs(value.to(tl.float32)) >= threshold
@@ -99,7 +99,7 @@ def quantize_kernel(
     x_row = x + row * x_stride
     times_row = None if times is None else times + row * times_stride
     mean, rstd = moments(x_row, eps, channels, NORM, BLOCK)
-    taken = 0
+    taken = tl.full((), 0, tl.int32)
     for start in range(0, channels, BLOCK):
         i = start + tl.arange(0, BLOCK)
         mask = tl.full((BLOCK,), True, tl.int1) if FITS else i < channels

@@ -63,7 +63,7 @@ def quantize(
         over = rest.abs() >= threshold
         tokens = torch.tensor([len(x), int(over.any(1).sum())])
         counts += torch.cat([tokens, over.sum(0)]).to(counts.device)
-    blocks = F.pad(rest, (0, -x.shape[1] % block)).unflatten(1, (-1, block))
+    blocks = F.pad(rest, (0, -x.shape[1] % block)).view(len(x), -1, block)
     peak = blocks.abs().amax(2)
     inverse = torch.tensor(127.0) / peak.clamp(min=2.0**-120)  # 127.0 / tensor would round twice
     codes = (blocks.double() * inverse.double()[:, :, None]).round().to(torch.int8)
