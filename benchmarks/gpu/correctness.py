@@ -1,14 +1,14 @@
 """Every kernel on the device against float64 or its reference on the CPU; memory that kernels fill is poisoned first.
 
 ``error`` is in parts of what is allowed: for products 2e-6 of the sum of the terms' magnitudes and the rounding to 16 bits, for what
-is not a sum of products a unit or two in the last place; codes and marks have to be equal.
+is not a sum of products a unit or two in the last place; codes, scales and counts have to be equal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from int8conv.kernels.gpu import attention, configs, launch, reference, rotary, 
 from int8conv.kernels.gpu.experts import ExpertWeights, chosen_experts
 from int8conv.kernels.gpu.gemm import gemm
 from int8conv.kernels.gpu.prologue import Prologue
-from int8conv.kernels.gpu.quantize import QuantizedTokens, apply, quantize
+from int8conv.kernels.gpu.quantize import HEAVY_BLOCK, SCALE_BLOCK, QuantizedTokens, apply, quantize
 from int8conv.kernels.gpu.skinny import w8a16
 from int8conv.kernels.weight import MixedWeight
 from int8conv.runtime.decoder.quantized_cache import quantize_heads
@@ -64,15 +64,13 @@ def products(session: Session) -> Iterator[Row]:
         weight = random_weight(out, channels, share, dtype, session.device)
         x = _tokens(tokens, channels, dtype, session.device)
         bias, residual = torch.randn(out).to(dtype), torch.randn(tokens, out).to(dtype)
-        for threshold in (None, 6.0):
-            of = _about(
-                tokens, out, channels, dtype, "outlier_fallback" if threshold else "no fallback"
-            )
-            host = on_host(replace(weight, threshold=threshold))
+        host = on_host(weight)
+        for block in (SCALE_BLOCK, HEAVY_BLOCK):
+            of = _about(tokens, out, channels, dtype, f"blocks of {block}")
             marks = {"index": weight.outlier_index, "is_outlier": weight.is_outlier}
-            q = quantize(x, **marks, threshold=threshold)
+            q = quantize(x, **marks, block=block)
             marks = {"index": host.outlier_index, "is_outlier": host.is_outlier}
-            expected = reference.quantize(x.cpu(), **marks, threshold=threshold)
+            expected = reference.quantize(x.cpu(), **marks, block=block)
             yield _equal("quantize", of, q, expected)
             y = gemm(q, weight, bias.to(session.device), residual.to(session.device))
             truth, size = _gemm_truth(x.cpu(), expected, host)
@@ -83,6 +81,16 @@ def products(session: Session) -> Iterator[Row]:
                 row = configs.choose("gemm", launch.capability(session.device), tokens=tokens, out=out)  # fmt: skip
                 same = gemm(q, weight, bias.to(session.device), residual.to(session.device), config=configs.with_tma(row))  # fmt: skip
                 yield _close("gemm, TMA", of, same, truth + extra, SUMMATION * size)
+        yield _counted(_about(tokens, out, channels, dtype, "counts"), x)
+
+
+def _counted(of: Row, x: Tensor) -> Row:
+    """Values from a threshold on."""
+    found, expected = (torch.zeros(2 + x.shape[1], dtype=torch.int64) for _ in range(2))
+    found = found.to(x.device)
+    quantize(x, threshold=6.0, counts=found)
+    reference.quantize(x.cpu(), threshold=6.0, counts=expected)
+    return _row("quantize", of, float((found.cpu() != expected).sum()))
 
 
 def few_tokens(session: Session) -> Iterator[Row]:
@@ -151,8 +159,8 @@ def fused(session: Session) -> Iterator[Row]:
             expected = reference.apply(x.cpu(), _moved(prologue))
             step = 4 * HALF_STEP[dtype] * expected.double().abs() + 2.0**-24
             yield _close("apply", of, found, expected.double(), step)
-            q = quantize(x, prologue, threshold=6.0)
-            yield _equal("quantize", of, q, reference.quantize(found.cpu(), threshold=6.0))
+            q = quantize(x, prologue)
+            yield _equal("quantize", of, q, reference.quantize(found.cpu()))
 
 
 def rotations(session: Session) -> Iterator[Row]:
@@ -289,10 +297,10 @@ def _dense(weight: MixedWeight) -> Tensor:
 
 def _gemm_truth(x: Tensor, q: QuantizedTokens, weight: MixedWeight) -> tuple[Tensor, Tensor]:
     """The formula in float64, and the sum of its terms' magnitudes."""
-    exact = x.float().abs() >= (weight.threshold or torch.inf)
+    values = reference.values_of(q)
     if weight.outlier_index is not None:
-        exact[:, weight.outlier_index.long()] = True
-    values = torch.where(exact, x.double(), q.codes.double() * q.scale.double()[:, None])
+        stored = weight.outlier_index.long()
+        values[:, stored] = x.double()[:, stored]
     full = _dense(weight)
     return values @ full.t(), values.abs() @ full.abs().t()
 
@@ -309,7 +317,7 @@ def _close(kernel: str, of: Row, found: Tensor, truth: Tensor, allowed: Tensor) 
 
 
 def _equal(kernel: str, of: Row, found: QuantizedTokens, expected: QuantizedTokens) -> Row:
-    pairs = [(getattr(found, n), getattr(expected, n)) for n in ("codes", "scale", "outliers", "fallback")]  # fmt: skip
+    pairs = [(getattr(found, n), getattr(expected, n)) for n in ("codes", "scale", "outliers")]  # fmt: skip
     same = all((a is None) == (b is None) and (a is None or torch.equal(a.cpu(), b)) for a, b in pairs)  # fmt: skip
     return _row(kernel, of, 0.0 if same else float("inf"))
 

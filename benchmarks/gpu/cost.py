@@ -1,14 +1,12 @@
-"""What outlier columns and the outlier fallback cost: a layer's four linears with them against the same without.
+"""What outlier columns cost: a layer's four linears with them against the same without.
 
-Quantizer and product for a prompt (W8A8), the product alone for a step (W8A16, which has no fallback). "caught": one value of a
-thousand tokens passes the threshold, in channels that differ.
+Quantizer and product for a prompt (W8A8), the product alone for a step (W8A16).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from int8conv.kernels.gpu.gemm import gemm
@@ -25,30 +23,24 @@ def rows(session: Session) -> Iterator[Row]:
     """Percent of the time of the layer without."""
     linears = list(SHAPES[session.model].values())
     for m in session.pick([1, 17], [1, 2048, 8192]):
-        plain = _layer(session, linears, m, 0.0, None)
-        variants = {"0.1 % outliers": (0.001, None, False), "1 % outliers": (0.01, None, False)}
-        if m > 1:
-            variants |= {"outlier_fallback": (0.0, 6.0, False), "0.1 % outliers, fallback": (0.001, 6.0, False), "0.1 % outliers, fallback, caught": (0.001, 6.0, True)}  # fmt: skip
-        for name, (share, threshold, fallback) in variants.items():
-            took = _layer(session, linears, m, share, threshold, fallback)
+        plain = _layer(session, linears, m, 0.0)
+        for name, share in (("0.1 % outliers", 0.001), ("1 % outliers", 0.01)):
+            took = _layer(session, linears, m, share)
             yield {"M": m, "with": name, "us": took * 1e6, "us without": plain * 1e6, "cost %": 100 * (took / plain - 1)}  # fmt: skip
 
 
-def _layer(session: Session, linears: list[tuple[int, int]], m: int, share: float, threshold: float | None, fallback: bool = False) -> float:  # fmt: skip
+def _layer(session: Session, linears: list[tuple[int, int]], m: int, share: float) -> float:  # fmt: skip
     """Seconds of the linears, each with copies of its weight so that the L2 cache does not help a step."""
     total = 0.0
     for out, channels in linears:
         copies = max(1, session.pick(1, -(-(256 << 20) // (out * channels)) if m == 1 else 1))
         weights = [random_weight(out, channels, share, F16, session.device) for _ in range(copies)]
         x = random_tokens(m, channels, F16, session.device)
-        if fallback:
-            some = torch.arange(0, m, 1000)
-            x[some, (some * 37 // 1000) % channels] = 20.0
-        total += seconds([lambda w=w, x=x: _linear(x, w, threshold) for w in weights], session.device)  # fmt: skip
+        total += seconds([lambda w=w, x=x: _linear(x, w) for w in weights], session.device)  # fmt: skip
     return total
 
 
-def _linear(x: Tensor, weight: MixedWeight, threshold: float | None) -> Tensor:
+def _linear(x: Tensor, weight: MixedWeight) -> Tensor:
     if x.shape[0] == 1:
         return w8a16(x, weight)
-    return gemm(quantized(x, weight, threshold), weight, dtype=F16)
+    return gemm(quantized(x, weight), weight)

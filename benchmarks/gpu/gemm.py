@@ -1,4 +1,4 @@
-"""int8 GEMM, fallback on and off, against cuBLAS in bf16 and ``torch._int_mm``, over the layers of known models."""
+"""int8 GEMM against cuBLAS in bf16 and ``torch._int_mm``, over the layers of known models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from int8conv.kernels.gpu.gemm import gemm
 from int8conv.kernels.gpu.quantize import QuantizedTokens, quantize
 from int8conv.kernels.weight import MixedWeight
 
-from .layers import SHAPES, random_tokens, random_weight
+from .layers import SHAPES, block_of, random_tokens, random_weight
 from .session import F16, Row, Session, out_of_time
 from .timing import seconds
 
@@ -43,7 +43,7 @@ def _rows(session: Session, models: list[str], tokens: list[int], shares: list[f
                 x = random_tokens(m, channels, F16, session.device)
                 peers = _peers(session, x, out)
                 for share in shares:
-                    ours = _ours(session, x, out, share, tma=share == shares[0])
+                    ours = _ours(session, x, out, share, layer == "down", tma=share == shares[0])
                     yield of | {"outliers": share} | ours | peers
 
 
@@ -60,30 +60,27 @@ def _peers(session: Session, x: Tensor, out: int) -> Row:
     return found
 
 
-def _ours(session: Session, x: Tensor, out: int, share: float, *, tma: bool) -> Row:
-    """Microseconds of the quantizer and the product, without and with the fallback (which catches nothing here)."""
-    weight = random_weight(out, x.shape[1], share, F16, session.device)
-    times = {}
-    for outlier_fallback, threshold in (("off", None), ("on", 6.0)):
-        q = quantized(x, weight, threshold)
-        times[outlier_fallback] = seconds([lambda q=q: gemm(q, weight, dtype=F16)], session.device)
+def _ours(session: Session, x: Tensor, out: int, share: float, heavy: bool, *, tma: bool) -> Row:
+    """Microseconds of the quantizer and the product, with the blocks of a heavy-tailed input or of another one."""
+    weight = random_weight(out, x.shape[1], share, F16, session.device, heavy=heavy)
+    q = quantized(x, weight)
+    times = {"": seconds([lambda: gemm(q, weight)], session.device)}
     if tma and (not session.on_gpu or launch.capability(session.device) >= 90):
         kind = configs.by_alignment("gemm", x.shape[1])
         row = configs.choose(kind, launch.capability(session.device), tokens=len(x), out=out)
         other = configs.with_tma(row)
-        times["TMA"] = seconds([lambda: gemm(q, weight, dtype=F16, config=other)], session.device)
-    took = seconds([lambda: quantized(x, weight, 6.0)], session.device)
+        times["TMA"] = seconds([lambda: gemm(q, weight, config=other)], session.device)
+    took = seconds([lambda: quantized(x, weight)], session.device)
     return {
-        "us": times["on"] * 1e6, "TOPS": 2e-12 * x.shape[0] * x.shape[1] * out / times["on"],
+        "us": times[""] * 1e6, "TOPS": 2e-12 * x.shape[0] * x.shape[1] * out / times[""],
         "us, TMA": times["TMA"] * 1e6 if "TMA" in times else None,
-        "us, fallback off": times["off"] * 1e6, "us, quantizer": took * 1e6,
+        "us, quantizer": took * 1e6,
     }  # fmt: skip
 
 
-def quantized(x: Tensor, weight: MixedWeight, threshold: float | None) -> QuantizedTokens:
-    return quantize(
-        x, index=weight.outlier_index, is_outlier=weight.is_outlier, threshold=threshold
-    )
+def quantized(x: Tensor, weight: MixedWeight) -> QuantizedTokens:
+    marks = {"index": weight.outlier_index, "is_outlier": weight.is_outlier}
+    return quantize(x, **marks, threshold=weight.threshold, block=block_of(weight))
 
 
 def ratio(row: Row, *, quantizer: bool = False) -> float:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+from int8conv.kernels.gpu.quantize import HEAVY_BLOCK, SCALE_BLOCK
 from int8conv.kernels.weight import MixedWeight
 
 SHAPES = {
@@ -16,18 +19,25 @@ SHAPES = {
 """``[out, in]`` of each linear."""
 
 
-def random_weight(out: int, channels: int, share: float, dtype: torch.dtype, device: torch.device, threshold: float | None = 6.0) -> MixedWeight:  # fmt: skip
-    """``share`` of the channels are outliers, in multiples of 16."""
+def random_weight(out: int, channels: int, share: float, dtype: torch.dtype, device: torch.device, threshold: float | None = 6.0, heavy: bool = False) -> MixedWeight:  # fmt: skip
+    """``share`` of the channels are outliers, in multiples of 16; ``heavy``: an input that is heavy-tailed, as of every ``down``."""
+    bits: Literal[8, 16] = 16 if heavy else 8
+    threshold = None if heavy else threshold
     k = -(-round(share * channels) // 16) * 16
     codes = torch.randint(-127, 128, (out, channels), dtype=torch.int8, device=device)
     scale = torch.rand(out, device=device) * 1e-3
     if not k:
-        return MixedWeight(codes, scale, threshold=threshold)
+        return MixedWeight(codes, scale, threshold=threshold, activation_bits=bits)
     index = torch.randperm(channels, device=device)[:k].sort().values.to(torch.int32)
     codes[:, index.long()] = 0
     columns = torch.randn(out, k, device=device).to(dtype) * 0.05
-    return MixedWeight(codes, scale, index, columns, threshold)
+    return MixedWeight(codes, scale, index, columns, threshold, activation_bits=bits)
 
 
 def random_tokens(tokens: int, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.randn(tokens, channels, device=device).clamp(-5.9, 5.9).to(dtype)
+
+
+def block_of(weight: MixedWeight) -> int:
+    """Channels per scale of its input's activations, as ``linear`` chooses."""
+    return HEAVY_BLOCK if weight.activation_bits == 16 else SCALE_BLOCK

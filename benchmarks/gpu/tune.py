@@ -37,9 +37,10 @@ FINALISTS = 5
 def candidates(kernel: str) -> Iterator[Config]:
     """Configurations worth trying."""
     if kernel == "gemm":
-        for m, n, k, outlier_fallback, warps, stages in itertools.product((64, 128, 256), (64, 128, 256), (64, 128), (64, 128), (4, 8), (3, 4)):  # fmt: skip
+        for m, n, k, parts, warps, stages in itertools.product((64, 128, 256), (64, 128, 256), (64, 128), (1, 2), (4, 8), (3, 4)):  # fmt: skip
             if m * n <= 32768 and m * n >= 4096 * warps // 4:
-                yield {"block_m": m, "block_n": n, "block_k": k, "group": 8, "fallback_k": outlier_fallback, "num_warps": warps, "num_stages": stages}  # fmt: skip
+                for zero in (0, 1):
+                    yield {"from_zero": zero, "block_m": m, "block_n": n, "block_k": k, "group": 8, "num_warps": warps, "num_stages": stages, "parts": parts}  # fmt: skip
     elif kernel == "skinny":
         for n, k, split, warps, stages in itertools.product((32, 64, 128), (64, 128), (1, 2, 4, 8), (4, 8), (3, 4, 6)):  # fmt: skip
             yield {"block_n": n, "block_k": k, "split": split, "num_warps": warps, "num_stages": stages}  # fmt: skip
@@ -67,7 +68,7 @@ def calls(kernel: str, row: dict[str, int], shapes: list[tuple[int, int]], devic
         tokens = row.get("max_tokens", 4096 if device.type == "cuda" else 70) if kernel == "gemm" else 16 if kernel == "skinny" else 1  # fmt: skip
         x = random_tokens(tokens, channels, dtype, device)
         if kernel == "gemm":
-            q = quantize(x, index=weight.outlier_index, is_outlier=weight.is_outlier, threshold=6.0)
+            q = quantize(x, index=weight.outlier_index, is_outlier=weight.is_outlier)
             found.append((lambda c, q=q, w=weight: gemm(q, w, config=c), gemm(q, weight)))
         else:
             found.append((lambda c, x=x, w=weight: w8a16(x, w, config=c), w8a16(x, weight)))

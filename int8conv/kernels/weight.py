@@ -23,12 +23,12 @@ class MixedWeight:
     outlier_weight: Tensor | None = None
     """float16 or bfloat16 ``[out, k]``."""
     threshold: float | None = None
-    """Magnitude from which ``w8a8`` multiplies an activation in 16 bits (the outlier fallback); None: no fallback."""
+    """Magnitude from which ``w8a8`` multiplies an activation in 16 bits (the outlier fallback; a GPU only counts it); None: no fallback."""
     counter: FallbackCounter | None = None
     """Counts values in the fallback."""
     activation_bits: Literal[8, 16] = 8
     """Activation bits of this input in ``w8a8``. 16 if its values have too wide a range for int8: it is then multiplied as in
-    ``w8a16`` (on a CPU, rounded to two int8 digits), without a fallback and without counting."""
+    ``w8a16`` (on a CPU, rounded to two int8 digits; on a GPU, to int8 with a scale per 64 channels), without a fallback and without counting."""
 
     @cached_property
     def is_outlier(self) -> Tensor | None:

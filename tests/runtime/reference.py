@@ -17,7 +17,8 @@ from int8conv.runtime.decoder.cache import KVCache
 from int8conv.runtime.generate.generation import Continuation, continue_all
 from int8conv.runtime.generate.sampling import Sampling
 from int8conv.runtime.model import Model
-from int8conv.runtime.models.architecture import read_architecture
+from int8conv.runtime.models.architecture import Module, read_architecture
+from int8conv.runtime.models.families import Family
 from int8conv.runtime.text.detokenizer import Detokenizer
 
 TOLERANCE = 1e-4
@@ -73,7 +74,8 @@ def dequantized_reference(source: Path, converted: Path, folder: Path) -> Any:
     """The transformers model of a source whose quantized linears have their dequantized weights, by way of a checkpoint."""
     tensors = load_file(source / "model.safetensors")
     config = json.loads((source / "config.json").read_text())
-    modules = {m.path: m for m in read_architecture(config, tensors).modules}
+    architecture = read_architecture(config, tensors)
+    modules = {m.path: m for m in architecture.modules}
     for path, linear in open_converted(converted).linears.items():
         weight = torch.from_numpy(read_array(linear.weight).astype("float32")).squeeze(-1)
         weight *= torch.from_numpy(read_array(linear.scale).copy())[:, None]
@@ -84,11 +86,28 @@ def dequantized_reference(source: Path, converted: Path, folder: Path) -> Any:
                 read_array(linear.outlier_weight).astype("float32")
             )
         stored = weight.t() if modules[path].transposed else weight
-        tensors[f"{path}.weight"] = stored.contiguous()
+        if f"{path}.weight" in tensors:
+            tensors[f"{path}.weight"] = stored.contiguous()
+        else:
+            _put_into_stack(tensors, architecture.family, modules[path], weight)
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _put_into_stack(
+    tensors: dict[str, Tensor], family: Family, module: Module, weight: Tensor
+) -> None:
+    """Replace one expert's matrix in the stack of its layer."""
+    expert, _, role = module.role.partition(".")
+    for path, roles in family.stacks.items():
+        name = f"{path.format(module.layer)}.weight"
+        if role in roles and name in tensors:
+            tensors[name] = tensors[name].float()
+            tensors[name][int(expert)].chunk(len(roles))[roles.index(role)].copy_(weight)
+            return
+    raise AssertionError(f"no stack for {module.path}")
 
 
 class NoText(Detokenizer):

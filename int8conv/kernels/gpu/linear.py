@@ -1,6 +1,7 @@
 """The mixed linear on a GPU: its two modes, built from the kernels, and the choice between them.
 
-- ``w8a8``: ``quantize`` (including the preceding norm or activation function), then ``gemm`` (with bias and residual).
+- ``w8a8``: ``quantize`` (including the preceding norm or activation function), then ``gemm`` (with bias and residual). Inputs
+  that keep 16-bit activations on a CPU, as they are heavy-tailed, have smaller blocks of channels with a scale.
 - ``w8a16``: that norm or function alone, then ``gemv`` or ``skinny`` (with bias, gate and residual).
 
 An input is passed as ``Operand``, a matrix with a pending prologue, which the next kernel to read it applies on the fly. The mode
@@ -20,7 +21,7 @@ from . import launch as L
 from .configs import choose
 from .gemm import gemm
 from .prologue import NO_PROLOGUE, Prologue
-from .quantize import QuantizedTokens, apply, quantize
+from .quantize import HEAVY_BLOCK, SCALE_BLOCK, QuantizedTokens, apply, quantize
 from .skinny import MAX_TOKENS, w8a16
 
 
@@ -62,7 +63,7 @@ def linear(
     Raises:
         ArgumentError: a shape, dtype or stride is invalid.
     """
-    mode = _mode(mode, operand, weight)
+    mode = _mode(mode, operand)
     if mode == "w8a8":
         return gemm(_quantized(operand, weight), weight, bias, residual)
     return _few(operand.value(), weight, bias, residual, "none")
@@ -81,16 +82,14 @@ def gated(
     Raises:
         ArgumentError: as for ``linear``.
     """
-    mode = _mode(mode, operand, weight)
+    mode = _mode(mode, operand)
     if mode == "w8a16":
         return Operand(_few(operand.value(), weight, bias, None, activation))
     gate, up = gemm(_quantized(operand, weight), weight, bias).chunk(2, dim=1)
     return Operand(gate, Prologue(activation=activation, times=up))
 
 
-def _mode(mode: Mode | None, operand: Operand, weight: MixedWeight) -> Mode:
-    if weight.activation_bits == 16:
-        return "w8a16"
+def _mode(mode: Mode | None, operand: Operand) -> Mode:
     return mode or mode_for(operand.x.shape[0], operand.x.device)
 
 
@@ -102,6 +101,7 @@ def _quantized(operand: Operand, weight: MixedWeight) -> QuantizedTokens:
         is_outlier=weight.is_outlier if has_outliers else None,
         threshold=weight.threshold,
         counts=None if weight.counter is None else weight.counter.counts,
+        block=HEAVY_BLOCK if weight.activation_bits == 16 else SCALE_BLOCK,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ int8 is converted to float by bit manipulation: an unsigned byte in the lowest b
 instruction, which would run at a quarter of the rate. ``rint`` adds and subtracts 1.5 * 2^23, which rounds half to even.
 
 The interpreter treats bfloat16 as a bare bit pattern: it truncates when narrowing and multiplies bit patterns in ``dot``.
-There, ``narrow`` and ``dot16`` reproduce what the hardware does.
+There, ``narrow`` and ``dot16`` reproduce what the hardware does; ``product_codes`` does so where it has no fused multiply-add.
 """
 
 from __future__ import annotations
@@ -24,6 +24,16 @@ INTERPRETED = tl.constexpr(_INTERPRETED)
 def rint(x):
     """float32 to the nearest integer, half to even; exact for |x| <= 2^22."""
     return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def product_codes(x, y):
+    """``x * y`` to the nearest int8, half to even, for float32 operands with a product of at most 127; rounded once."""
+    if INTERPRETED:
+        product = x.to(tl.float64) * y.to(tl.float64)  # exact, as the product inside an FMA is
+        return ((product + 6755399441055744.0) - 6755399441055744.0).to(tl.int8)
+    else:  # the code is the lowest byte of the mantissa
+        return tl.fma(x, y, 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit

@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..tokens import quantize_tokens as _quantize_tokens
 from ..weight import MixedWeight
 from .experts import ExpertWeights
 from .prologue import Prologue
-from .quantize import FALLBACK_BLOCK, WORD_CHANNELS, QuantizedTokens
+from .quantize import SCALE_BLOCK, QuantizedTokens
 from .sampling import Draws
 
 ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
@@ -55,37 +54,29 @@ def quantize(
     is_outlier: Tensor | None = None,
     threshold: float | None = None,
     counts: Tensor | None = None,
+    block: int = SCALE_BLOCK,
 ) -> QuantizedTokens:
-    """Quantize tokens to int8, each by its largest magnitude outside the outlier channels and below the threshold."""
+    """Quantize tokens to int8, each block of channels by its largest magnitude outside the outlier channels."""
     x = apply(x, prologue)
     rest = x.float() if index is None else x.float().index_fill(1, index.long(), 0.0)
-    fallback = None
-    if threshold is not None:
+    if threshold is not None and counts is not None:
         over = rest.abs() >= threshold
-        rest = rest.masked_fill(over, 0.0)
-        fallback = _words(over)
-        if counts is not None:
-            tokens = torch.tensor([len(x), int(over.any(1).sum())])
-            counts += torch.cat([tokens, over.sum(0)]).to(counts.device)
-    codes, scale = _quantize_tokens(rest)
+        tokens = torch.tensor([len(x), int(over.any(1).sum())])
+        counts += torch.cat([tokens, over.sum(0)]).to(counts.device)
+    blocks = F.pad(rest, (0, -x.shape[1] % block)).view(len(x), -1, block)
+    peak = blocks.abs().amax(2)
+    inverse = torch.tensor(127.0) / peak.clamp(min=2.0**-120)  # 127.0 / tensor would round twice
+    codes = (blocks.double() * inverse.double()[:, :, None]).round().to(torch.int8)
     return QuantizedTokens(
-        codes, scale.squeeze(1), None if index is None else x.index_select(1, index.long()),
-        fallback, x if threshold is not None else None, threshold or 0.0,
+        codes.flatten(1)[:, : x.shape[1]], (peak / 127.0).t(),
+        None if index is None else x.index_select(1, index.long()), x.dtype, block,
     )  # fmt: skip
 
 
-def _words(over: Tensor) -> Tensor:
-    """bool ``[tokens, channels]`` -> int32 ``[tokens, ceil(channels / 4096)]``, one bit per block of 128."""
-    padded = F.pad(over, (0, -over.shape[1] % WORD_CHANNELS))
-    blocks = padded.view(over.shape[0], -1, 32, FALLBACK_BLOCK).any(-1).long()
-    words = (blocks << torch.arange(32)).sum(-1)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
-
-
-def _bits(words: Tensor, channels: int) -> Tensor:
-    """The reverse: bool ``[tokens, channels]``, True in marked blocks."""
-    bits = (words.long()[:, :, None] >> torch.arange(32, device=words.device)) & 1
-    return bits.flatten(1).repeat_interleave(FALLBACK_BLOCK, 1)[:, :channels].bool()
+def values_of(x: QuantizedTokens) -> Tensor:
+    """What the codes stand for, float64 ``[tokens, in]``."""
+    scale = x.scale.double().t().repeat_interleave(x.block, 1)
+    return x.codes.double() * scale[:, : x.codes.shape[1]]
 
 
 def gemm(
@@ -98,16 +89,10 @@ def gemm(
     config: object = None,
 ) -> Tensor:
     """Quantized tokens times an int8 weight with outlier columns."""
-    codes = weight.codes.double()
-    y = (x.codes.double() @ codes.t()) * x.scale.double()[:, None]
-    if x.fallback is not None and x.exact is not None:
-        marked = _bits(x.fallback, weight.in_features) & (x.exact.float().abs() >= x.threshold)
-        y += x.exact.double().masked_fill(~marked, 0.0) @ codes.t()
-    y *= weight.scale.double()
+    y = (values_of(x) @ weight.codes.double().t()) * weight.scale.double()
     if x.outliers is not None and weight.outlier_weight is not None:
         y += x.outliers.double() @ weight.outlier_weight.double().t()
-    of = next((t.dtype for t in (x.exact, x.outliers, residual) if t is not None), torch.float16)
-    return _finished(y, bias, residual, dtype or of)
+    return _finished(y, bias, residual, dtype or x.dtype)
 
 
 def w8a16(

@@ -170,6 +170,14 @@ _WORDS: Final = {
         "num_key_value_heads pad_token_id residual_multiplier rms_norm_eps rope_parameters "
         "tie_word_embeddings use_cache vocab_size"
     ),
+    "granitemoe": (
+        "attention_bias attention_dropout attention_multiplier bos_token_id embedding_multiplier "
+        "eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
+        "logits_scaling max_position_embeddings num_attention_heads num_experts_per_tok "
+        "num_hidden_layers num_key_value_heads num_local_experts output_router_logits "
+        "pad_token_id residual_multiplier rms_norm_eps rope_parameters router_aux_loss_coef "
+        "tie_word_embeddings use_cache vocab_size"
+    ),
     "helium": (
         "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "
         "hidden_size initializer_range intermediate_size max_position_embeddings mlp_bias "

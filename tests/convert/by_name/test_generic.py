@@ -75,7 +75,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int, Callable[[str, Tensor], dict[st
         lambda p, t: {f"{p}.{i}": x.t() for i, x in enumerate(t)} if t.ndim == 3 else {p: t},
     ),
     "a stack of experts, [out, in]": (
-        "granitemoe", _SIZES | _EXPERTS, 2 * (4 + 4 * 2),
+        "granitemoe", _SIZES | _EXPERTS | {"hidden_act": "relu6"}, 2 * (4 + 4 * 2),
         lambda p, t: {f"{p}.{i}": x for i, x in enumerate(t)} if t.ndim == 3 else {p: t},
     ),
     "an encoder": (

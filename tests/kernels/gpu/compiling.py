@@ -68,6 +68,7 @@ class Binary:
     shared: int
     ops: Counter[str] = field(default_factory=Counter)
     """SASS instructions."""
+    sass: str = ""
 
     def count(self, start: str) -> int:
         return sum(n for op, n in self.ops.items() if op.startswith(start))
@@ -116,7 +117,7 @@ def _read(compiled: Any) -> Binary:
     assert found, usage
     ops = Counter(re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_.]+)", sass, re.M))
     ptx = compiled.asm["ptx"]
-    return Binary(ptx, int(found[1]), int(found[2]), compiled.metadata.shared, ops)
+    return Binary(ptx, int(found[1]), int(found[2]), compiled.metadata.shared, ops, sass)
 
 
 def _tool(name: str, *args: str) -> str:

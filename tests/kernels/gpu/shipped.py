@@ -78,16 +78,15 @@ def weight(out: int, channels: int, k: int, dtype: torch.dtype) -> MixedWeight:
     )  # fmt: skip
 
 
-def run_gemm(row: Any, dtype: torch.dtype, channels: int, full: bool) -> None:
+def run_gemm(row: Any, dtype: torch.dtype, channels: int, k: int, bias: bool, residual: bool, block: int) -> None:  # fmt: skip
     tokens, out = min(row.get("max_tokens", 2048), 2048), 4096
     x = QuantizedTokens(
-        empty(tokens, channels, dtype=I8), empty(tokens, dtype=F32),
-        empty(tokens, 32, dtype=dtype) if full else None,
-        empty(tokens, -(-channels // 4096), dtype=I32) if full else None,
-        empty(tokens, channels, dtype=dtype) if full else None, 6.0,
+        empty(tokens, channels, dtype=I8), empty(-(-channels // block), tokens, dtype=F32),
+        empty(tokens, k, dtype=dtype) if k else None, dtype, block,
     )  # fmt: skip
-    extra = (empty(out, dtype=dtype), empty(tokens, out, dtype=dtype)) if full else ()
-    gemm.gemm(x, weight(out, channels, 32 if full else 0, dtype), *extra, dtype=dtype, config=row)
+    added = empty(out, dtype=dtype) if bias else None
+    rest = empty(tokens, out, dtype=dtype) if residual else None
+    gemm.gemm(x, weight(out, channels, k, dtype), added, rest, config=row)
 
 
 def run_w8a16(row: Any, tokens: int, dtype: torch.dtype, channels: int, activation: str) -> None:
@@ -148,6 +147,13 @@ def _half(dtype: torch.dtype) -> str:
     return "fp16" if dtype == F16 else "bf16"
 
 
+GEMM_VARIANTS: list[tuple[str, int, bool, bool, int]] = [
+    ("down", 32, False, True, 64), ("qkv, gate and up", 32, False, False, 128), ("o", 32, False, True, 128),
+    ("no columns", 0, False, True, 128), ("biases", 32, True, True, 128),
+]  # fmt: skip
+"""What models call, by the linear of a Llama: name, outlier columns, bias, residual, channels per scale."""
+
+
 def variants(kernel: str) -> dict[str, Callable[[Any], None]]:
     """Of a kernel: name -> launch with a configuration; the first is the one that tests compile."""
     found: dict[str, Callable[[Any], None]] = {}
@@ -159,8 +165,8 @@ def variants(kernel: str) -> dict[str, Callable[[Any], None]]:
         half = _half(dtype)
         if kernel.startswith("gemm"):
             for channels in (4104,) if "unaligned" in kernel else (4096, 4112):
-                for full in (True, False):
-                    add(f"{half} K {channels} {'full' if full else 'bare'}", run_gemm, dtype, channels, full)  # fmt: skip
+                for name, *called in GEMM_VARIANTS:
+                    add(f"{half} K {channels} {name}", run_gemm, dtype, channels, *called)
         elif kernel.startswith(("gemv", "skinny")):
             for tokens in (1,) if kernel == "gemv" else (64, 16):
                 for channels in (4104,) if "unaligned" in kernel else (4096, 4112):

@@ -1,4 +1,4 @@
-"""The activation quantizer in the interpreter: codes, scales, outliers and marks equal the reference bit for bit."""
+"""The activation quantizer in the interpreter: codes, scales, outliers and counts equal the reference bit for bit."""
 
 from __future__ import annotations
 
@@ -28,40 +28,45 @@ def outlier_channels(channels: int, k: int) -> dict[str, Tensor]:
 def check_equal(found: QuantizedTokens, expected: QuantizedTokens) -> None:
     assert torch.equal(found.codes, expected.codes)
     assert torch.equal(found.scale, expected.scale)
-    for name in ("outliers", "fallback"):
-        left, right = getattr(found, name), getattr(expected, name)
-        assert (left is None) == (right is None)
-        assert left is None or torch.equal(left, right)
-    if found.fallback is not None and found.exact is not None and expected.exact is not None:
-        marked = reference._bits(found.fallback, found.codes.shape[1])
-        assert torch.equal(found.exact[marked], expected.exact[marked])
+    assert found.dtype == expected.dtype
+    assert found.block == expected.block
+    assert (found.outliers is None) == (expected.outliers is None)
+    assert found.outliers is None or torch.equal(found.outliers, expected.outliers)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("threshold", [None, 6.0], ids=["no fallback", "outlier_fallback"])
+@pytest.mark.parametrize("block", [64, 128])
 @pytest.mark.parametrize(
     ("tokens", "channels", "k"),
-    [(1, 64, 0), (3, 1, 0), (3, 1, 1), (5, 130, 16), (2, 257, 257), (4, 4096, 48), (3, 9001, 32)],
+    [
+        (1, 64, 0),
+        (3, 1, 0),
+        (3, 1, 1),
+        (5, 130, 16),
+        (2, 257, 257),
+        (4, 4096, 48),
+        (2, 6144, 16),
+        (3, 9001, 32),
+    ],
 )
-def test_bit_exact(tokens: int, channels: int, k: int, threshold: float | None, dtype: torch.dtype) -> None:  # fmt: skip
+def test_bit_exact(tokens: int, channels: int, k: int, block: int, dtype: torch.dtype) -> None:
     x = make_tokens(tokens, channels, dtype, large=30.0)
     options = outlier_channels(channels, k)
-    found = quantize.quantize(x, **options, threshold=threshold)
-    check_equal(found, reference.quantize(x, **options, threshold=threshold))
+    found = quantize.quantize(x, **options, block=block)
+    check_equal(found, reference.quantize(x, **options, block=block))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("value", [1e-7, 5.9, 6.0, 65504.0, -65504.0])
 def test_constant_tokens(value: float, dtype: torch.dtype) -> None:
     x = torch.full((2, 300), value).to(dtype)
-    for threshold in (None, 6.0):
-        check_equal(quantize.quantize(x, threshold=threshold), reference.quantize(x, threshold=threshold))  # fmt: skip
+    check_equal(quantize.quantize(x), reference.quantize(x))
 
 
 @pytest.mark.parametrize(("tokens", "channels"), [(1, 1), (5, 130), (3, 9001)])
-def test_what_the_net_takes_is_counted(tokens: int, channels: int) -> None:
+def test_values_from_the_threshold_on_are_counted(tokens: int, channels: int) -> None:
     x = make_tokens(tokens, channels, torch.float16, large=30.0)
-    x[-1] = 1.0  # a token of which it takes nothing
+    x[-1] = 1.0  # a token without any
     options = outlier_channels(channels, channels // 40)
     found, expected = (torch.zeros(2 + channels, dtype=torch.int64) for _ in range(2))
     for _ in range(2):
@@ -70,7 +75,7 @@ def test_what_the_net_takes_is_counted(tokens: int, channels: int) -> None:
     assert torch.equal(found, expected)
     assert found[0] == 2 * tokens
     assert tokens == 1 or 0 < found[1] < 2 * tokens
-    quantize.quantize(x, **options, counts=found)  # no fallback
+    quantize.quantize(x, **options, counts=found)  # no threshold
     assert torch.equal(found, expected)
 
 
@@ -84,22 +89,36 @@ def test_every_sixteen_bit_value_gets_the_references_code() -> None:
     patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
     x = patterns[patterns.isfinite()].reshape(1, -1)
     check_equal(quantize.quantize(x), reference.quantize(x))
-    check_equal(quantize.quantize(x, threshold=6.0), reference.quantize(x, threshold=6.0))
 
 
-@pytest.mark.parametrize("threshold", [None, 6.0])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, where the interpreter casts NaN
-def test_nan_reaches_the_scale_of_its_token_only(threshold: float | None) -> None:
+def test_nan_and_infinity_reach_the_scale_of_their_block_only() -> None:
     x = make_tokens(3, 200, torch.float16)
-    x[0, 7] = float("nan")
-    found = quantize.quantize(x, threshold=threshold)
-    assert found.scale.isnan().tolist() == [True, False, False]
+    x[0, 7], x[2, 150] = float("nan"), float("inf")
+    counts = torch.zeros(202, dtype=torch.int64)
+    found = quantize.quantize(x, threshold=30000.0, counts=counts)
+    assert found.scale.isfinite().tolist() == [[False, True, True], [True, True, False]]
+    assert counts.nonzero().flatten().tolist() == [0, 1, 152]
 
 
-def test_infinity_is_caught_by_the_net() -> None:
-    x = make_tokens(3, 200, torch.float16)
-    x[0, 7] = float("inf")
-    check_equal(quantize.quantize(x, threshold=6.0), reference.quantize(x, threshold=6.0))
+def test_only_large_values_coarsen_and_only_their_block() -> None:
+    x = make_tokens(2, 256, torch.float16)
+    before = quantize.quantize(x)
+    x[0, 3] = 500.0
+    after = quantize.quantize(x)
+    assert torch.equal(before.codes[:, 128:], after.codes[:, 128:])
+    assert after.scale[0, 0] > 100 * after.scale[1, 0]
+
+
+def test_outlier_channels_set_no_scale() -> None:
+    x = make_tokens(2, 256, torch.float16)
+    options = outlier_channels(256, 16)
+    before = quantize.quantize(x, **options)
+    x[:, options["index"].long()] = 1000.0
+    after = quantize.quantize(x, **options)
+    assert torch.equal(before.scale, after.scale)
+    assert torch.equal(before.codes, after.codes)
+    assert (after.outliers == 1000).all()  # type: ignore[union-attr]
 
 
 def fused(name: str, x: Tensor) -> Prologue:
@@ -135,17 +154,17 @@ def test_fused(name: str, tokens: int, channels: int, dtype: torch.dtype) -> Non
     assert (found == expected).double().mean() > 0.98
     options = outlier_channels(channels, 16)
     check_equal(
-        quantize.quantize(x, prologue, **options, threshold=6.0),
-        reference.quantize(found, **options, threshold=6.0),
+        quantize.quantize(x, prologue, **options),
+        reference.quantize(found, **options),
     )
 
 
 def test_rows_may_be_part_of_a_wider_matrix() -> None:
     both = make_tokens(3, 600, torch.float16, large=20.0)
     gate, up = both.chunk(2, dim=1)
-    found = quantize.quantize(gate, Prologue(activation="silu", times=up), threshold=6.0)
+    found = quantize.quantize(gate, Prologue(activation="silu", times=up))
     copied = Prologue(activation="silu", times=up.contiguous())
-    check_equal(found, quantize.quantize(gate.contiguous(), copied, threshold=6.0))
+    check_equal(found, quantize.quantize(gate.contiguous(), copied))
 
 
 def test_no_tokens() -> None:

@@ -89,7 +89,7 @@ def test_every_family_through_the_cache(name: str, tmp_path: Path, monkeypatch: 
         tokens = torch.stack([token_ids[i, n + step] for i, n in enumerate(PROMPTS)])[:, None]
         logits = model.decoder.forward(tokens, cache)
     assert cache.lengths.tolist() == [n + STEPS for n in PROMPTS]
-    assert len(worst) == (len(PROMPTS) + STEPS) * model.config.num_layers
+    assert len(worst) == (len(PROMPTS) + STEPS) * model.config.kv_layers
     assert max(worst) <= TOLERANCE / 10
     monkeypatch.undo()
     exact = int8conv.load(tmp_path)

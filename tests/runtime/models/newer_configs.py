@@ -34,6 +34,10 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
         "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 12,
         "mscale": 1.0, "mscale_all_dim": 0.7, "llama_4_scaling_beta": 0.4,
     }}),
+    "granitemoe": ("granitemoe", _SIZES | {
+        "num_local_experts": 5, "num_experts_per_tok": 2, "embedding_multiplier": 6.0, "residual_multiplier": 0.4,
+        "attention_multiplier": 0.1, "logits_scaling": 3.0, "attention_bias": True, "head_dim": 12, "intermediate_size": 24,
+    }),
     "helium": ("helium", _SIZES | {"head_dim": 12, "attention_bias": True}),
     "internlm3": ("internlm3", _SIZES | _BIASES),
     "ernie4_5": ("ernie4_5", _SIZES | {"use_bias": True}),

@@ -9,6 +9,7 @@ import torch
 
 from int8conv.formats.source.checkpoint import open_checkpoint
 from int8conv.runtime.models.architecture import read_architecture
+from int8conv.runtime.models.expert_stacks import take_apart
 from int8conv.runtime.weights.streaming import BlockStream
 from int8conv.runtime.weights.weights import CheckpointWeights
 
@@ -23,7 +24,7 @@ from ..test_against_transformers import CONFIGS
 def test_hidden_states(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name] if name in CONFIGS else config_of(name)
     model = reference(config, tmp_path, torch.float32)
-    checkpoint = open_checkpoint(tmp_path)
+    checkpoint = take_apart(open_checkpoint(tmp_path))
     architecture = read_architecture(checkpoint.config, checkpoint.tensors)
     generator = torch.Generator().manual_seed(1)
     windows = [torch.randint(101, (length,), generator=generator) for length in (40, 40, 17)]

@@ -47,7 +47,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         bloom.BLOOM, bloom.FALCON, cohere.COHERE, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3, gpt.GPT2, gpt.GPTJ,
-        gpt.GPT_NEOX, granite.FAMILY, llama.FAMILY, mistral.FAMILY, mixtral.FAMILY, olmo.OLMO2, olmo.OLMOE, opt.FAMILY,
+        gpt.GPT_NEOX, granite.GRANITE, granite.GRANITEMOE, llama.FAMILY, mistral.FAMILY, mixtral.FAMILY, olmo.OLMO2, olmo.OLMOE, opt.FAMILY,
         phi.PHI, phi.PHI3, qwen.QWEN2, qwen.QWEN2_MOE, qwen.QWEN3, qwen.QWEN3_MOE, stablelm.FAMILY,
         starcoder.FAMILY,
         cohere.COHERE2, dots.FAMILY, exaone.EXAONE4, exaone.EXAONE_MOE, glm.GLM, glm.GLM4, glm.GLM4_MOE, gpt_bigcode.FAMILY,
