@@ -47,7 +47,7 @@ _LOADING: Final = (
     click.option("--device", default="cpu", show_default=True, help="cpu, cuda (PyTorch's current GPU) or cuda:N."),
     click.option("--tokenizer", type=click.Path(), help="Folder with a tokenizer to use instead of PATH's."),
     threads_option,
-    click.option("--outlier-fallback/--no-outlier-fallback", default=True, show_default=True, help="In W8A8, multiply outlier activations in 16 bits."),
+    click.option("--outlier-fallback/--no-outlier-fallback", default=True, show_default=True, help="In W8A8 on a CPU, multiply outlier activations in 16 bits; a GPU only counts them."),
     click.option("--verbose", "-v", is_flag=True, help="Print loading time to stderr."),
 )  # fmt: skip
 _COMPILING: Final = "int8conv: note: compiling for this processor; later runs reuse the result"

@@ -44,7 +44,8 @@ def load(
         mode: activations in 16 bits (``"w8a16"``) or 8 bits (``"w8a8"``); None: chosen by the number of tokens.
         dtype: dtype of activations; None: float32 on a CPU (the fastest there, and exact for 16-bit weights of a source);
             on a GPU, which requires a 16-bit dtype, that of the embedding.
-        outlier_fallback: whether W8A8 multiplies activations at or above the threshold of their input in 16 bits.
+        outlier_fallback: whether W8A8 on a CPU multiplies activations at or above the threshold of their input in 16 bits; a GPU
+            only counts them.
         kv_cache: dtype of the KV cache: ``"float32"``, ``"float16"``, ``"bfloat16"``, or ``"int8"`` with a scale per head and
             token; None: the dtype of activations. A GPU supports the dtype of activations and ``"int8"``.
         tokenizer: another than the folder's: of the tokenizers library, a fast one of transformers, or a folder that has one;

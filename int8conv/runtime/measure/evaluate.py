@@ -129,7 +129,8 @@ def evaluate(
         against: the converted folder's source, to compare with: adds its perplexity, KL divergence, agreement and errors by
             layer.
         mode: activations in 16 or 8 bits, as in ``load``.
-        outlier_fallback: whether W8A8 multiplies activations at or above the threshold of their input in 16 bits.
+        outlier_fallback: whether W8A8 on a CPU multiplies activations at or above the threshold of their input in 16 bits; a GPU
+            only counts them.
         kv_cache: as in ``load``: all keys and values of a window pass through such a cache (except those of ``against``), so
             that every token sees the same values as when decoding; None: they are not rounded.
         device: as in ``load``: on a GPU, a converted model is loaded completely and runs as ``load`` would run it, with
