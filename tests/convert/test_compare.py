@@ -27,7 +27,7 @@ def compared(*figures: float | None) -> SourceComparison:
     tensors = tuple(
         TensorQuality(f"t{i}", figure, 0.5 + i, 0.25) for i, figure in enumerate(figures)
     )
-    return SourceComparison(FOLDER, tensors, 7, {"norm": 3}, {"inv_freq": "computed"})
+    return SourceComparison(FOLDER, tensors, 7, {"norm": 3}, {"inv_freq": "computed"}, "nearest")
 
 
 def test_the_worst_come_first_and_what_lost_nothing_last() -> None:
@@ -60,7 +60,7 @@ def test_json() -> None:
             "t1": {"sqnr_db": None, "max_error": 1.5, "outlier_share": 0.25, "below": False},
             "t2": {"sqnr_db": 12.5, "max_error": 2.5, "outlier_share": 0.25, "below": True},
         },
-        "same": 7, "rounded": {"norm": 3}, "left_out": {"inv_freq": "computed"},
+        "same": 7, "rounded": {"norm": 3}, "left_out": {"inv_freq": "computed"}, "rounding": "nearest",
     }  # fmt: skip
     assert not compared(12.6).to_json(12.6)["tensors"]["t0"]["below"]
 
@@ -83,7 +83,12 @@ def test_folders_by_name_path_or_opened(
     for path, given in ((out, source), (str(out), str(source)), (opened, source)):
         found = compare(path, given, jobs=1, progress=lambda *news: told.append(news))
         assert found == SourceComparison(
-            out, tuple(expected.linears), expected.same, expected.rounded, expected.left_out
+            out,
+            tuple(expected.linears),
+            expected.same,
+            expected.rounded,
+            expected.left_out,
+            "nearest",
         )
         assert len(found.tensors) == 14
         assert told[-1] == ("compare", told[-1][2], told[-1][2])

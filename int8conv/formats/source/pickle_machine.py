@@ -172,8 +172,10 @@ class _Machine:
 
     def _tuple_of(self, count: int) -> Callable[[int], int]:
         def push(at: int) -> int:
-            values = [self.pop() for _ in range(count)]
-            self._stack.append(tuple(reversed(values)))
+            stack = self._stack
+            if len(stack) - count < (self._marks[-1] if self._marks else 0):
+                raise IndexError("a mark is in the way")
+            stack[-count:] = (tuple(stack[-count:]),)
             return at
 
         return push

@@ -24,7 +24,7 @@ _GEMMA: dict[str, Any] = {"head_dim": 16, "hidden_act": "gelu_pytorch_tanh"}
     ("config", "known"),
     [
         ({"model_type": "gemma", **_GEMMA}, True),
-        ({"model_type": "vaultgemma"}, False),
+        ({"model_type": "recurrent_gemma"}, False),
         ({"model_type": "some_vlm", "text_config": {"model_type": "gemma3_text"}}, False),
     ],
 )

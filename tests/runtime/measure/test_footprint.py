@@ -133,7 +133,7 @@ def measured_and_predicted(folder: Path, context: int, kv_cache: str, what: str,
 
 
 needs_linux = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="measuring needs Linux")  # fmt: skip
-several = pytest.mark.parametrize(("context", "kv_cache"), [(64, "float32"), (1024, "float32"), (1024, "int8")])  # fmt: skip
+several = pytest.mark.parametrize(("context", "kv_cache"), [(64, "float32"), (1024, "float32"), (2048, "int8")])  # fmt: skip
 
 
 @needs_linux

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ _OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Any]:
     """A random model of a type, saved in float16, and the same in float32."""
     torch.manual_seed(0)
-    text, vision = _OTHER[request.param]
+    text, vision = deepcopy(_OTHER[request.param])  # transformers writes into them
     more = {"image_token_id": 90, "image_token_index": 90, "vision_feature_layer": -1}
     config = AutoConfig.for_model(
         request.param, text_config=_TEXT | text, vision_config=vision, **more
