@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 from . import hub_server
-from .hub_server import ID, HubServer, Request
+from .hub_server import ID, HubServer, Request, use_hub
 
 
 class UploadHub(HubServer):
@@ -127,7 +129,11 @@ class _Handler(hub_server._Handler):
 
 
 @contextmanager
-def an_upload_hub(folder: Path) -> Iterator[UploadHub]:
-    hub = UploadHub(folder)
+def an_upload_hub(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[UploadHub]:
+    """A hub in use by this process, which has a token that may write and does not wait between attempts."""
+    hub = UploadHub(folder / "repository")
+    use_hub(patch, hub.url, folder / "home")
+    patch.setenv("HF_TOKEN", "writer")
+    patch.setattr("time.sleep", lambda seconds: None)
     with hub.running():
         yield hub

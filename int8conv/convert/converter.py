@@ -81,7 +81,8 @@ def convert_checkpoint(
         rounding: ``"nearest"`` rounds each weight to the nearest code; ``"compensated"`` lets the columns of a linear make up
             for each other's rounding errors (GPTQ), for activations measured by running the model on the built-in text, which
             takes longer (see docs/convert.md). Nearest is used, with a note, if the runtime does not know the model.
-        calibration_tokens: number of tokens of the built-in text to run the model on, in whole windows; None: all, some 1,500.
+        calibration_tokens: number of tokens of the built-in text to run the model on, in whole windows, to choose columns; None: all, some
+            1,500. Compensated rounding always runs all of it.
         stats: a statistics file of this checkpoint (``int8conv calibrate``) to use instead of a short run.
         force: replace ``out`` if it is a converted folder.
         jobs: number of tensors to process in parallel; None: one per processor. Does not affect the output.
@@ -204,7 +205,7 @@ def _second_pass(prepared: Prepared, plan: Plan, progress: Progress) -> SecondPa
 
     return SecondPass(
         opened.checkpoint, opened.architecture, opened.selection, plan, prepared.workers.device,
-        tokens=prepared.options.calibration_tokens, progress=progress,
+        progress=progress,
     )  # fmt: skip
 
 

@@ -129,16 +129,16 @@ def _bias(value: object) -> dict[int, object]:
 
 def _constraint(wanted: object) -> Constraint | None:
     """The form that ``response_format`` asks for."""
-    kind = wanted.get("type") if isinstance(wanted, dict) else None
-    if wanted is None or kind == "text":
+    if wanted is None:
         return None
-    assert isinstance(wanted, dict) or kind is None
+    asked = wanted if isinstance(wanted, dict) else {}
+    kind, schema = asked.get("type"), None
+    if kind == "text":
+        return None
     if kind == "json_object":
-        return Constraint.json_schema({"type": "object"})
-    named = (
-        wanted.get("json_schema") if kind == "json_schema" and isinstance(wanted, dict) else None
-    )
-    schema = named.get("schema") if isinstance(named, dict) else None
+        schema = {"type": "object"}
+    elif kind == "json_schema" and isinstance(named := asked.get("json_schema"), dict):
+        schema = named.get("schema")
     if not isinstance(schema, dict):
         raise RequestError(
             "response_format: expected text, json_object, or json_schema with a schema", param="response_format",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ..hub_server import ID, use_hub
+from ..hub_server import ID
 from ..hub_uploads import an_upload_hub
 from .helpers import check_refused, run
 
@@ -17,9 +17,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def test_push_and_its_report(converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    with an_upload_hub(tmp_path / "repository") as hub:
-        use_hub(monkeypatch, hub.url, tmp_path / "home")
-        monkeypatch.setenv("HF_TOKEN", "writer")
+    with an_upload_hub(monkeypatch, tmp_path) as hub:
         dry = run("push", converted, ID, "--dry-run")
         assert dry.exit_code == 0
         assert "library_name: int8conv\n" in dry.output

@@ -19,7 +19,7 @@ from int8conv.errors import (
     NotConvertedError,
 )
 
-from ..hub_server import ID, use_hub
+from ..hub_server import ID
 from ..hub_uploads import UploadHub, an_upload_hub
 
 pytestmark = pytest.mark.filterwarnings(
@@ -30,10 +30,7 @@ EXTRA = {".gitattributes", "README.md"}
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
-    with an_upload_hub(tmp_path / "repository") as server:
-        use_hub(monkeypatch, server.url, tmp_path / "home")
-        monkeypatch.setenv("HF_TOKEN", "writer")
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with an_upload_hub(monkeypatch, tmp_path) as server:
         yield server
 
 

@@ -49,17 +49,22 @@ class DeviceQuantizer:
         wide = from_bits(bits, self.dtype).to(self._device).to(torch.float32, copy=True)
         _check_finite(wide)
         wide[:, self._index] = 0
-        largest = wide.abs().amax(1) if wide.shape[1] else wide.new_zeros(len(wide))
-        # divide by a tensor: on a GPU, PyTorch would multiply by the reciprocal of a Python number
-        scale = (largest / torch.full_like(largest, 127)).clamp_min(float(SMALLEST_SCALE))
-        scale = torch.where(largest > 0, scale, largest)
-        wide /= torch.where(largest > 0, scale, torch.ones_like(scale))[:, None]
+        scale = row_scales(wide.abs())
+        wide /= torch.where(scale > 0, scale, torch.ones_like(scale))[:, None]
         codes = wide.round().to(torch.int8)
         result = QuantizedRows(_host(codes), _host(scale), outliers)
         if self._sample:
             rows = slice(-first % self._sample.step, None, self._sample.step)
             self._sample.add(_host(wide[rows]).copy(), result.codes, result.scale, first)
         return result
+
+
+def row_scales(magnitudes: torch.Tensor) -> torch.Tensor:
+    """Row scales float32 ``[rows]`` (SPEC.md section 1.1) of magnitudes ``[rows, in]``, which are zero in outlier columns."""
+    largest = magnitudes.amax(1) if magnitudes.shape[1] else magnitudes.new_zeros(len(magnitudes))
+    # divide by a tensor: on a GPU, PyTorch would multiply by the reciprocal of a Python number
+    scale = (largest / torch.full_like(largest, 127)).clamp_min(float(SMALLEST_SCALE))
+    return torch.where(largest > 0, scale, largest)
 
 
 def _check_finite(wide: torch.Tensor) -> None:

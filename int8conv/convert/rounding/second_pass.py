@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ...formats.int8.names import MOST_STEPS, SMALLEST_SCALE
+from ...formats.int8.names import MOST_STEPS
 from ...formats.source.checkpoint import Checkpoint
 from ...progress import Progress
 from ...runtime.devices import find_torch_device
@@ -26,6 +26,7 @@ from ..outliers.source_weights import SourceWeights
 from ..outliers.texts import calibration_windows
 from ..plan import Plan, QuantizeTask
 from .compensate import DAMPING, Compensation, Gram, damping_for
+from .device import row_scales
 from .quantize import Codes
 
 _STACKED: Final = 1 << 24
@@ -41,7 +42,6 @@ class SecondPass:
         selection: which linears share an input.
         plan: which columns stay in 16 bits.
         device: where the model runs and codes are chosen.
-        tokens: as in ``calibrate``.
         progress: called per block.
     """
 
@@ -53,7 +53,6 @@ class SecondPass:
         plan: Plan,
         device: str,
         *,
-        tokens: int | None,
         progress: Progress,
     ) -> None:
         self._checkpoint, self._architecture = checkpoint, architecture
@@ -149,7 +148,11 @@ def _rounded(
     ):  # always the same ones: products of other shapes may be summed in another order
         with torch.inference_mode():
             weight = torch.cat([read_matrix(task.source) for task in together]).to(device)
-            codes = compensation.codes(weight, _scales(weight, columns)).cpu().numpy()
+            codes = (
+                compensation.codes(weight, row_scales(weight.abs().index_fill_(1, columns, 0.0)))
+                .cpu()
+                .numpy()
+            )
         first = 0
         for task in together:
             last = first + task.source.shape[0]
@@ -163,12 +166,3 @@ def _stacks(tasks: Sequence[QuantizeTask]) -> Iterator[Sequence[QuantizeTask]]:
         yield tasks
     else:
         yield from ([task] for task in tasks)
-
-
-def _scales(weight: Tensor, columns: Tensor) -> Tensor:
-    """Row scales as in SPEC.md section 1.1, the same as those of ``RowQuantizer``."""
-    magnitude = weight.abs().index_fill_(1, columns, 0.0)
-    largest = magnitude.amax(1) if magnitude.shape[1] else magnitude.new_zeros(len(magnitude))
-    # by a tensor: on a GPU, PyTorch would multiply by the reciprocal of a Python number
-    scale = (largest / torch.full_like(largest, 127)).clamp_min(SMALLEST_SCALE)
-    return torch.where(largest > 0, scale, largest)

@@ -11,16 +11,13 @@ from huggingface_hub.utils import are_progress_bars_disabled
 from int8conv.errors import HubAccessError, HubExistsError, HubUnavailableError
 from int8conv.formats.hub.upload import Repository
 
-from ...hub_server import ID, use_hub
+from ...hub_server import ID
 from ...hub_uploads import UploadHub, an_upload_hub
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
-    with an_upload_hub(tmp_path / "repository") as server:
-        use_hub(monkeypatch, server.url, tmp_path / "home")
-        monkeypatch.setenv("HF_TOKEN", "writer")
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with an_upload_hub(monkeypatch, tmp_path) as server:
         yield server
 
 
