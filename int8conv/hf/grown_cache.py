@@ -22,9 +22,9 @@ class GrownCache:
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         """A copy of ``[batch, kv_heads, filled, head_dim]``, with room."""
-        self.filled = keys.shape[2]
-        capacity = self.filled + max(_LEAST, self.filled // 4)
-        self.keys, self.values = (self._with_room(part, capacity) for part in (keys, values))
+        self.filled: int = keys.shape[2]
+        self.capacity = self.filled + max(_LEAST, self.filled // 4)
+        self.keys, self.values = (self._with_room(part, self.capacity) for part in (keys, values))
         self.lengths = torch.full((len(keys),), self.filled)
         """int64 ``[batch]``."""
         self.memory = self.keys, self.values, self.lengths
@@ -46,10 +46,10 @@ class GrownCache:
         return cls(layer.keys, layer.values)
 
     def _is_seen_in(self, layer: Any) -> bool:
-        """Whether the layer shows all that is filled here, which is false for the other of two copies, and one more position fits."""
+        """Whether the layer shows what was filled last, which is false for the other of two copies, and one more position fits."""
         if self._seen is None or self._seen[0] is not layer.keys or self._seen[1] is not layer.values:  # fmt: skip
             return False
-        return self.filled == self._seen[0].shape[2] < self.keys.shape[2]
+        return self.filled < self.capacity
 
     # likewise
     def append_to(self, layer: Any) -> None:
