@@ -19,6 +19,7 @@ from .attention_spec import AttentionSpec
 from .cache import Cache
 from .clamped import ClampedFeedForward
 from .delta_net import DeltaNet
+from .latent_attention import LatentAttention
 from .mixture import MixtureOfExperts
 from .norms import NormWeights
 from .rotary import Rotary
@@ -145,8 +146,12 @@ class Block:
             norm_weights(config, modules[role], weights) if role in modules else None
             for role in ("q_norm", "k_norm")
         ]
-        self.attention: Attention | DeltaNet
-        if config.is_recurrent(layer):
+        self.attention: Attention | DeltaNet | LatentAttention
+        if config.latent is not None:
+            self.attention = LatentAttention(
+                config, modules, weights, projection, cache_layer, observed=observe is not None
+            )
+        elif config.is_recurrent(layer):
             number = config.cache_layer(layer) if cache_layer is None else cache_layer
             self.attention = DeltaNet(config, modules, weights, projection, number)
         else:
