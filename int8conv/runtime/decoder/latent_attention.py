@@ -3,10 +3,9 @@
     q = W_q x,  or  W_qb norm(W_qa x);   [c; r] = W_kva x;   c <- norm(c);   r <- rotate(r)
     per head:  [k; v] = W_kvb c;   score = q_plain k + rotate(q_rotated) r;   y = softmax(score) v
 
-The cache has c and r alone. A prompt unfolds k and v of all positions. For few tokens, W_kvb is folded into both sides instead
-(section 2.1.2 there): with its rows W_k and W_v of a head, ``score = (W_k^T q_plain) c + ...`` and ``y = W_v (softmax(score) c)``, so
-that all heads read the same c and nothing is unfolded. ``Latent.folds`` chooses the one with fewer multiplications. Folded, an int8 W_kvb
-is dequantized, as in W8A16. Runs in PyTorch, on a CPU only: a GPU is refused when the model is loaded.
+The cache has c and r alone. The first tokens of a prompt unfold k and v. Later ones fold W_kvb into both sides instead (section 2.1.2
+there): with its rows W_k and W_v of a head, ``score = (W_k^T q_plain) c + ...`` and ``y = W_v (softmax(score) c)``, so that all heads
+read the same c and nothing is unfolded (``Latent.folds``). Folded, an int8 W_kvb is dequantized, as in W8A16. Runs in PyTorch, on a CPU only: a GPU is refused when the model is loaded.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ class LatentAttention:
             assert isinstance(cache, HostCache)
             stored = cache.update(self.spec.layer, latents, turned)
             latents, turned = (_widened(part, value.dtype) for part in stored)
-        folded = c.folds(value.shape[1]) and not self.observed
+        folded = c.folds(value.shape[1], latents.shape[2]) and not self.observed
         attention = self._folded if folded else self._unfolded
         y = attention(plain, q_turned, latents, turned, positions)
         return self.out(y.transpose(1, 2).flatten(2), residual=residual)[0]

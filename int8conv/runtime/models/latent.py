@@ -35,7 +35,10 @@ class Latent:
         """What is cached per position, in two parts: the latent, and the rotated part of the keys."""
         return self.rank, self.rotated
 
-    def folds(self, tokens: int) -> bool:
-        """Whether fewer multiplications are needed for so many tokens if the weight of keys and values is folded into the queries
-        and the outputs than if all positions are unfolded."""
-        return tokens * (2 * self.rank - self.unfolded) < self.rank * self.unfolded
+    def folds(self, tokens: int, positions: int) -> bool:
+        """Whether the weight of keys and values is folded into queries and outputs, for the last ``tokens`` of ``positions``.
+
+        After other positions always, as unfolding all of them takes memory without limit; else if it takes fewer multiplications.
+        """
+        fewer = tokens * (2 * self.rank - self.unfolded) < self.rank * self.unfolded
+        return positions > tokens or fewer

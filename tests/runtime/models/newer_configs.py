@@ -105,7 +105,7 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
         "deepseek_v2", _SIZES_WITHOUT_HEADS | _LATENT | _ROUTED | {"q_lora_rank": None, "v_head_dim": 28},
     ),
     "deepseek_v3": ("deepseek_v3", _SIZES_WITHOUT_HEADS | _LATENT | _ROUTED | _GROUPS | {"rope_parameters": _YARN}),
-    "deepseek_v3, halves, biases, always unfolded": (
+    "deepseek_v3, halves, biases, a wide latent": (
         "deepseek_v3", _SIZES_WITHOUT_HEADS | _LATENT | _ROUTED | _GROUPS
         | {"rope_interleave": False, "attention_bias": True, "kv_lora_rank": 96, "qk_nope_head_dim": 2, "v_head_dim": 4},
     ),
