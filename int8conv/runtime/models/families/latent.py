@@ -48,10 +48,10 @@ def read_latent(
 
 def _scale(raw: RawConfig, latent: Latent) -> float:
     """The scale of scores, which grows with yarn's factor (``mscale_all_dim``; ``read_rope`` has checked both)."""
-    scale = latent.query**-0.5
+    scale = 1 / math.sqrt(latent.query)
     for key in ("rope_scaling", "rope_parameters"):
         section = raw.values.get(key) or {}
         if section.get("mscale_all_dim") and section.get("factor", 1) > 1:
-            grown = 0.1 * section["mscale_all_dim"] * math.log(section["factor"]) + 1
-            return float(scale * grown**2)
+            grown: float = 0.1 * section["mscale_all_dim"] * math.log(section["factor"]) + 1
+            return scale * grown * grown
     return scale
