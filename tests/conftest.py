@@ -59,9 +59,11 @@ _STATE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_COMPILED)
 os.environ.setdefault(
     "NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir(), f"int8conv-numba-{_STATE}"))
 )  # numba does not see that a function in another file has changed
-if {"PYTEST_XDIST_WORKER", "OMP_NUM_THREADS"} & set(os.environ):
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker per core: threads besides only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "OMP_NUM_THREADS" in os.environ:
     # numba's threads spin while they wait: on a busy machine a product takes 50 times as long with one too many
-    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a job in the background ignores it, and so would what it starts

@@ -97,7 +97,7 @@ from int8conv.runtime.measure.memory_use import watch_memory
 
 path, context, kv_cache = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 if sys.argv[4] == "live":
-    activation_memory.SLACK = activation_memory.LIBRARIES = 0
+    activation_memory.SLACK = 0
 memory = watch_memory(torch.device("cpu"))
 model = int8conv.load(path, kv_cache=kv_cache)
 cache = model.decoder.cache(batch=1, capacity=context)
