@@ -59,7 +59,8 @@ _STATE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_COMPILED)
 os.environ.setdefault(
     "NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir(), f"int8conv-numba-{_STATE}"))
 )  # numba does not see that a function in another file has changed
-if "PYTEST_XDIST_WORKER" in os.environ:  # a worker per core: threads besides only wait for each other
+# a worker per core: more threads would only wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "OMP_NUM_THREADS" in os.environ:
     # numba's threads spin while they wait: on a busy machine a product takes 50 times as long with one too many
