@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -102,6 +103,26 @@ def example_int8(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def source(tmp_path: Path) -> Path:
     """A small random Llama checkpoint, F16, in one file; to be changed at will."""
     return write_checkpoint(tmp_path / "source")
+
+
+@pytest.fixture
+def with_bos(example: Path, tmp_path: Path) -> Path:
+    """The example, with a tokenizer that puts a token before and one after each prompt."""
+    copy = Path(shutil.copytree(example, tmp_path / "with_bos"))
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    token = tokenizer["added_tokens"][0]
+    special = {"SpecialToken": {"id": token["content"], "type_id": 0}}
+    processor = tokenizer["post_processor"]
+    processor["single"] = [special, *processor["single"], special]
+    processor["special_tokens"] = {
+        token["content"]: {
+            "id": token["content"],
+            "ids": [token["id"]],
+            "tokens": [token["content"]],
+        }
+    }
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return copy
 
 
 @pytest.fixture
