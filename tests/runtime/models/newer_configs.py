@@ -18,12 +18,29 @@ _WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
 _WINDOWED: dict[str, Any] = {"sliding_window": 7, "layer_types": _WINDOWS}
 _BIASES: dict[str, Any] = {"attention_bias": True, "mlp_bias": True}
 
+_OSS: dict[str, Any] = {
+    "num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48, "sliding_window": 7,
+    "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 150000.0, "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+        "original_max_position_embeddings": 24,
+    },
+}  # fmt: skip
 _DELTA: dict[str, Any] = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 12,
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
 }  # fmt: skip
 _SHARED: dict[str, Any] = {
     "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "shared_expert_intermediate_size": 48,
+}  # fmt: skip
+
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4, "kv_lora_rank": 24, "q_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}  # fmt: skip
+_SIZES_WITHOUT_HEADS = {key: value for key, value in _SIZES.items() if key != "head_dim"}
+_YARN = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 24, "mscale": 0.7,
+    "mscale_all_dim": 1.0,
 }  # fmt: skip
 
 NEWER: dict[str, tuple[str, dict[str, Any]]] = {
@@ -38,6 +55,10 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
         "num_local_experts": 5, "num_experts_per_tok": 2, "embedding_multiplier": 6.0, "residual_multiplier": 0.4,
         "attention_multiplier": 0.1, "logits_scaling": 3.0, "attention_bias": True, "head_dim": 12, "intermediate_size": 24,
     }),
+    "gpt_oss": ("gpt_oss", _SIZES | _OSS | {"swiglu_limit": 0.5}),
+    "gpt_oss, no windows, no biases": (
+        "gpt_oss", _SIZES | _OSS | {"layer_types": ["full_attention"] * 3, "attention_bias": False},
+    ),
     "helium": ("helium", _SIZES | {"head_dim": 12, "attention_bias": True}),
     "internlm3": ("internlm3", _SIZES | _BIASES),
     "ernie4_5": ("ernie4_5", _SIZES | {"use_bias": True}),
@@ -76,6 +97,19 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4_moe, no groups": ("glm4_moe", _SIZES | _ROUTED | {"norm_topk_prob": False}),
     "solar_open": ("solar_open", _SIZES | _ROUTED | {"first_k_dense_replace": 0}),
     "dots1": ("dots1", _SIZES | _ROUTED | _WINDOWED | {"norm_topk_prob": True}),
+    "deepseek_v2": (
+        "deepseek_v2", _SIZES_WITHOUT_HEADS | _LATENT | _ROUTED | _GROUPS
+        | {"topk_method": "group_limited_greedy", "rope_parameters": _YARN},
+    ),
+    "deepseek_v2, plain queries, wide values": (
+        "deepseek_v2", _SIZES_WITHOUT_HEADS | _LATENT | _ROUTED | {"q_lora_rank": None, "v_head_dim": 28},
+    ),
+    "deepseek_v3": ("deepseek_v3", _SIZES_WITHOUT_HEADS | _LATENT | _ROUTED | _GROUPS | {"rope_parameters": _YARN}),
+    "deepseek_v3, halves, biases, a wide latent": (
+        "deepseek_v3", _SIZES_WITHOUT_HEADS | _LATENT | _ROUTED | _GROUPS
+        | {"rope_interleave": False, "attention_bias": True, "kv_lora_rank": 96, "qk_nope_head_dim": 2, "v_head_dim": 4},
+    ),
+    "glm4_moe_lite": ("glm4_moe_lite", _SIZES_WITHOUT_HEADS | _LATENT | _ROUTED),
     "qwen3_next": ("qwen3_next", _SIZES | _DELTA | _SHARED),
     "qwen3_next, one key head, some layers dense": (
         "qwen3_next",
