@@ -21,7 +21,7 @@ def filled(batch: int) -> State:
 
 def test_a_sequence_is_a_part_of_the_same_memory() -> None:
     state = filled(3)
-    state.sequence(1).matrix.fill_(7)
+    state.between(1, 2).matrix.fill_(7)
     assert (state.matrix[1] == 7).all()
     assert not (state.matrix[[0, 2]] == 7).any()
     assert state.nbytes == 4 * (3 * 2 * 3 * 4 + 3 * 14 * 3) == DELTA.nbytes(3)
