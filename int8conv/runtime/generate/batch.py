@@ -7,7 +7,7 @@ or leaves changes places. A place that is free keeps its keys and values for a p
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -178,7 +178,9 @@ class Batch:
 
     def _advance(self) -> None:
         """One token for each active member."""
-        members = [place.member for place in self._places[: self._active] if place.member is not None]
+        members = [
+            place.member for place in self._places[: self._active] if place.member is not None
+        ]
         last = [[each.continuation.token_ids[-1]] for each in members]
         try:
             step = self._step_of(len(members))
