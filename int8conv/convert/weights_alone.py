@@ -13,7 +13,7 @@ from typing import Any
 from ..formats.int8.layout import TensorSpec
 from ..formats.int8.names import WEIGHT
 from ..formats.int8.summary import inspect_folder, kind_of
-from ..formats.safetensors.dtypes import FLOAT_DTYPES, FP8_DTYPES
+from ..formats.safetensors.dtypes import FLOAT_DTYPES, SCALED_DTYPES
 from ..formats.safetensors.stored import StoredTensor
 from ..runtime.opening import open_model
 from .options import ConvertOptions
@@ -86,5 +86,5 @@ def _by_kind(specs: Iterable[TensorSpec]) -> dict[str, int]:
 
 
 def _in_16_bits(tensor: StoredTensor) -> int:
-    floats = tensor.dtype in FLOAT_DTYPES or tensor.dtype in FP8_DTYPES
+    floats = tensor.dtype in FLOAT_DTYPES or tensor.dtype in SCALED_DTYPES
     return 2 * prod(tensor.shape) if floats else tensor.nbytes

@@ -15,6 +15,7 @@ from ..formats.hub.download import Source, resolve, resolve_headers
 from ..formats.int8.folder import ConvertedFolder, is_converted, open_converted
 from ..formats.source.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
 from ..formats.source.checks import check_plain
+from ..formats.source.four_bit import unpacked
 from .models.architecture import Architecture, read_architecture
 from .models.expert_stacks import take_apart
 
@@ -79,6 +80,6 @@ def open_unconverted(source: Source) -> OpenedModel:
         AlreadyQuantizedError: int8conv or another tool has quantized it.
         NotFoundError, CheckpointError, SafetensorsError: as for ``open_model``.
     """
-    checkpoint = open_checkpoint(source.folder, source.remote, source.only)
+    checkpoint = unpacked(open_checkpoint(source.folder, source.remote, source.only))
     check_plain(checkpoint)
     return OpenedModel(source, take_apart(checkpoint), None)

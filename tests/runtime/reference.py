@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.safetensors.stored import read_array
-from int8conv.runtime.decoder.cache import KVCache
 from int8conv.runtime.generate.generation import Continuation, continue_all
 from int8conv.runtime.generate.sampling import Sampling
 from int8conv.runtime.model import Model
@@ -50,7 +49,7 @@ def logits(reference: Any, token_ids: Tensor) -> Tensor:
 def token_by_token(model: Model, token_ids: Tensor, prompt: int) -> Tensor:
     """Logits of a prompt in one pass, a few tokens in a second, and the rest one at a time, through the cache."""
     batch, tokens = token_ids.shape
-    cache = KVCache(model.config, batch=batch, capacity=tokens, dtype=torch.float32)
+    cache = model.decoder.cache(batch=batch, capacity=tokens)
     steps = [token_ids[:, :prompt], token_ids[:, prompt : prompt + 3]]
     steps += token_ids[:, prompt + 3 :].split(1, dim=1)
     return torch.cat([model.decoder.forward(step, cache) for step in steps], dim=1)
@@ -102,10 +101,13 @@ def _put_into_stack(
     """Replace one expert's matrix in the stack of its layer."""
     expert, _, role = module.role.partition(".")
     for path, roles in family.stacks.items():
-        name = f"{path.format(module.layer)}.weight"
+        name = path.format(module.layer)
+        name = name if name in tensors else f"{name}.weight"
         if role in roles and name in tensors:
             tensors[name] = tensors[name].float()
-            tensors[name][int(expert)].chunk(len(roles))[roles.index(role)].copy_(weight)
+            matrix = tensors[name][int(expert)]
+            matrix = matrix.t() if family.transposed_stacks else matrix
+            matrix.chunk(len(roles))[roles.index(role)].copy_(weight)
             return
     raise AssertionError(f"no stack for {module.path}")
 
@@ -127,6 +129,6 @@ def greedy(model: Model, prompt: list[int], count: int) -> list[int]:
     continuation = Continuation(
         prompt, count, Sampling(), end_tokens=frozenset(), detokenizer=NoText()
     )
-    cache = KVCache(model.config, batch=1, capacity=len(prompt) + count, dtype=torch.float32)
+    cache = model.decoder.cache(batch=1, capacity=len(prompt) + count)
     continue_all(model.decoder, [continuation], cache)
     return continuation.token_ids

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 import int8conv
-from int8conv.runtime.decoder.cache import KVCache
+from int8conv.runtime.decoder.cache import Cache
 from int8conv.runtime.model import Model
 
 from .models.test_families import CONFIGS
@@ -20,9 +20,10 @@ PROMPTS = (17, 3, 9, 1)
 STEPS = 8
 
 
-def cache_of(model: Model, batch: int) -> KVCache:
-    cache = KVCache(model.config, batch=batch, capacity=40, dtype=torch.float32)
-    cache._data.fill_(1e4)  # what is not written must not count
+def cache_of(model: Model, batch: int) -> Cache:
+    cache = model.decoder.cache(batch=batch, capacity=40)
+    for part in cache._parts:
+        part.fill_(1e4)  # what is not written must not count
     return cache
 
 

@@ -9,9 +9,10 @@ from typing import Final
 
 from ...errors import ArgumentError
 from ...formats.int8.names import BIAS, WEIGHT
-from ...formats.safetensors.dtypes import FLOAT_DTYPES
+from ...formats.safetensors.dtypes import FLOAT_DTYPES, FP8_DTYPES
 from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import Checkpoint
+from ...formats.source.four_bit import SHAPE_SUFFIX
 from ...formats.source.fp8 import scale_tensor, scaled_weight
 from ...formats.source.matrix import Matrix, find_matrix
 from ...runtime.models.architecture import Architecture, Module, find_tensor
@@ -39,7 +40,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Kept:
-    """A tensor that is not quantized; an FP8 matrix is widened to 16 bits."""
+    """A tensor that is not quantized; a matrix with scales is widened to 16 bits."""
 
     name: str
     source: StoredTensor | Matrix
@@ -162,7 +163,8 @@ def keep(checkpoint: Checkpoint, tensor: StoredTensor, kind: str) -> Kept:
     integers = tensor.dtype.startswith(("I", "U", "BOOL")) and not tensor.name.endswith(
         f".{WEIGHT}"
     )
-    if tensor.dtype in FLOAT_DTYPES or integers:
+    turned = tensor.name in checkpoint.transposed
+    if (tensor.dtype in FLOAT_DTYPES and not turned) or integers:
         return Kept(tensor.name, tensor, kind)
     return Kept(tensor.name, find_matrix(checkpoint, tensor), kind)
 
@@ -229,9 +231,13 @@ def why_skipped(checkpoint: Checkpoint, tensor: StoredTensor) -> str | None:
     name = tensor.name
     if (weight := scaled_weight(checkpoint.tensors, name)) is not None:
         if scale_tensor(checkpoint, weight.name) == tensor:
-            return "scales of an FP8 weight, already multiplied into it"
+            kind = "an FP8" if weight.dtype in FP8_DTYPES else "a four-bit"
+            return f"scales of {kind} weight, already multiplied into it"
     elif name.endswith(ACTIVATION_SCALES) and checkpoint.has_fp8:
         return "a scale of FP8 activations, which the output does not have"
+    packed = checkpoint.tensors.get(name.removesuffix(SHAPE_SUFFIX))
+    if name.endswith(SHAPE_SUFFIX) and packed is not None and packed.dtype == "I4":
+        return "the shape of a four-bit weight"
     if _BUFFER.search(name) or _is_causal_mask(tensor):
         return COMPUTED
     return None

@@ -39,6 +39,13 @@ FLOAT_DTYPES: Final = ("F16", "BF16", "F32", "F64")
 FP8_DTYPES: Final = ("F8_E4M3", "F8_E5M2")
 """8-bit float dtypes of weights, which have separate scales."""
 
+FOUR_BIT_DTYPES: Final = ("F4", "I4")
+"""Dtypes of weights with two elements per byte and separate scales: E2M1 floats, integers. In files they have other dtypes
+(``source.four_bit``)."""
+
+SCALED_DTYPES: Final = (*FP8_DTYPES, *FOUR_BIT_DTYPES)
+"""Dtypes of weights with separate scales."""
+
 INFINITY_BITS: Final = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000}
 """The bits of infinity; those of a NaN's magnitude are larger, and have the same bits set."""
 

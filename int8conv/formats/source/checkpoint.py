@@ -53,6 +53,8 @@ class Checkpoint:
     """Tensor name to shard file name; None without an index."""
     notes: tuple[str, ...] = ()
     """Notes for the user on what was left out or is irregular."""
+    transposed: frozenset[str] = frozenset()
+    """Names of matrices stored ``[in, out]``, unlike in other checkpoints of their family."""
 
     @cached_property
     def nbytes(self) -> int:

@@ -13,8 +13,8 @@ from .checkpoint import CONFIG_FILE, Checkpoint
 from .fp8 import quantization_sections
 from .packed import made_from, packed_by
 
-_FP8_METHODS: Final = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt")
-"""Methods that may mean FP8 weights in a config; the tensors show whether they do."""
+_READ_METHODS: Final = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4")
+"""Methods that may mean FP8 or four-bit weights that can be read; the tensors show whether they do."""
 _WRAPPERS: Final = {
     "_orig_mod": "torch.compile",
     "_fsdp_wrapped_module": "FSDP",
@@ -33,8 +33,8 @@ def check_plain(checkpoint: Checkpoint) -> None:
     """Refuse anything that is not a model's plain weights.
 
     Raises:
-        AlreadyQuantizedError: according to the config or a tensor's name or dtype, another quantizer packed them (FP8
-            weights with scales still count as floats).
+        AlreadyQuantizedError: according to the config or a tensor's name or dtype, another quantizer packed them (FP8 and
+            four-bit weights with scales count as floats).
         AdapterError: all tensors belong to an adapter.
         WrappedNamesError: the names have the prefix of a wrapper around the model.
         ShapeError: a weight has no elements (a placeholder of DeepSpeed ZeRO-3).
@@ -58,7 +58,7 @@ def check_plain(checkpoint: Checkpoint) -> None:
 def _check_config(checkpoint: Checkpoint) -> None:
     for key, section in quantization_sections(checkpoint.config):
         method = section.get("quant_method") if isinstance(section, dict) else None
-        if isinstance(method, str) and method in _FP8_METHODS:
+        if isinstance(method, str) and method in _READ_METHODS:
             continue
         if key.endswith("quantization"):  # MLX's, which has no method
             if not isinstance(section, dict) or not {"bits", "group_size"} & section.keys():

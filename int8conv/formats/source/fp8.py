@@ -1,4 +1,4 @@
-"""FP8 weights (arXiv:2209.05433) with separate scales: value = fp32(code * scale)."""
+"""FP8 weights (arXiv:2209.05433) with separate scales: value = fp32(code * scale). Scales of four-bit weights are found here too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import CompanionError, ShapeError, UnsupportedDtypeError
-from ..safetensors.dtypes import FLOAT_DTYPES, FP8_DTYPES, widened
+from ..safetensors.dtypes import (
+    FLOAT_DTYPES,
+    FOUR_BIT_DTYPES,
+    SCALED_DTYPES,
+    widened,
+)
 from ..safetensors.stored import StoredTensor, read_array
 from .checkpoint import CONFIG_FILE, Checkpoint
 
@@ -47,11 +52,6 @@ class BlockScales:
         return widened(stored, self.tensor.dtype).reshape(self.shape)
 
 
-def is_fp8(tensor: StoredTensor) -> bool:
-    """Whether a tensor holds 8-bit floats."""
-    return tensor.dtype in FP8_DTYPES
-
-
 def quantization_sections(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The sections of a config that say how its weights are quantized, by key."""
     parts: list[tuple[str, Any]] = [("", config), *((f"{n}.", config.get(n)) for n in _PARTS)]
@@ -62,7 +62,7 @@ def quantization_sections(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]
 
 
 def find_scales(checkpoint: Checkpoint, weight: StoredTensor) -> BlockScales:
-    """The scales of an FP8 weight ``[out, in]``, from any shard.
+    """The scales of an FP8 or four-bit weight ``[out, in]``, from any shard.
 
     One per tensor (a scalar), per row (``[out]`` or ``[out, 1]``) or per block, whose size is ``weight_block_size`` or
     ``block_structure`` in the config, or 128 x 128 by default.
@@ -88,6 +88,11 @@ def find_scales(checkpoint: Checkpoint, weight: StoredTensor) -> BlockScales:
         return BlockScales(scale, (1, 1), max(out, 1), max(in_features, 1))
     if scale.shape in ((out,), (out, 1)):
         return BlockScales(scale, (out, 1), 1, max(in_features, 1))
+    if scale.shape[:1] == (out,) and len(scale.shape) == 2:
+        groups = scale.shape[1]
+        by_columns = weight.dtype in FOUR_BIT_DTYPES or 32 * groups == in_features
+        if by_columns and groups and in_features % groups == 0:
+            return BlockScales(scale, (out, groups), 1, in_features // groups)
     blocks = {
         (-(-out // rows), -(-in_features // columns)): (rows, columns)
         for rows, columns in _block_sizes(checkpoint) or [_USUAL_BLOCK]
@@ -109,12 +114,12 @@ def scale_tensor(checkpoint: Checkpoint, weight: str) -> StoredTensor | None:
 
 
 def scaled_weight(tensors: Mapping[str, StoredTensor], scale: str) -> StoredTensor | None:
-    """The FP8 weight whose scales are in the tensor ``scale``, if there is one."""
+    """The weight whose scales are in the tensor ``scale``, if there is one."""
     names = [scale.removesuffix(s) for s in SCALE_SUFFIXES if scale.endswith(s)]
     if scale.endswith(_SCALE):
         names.append(scale.removesuffix(_SCALE) + _WEIGHT)
     found = (tensors.get(name) for name in names)
-    return next((weight for weight in found if weight is not None and is_fp8(weight)), None)
+    return next((x for x in found if x is not None and x.dtype in SCALED_DTYPES), None)
 
 
 def _scale_names(weight: str) -> list[str]:

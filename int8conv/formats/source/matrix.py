@@ -13,10 +13,11 @@ import numpy.typing as npt
 from ...errors import HalfOverflowError, UnsupportedDtypeError
 from ..safetensors.buffers import Buffers
 from ..safetensors.checksum import running_checksum
-from ..safetensors.dtypes import FLOAT_DTYPES, FP8_DTYPES, ITEM_BYTES
+from ..safetensors.dtypes import FLOAT_DTYPES, FOUR_BIT_DTYPES, ITEM_BYTES, SCALED_DTYPES
 from ..safetensors.storage import Reader, WeightsFile
 from ..safetensors.stored import StoredTensor
 from .checkpoint import Checkpoint
+from .four_bit import pairs
 from .fp8 import BlockScales, decoded, find_scales
 
 Bits = npt.NDArray[Any]
@@ -35,7 +36,7 @@ class Matrix:
 
     stored: StoredTensor
     scales: BlockScales | None = None
-    """Scales of an FP8 weight."""
+    """Scales of an FP8 or four-bit weight."""
     part: int | None = None
     """Index in a stack ``[parts, ., .]`` of experts."""
     transposed: bool = False
@@ -57,13 +58,15 @@ class Matrix:
 
     @property
     def dtype(self) -> str:
-        """Dtype of the values, F16, BF16 or F32; FP8 weights are F32 after scaling, and F64 is read as F32."""
+        """Dtype of the values, F16, BF16 or F32; weights with scales are F32 after scaling, and F64 is read as F32."""
         widened = self.scales is not None or self.stored.dtype == "F64"
         return "F32" if widened else self.stored.dtype
 
     @property
     def nbytes(self) -> int:
         """Stored size, without scales."""
+        if self.stored.dtype in FOUR_BIT_DTYPES:
+            return self.stored.nbytes
         return self.shape[0] * self.shape[1] * ITEM_BYTES[self.stored.dtype]
 
     @property
@@ -79,17 +82,18 @@ def find_matrix(
     part: int | None = None,
     transposed: bool = False,
 ) -> Matrix:
-    """The matrix of a stored tensor, with its scales if it is FP8.
+    """The matrix of a stored tensor, with its scales if it is FP8 or has four bits.
 
     Raises:
         UnsupportedDtypeError: its dtype is not a supported float.
         CompanionError, ShapeError: an FP8 weight lacks matching scales or is not a matrix.
     """
+    transposed = transposed or stored.name in checkpoint.transposed
     plain = part is None and not transposed
-    if stored.dtype in FP8_DTYPES and plain:
+    if stored.dtype in SCALED_DTYPES and plain:
         return Matrix(stored, find_scales(checkpoint, stored))
     if stored.dtype not in FLOAT_DTYPES:
-        kinds = FLOAT_DTYPES + (FP8_DTYPES if plain else ())
+        kinds = FLOAT_DTYPES + (SCALED_DTYPES if plain else ())
         raise UnsupportedDtypeError(
             "unsupported dtype of a weight", file=stored.file, tensor=stored.name,
             expected=" or ".join(kinds), found=stored.dtype,
@@ -165,29 +169,36 @@ class MatrixReader:
             elif self._matrix.transposed:
                 yield from self._transposed(reader)
             else:
-                for first, stored in self._stored(reader, self._item):
+                for first, stored in self._stored(reader, self._item, self.columns):
                     yield first, self._narrowed(stored, first) if self._wide else stored
 
     def checksum(self) -> str:
         """Checksum of the stored bytes, once all blocks have been read."""
         return self._sum.hexdigest()
 
-    def _stored(self, reader: Reader, dtype: np.dtype[Any]) -> Iterator[tuple[int, Bits]]:
-        buffer = self._buffers.take("stored", (self.rows_per_block, self.columns), dtype)
+    def _stored(
+        self, reader: Reader, dtype: np.dtype[Any], columns: int
+    ) -> Iterator[tuple[int, Bits]]:
+        buffer = self._buffers.take("stored", (self.rows_per_block, columns), dtype)
         for first in range(0, self.rows, self.rows_per_block):
             bits = buffer[: min(self.rows_per_block, self.rows - first)]
             data = _bytes_of(bits)
-            reader.read_into(data, self._matrix.offset + first * self.columns * bits.itemsize)
+            reader.read_into(data, self._matrix.offset + first * columns * bits.itemsize)
             self._sum.update(data)
             yield first, bits
 
     def _decoded(self, reader: Reader, scales: BlockScales) -> Iterator[tuple[int, Bits]]:
-        table = decoded(self._matrix.stored.dtype)
+        dtype, columns = self._matrix.stored.dtype, self.columns
+        if in_pairs := dtype in FOUR_BIT_DTYPES:
+            columns //= 2
+        table = pairs(dtype) if in_pairs else decoded(dtype)
         factors = scales.values()
         across = np.arange(self.columns) // scales.columns
         buffer = self._buffers.take("decoded", (self.rows_per_block, self.columns), np.float32)
-        for first, codes in self._stored(reader, np.dtype(np.uint8)):
-            values = np.take(table, codes, out=buffer[: len(codes)], mode="clip")
+        shaped = buffer.reshape(self.rows_per_block, columns, -1) if in_pairs else buffer
+        for first, codes in self._stored(reader, np.dtype(np.uint8), columns):
+            np.take(table, codes, axis=0, out=shaped[: len(codes)], mode="clip")
+            values = buffer[: len(codes)]
             down = np.arange(first, first + len(codes)) // scales.rows
             wide = factors[down]
             with np.errstate(

@@ -63,14 +63,14 @@ _PACKED_NAME: Final = re.compile(
 
 
 def packed_by(tensor: StoredTensor, tensors: Mapping[str, StoredTensor]) -> str | None:
-    """The quantizer that packed a tensor or the weight it belongs to; None for plain tensors, FP8 and its scales."""
+    """The quantizer that packed a tensor or the weight it belongs to; None for plain tensors, FP8, ``four_bit`` and their scales."""
     name = tensor.name
     if is_padding(name):
         return QUANT_METHOD
     path, _, last = name.rpartition(".")
     if last in _MARKS:
         return None if scaled_weight(tensors, name) else _MARKS[last]
-    if last == "weight" and tensor.dtype.startswith(("I", "U")):
+    if last == "weight" and tensor.dtype.startswith(("I", "U")) and tensor.dtype != "I4":
         for first, second, method in _BESIDE_INTEGERS:
             if path + first in tensors and (not second or path + second in tensors):
                 return method

@@ -1,8 +1,13 @@
-"""Attention in PyTorch: masks and score biases, and caches of other dtypes, widened a block of heads at a time."""
+"""Attention in PyTorch: masks and score biases, and caches of other dtypes, widened a block of heads at a time.
+
+A head's sink s (gpt-oss, arXiv:2508.10925, section 2) is the score of one more position, whose value is zero: a token can attend to
+nothing. Its probabilities are ``exp(score - log(exp(s) + sum of exp(scores)))`` and add up to less than 1.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +55,7 @@ def attend(
     tokens, end = q.shape[2], k.shape[2]
     if _is_causal_alone(spec, positions, tokens, end):
         return _attend_stored(q, k, v, spec, None, causal=True)
-    wide = spec.heads if spec.alibi or spec.softcap is not None else 1
+    wide = spec.heads if spec.alibi or spec.explicit else 1
     step = max(1, SCORES_AT_ONCE // (wide * positions.numel() // tokens * end))
     if tokens <= step:
         if spec.window not in biases:
@@ -67,7 +72,7 @@ def attend(
 
 def _is_causal_alone(spec: AttentionSpec, positions: Tensor, tokens: int, end: int) -> bool:
     """Whether attention is plain causal attention from position 0 on, which needs no mask."""
-    if spec.alibi or spec.softcap is not None or positions.ndim == 2 or tokens != end:
+    if spec.alibi or spec.explicit or positions.ndim == 2 or tokens != end:
         return False
     return spec.window is None or spec.window >= end
 
@@ -86,7 +91,8 @@ def _attend_stored(
             heads = slice(first * group, last * group)
             keys, values = (_widened(x, i, first, last, q.dtype) for x in (k, v))
             masks = _bias_of(bias, i, heads)
-            y[i : i + 1, heads] = _attend(q[i : i + 1, heads], keys, values, spec, masks, causal)
+            some = spec if spec.sinks is None else replace(spec, sinks=spec.sinks[heads])
+            y[i : i + 1, heads] = _attend(q[i : i + 1, heads], keys, values, some, masks, causal)
     return y
 
 
@@ -106,7 +112,7 @@ def _bias_of(bias: Tensor | None, sequence: int, heads: slice) -> Tensor | None:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, bias: Tensor | None, causal: bool) -> Tensor:  # fmt: skip
     """Attention of some heads, all in one dtype."""
-    if spec.softcap is None:
+    if not spec.explicit:
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=bias, is_causal=causal, scale=spec.scale, enable_gqa=q.shape[1] != k.shape[1]
         )  # fmt: skip
@@ -114,11 +120,21 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, bias: Tensor |
     grouped = q.reshape(
         batch, kv_heads, -1, size
     )  # query heads of each key head, one after another
-    scores = (grouped @ k.transpose(-1, -2)).mul_(spec.scale / spec.softcap)
-    scores = scores.tanh_().mul_(spec.softcap).view(*q.shape[:3], -1)
+    scores = (grouped @ k.transpose(-1, -2)).mul_(spec.scale / (spec.softcap or 1.0))
+    if spec.softcap is not None:
+        scores = scores.tanh_().mul_(spec.softcap)
+    scores = scores.view(*q.shape[:3], -1)
     if bias is not None:
         scores = (
             scores.masked_fill_(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias
         )
-    probabilities = torch.softmax(scores.float(), dim=-1).to(v.dtype)
+    probabilities = _softmax(scores.float(), spec.sinks).to(v.dtype)
     return (probabilities.view(batch, kv_heads, -1, k.shape[2]) @ v).view(q.shape)
+
+
+def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Probabilities ``[b, h, t, s]``."""
+    if sinks is None:
+        return torch.softmax(scores, dim=-1)
+    total = torch.logaddexp(scores.logsumexp(-1, keepdim=True), sinks[:, None, None])
+    return scores.sub_(total).exp_()

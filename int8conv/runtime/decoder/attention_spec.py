@@ -46,11 +46,13 @@ class AttentionSpec:
     growth: float = 0.0
     """Queries are multiplied by ``1 + growth * log(1 + floor(position / growth_positions))``."""
     growth_positions: float = 1.0
+    sinks: Tensor | None = None
+    """float32 ``[heads]``: scores of a position without a value (``torch_attention``)."""
 
     @classmethod
     def of(
         cls, config: DecoderConfig, layer: int, query_norm: NormWeights | None, key_norm: NormWeights | None,
-        cache_layer: int | None = None,
+        cache_layer: int | None = None, sinks: Tensor | None = None,
     ) -> AttentionSpec:  # fmt: skip
         """The spec of a decoder layer; ``cache_layer`` is given if the cache has fewer layers than the decoder."""
         window = config.window(layer)
@@ -74,7 +76,13 @@ class AttentionSpec:
             config.norm_rotated,
             config.query_growth,
             config.rope.original_positions if config.rope is not None else 1.0,
+            sinks,
         )
+
+    @property
+    def explicit(self) -> bool:
+        """Whether scores are computed one by one, as PyTorch's operator lacks a feature."""
+        return self.softcap is not None or self.sinks is not None
 
     def grown(self, q: Tensor, positions: Tensor) -> Tensor:
         """Queries ``[b, t, h, d]`` of tokens at ``positions``, ``[t]`` or ``[b, t]``, multiplied as ``growth`` says."""

@@ -17,6 +17,7 @@ from ..models.config import DecoderConfig
 from ..weights.weights import Weights
 from .attention_spec import AttentionSpec
 from .cache import Cache
+from .clamped import ClampedFeedForward
 from .delta_net import DeltaNet
 from .mixture import MixtureOfExperts
 from .norms import NormWeights
@@ -130,9 +131,12 @@ class Block:
         def norm(role: str) -> Norm | None:
             return Norm(config, modules[role], weights) if role in modules else None
 
-        def ffn(prefix: str = "") -> FeedForward:
+        def ffn(prefix: str = "") -> FeedForward | ClampedFeedForward:
             wide = projection(f"{prefix}gate_up", f"{prefix}gate", f"{prefix}up")
-            return FeedForward(config, wide, projection(f"{prefix}down"), self.backend)
+            down = projection(f"{prefix}down")
+            if config.swiglu_limit is not None:
+                return ClampedFeedForward(wide, down, config.swiglu_alpha, config.swiglu_limit)
+            return FeedForward(config, wide, down, self.backend)
 
         self.backend = weights.backend
         self.attn_norm, self.attn_post_norm = norm("attn_norm"), norm("attn_post_norm")
@@ -146,11 +150,12 @@ class Block:
             number = config.cache_layer(layer) if cache_layer is None else cache_layer
             self.attention = DeltaNet(config, modules, weights, projection, number)
         else:
-            spec = AttentionSpec.of(config, layer, norms[0], norms[1], cache_layer)
+            sinks = weights.tensor(modules["sinks"], dtype=torch.float32) if config.sinks else None
+            spec = AttentionSpec.of(config, layer, norms[0], norms[1], cache_layer, sinks)
             kind = GatedAttention if config.gated_attention else Attention
             qkv, out = projection("qkv", "q", "k", "v"), projection("o")
             self.attention = kind(config, spec, qkv, out, self.backend)
-        self.ffn: FeedForward | MixtureOfExperts
+        self.ffn: FeedForward | ClampedFeedForward | MixtureOfExperts
         if config.experts is not None and config.is_sparse(layer):
             experts = [ffn(f"{expert}.") for expert in range(config.experts.count)]
             shared = ffn("shared_") if config.experts.shared_size else None

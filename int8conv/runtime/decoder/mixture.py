@@ -17,7 +17,9 @@ from .routing import choose
 class Expert(Protocol):
     """An FFN, ``[tokens, hidden]`` -> ``[tokens, hidden]``."""
 
-    parts: FeedForwardParts
+    @property
+    def parts(self) -> FeedForwardParts | None:
+        """Its description for a backend; None if no backend fuses it."""
 
     def __call__(self, x: Hidden) -> Tensor: ...
 
@@ -45,7 +47,9 @@ class MixtureOfExperts:
         self.shared = shared
         self.shared_gate = shared_gate
         self.router_bias = router_bias
-        self._fused = backend.fuse_experts([expert.parts for expert in experts])
+        parts = [expert.parts for expert in experts]
+        known = [part for part in parts if part is not None]
+        self._fused = backend.fuse_experts(known) if len(known) == len(parts) else None
 
     @property
     def needs_host_sync(self) -> bool:

@@ -85,8 +85,10 @@ class Rotary:
             waves = rope.original_positions / (times * 2 * math.pi)
             return self.size * math.log(waves) / (2 * math.log(rope.theta))
 
-        first = max(math.floor(pair_that_turns(rope.beta_fast)), 0)
-        last = min(math.ceil(pair_that_turns(rope.beta_slow)), self.size - 1)
+        first, last = pair_that_turns(rope.beta_fast), pair_that_turns(rope.beta_slow)
+        if rope.truncated:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, self.size - 1)
         ramp = (torch.arange(self.size // 2).float() - first) / max(last - first, 0.001)
         return torch.lerp(plain, plain / rope.factor, ramp.clamp(0, 1))
 

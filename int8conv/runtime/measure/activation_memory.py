@@ -109,7 +109,7 @@ class Pass:
 
     def _scores(self) -> int:
         c = self.config
-        heads = c.num_heads if c.alibi or c.attention_softcap is not None else 1
+        heads = c.num_heads if c.alibi or c.attention_softcap is not None or c.sinks else 1
         tokens = self.tokens
         plain = heads == 1 and tokens == self.positions * self.batch and not any(c.windows)
         if self.device == "cuda":  # one mask for all heads, and the operator's version of it

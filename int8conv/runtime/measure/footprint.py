@@ -21,6 +21,7 @@ from ..devices import DeviceKind, DeviceLike, device_kind
 from ..dtypes import CACHE_BYTES, FLOAT_BYTES
 from ..models.architecture import Architecture, find_tensor, read_architecture
 from ..models.config import DecoderConfig
+from ..models.device_support import check_device
 from ..opening import OpenedModel, open_model
 from .activation_memory import activation_bytes
 from .footprint_weights import (
@@ -213,12 +214,14 @@ def open_predictor(
     if config_file is None:
         return predictor_of(open_model(path, headers_only=True), setup, convert=convert)
     architecture = read_architecture(read_json(config_file), (), config_file)
+    check_device(architecture.config, setup.device)
     return _as_converted(config_file, architecture, setup)
 
 
 def predictor_of(opened: OpenedModel, setup: Setup, *, convert: bool) -> Predictor:
     """The predictor of a model whose headers have already been read."""
     architecture = opened.architecture
+    check_device(architecture.config, setup.device)
     if opened.converted is not None:
         weights = converted_weights(opened.converted, architecture)
         if setup.device == "cuda":  # each file is one buffer there
@@ -282,7 +285,7 @@ def predict_footprint(
         GenerationError: a context longer than the model's.
         AlreadyQuantizedError: a source that another tool has quantized.
         MissingTensorError, ShapeError: a source whose tensors are not what its config implies.
-        UnsupportedModelError: a family, or a feature of its config, that the runtime does not know.
+        UnsupportedModelError: a family, or a feature of its config, that the runtime does not know, or not on that device.
     """
     predictor = open_predictor(
         path, device=device, dtype=dtype, kv_cache=kv_cache, mode=mode, convert=convert

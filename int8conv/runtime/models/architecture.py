@@ -154,7 +154,7 @@ def find_tensor(checkpoint: Checkpoint, module: Module, kind: str = "weight") ->
     """
     stored = checkpoint.tensor(module.tensor_name(kind))
     expected = module.shape if kind == "weight" else module.shape[:1]
-    if module.transposed and kind == "weight":
+    if kind == "weight" and (module.transposed or stored.name in checkpoint.transposed):
         expected = expected[::-1]
     if stored.shape != expected:
         raise shape_error(stored, expected, stored.shape)
@@ -282,6 +282,8 @@ def _attention(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterat
         for role, heads in (("q_norm", c.num_heads), ("k_norm", c.num_kv_heads)):
             size = c.head_dim if c.query_norm == "head" else heads * c.head_dim
             yield _norm(c, role, names, layer, size)
+    if c.sinks:
+        yield Module("sinks", names["sinks"], "attention", layer, (c.num_heads,), False, bare=True)
     queries, outs = c.num_heads * c.head_dim, {"o": c.hidden_size}
     yield from _linears(c, "attention", layer, names, c.out_bias, queries, outs)
 
@@ -339,7 +341,7 @@ def _ffn(
 def _experts(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
     assert c.experts is not None
     shape = (c.experts.count, c.hidden_size)
-    yield Module("router", names["router"], "router", layer, shape, False)
+    yield Module("router", names["router"], "router", layer, shape, c.experts.router_bias)
     if c.experts.biased:
         bias = names["router_bias"]
         yield Module("router_bias", bias, "router", layer, shape[:1], False, bare=True)

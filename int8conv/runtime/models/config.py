@@ -12,58 +12,17 @@ from .recurrence import Delta
 Activation = Literal["silu", "relu", "relu2", "gelu", "gelu_tanh"]
 T = TypeVar("T")
 
-BOOKKEEPING = frozenset(
-    [
-        "architectures",
-        "auto_map",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "decoder_start_token_id",
-        "dtype",
-        "eos_token_id",
-        "finetuning_task",
-        "id2label",
-        "initializer_range",
-        "init_std",
-        "is_decoder",
-        "is_encoder_decoder",
-        "is_llama_config",
-        "label2id",
-        "model_type",
-        "num_labels",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "prefix",
-        "problem_type",
-        "return_dict",
-        "sep_token_id",
-        "task_specific_params",
-        "tokenizer_class",
-        "torch_dtype",
-        "torchscript",
-        "transformers.js_config",
-        "transformers_version",
-        "unk_token_id",
-        "use_bfloat16",
-        "use_cache",
-        "attention_dropout",
-        "attn_implementation",
-        "classifier_dropout",
-        "dropout",
-        "activation_dropout",
-        "layerdrop",
-        "hidden_dropout",
-        "resid_pdrop",
-        "embd_pdrop",
-        "attn_pdrop",
-        "pretraining_tp",
-        "quantization_config",
-        "rope_parameters",
-        "rope_theta",
-        "rope_scaling",
-    ]
-)
+BOOKKEEPING = frozenset([
+    "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "decoder_start_token_id", "dtype",
+    "eos_token_id", "finetuning_task", "id2label", "initializer_range", "init_std", "is_decoder",
+    "is_encoder_decoder", "is_llama_config", "label2id", "model_type", "num_labels", "output_attentions",
+    "output_hidden_states", "pad_token_id", "prefix", "problem_type", "return_dict", "sep_token_id",
+    "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript", "transformers.js_config",
+    "transformers_version", "unk_token_id", "use_bfloat16", "use_cache", "attention_dropout",
+    "attn_implementation", "classifier_dropout", "dropout", "activation_dropout", "layerdrop", "hidden_dropout",
+    "resid_pdrop", "embd_pdrop", "attn_pdrop", "pretraining_tp", "quantization_config", "rope_parameters",
+    "rope_theta", "rope_scaling",
+])  # fmt: skip
 """Config keys that do not affect inference, or that are read by a separate function."""
 
 ACTIVATIONS: Mapping[str, Activation] = {
@@ -107,6 +66,8 @@ class Rope:
     """yarn: like ``high_freq_factor``."""
     beta_slow: float = 1.0
     """yarn: like ``low_freq_factor``."""
+    truncated: bool = True
+    """yarn: the ends of the interpolated range are rounded to whole pairs."""
     magnitude: float = 1.0
     """yarn, longrope: cos and sin are multiplied by this."""
     short_factors: tuple[float, ...] = ()
@@ -141,6 +102,8 @@ class Experts:
     """Experts are chosen from this many of ``groups`` groups, those with the highest sums of their two best scores."""
     scale: float = 1.0
     """Multiplier of the weights."""
+    router_bias: bool = False
+    """Whether the router is a linear with a bias, which changes the weights too."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +160,8 @@ class DecoderConfig:
     attention_scale: float | None = None
     """Scale of scores; None: ``head_dim ** -0.5``."""
     attention_softcap: float | None = None
+    sinks: bool = False
+    """Each head has a learned score that takes part in the softmax, for a position without a value."""
     query_growth: float = 0.0
     """Queries are multiplied by ``1 + query_growth * log(1 + floor(position / rope.original_positions))``."""
     windows: tuple[int | None, ...] = ()
@@ -213,6 +178,9 @@ class DecoderConfig:
     """Whether one linear computes all three: its rows are q, then k, then v; or, for each key head, its queries, key and value."""
     fused_gate: bool = False
     """Whether one linear computes gate and up."""
+    swiglu_limit: float | None = None
+    """The FFN's gate and up are limited to this, and its rows alternate between them (``decoder.clamped``)."""
+    swiglu_alpha: float = 1.702
     transposed: bool = False
     """Whether linears of blocks are stored as ``[in, out]``."""
     experts: Experts | None = None

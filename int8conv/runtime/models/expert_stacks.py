@@ -15,8 +15,8 @@ from math import prod
 from typing import Final
 
 from ...errors import CompanionError, DuplicateTensorError, UnsupportedModelError
-from ...formats.int8.names import WEIGHT
-from ...formats.safetensors.dtypes import FP8_DTYPES
+from ...formats.int8.names import BIAS, WEIGHT
+from ...formats.safetensors.dtypes import FOUR_BIT_DTYPES, SCALED_DTYPES
 from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import CONFIG_FILE, Checkpoint
 from ...formats.source.fp8 import SCALE_SUFFIXES
@@ -25,6 +25,8 @@ from .families import FAMILIES, Family
 from .wrapped import PLACES, is_wrapper, text_part
 
 _SUFFIX: Final = f".{WEIGHT}"
+_BIASES: Final = "_bias"
+"""Suffix of a stack's name for the biases of its matrices."""
 
 
 def take_apart(checkpoint: Checkpoint) -> Checkpoint:
@@ -90,20 +92,29 @@ def _apart(
     renamed = _matching(checkpoint, plain, plain.aliases, axes=2)
     scales = {
         name + suffix: name
-        for name in stacks if checkpoint.tensors[name].dtype in FP8_DTYPES for suffix in SCALE_SUFFIXES
+        for name in stacks if checkpoint.tensors[name].dtype in SCALED_DTYPES for suffix in SCALE_SUFFIXES
     }  # fmt: skip
+    beside = {path + _BIASES: roles for path, roles in plain.stacks.items()}
+    biases = _matching(checkpoint, plain, beside, axes=2) if architecture.config.mlp_bias else {}
     tensors: dict[str, StoredTensor] = {}
+    turned: set[str] = set()
     for name, tensor in checkpoint.tensors.items():
         parts: Iterable[StoredTensor] = (tensor,)
-        if (found := stacks.get(scales.get(name, name))) is not None:
+        if (found := stacks.get(scales.get(name, name), biases.get(name))) is not None:
             layer, roles = found
             if (
                 layer,
                 f"0.{roles[0]}",
             ) in modules:  # neither a dense layer nor beyond the config's layers
                 within = [[modules[layer, f"{n}.{role}"] for role in roles] for n in range(count)]
-                split = _scales_apart if name in scales else _weights_apart
-                parts = split(tensor, within)
+                if name in scales:
+                    parts = _scales_apart(tensor, within)
+                elif name in biases:
+                    parts = _biases_apart(tensor, within)
+                else:
+                    transposed = plain.transposed_stacks and tensor.dtype not in FOUR_BIT_DTYPES
+                    parts = list(_weights_apart(tensor, within, transposed=transposed))
+                    turned.update(part.name for part in parts if transposed)
         elif (alias := renamed.get(name)) is not None:
             layer, roles = alias
             if (module := modules.get((layer, roles[0]))) is not None:
@@ -113,21 +124,36 @@ def _apart(
                 raise DuplicateTensorError("is both in a stack of experts and a separate tensor", file=part.file,
                                            tensor=part.name)  # fmt: skip
             tensors[part.name] = part
-    return replace(checkpoint, tensors=tensors)
+    return replace(checkpoint, tensors=tensors, transposed=frozenset(turned))
 
 
-def _weights_apart(stack: StoredTensor, experts: list[list[Module]]) -> Iterator[StoredTensor]:
-    """Split a stack expert by expert, in file order."""
-    rows = sum(m.shape[0] for m in experts[0])
-    expected = (len(experts), rows, experts[0][0].shape[1])
+def _weights_apart(
+    stack: StoredTensor, experts: list[list[Module]], *, transposed: bool
+) -> Iterator[StoredTensor]:
+    """Split a stack expert by expert, in file order; transposed ones have one matrix per expert."""
+    rows, columns = sum(m.shape[0] for m in experts[0]), experts[0][0].shape[1]
+    expected = (len(experts), *((columns, rows) if transposed else (rows, columns)))
+    if stack.shape != expected:
+        raise shape_error(stack, expected, stack.shape)
+    offset, elements = stack.offset, max(prod(expected), 1)
+    for modules in experts:
+        for module in modules:
+            nbytes = prod(module.shape) * stack.nbytes // elements
+            shape = module.shape[::-1] if transposed else module.shape
+            yield StoredTensor(module.path + _SUFFIX, stack.dtype, shape, stack.file, offset, nbytes)  # fmt: skip
+            offset += nbytes
+
+
+def _biases_apart(stack: StoredTensor, experts: list[list[Module]]) -> Iterator[StoredTensor]:
+    """Split the biases of a stack, ``[experts, out]``."""
+    expected = (len(experts), sum(m.shape[0] for m in experts[0]))
     if stack.shape != expected:
         raise shape_error(stack, expected, stack.shape)
     offset, item = stack.offset, stack.nbytes // max(prod(expected), 1)
-    for modules in experts:
-        for module in modules:
-            nbytes = prod(module.shape) * item
-            yield StoredTensor(module.path + _SUFFIX, stack.dtype, module.shape, stack.file, offset, nbytes)  # fmt: skip
-            offset += nbytes
+    for module in (module for modules in experts for module in modules):
+        nbytes = module.shape[0] * item
+        yield StoredTensor(f"{module.path}.{BIAS}", stack.dtype, module.shape[:1], stack.file, offset, nbytes)  # fmt: skip
+        offset += nbytes
 
 
 def _scales_apart(scales: StoredTensor, experts: list[list[Module]]) -> Iterator[StoredTensor]:

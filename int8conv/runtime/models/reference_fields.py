@@ -157,6 +157,14 @@ _WORDS: Final = {
         "pad_token_id rope_parameters rope_scaling rotary_emb_base rotary_pct tie_word_embeddings "
         "use_cache use_parallel_residual vocab_size"
     ),
+    "gpt_oss": (
+        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "
+        "hidden_size initializer_range intermediate_size layer_types max_position_embeddings "
+        "num_attention_heads num_experts num_experts_per_tok num_hidden_layers "
+        "num_key_value_heads num_local_experts output_router_logits pad_token_id rms_norm_eps "
+        "rope_parameters router_aux_loss_coef sliding_window swiglu_alpha swiglu_limit "
+        "tie_word_embeddings use_cache vocab_size"
+    ),
     "gptj": (
         "activation_function attn_pdrop bos_token_id embd_pdrop eos_token_id hidden_size "
         "initializer_range layer_norm_epsilon max_position_embeddings n_embd n_head n_inner "

@@ -158,8 +158,10 @@ def _scaled(raw: RawConfig, section: str, values: dict[str, Any], rope: Rope) ->
         rope = replace(rope, magnitude=_positive(raw, f"{section}.attention_factor", magnitude))
     if rope.kind == "yarn":
         pair = values.pop("mscale", None), values.pop("mscale_all_dim", None)
-        if values.pop("truncate", True) is not True:
-            raise raw.unsupported(f"{section}.truncate", False)
+        truncated = values.pop("truncate", True)
+        if type(truncated) is not bool:
+            raise _malformed(raw, f"{section}.truncate", "true or false", truncated)
+        rope = replace(rope, truncated=truncated)
         if any(pair) and not all(pair):
             raise raw.unsupported(f"{section}.mscale", pair[0])
         if magnitude is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import OutlierIndexError
 from ...formats.int8.folder import ConvertedFolder, QuantizedLinear
-from ...formats.safetensors.dtypes import FP8_DTYPES
+from ...formats.safetensors.dtypes import SCALED_DTYPES
 from ...formats.safetensors.storage import LocalFile
 from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import Checkpoint
@@ -91,7 +91,7 @@ class CheckpointWeights:
         self._files.check()
 
     def _read(self, stored: StoredTensor) -> Tensor:
-        if stored.dtype in FP8_DTYPES:
+        if stored.dtype in SCALED_DTYPES or stored.name in self.checkpoint.transposed:
             return read_matrix(find_matrix(self.checkpoint, stored)).to(self.dtype)
         if torch_dtype(stored) == self.dtype and isinstance(stored.file, LocalFile):
             return self._files.tensor(stored)

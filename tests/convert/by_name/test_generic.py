@@ -67,11 +67,11 @@ CASES: dict[str, tuple[str, dict[str, Any], int, Callable[[str, Tensor], dict[st
     "GPT-2's Conv1D": ("gpt2", _GPT2 | {"scale_attn_by_inverse_layer_idx": True}, 8, lambda p, t: {p: t.t()}),
     "experts one by one": ("mixtral", _SIZES | _EXPERTS | {"hidden_act": "relu6"}, 2 * (4 + 4 * 3), lambda p, t: {p: t}),
     "a stack of experts, [in, out]": (
-        "gpt_oss", _SIZES | _EXPERTS, 2 * (4 + 4 * 2),
+        "gpt_oss", _SIZES | _EXPERTS | {"hidden_act": "relu6"}, 2 * (4 + 4 * 2),
         lambda p, t: {f"{p}.{i}": x.t() for i, x in enumerate(t)} if t.ndim == 3 else {p: t},
     ),
     "square experts, [in, out]": (
-        "gpt_oss", _SIZES | _EXPERTS | {"intermediate_size": 64}, 2 * (4 + 4 * 2),
+        "gpt_oss", _SIZES | _EXPERTS | {"intermediate_size": 64, "hidden_act": "relu6"}, 2 * (4 + 4 * 2),
         lambda p, t: {f"{p}.{i}": x.t() for i, x in enumerate(t)} if t.ndim == 3 else {p: t},
     ),
     "a stack of experts, [out, in]": (
@@ -115,7 +115,7 @@ def test_what_transformers_writes(tmp_path: Path, case: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_linears_that_share_an_input_are_groups(tmp_path: Path) -> None:
-    transformers_checkpoint(tmp_path, "gpt_oss", _SIZES | _EXPERTS)
+    transformers_checkpoint(tmp_path, "gpt_oss", _SIZES | _EXPERTS | {"hidden_act": "relu6"})
     groups = [x for x in open_source(resolve(tmp_path), ConvertOptions()).selection.items if isinstance(x, Group)]  # fmt: skip
     names = [[linear.path.rpartition("layers.0.")[2] for linear in g.linears] for g in groups[:4]]
     assert names == [

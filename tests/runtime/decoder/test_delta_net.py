@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 import int8conv
-from int8conv.errors import UnsupportedFeatureError
 from int8conv.runtime.decoder.cache import KVCache
 from int8conv.runtime.decoder.delta_net import delta_rule
 from int8conv.runtime.generate.likelihood import score_continuations
@@ -105,12 +102,3 @@ def test_footprint_counts_states_and_only_layers_with_keys(model: Model, batch: 
     cache = KVCache(model.config, batch=batch, capacity=24, dtype=torch.float32)
     assert kv_cache_bytes(model.config, 24, batch, "float32") == cache.nbytes
     assert cache.nbytes == batch * (1 * 2 * 2 * 24 * 16 * 4 + 2 * 4 * (4 * 8 * 12 + 80 * 3))
-
-
-def test_a_gpu_is_refused_by_name(tmp_path: Path) -> None:
-    weights = pytest.importorskip("int8conv.runtime.backends.gpu.weights")
-    config = int8conv.load(write_checkpoint(tmp_path, config_of("qwen3_5_text").to_dict())).config
-    with pytest.raises(
-        UnsupportedFeatureError, match="its Gated DeltaNet layers run on a CPU only"
-    ):
-        weights.check_supported(config)

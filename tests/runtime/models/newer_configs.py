@@ -18,6 +18,13 @@ _WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
 _WINDOWED: dict[str, Any] = {"sliding_window": 7, "layer_types": _WINDOWS}
 _BIASES: dict[str, Any] = {"attention_bias": True, "mlp_bias": True}
 
+_OSS: dict[str, Any] = {
+    "num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48, "sliding_window": 7,
+    "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 150000.0, "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+        "original_max_position_embeddings": 24,
+    },
+}  # fmt: skip
 _DELTA: dict[str, Any] = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 12,
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
@@ -38,6 +45,10 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
         "num_local_experts": 5, "num_experts_per_tok": 2, "embedding_multiplier": 6.0, "residual_multiplier": 0.4,
         "attention_multiplier": 0.1, "logits_scaling": 3.0, "attention_bias": True, "head_dim": 12, "intermediate_size": 24,
     }),
+    "gpt_oss": ("gpt_oss", _SIZES | _OSS | {"swiglu_limit": 0.5}),
+    "gpt_oss, no windows, no biases": (
+        "gpt_oss", _SIZES | _OSS | {"layer_types": ["full_attention"] * 3, "attention_bias": False},
+    ),
     "helium": ("helium", _SIZES | {"head_dim": 12, "attention_bias": True}),
     "internlm3": ("internlm3", _SIZES | _BIASES),
     "ernie4_5": ("ernie4_5", _SIZES | {"use_bias": True}),

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import int8conv
 from int8conv.errors import CompanionError, DuplicateTensorError, ShapeError
@@ -193,3 +194,33 @@ def test_others_are_left_alone(hub: Path, tmp_path: Path) -> None:
     found = opened_checkpoint(rewrite(hub, tmp_path / "deeper", deeper)).tensors
     assert "model.layers.7.mlp.experts.down_proj" in found
     assert opened_checkpoint(hub).tensors.keys() < found.keys()
+
+
+def test_gpt_oss_in_mxfp4(tmp_path: Path) -> None:
+    """As the hub has it: equal to transformers with its own dequantized weights; then through ``convert``, codes of both forms alike."""
+    sizes = _SIZES | {"head_dim": 16, "num_local_experts": 3, "intermediate_size": 64, "sliding_window": 7, "swiglu_limit": 1.0}  # fmt: skip
+    reference(AutoConfig.for_model("gpt_oss", **sizes), tmp_path / "first", torch.float16)
+    wide = load_file(tmp_path / "first" / "model.safetensors")
+    generator = torch.Generator().manual_seed(5)
+    packed = {}
+    for name, tensor in list(wide.items()):
+        if tensor.ndim < 3:
+            packed[name] = tensor
+            continue
+        blocks = torch.randint(256, (3, tensor.shape[2], 2, 16), generator=generator, dtype=torch.uint8)  # fmt: skip
+        scales = torch.randint(120, 125, blocks.shape[:3], generator=generator, dtype=torch.uint8)
+        packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        wide[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+    plain = rewrite(tmp_path / "first", tmp_path / "plain", wide)
+    source = rewrite(tmp_path / "first", tmp_path / "source", packed, quantization_config={"quant_method": "mxfp4"})  # fmt: skip
+    expected = logits(AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32).eval(), _IDS)
+    for form in (source, plain):
+        assert (int8conv.load(form).logits(_IDS) - expected).abs().max() <= TOLERANCE
+        int8conv.convert_checkpoint(form, tmp_path / f"{form.name}-int8")
+        assert int8conv.compare(tmp_path / f"{form.name}-int8", form).worst_sqnr_db
+    one, other = (folder_bytes(tmp_path / f"{form}-int8")[-2:] for form in ("source", "plain"))
+    assert [name for name, _ in one] == [name for name, _ in other]
+    assert one[0] == other[0]  # float32 either way, so that outlier columns are of one dtype too
+    full = dequantized_reference(plain, tmp_path / "source-int8", tmp_path / "full")
+    converted = int8conv.load(tmp_path / "source-int8", mode="w8a16")
+    assert (converted.logits(_IDS) - logits(full, _IDS)).abs().max() <= TOLERANCE

@@ -7,33 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ....errors import UnsupportedFeatureError
 from ....formats.int8.folder import ConvertedFolder
-from ....formats.safetensors.dtypes import FP8_DTYPES
+from ....formats.safetensors.dtypes import SCALED_DTYPES
 from ....formats.source.checkpoint import Checkpoint
 from ....kernels.dispatch import Mode
 from ....kernels.weight import MixedWeight
 from ...models.architecture import Module, find_tensor
 from ...models.config import DecoderConfig
+from ...models.device_support import check_device
 from ...weights.weights import CheckpointWeights, ConvertedWeights
 from ..interface import Backend
 from ..parts import Projection
 from .backend import GpuBackend
 from .files import DeviceFiles, DeviceTensors
 from .projections import DenseProjection, QuantizedProjection, SplitDeviceProjection
-
-
-def check_supported(config: DecoderConfig) -> None:
-    """Refuse what no kernel here computes.
-
-    Raises:
-        UnsupportedFeatureError: the model has recurrent layers.
-    """
-    if any(config.delta_layers):
-        raise UnsupportedFeatureError(
-            f"a {config.model_type} cannot run on a GPU: its Gated DeltaNet layers run on a CPU only",
-            hint="leave out the device, or give cpu",
-        )
 
 
 class DeviceConverted(ConvertedWeights):
@@ -43,7 +30,7 @@ class DeviceConverted(ConvertedWeights):
         self, converted: ConvertedFolder, config: DecoderConfig, dtype: torch.dtype, device: torch.device, mode: Mode | None = None,
         *, outlier_fallback: bool = True,
     ) -> None:  # fmt: skip
-        check_supported(config)
+        check_device(config, "cuda")
         super().__init__(converted, dtype, mode, outlier_fallback=outlier_fallback)
         self._files = self.files = DeviceFiles(device)
         self.backend: Backend = GpuBackend(config.max_positions, device, self.counters)
@@ -62,7 +49,7 @@ class DeviceCheckpoint(CheckpointWeights):
     """A source checkpoint in 16 bits."""
 
     def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:  # fmt: skip
-        check_supported(config)
+        check_device(config, "cuda")
         super().__init__(checkpoint, dtype, device)
         self.files = DeviceTensors(checkpoint.tensors.values(), dtype, device)
         self.backend: Backend = GpuBackend(config.max_positions, device)
@@ -71,7 +58,8 @@ class DeviceCheckpoint(CheckpointWeights):
         self, module: Module, kind: str = "weight", dtype: torch.dtype | None = None
     ) -> Tensor:
         stored = find_tensor(self.checkpoint, module, kind)
-        if stored.dtype in FP8_DTYPES or dtype is not None:  # decoded on the host
+        turned = stored.name in self.checkpoint.transposed
+        if stored.dtype in SCALED_DTYPES or turned or dtype is not None:  # decoded on the host
             return super().tensor(module, kind, dtype)
         return self.files.tensor(stored)
 

@@ -15,7 +15,7 @@ class Family:
 
     ``names`` maps the decoder's roles to module paths on the hub; the first ``{}`` is the layer's number, a second one the
     expert's. Roles: embed, positions, embedding_norm, project_in, attn_norm, q, k, v (or qkv), q_norm, k_norm, o,
-    attn_post_norm, mlp_norm (without it a parallel FFN reads what attention reads), gate, up (or gate_up), down,
+    sinks, attn_post_norm, mlp_norm (without it a parallel FFN reads what attention reads), gate, up (or gate_up), down,
     mlp_post_norm, router, expert_gate, expert_up, expert_down, shared_gate, shared_up, shared_down, shared_router, final_norm,
     project_out, head; delta_qkv and delta_z (or delta_qkvz), delta_b and delta_a (or delta_ba), delta_conv, delta_a_log,
     delta_dt_bias, delta_norm, delta_out in layers with Gated DeltaNet.
@@ -33,5 +33,7 @@ class Family:
     stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Paths of tensors that stack a layer's experts, ``[experts, out, in]``, and which of an expert's matrices (gate, up, down) are
     concatenated along the rows of each."""
+    transposed_stacks: bool = False
+    """Whether their matrices are ``[in, out]``, unless they have four bits."""
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Other paths of modules in checkpoints with such stacks, and their roles."""

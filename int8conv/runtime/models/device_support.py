@@ -1,0 +1,28 @@
+"""Which models run on which devices: features for which a GPU has no kernels are refused by name."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ...errors import UnsupportedOnDeviceError
+from .config import DecoderConfig
+
+
+def check_device(config: DecoderConfig, device: Literal["cpu", "cuda"]) -> None:
+    """Refuse what no kernel there computes; a CPU has everything.
+
+    Raises:
+        UnsupportedOnDeviceError: names the features.
+    """
+    features = {
+        "Gated DeltaNet layers": any(config.delta_layers),
+        "attention with sinks": config.sinks,
+        "experts with limits": config.swiglu_limit is not None,
+    }
+    lacking = [name for name, needed in features.items() if needed]
+    if device == "cuda" and lacking:
+        verb = "run" if len(lacking) > 1 or lacking[0].endswith("s") else "runs"
+        raise UnsupportedOnDeviceError(
+            f"a {config.model_type} cannot run on a GPU: its {' and '.join(lacking)} {verb} on a CPU only",
+            hint="leave out the device, or give cpu",
+        )
