@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, call-arg"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, call-arg, unreachable, var-annotated"
 """Linears for few tokens, compiled by numba: int8 weights with outlier columns, and 16-bit weights.
 
 One or two tokens are multiplied by one row of the weight at a time if they fit a core's first-level cache; longer or more ones by
