@@ -31,11 +31,11 @@ ELSEWHERE: dict[str, str] = {
     "kernels/gpu/reference": "tests/kernels/gpu/test_gemm.py",  # held to float64 there, as the kernels are
     "runtime/backends/gpu/staging": "tests/runtime/backends/gpu/test_files.py",  # under every read of a file
     "runtime/models/recurrence": "tests/runtime/decoder/test_delta_net.py",  # sizes, as allocated
+    "runtime/decoder/latent_cache": "tests/runtime/decoder/test_latent_attention.py",  # which fills it
     # the parts of the server, through its routes
     "serve/asking": "tests/serve/test_app.py",
     "serve/generating": "tests/serve/test_app.py",
     "serve/replies": "tests/serve/test_app.py",
-    "serve/worker": "tests/serve/test_app.py",
     "runtime/models/families/__init__": "tests/runtime/models/test_families.py",
 }
 """Modules with logic and no file of their own -> where it is tested instead."""

@@ -5,7 +5,7 @@ Shapes: ``b`` batch, ``t`` tokens of a call, ``s`` positions in the cache, ``h``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from .attention_spec import AttentionSpec
 from .cache import Cache
 from .clamped import ClampedFeedForward
 from .delta_net import DeltaNet
+from .latent_attention import LatentAttention
 from .mixture import MixtureOfExperts
 from .norms import NormWeights
 from .rotary import Rotary
@@ -141,20 +142,9 @@ class Block:
         self.backend = weights.backend
         self.attn_norm, self.attn_post_norm = norm("attn_norm"), norm("attn_post_norm")
         self.mlp_norm, self.mlp_post_norm = norm("mlp_norm"), norm("mlp_post_norm")
-        norms = [
-            norm_weights(config, modules[role], weights) if role in modules else None
-            for role in ("q_norm", "k_norm")
-        ]
-        self.attention: Attention | DeltaNet
-        if config.is_recurrent(layer):
-            number = config.cache_layer(layer) if cache_layer is None else cache_layer
-            self.attention = DeltaNet(config, modules, weights, projection, number)
-        else:
-            sinks = weights.tensor(modules["sinks"], dtype=torch.float32) if config.sinks else None
-            spec = AttentionSpec.of(config, layer, norms[0], norms[1], cache_layer, sinks)
-            kind = GatedAttention if config.gated_attention else Attention
-            qkv, out = projection("qkv", "q", "k", "v"), projection("o")
-            self.attention = kind(config, spec, qkv, out, self.backend)
+        self.attention = self._mixer(
+            layer, modules, weights, projection, cache_layer, observed=observe is not None
+        )
         self.ffn: FeedForward | ClampedFeedForward | MixtureOfExperts
         if config.experts is not None and config.is_sparse(layer):
             experts = [ffn(f"{expert}.") for expert in range(config.experts.count)]
@@ -169,6 +159,27 @@ class Block:
             self.ffn = ffn()
         plain = observe is None and type(self.attention) is Attention
         self.fused = self.backend.fuse_layer(self.parts) if plain else None
+
+    def _mixer(
+        self, layer: int, modules: Mapping[str, Module], weights: Weights, projection: Callable[..., Projection],
+        cache_layer: int | None, *, observed: bool,
+    ) -> Attention | DeltaNet | LatentAttention:  # fmt: skip
+        """Attention, or what stands in its place."""
+        config = self.config
+        if config.latent is not None:
+            return LatentAttention(config, modules, weights, projection, cache_layer, observed=observed)  # fmt: skip
+        if config.is_recurrent(layer):
+            number = config.cache_layer(layer) if cache_layer is None else cache_layer
+            return DeltaNet(config, modules, weights, projection, number)
+        norms = [
+            norm_weights(config, modules[role], weights) if role in modules else None
+            for role in ("q_norm", "k_norm")
+        ]
+        sinks = weights.tensor(modules["sinks"], dtype=torch.float32) if config.sinks else None
+        spec = AttentionSpec.of(config, layer, norms[0], norms[1], cache_layer, sinks)
+        kind = GatedAttention if config.gated_attention else Attention
+        qkv, out = projection("qkv", "q", "k", "v"), projection("o")
+        return kind(config, spec, qkv, out, self.backend)
 
     @property
     def parts(self) -> BlockParts:

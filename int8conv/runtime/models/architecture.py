@@ -11,6 +11,7 @@ from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import Checkpoint
 from .config import DecoderConfig, Experts, RawConfig
 from .families import Family, find_family
+from .latent import Latent
 from .recurrence import Delta
 from .reference_fields import FIELDS
 from .stored import as_stored
@@ -187,6 +188,8 @@ def _check_sizes(config: DecoderConfig, raw: RawConfig) -> None:
         for factors in (config.rope.short_factors, config.rope.long_factors):
             if factors and len(factors) != rotated // 2:
                 raise raw.unsupported("rope_scaling", len(factors), f"{rotated // 2} factors")
+    if config.latent is not None and config.latent.query + config.latent.value > MOST_HEAD_DIM:
+        raise raw.unsupported("v_head_dim", config.latent.value, f"at most {MOST_HEAD_DIM:,}")
     if config.delta is not None:
         _check_delta(config.delta, raw)
     for name in ("windows", "unrotated", "sparse_layers", "delta_layers"):
@@ -263,7 +266,10 @@ def _norm(
 def _layer(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
     if c.norms in ("before", "around", "after sum"):
         yield _norm(c, "attn_norm", names, layer)
-    yield from (_delta if c.is_recurrent(layer) else _attention)(c, layer, names)
+    if c.latent is not None:
+        yield from _latent(c, c.latent, layer, names)
+    else:
+        yield from (_delta if c.is_recurrent(layer) else _attention)(c, layer, names)
     if c.norms in ("around", "after"):
         yield _norm(c, "attn_post_norm", names, layer)
     if c.norms != "after" and "mlp_norm" in names:
@@ -286,6 +292,21 @@ def _attention(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterat
         yield Module("sinks", names["sinks"], "attention", layer, (c.num_heads,), False, bare=True)
     queries, outs = c.num_heads * c.head_dim, {"o": c.hidden_size}
     yield from _linears(c, "attention", layer, names, c.out_bias, queries, outs)
+
+
+def _latent(c: DecoderConfig, a: Latent, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
+    queries = c.num_heads * a.query
+    outs = {"q_a": a.query_rank} if a.query_rank else {"q": queries}
+    outs["kv_a"] = sum(a.widths)
+    yield from _linears(c, "attention", layer, names, c.qkv_bias, c.hidden_size, outs)
+    if a.query_rank:
+        yield _norm(c, "q_a_norm", names, layer, a.query_rank)
+        yield from _linears(c, "attention", layer, names, False, a.query_rank, {"q_b": queries})
+    yield _norm(c, "kv_a_norm", names, layer, a.rank)
+    unfolded = {"kv_b": c.num_heads * a.unfolded}
+    yield from _linears(c, "attention", layer, names, False, a.rank, unfolded)
+    values, outs = c.num_heads * a.value, {"o": c.hidden_size}
+    yield from _linears(c, "attention", layer, names, c.out_bias, values, outs)
 
 
 def _delta(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
