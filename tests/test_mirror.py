@@ -36,6 +36,7 @@ ELSEWHERE: dict[str, str] = {
     "serve/asking": "tests/serve/test_app.py",
     "serve/generating": "tests/serve/test_app.py",
     "serve/replies": "tests/serve/test_app.py",
+    "vllm/plugin": "tests/vllm/test_serving.py",  # the entry point, as vLLM finds it
     "runtime/models/families/__init__": "tests/runtime/models/test_families.py",
 }
 """Modules with logic and no file of their own -> where it is tested instead."""

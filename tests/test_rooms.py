@@ -47,6 +47,7 @@ ALLOWED = {
     ),
     "publish": ("errors", "progress", "formats", "runtime", "publish"),
     "serve": ("errors", "progress", "runtime", "serve"),
+    "vllm": ("errors", "formats", "kernels", "runtime", "vllm"),
     "lm_eval": ("errors", "host", "progress", "kernels", "runtime", "lm_eval"),
 }
 """Room -> rooms and modules that it may import; the longest name that fits counts. ``__init__`` is open to all."""

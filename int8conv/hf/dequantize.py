@@ -13,8 +13,8 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ..errors import UnsupportedFeatureError
 from ..formats.int8.names import OUTLIER_INDEX, OUTLIER_WEIGHT, SCALE, WEIGHT
+from ..kernels.torch_operator import mixed_weight
 from ..kernels.weight import dequantized_rows
-from .multiply import mixed_weight
 from .places import Places
 
 KINDS = (WEIGHT, SCALE, OUTLIER_INDEX, OUTLIER_WEIGHT)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..kernels.dispatch import Mode, check_mode
+from ..kernels.torch_operator import mixed_linear_op, mixed_weight, multiply
 from ..kernels.weight import MixedWeight, dequantized_rows
-from .multiply import mixed_linear_op, mixed_weight, multiply
 
 _BUFFERS: Final = ("weight_scale", "outlier_index", "outlier_weight")
 

@@ -1,4 +1,4 @@
-"""The product of ``Int8convLinear`` as one operator, ``torch.ops.int8conv.mixed_linear``, which torch.compile and autograd know.
+"""The mixed linear as one operator of PyTorch, ``torch.ops.int8conv.mixed_linear``, which torch.compile and autograd know.
 
 Its gradient is that of the dequantized weight, as if nothing were rounded: what adapters in front of it are trained with.
 """
@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from ..errors import ArgumentError
-from ..kernels.dispatch import Mode, check_mode, mixed_linear
-from ..kernels.weight import MixedWeight, dequantized_rows
+from .dispatch import Mode, check_mode, mixed_linear
+from .weight import MixedWeight, dequantized_rows
 
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -34,7 +34,7 @@ def multiply(x: Tensor, weight: MixedWeight, bias: Tensor | None, mode: Mode | N
     """
     if x.device.type != "cuda" or x.dtype not in _HALVES:
         return mixed_linear(x, weight, bias, mode=mode)
-    from ..kernels.gpu.linear import Operand, linear  # needs triton
+    from .gpu.linear import Operand, linear  # needs triton
 
     if x.shape[-1] != weight.in_features:
         raise ArgumentError("last axis of x", expected=weight.in_features, found=x.shape[-1])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from int8conv.hf.multiply import mixed_linear_op
+from int8conv.kernels.torch_operator import mixed_linear_op
 
-from .test_linear import activations, make_linear
+from ..hf.test_linear import activations, make_linear
 
 
 @pytest.mark.parametrize("outliers", [True, False])
