@@ -121,7 +121,7 @@ def threads() -> Iterator[int]:
         if (
             torch.get_num_threads() != asked
         ):  # numba's first threads set OpenMP's number, which is PyTorch's
-            torch.set_num_threads(asked)
+            torch._C.set_num_threads(asked)  # vLLM replaces torch.set_num_threads by a warning
         yield count * _PARTS
 
 
