@@ -21,6 +21,8 @@ import openai
 
 import int8conv
 
+from ..formats.damage import edit_json
+
 SMALL = Path(__file__).parents[2] / "examples" / "small-llama"
 PROMPTS = ("A vector is", "The function returns", "import os")
 
@@ -35,6 +37,8 @@ def free_port() -> int:
 def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("vllm") / "int8"
     int8conv.convert_checkpoint(SMALL, out)
+    # for comparison: otherwise the mode depends on how many tokens are computed at once
+    edit_json(out / "config.json", lambda config: config["quantization_config"].update(mode="w8a16"))  # fmt: skip
     return out
 
 
@@ -79,7 +83,7 @@ def complete(client: openai.OpenAI, prompt: str, **options: Any) -> Any:
 
 
 def test_the_runtimes_log_probabilities(client: openai.OpenAI, int8: Path) -> None:
-    own = int8conv.load(int8)
+    own = int8conv.load(int8, mode="w8a16")
     for prompt in PROMPTS:
         choice = complete(client, prompt, max_tokens=12, logprobs=1, extra_body={"return_tokens_as_token_ids": True}).choices[0]  # fmt: skip
         tokens = [int(token.removeprefix("token_id:")) for token in choice.logprobs.tokens]
@@ -106,6 +110,6 @@ def test_fifty_at_once_and_a_client_that_goes(client: openai.OpenAI) -> None:
     stream.close()
     with ThreadPoolExecutor(50) as pool:
         texts = list(pool.map(lambda _: complete(client, PROMPTS[0], max_tokens=16).choices[0].text, range(50)))  # fmt: skip
-    assert all(texts)
-    # 50 tokens at once are multiplied in W8A8
-    assert texts.count(expected) + sum(text[:10] == expected[:10] for text in texts) > 0
+    assert set(texts) == {
+        expected
+    }  # in W8A16 a token does not depend on what is computed beside it, but for rounding
