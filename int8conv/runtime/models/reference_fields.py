@@ -18,6 +18,15 @@ _WORDS: Final = {
         "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps "
         "rope_parameters tie_word_embeddings use_cache vocab_size"
     ),
+    "bamba": (
+        "attention_bias attention_dropout attn_layer_indices bos_token_id eos_token_id head_dim "
+        "hidden_act hidden_size initializer_range intermediate_size layer_types layers_block_type "
+        "mamba_chunk_size mamba_conv_bias mamba_d_conv mamba_d_head mamba_d_state mamba_expand "
+        "mamba_n_groups mamba_n_heads mamba_proj_bias max_position_embeddings mlp_bias "
+        "num_attention_heads num_hidden_layers num_key_value_heads num_logits_to_keep "
+        "pad_token_id rms_norm_eps rope_parameters tie_word_embeddings time_step_limit use_cache "
+        "vocab_size z_loss_coefficient"
+    ),
     "bloom": (
         "apply_residual_connection_post_layernorm attention_dropout bos_token_id "
         "classifier_dropout eos_token_id hidden_dropout hidden_size initializer_range "
@@ -81,6 +90,17 @@ _WORDS: Final = {
         "max_position_embeddings multi_query n_embed new_decoder_architecture num_attention_heads "
         "num_hidden_layers num_kv_heads num_labels num_ln_in_parallel_attn output_attentions "
         "pad_token_id parallel_attn rope_parameters tie_word_embeddings use_cache vocab_size"
+    ),
+    "falcon_h1": (
+        "attention_bias attention_dropout attention_in_multiplier attention_out_multiplier "
+        "bos_token_id embedding_multiplier eos_token_id head_dim hidden_act hidden_size "
+        "initializer_range intermediate_size key_multiplier layer_types lm_head_multiplier "
+        "mamba_chunk_size mamba_conv_bias mamba_d_conv mamba_d_head mamba_d_ssm mamba_d_state "
+        "mamba_expand mamba_n_groups mamba_n_heads mamba_norm_before_gate mamba_proj_bias "
+        "mamba_rms_norm max_position_embeddings mlp_bias mlp_multipliers num_attention_heads "
+        "num_hidden_layers num_key_value_heads num_logits_to_keep pad_token_id projectors_bias "
+        "rms_norm_eps rope_parameters ssm_in_multiplier ssm_multipliers ssm_out_multiplier "
+        "tie_word_embeddings time_step_limit use_cache vocab_size"
     ),
     "gemma": (
         "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "
@@ -186,6 +206,25 @@ _WORDS: Final = {
         "pad_token_id residual_multiplier rms_norm_eps rope_parameters router_aux_loss_coef "
         "tie_word_embeddings use_cache vocab_size"
     ),
+    "granitemoehybrid": (
+        "attention_bias attention_dropout attention_multiplier bos_token_id embedding_multiplier "
+        "eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
+        "layer_types layers_block_type logits_scaling mamba_chunk_size mamba_conv_bias "
+        "mamba_d_conv mamba_d_head mamba_d_state mamba_expand mamba_n_groups mamba_n_heads "
+        "mamba_proj_bias max_position_embeddings num_attention_heads num_experts_per_tok "
+        "num_hidden_layers num_key_value_heads num_local_experts output_router_logits "
+        "pad_token_id position_embedding_type residual_multiplier rms_norm_eps rope_parameters "
+        "router_aux_loss_coef shared_intermediate_size tie_word_embeddings time_step_limit "
+        "use_cache vocab_size"
+    ),
+    "granitemoeshared": (
+        "attention_bias attention_dropout attention_multiplier bos_token_id embedding_multiplier "
+        "eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
+        "logits_scaling max_position_embeddings num_attention_heads num_experts_per_tok "
+        "num_hidden_layers num_key_value_heads num_local_experts output_router_logits "
+        "pad_token_id residual_multiplier rms_norm_eps rope_parameters router_aux_loss_coef "
+        "shared_intermediate_size tie_word_embeddings use_cache vocab_size"
+    ),
     "helium": (
         "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "
         "hidden_size initializer_range intermediate_size max_position_embeddings mlp_bias "
@@ -223,6 +262,21 @@ _WORDS: Final = {
         "hidden_size initializer_range intermediate_size layer_norm_eps max_position_embeddings "
         "mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id "
         "rope_parameters tie_word_embeddings use_cache vocab_size"
+    ),
+    "lfm2": (
+        "block_auto_adjust_ff_dim block_ff_dim block_ffn_dim_multiplier block_multiple_of "
+        "bos_token_id conv_L_cache conv_bias eos_token_id full_attn_idxs head_dim hidden_size "
+        "initializer_range intermediate_size layer_types max_position_embeddings norm_eps "
+        "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rope_parameters "
+        "tie_embedding tie_word_embeddings use_cache vocab_size"
+    ),
+    "lfm2_moe": (
+        "bos_token_id conv_L_cache conv_bias eos_token_id head_dim hidden_size initializer_range "
+        "intermediate_size layer_types max_position_embeddings moe_intermediate_size norm_eps "
+        "norm_topk_prob num_attention_heads num_dense_layers num_experts num_experts_per_tok "
+        "num_hidden_layers num_key_value_heads output_router_logits pad_token_id rope_parameters "
+        "routed_scaling_factor tie_embedding tie_word_embeddings use_cache use_expert_bias "
+        "vocab_size"
     ),
     "llama": (
         "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "
@@ -267,6 +321,22 @@ _WORDS: Final = {
         "hidden_size initializer_range intermediate_size max_position_embeddings mlp_bias "
         "norm_eps num_attention_heads num_hidden_layers num_key_value_heads pad_token_id "
         "rope_parameters tie_word_embeddings use_cache vocab_size"
+    ),
+    "nemotron_h": (
+        "attention_bias attention_dropout bos_token_id chunk_size conv_kernel eos_token_id expand "
+        "head_dim hidden_dropout hidden_size hybrid_override_pattern initializer_range "
+        "intermediate_size layer_norm_epsilon layer_types layers_block_type mamba_chunk_size "
+        "mamba_conv_bias mamba_d_conv mamba_dt_init_floor mamba_dt_limit mamba_dt_max "
+        "mamba_dt_min mamba_expand mamba_head_dim mamba_hidden_act mamba_n_groups mamba_num_heads "
+        "mamba_proj_bias mamba_ssm_cache_dtype max_position_embeddings mlp_bias mlp_hidden_act "
+        "moe_intermediate_size moe_latent_size moe_shared_expert_intermediate_size "
+        "moe_shared_expert_overlap mtp_hybrid_override_pattern mtp_layers_block_type n_group "
+        "n_groups n_routed_experts n_shared_experts norm_topk_prob num_attention_heads "
+        "num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts "
+        "num_logits_to_keep num_nextn_predict_layers output_router_logits pad_token_id "
+        "rescale_prenorm_residual residual_in_fp32 routed_scaling_factor sliding_window "
+        "ssm_state_size tie_word_embeddings time_step_floor time_step_limit time_step_max "
+        "time_step_min topk_group use_bias use_cache use_conv_bias use_mamba_kernels vocab_size"
     ),
     "olmo2": (
         "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "

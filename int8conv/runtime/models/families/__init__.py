@@ -11,6 +11,7 @@ from typing import Any
 
 from ....errors import UnknownFamilyError
 from . import (
+    bamba,
     bloom,
     cohere,
     dots,
@@ -22,8 +23,10 @@ from . import (
     gpt_neo,
     gpt_oss,
     granite,
+    granite_hybrid,
     hunyuan,
     hyperclovax,
+    lfm2,
     llama,
     llama_like,
     minimax,
@@ -31,6 +34,7 @@ from . import (
     mistral,
     mixtral,
     nemotron,
+    nemotron_h,
     olmo,
     opt,
     phi,
@@ -54,6 +58,7 @@ FAMILIES: dict[str, Family] = {
         cohere.COHERE2, dots.FAMILY, exaone.EXAONE4, exaone.EXAONE_MOE, glm.GLM, glm.GLM4, glm.GLM4_MOE, gpt_bigcode.FAMILY,
         gpt_neo.FAMILY, gpt_oss.FAMILY, hunyuan.DENSE, hunyuan.MOE, hyperclovax.FAMILY, llama_like.CWM, llama_like.ERNIE4_5,
         llama_like.HELIUM, llama_like.INTERNLM3, llama_like.MINISTRAL, llama_like.SEED_OSS, minimax.FAMILY, ministral3.FAMILY, nemotron.ARCEE,
+        bamba.BAMBA, bamba.FALCON_H1, granite_hybrid.HYBRID, granite_hybrid.SHARED, lfm2.LFM2, lfm2.LFM2_MOE, nemotron_h.FAMILY,
         qwen_next.DENSE, qwen_next.MOE, qwen_next.NEXT, nemotron.JAIS2, nemotron.NEMOTRON, olmo.OLMO3, smollm.FAMILY, solar.FAMILY, vaultgemma.FAMILY,
     )
 }  # fmt: skip
