@@ -16,6 +16,7 @@ from . import (
     cohere,
     dots,
     exaone,
+    falcon_h1,
     gemma,
     glm,
     gpt,
@@ -27,6 +28,7 @@ from . import (
     hunyuan,
     hyperclovax,
     lfm2,
+    lfm2_moe,
     llama,
     llama_like,
     minimax,
@@ -58,7 +60,7 @@ FAMILIES: dict[str, Family] = {
         cohere.COHERE2, dots.FAMILY, exaone.EXAONE4, exaone.EXAONE_MOE, glm.GLM, glm.GLM4, glm.GLM4_MOE, gpt_bigcode.FAMILY,
         gpt_neo.FAMILY, gpt_oss.FAMILY, hunyuan.DENSE, hunyuan.MOE, hyperclovax.FAMILY, llama_like.CWM, llama_like.ERNIE4_5,
         llama_like.HELIUM, llama_like.INTERNLM3, llama_like.MINISTRAL, llama_like.SEED_OSS, minimax.FAMILY, ministral3.FAMILY, nemotron.ARCEE,
-        bamba.BAMBA, bamba.FALCON_H1, granite_hybrid.HYBRID, granite_hybrid.SHARED, lfm2.LFM2, lfm2.LFM2_MOE, nemotron_h.FAMILY,
+        bamba.FAMILY, falcon_h1.FAMILY, granite_hybrid.HYBRID, granite_hybrid.SHARED, lfm2.FAMILY, lfm2_moe.FAMILY, nemotron_h.FAMILY,
         qwen_next.DENSE, qwen_next.MOE, qwen_next.NEXT, nemotron.JAIS2, nemotron.NEMOTRON, olmo.OLMO3, smollm.FAMILY, solar.FAMILY, vaultgemma.FAMILY,
     )
 }  # fmt: skip

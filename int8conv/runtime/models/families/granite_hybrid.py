@@ -43,23 +43,16 @@ def read_hybrid(raw: RawConfig) -> DecoderConfig:
     )  # fmt: skip
 
 
-def read_shared(raw: RawConfig) -> DecoderConfig:
-    return _read(raw, "granitemoeshared")
-
-
 _NAMES = {
     **NAMES,
     "router": f"{_MOE}router.layer",
-    "expert_gate_up": f"{_MOE}experts.{{}}.gate_up_proj",
-    "expert_down": f"{_MOE}experts.{{}}.down_proj",
-    "gate_up": f"{_SHARED}input_linear",
-    "down": f"{_SHARED}output_linear",
-    "shared_gate_up": f"{_SHARED}input_linear",
-    "shared_down": f"{_SHARED}output_linear",
+    **{f"expert_{role}": f"{_MOE}experts.{{}}.{role}_proj" for role in ("gate_up", "down")},
+    **{f"{prefix}gate_up": f"{_SHARED}input_linear" for prefix in ("", "shared_")},
+    **{f"{prefix}down": f"{_SHARED}output_linear" for prefix in ("", "shared_")},
 }
 _STACKS = {
     f"{_MOE}input_linear": ("gate_up",), f"{_MOE}output_linear": ("down",),
     f"{_MOE}experts.gate_up_proj": ("gate_up",), f"{_MOE}experts.down_proj": ("down",),
 }  # fmt: skip
 HYBRID = Family("granitemoehybrid", "model.", {**_NAMES, **mamba_names("model.layers.{}.mamba.")}, read_hybrid, COMPUTED, stacks=_STACKS)  # fmt: skip
-SHARED = Family("granitemoeshared", "model.", _NAMES, read_shared, COMPUTED, stacks=_STACKS)
+SHARED = Family("granitemoeshared", "model.", _NAMES, lambda raw: _read(raw, "granitemoeshared"), COMPUTED, stacks=_STACKS)  # fmt: skip

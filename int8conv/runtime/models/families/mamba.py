@@ -59,13 +59,35 @@ def read_mamba(
     return Mamba(**{**fields, "in_bias": bias, "out_bias": bias, **more})
 
 
+def read_nemotron_mamba(raw: RawConfig) -> Mamba:
+    """The sizes of Nemotron-H, by other keys."""
+    raw.ignore(
+        "chunk_size", "expand", "use_mamba_kernels", "mamba_ssm_cache_dtype", "mamba_proj_bias"
+    )
+    raw.ignore("time_step_max", "time_step_floor", "time_step_rank")
+    raw.fixed("mamba_hidden_act", "silu")
+    bias, limits = raw.flag("use_bias", False), step_limits(raw)
+    return Mamba(
+        value_heads=raw.integer("mamba_num_heads", 128),
+        head_size=raw.integer("mamba_head_dim", 64),
+        groups=raw.integer("n_groups", 8),
+        state_size=raw.integer("ssm_state_size", 128),
+        kernel=raw.integer("conv_kernel", 4),
+        norm="gate first",
+        conv_bias=raw.flag("use_conv_bias", True),
+        in_bias=bias,
+        out_bias=bias,
+        step_limits=(max(limits[0], raw.number("time_step_min", 0.001)), limits[1]),
+    )
+
+
 def step_limits(raw: RawConfig) -> tuple[float, float]:
     """``time_step_limit``, whose upper end may be infinite (transformers 5 writes that as an object)."""
     value = raw.values.get("time_step_limit")
     raw.ignore("time_step_limit")
     if value is None:
         return 0.0, math.inf
-    ends = list(value) if isinstance(value, list) else []
+    ends = list(value) if isinstance(value, list | tuple) else []
     ends = [math.inf if end == {"__float__": "Infinity"} else end for end in ends]
     if len(ends) != 2 or not all(type(end) in (int, float) for end in ends) or not 0 <= ends[0] <= ends[1]:  # fmt: skip
         raise raw.unsupported("time_step_limit", value, "two numbers >= 0, the smaller one first")
