@@ -22,7 +22,7 @@ X = torch.randn(2, 3, HIDDEN, generator=G)
 class Expert:
     """Multiplies, and tells how many tokens it was given."""
 
-    parts: Any = None
+    parts: Any = object()
 
     def __init__(self, factor: float) -> None:
         self.factor = factor

@@ -121,9 +121,8 @@ def test_malformed_keys_are_named(key: str, value: object) -> None:
         ({"type": "dynamic", "factor": 2.0, "alpha": 3}, "alpha"),
         (
             {
-                "type": "yarn",
+                "type": "linear",
                 "factor": 4.0,
-                "original_max_position_embeddings": 16,
                 "truncate": False,
             },
             "truncate",

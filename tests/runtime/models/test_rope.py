@@ -54,8 +54,8 @@ def test_without_a_word_it_is_the_plain_one() -> None:
         ),
         (scaled("yarn", **YARN | {"factor": 0.5}), Rope(10000.0, "yarn", factor=0.5, original_positions=1024.0)),
         (
-            scaled("yarn", **YARN, attention_factor=1.25),
-            Rope(10000.0, "yarn", factor=4.0, original_positions=1024.0, magnitude=1.25),
+            scaled("yarn", **YARN, attention_factor=1.25, truncate=False),
+            Rope(10000.0, "yarn", factor=4.0, original_positions=1024.0, magnitude=1.25, truncated=False),
         ),
     ],
 )  # fmt: skip
@@ -150,7 +150,6 @@ def test_malformed_keys_are_named(values: dict[str, Any], key: str) -> None:
         ({"rope_parameters": {"rope_type": 5}}, r"rope_parameters\.rope_type"),
         (scaled("default", factor=2.0), r"rope_scaling\.factor"),
         (scaled("linear", factor=2.0, beta_slow=1), r"rope_scaling\.beta_slow"),
-        (scaled("yarn", **YARN, truncate=False), r"rope_scaling\.truncate"),
         (scaled("yarn", **YARN, mscale=1.0), r"rope_scaling\.mscale"),
         (scaled("yarn", **YARN, mscale_all_dim=1.0), r"rope_scaling\.mscale"),
     ],
