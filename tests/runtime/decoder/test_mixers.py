@@ -35,9 +35,9 @@ def test_the_footprint_counts_states_and_keys(name: str, batch: int) -> None:
 def test_layers_are_numbered_by_kind() -> None:
     config = read_architecture(config_of("nemotron_h").to_dict(), ()).config  # M*-ME
     assert [config.has_attention(i) for i in range(5)] == [False, True, False, False, False]
-    assert [config.has_ffn(i) for i in range(5)] == [False, False, True, True, False]
-    assert [config.is_recurrent(i) for i in range(5)] == [True, False, False, False, True]
-    assert (config.state_layer(0), config.state_layer(4), config.cache_layer(1)) == (0, 1, 0)
+    assert [config.has_ffn(i) for i in range(5)] == [False, False, True, False, True]
+    assert [config.is_recurrent(i) for i in range(5)] == [True, False, False, True, False]
+    assert (config.state_layer(0), config.state_layer(3), config.cache_layer(1)) == (0, 1, 0)
 
 
 def test_outputs_are_scaled_and_added() -> None:

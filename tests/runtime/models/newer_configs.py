@@ -131,7 +131,7 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
         | {"attention_in_multiplier": 1.2, "attention_out_multiplier": 0.7, "mlp_multipliers": [0.9, 0.6], "lm_head_multiplier": 0.5}
         | {"embedding_multiplier": 3.0},
     ),
-    "nemotron_h": ("nemotron_h", _SIZES | _NEMOTRON | {"hybrid_override_pattern": "M*-ME", "use_bias": True, "mlp_bias": True}),
+    "nemotron_h": ("nemotron_h", _SIZES | _NEMOTRON | {"hybrid_override_pattern": "M*-ME", "use_bias": True}),
     "lfm2": ("lfm2", _SIZES | _CONVOLVED | {"block_multiple_of": 16, "conv_bias": True, "conv_L_cache": 5}),
     "lfm2_moe": ("lfm2_moe", _SIZES | _CONVOLVED | {
         "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "num_dense_layers": 1, "routed_scaling_factor": 1.7,

@@ -34,10 +34,12 @@ def _kinds(raw: RawConfig) -> list[str]:
 def read_config(raw: RawConfig) -> DecoderConfig:
     raw.ignore("residual_in_fp32", "rescale_prenorm_residual", "num_logits_to_keep", "num_nextn_predict_layers", "attention_bias")  # fmt: skip
     raw.ignore("output_router_logits", "moe_shared_expert_overlap", "n_shared_experts", "mtp_layers_block_type")  # fmt: skip
-    raw.fixed("sliding_window", None)
-    raw.fixed("moe_latent_size", None)
+    for key in ("sliding_window", "moe_latent_size"):
+        raw.fixed(key, None)
     kinds, shared = _kinds(raw), raw.integer("moe_shared_expert_intermediate_size", 7688)
     experts = routed_experts(raw, raw.integer("moe_intermediate_size", 7688), shared) if "moe" in kinds else None  # fmt: skip
+    if experts is not None:  # theirs have no biases, and the shared one would have them
+        raw.fixed("mlp_bias", False)
     raw.ignore("n_routed_experts", "num_experts_per_tok", "norm_topk_prob", "n_group", "topk_group", "routed_scaling_factor")  # fmt: skip
     return read_decoder(
         raw, "nemotron_h", num_layers=len(kinds), num_kv_heads=raw.integer("num_key_value_heads", 8),
