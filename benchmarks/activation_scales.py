@@ -113,7 +113,7 @@ def converted(model: Path, out: Path, text: Path | None, columns: bool) -> Conve
 
 
 def main(options: argparse.Namespace) -> None:
-    windows = windows_of(options.model, options.text, options.tokens, options.window)
+    windows = windows_of(options.model, options.text.read_text(), options.tokens, options.window)
     kinds: dict[str, tuple[Path | None, bool]] = {"default": (None, True), "columns emptied": (None, False)}  # fmt: skip
     if options.other:
         kinds[f"calibrated on {options.other.stem}"] = (options.other, True)

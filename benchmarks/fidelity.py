@@ -37,6 +37,7 @@ from int8conv.formats.int8.stats import write_stats
 from int8conv.formats.int8.summary import inspect_folder
 from int8conv.formats.source.checkpoint import open_checkpoint
 from int8conv.runtime.measure.fallback import fallback_report
+from int8conv.runtime.measure.windows import disjoint_windows, leading_tokens
 from int8conv.runtime.models.architecture import read_architecture
 from int8conv.runtime.text.tokenizer import Tokenizer
 from int8conv.runtime.weights.streaming import BlockStream
@@ -54,9 +55,11 @@ OURS: dict[str, tuple[dict[str, Any], str, bool]] = {
 BITSANDBYTES = "bitsandbytes"
 
 
-def windows_of(folder: Path, text: Path, tokens: int, window: int) -> Tensor:
-    ids = Tokenizer.load(folder).encode(text.read_text())[:tokens]
-    return torch.tensor(ids[: len(ids) // window * window]).reshape(-1, window)
+def windows_of(folder: Path, text: str, tokens: int, window: int) -> Tensor:
+    """Token ids ``[windows, window]`` from the start of a text, each window behind BOS if the tokenizer puts it before prompts."""
+    tokenizer = Tokenizer.load(folder)
+    ids = torch.tensor(tokenizer.encode(text, special=False)[:tokens])
+    return torch.stack(list(disjoint_windows(ids, window, leading_tokens(tokenizer))))
 
 
 @torch.inference_mode()
@@ -137,7 +140,7 @@ def measure(
     def wanted(name: str) -> bool:
         return re.search(arguments.only, name) is not None
 
-    windows = windows_of(folder, arguments.text, arguments.tokens, arguments.window)
+    windows = windows_of(folder, arguments.text.read_text(), arguments.tokens, arguments.window)
     checkpoint = open_checkpoint(folder)
     stats = scratch / "stats.safetensors"
     write_stats(

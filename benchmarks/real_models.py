@@ -23,16 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fidelity import score, shares
+from fidelity import score, shares, windows_of
 from fidelity_methods import BLOCK_METHODS, METHODS, MethodWeights
 from real_checkpoints import PACKAGES, make_checkpoint
 from tabulate import tabulate
-from torch import Tensor
 
 import int8conv
 from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.source.checkpoint import open_checkpoint
-from int8conv.runtime.text.tokenizer import Tokenizer
 from int8conv.runtime.weights.weights import CheckpointWeights, ConvertedWeights, Weights
 
 CONVERTED: dict[str, dict[str, Any]] = {
@@ -62,12 +60,6 @@ def texts(arguments: argparse.Namespace) -> dict[str, str]:
         "German": Path(__file__).with_name("texts").joinpath("german.txt").read_text(),
         "code": Path(argparse.__file__).read_text(),
     }
-
-
-def windows_of(folder: Path, text: str, tokens: int, window: int) -> Tensor:
-    """Token ids ``[windows, window]`` from the start of a text."""
-    ids = Tokenizer.load(folder).encode(text[: 8 * tokens])[:tokens]
-    return torch.tensor(ids[: len(ids) // window * window]).reshape(-1, window)
 
 
 def candidates(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -59,9 +60,12 @@ _STATE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_COMPILED)
 os.environ.setdefault(
     "NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir(), f"int8conv-numba-{_STATE}"))
 )  # numba does not see that a function in another file has changed
-if {"PYTEST_XDIST_WORKER", "OMP_NUM_THREADS"} & set(os.environ):
+# a worker per core: more threads would only wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "OMP_NUM_THREADS" in os.environ:
     # numba's threads spin while they wait: on a busy machine a product takes 50 times as long with one too many
-    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a job in the background ignores it, and so would what it starts
@@ -99,6 +103,26 @@ def example_int8(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def source(tmp_path: Path) -> Path:
     """A small random Llama checkpoint, F16, in one file; to be changed at will."""
     return write_checkpoint(tmp_path / "source")
+
+
+@pytest.fixture
+def with_bos(example: Path, tmp_path: Path) -> Path:
+    """The example, with a tokenizer that puts a token before and one after each prompt."""
+    copy = Path(shutil.copytree(example, tmp_path / "with_bos"))
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    token = tokenizer["added_tokens"][0]
+    special = {"SpecialToken": {"id": token["content"], "type_id": 0}}
+    processor = tokenizer["post_processor"]
+    processor["single"] = [special, *processor["single"], special]
+    processor["special_tokens"] = {
+        token["content"]: {
+            "id": token["content"],
+            "ids": [token["id"]],
+            "tokens": [token["content"]],
+        }
+    }
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return copy
 
 
 @pytest.fixture

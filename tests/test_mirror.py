@@ -35,6 +35,7 @@ ELSEWHERE: dict[str, str] = {
     "runtime/decoder/short_conv": "tests/runtime/models/test_families.py",
     "runtime/models/modules": "tests/runtime/models/test_architecture.py",
     "runtime/models/recurrence": "tests/runtime/decoder/test_mixers.py",  # sizes, as allocated
+    "runtime/decoder/latent_cache": "tests/runtime/decoder/test_latent_attention.py",  # which fills it
     # the parts of the server, through its routes
     "serve/asking": "tests/serve/test_app.py",
     "serve/generating": "tests/serve/test_app.py",

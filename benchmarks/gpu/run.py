@@ -126,14 +126,14 @@ def _start(options: argparse.Namespace, started: float) -> tuple[Any, dict[str, 
     import triton
 
     from . import timing
-    from .interpreter import patch_language_once
+    from .interpreter import interpret_quickly
     from .session import Session
 
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         sys.exit("PyTorch finds no GPU here; --device cpu --shape tiny rehearses")
     if device.type == "cpu":
-        patch_language_once()
+        interpret_quickly()
     session = Session(device, options.shape == "tiny", started + 60 * options.minutes)
     session.compiling = timing.compile_only = options.compile_only
     first, count = options.part.split("/")

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_kills_at_random_moments() -> None:
     """In a process of its own, as it forks."""
-    command = [sys.executable, ROOT / "benchmarks" / "kill.py", "--kills", "25", "--seed", "1"]
+    command = [sys.executable, ROOT / "benchmarks" / "kill.py", "--kills", "10", "--seed", "1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

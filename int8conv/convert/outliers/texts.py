@@ -18,6 +18,7 @@ from ...runtime.measure.windows import (
     check_context,
     disjoint_windows,
     encode,
+    leading_tokens,
     read_text,
     too_short,
 )
@@ -51,14 +52,16 @@ def calibration_windows(
         shape = (-(-(tokens or RANDOM_TOKENS) // context), context)
         ids = torch.randint(config.vocab_size, shape, generator=generator)
         return list(ids.unbind()), ((None, ids.numel()),)
+    leading = leading_tokens(tokenizer)[: context - 1]
+    size = context - len(leading)
     windows: list[tuple[int, Tensor]] = []
     for number, text in enumerate(read):
         ids = encode(tokenizer, text, config.vocab_size, checkpoint.folder, CalibrationError)
-        if len(ids) < context:
+        if len(ids) < size:
             if texts:
-                raise too_short(text, len(ids), context, CalibrationError)
-            ids = ids.repeat(-(-context // len(ids)))
-        windows += [(number, window) for window in disjoint_windows(ids, context)]
+                raise too_short(text, len(ids), size, CalibrationError)
+            ids = ids.repeat(-(-size // len(ids)))
+        windows += [(number, window) for window in disjoint_windows(ids, context, leading)]
     if tokens is not None:
         windows = _drawn(windows, -(-tokens // context), seed)
     counts = [sum(len(w) for n, w in windows if n == number) for number in range(len(read))]

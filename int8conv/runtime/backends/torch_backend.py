@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..decoder.attention_spec import AttentionSpec
 from ..decoder.cache import Cache, HostCache, KVCache
+from ..decoder.latent_cache import LatentCache
 from ..decoder.norms import NormWeights, normalised
 from ..decoder.quantized_cache import QuantizedCache
 from ..decoder.rotary import Rotary, rotate
@@ -54,6 +55,8 @@ class TorchBackend:
         self.device = torch.device(device)
 
     def cache(self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype) -> HostCache:  # fmt: skip
+        if config.latent is not None:
+            return LatentCache(config, batch=batch, capacity=capacity, dtype=dtype)
         if dtype == torch.int8:
             return QuantizedCache(config, batch=batch, capacity=capacity)
         return KVCache(config, batch=batch, capacity=capacity, dtype=dtype)

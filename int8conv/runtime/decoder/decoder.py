@@ -18,6 +18,7 @@ from ..weights.weights import Weights
 from .attention_spec import AttentionSpec
 from .cache import Cache
 from .clamped import ClampedFeedForward
+from .latent_attention import LatentAttention
 from .mixers import Mixer, SideBySide, recurrent_mixer
 from .mixture import MixtureOfExperts
 from .norms import NormWeights
@@ -144,7 +145,9 @@ class Block:
         self.backend = weights.backend
         self.attn_norm, self.attn_post_norm = norm("attn_norm"), norm("attn_post_norm")
         self.mlp_norm, self.mlp_post_norm = norm("mlp_norm"), norm("mlp_post_norm")
-        self.attention = self._mixer(layer, modules, weights, projection, cache_layer)
+        self.attention = self._mixer(
+            layer, modules, weights, projection, cache_layer, observed=observe is not None
+        )
         self.ffn: FeedForward | ClampedFeedForward | MixtureOfExperts | None = None
         if config.experts is not None and config.is_sparse(layer):
             experts = [ffn(f"{expert}.") for expert in range(config.experts.count)]
@@ -162,10 +165,12 @@ class Block:
 
     def _mixer(
         self, layer: int, modules: Mapping[str, Module], weights: Weights, projection: Callable[..., Projection],
-        cache_layer: int | None,
+        cache_layer: int | None, *, observed: bool,
     ) -> Mixer | None:  # fmt: skip
         """Attention, a recurrence, or both, with their layers of the cache."""
         config, attention, recurrence = self.config, None, None
+        if config.latent is not None:
+            return LatentAttention(config, modules, weights, projection, cache_layer, observed=observed)  # fmt: skip
         if config.is_recurrent(layer):
             number = config.state_layer(layer) if cache_layer is None else cache_layer
             recurrence = recurrent_mixer(config, modules, weights, projection, number)

@@ -2,6 +2,7 @@
 
     s = softmax(z)  (arXiv:2101.03961)      or  sigmoid(z)  (DeepSeek-V3, arXiv:2412.19437, section 2.1.2)
     chosen = the experts with the largest s + bias, in the groups whose two best experts have the largest sum of s + bias
+             (DeepSeek-V2, arXiv:2405.04434, section 2.2.2: whose best expert has the largest s)
     weight = scale * s / sum of s of the chosen experts      (the division only if weights are normalised)
 
 The bias balances the load of experts in training; it changes which are chosen, and never their weights, so it stays in float32.
@@ -45,7 +46,12 @@ def choose(logits: Tensor, config: Experts, bias: Tensor | None = None) -> tuple
 def _within_groups(preferred: Tensor, config: Experts) -> Tensor:
     """Minus infinity outside the groups that a token may use."""
     grouped = preferred.view(*preferred.shape[:-1], config.groups, -1)
-    best = grouped.topk(2, dim=-1).values.sum(-1).topk(config.groups_used, dim=-1).indices
+    best = (
+        grouped.topk(config.group_best, dim=-1)
+        .values.sum(-1)
+        .topk(config.groups_used, dim=-1)
+        .indices
+    )
     allowed = torch.zeros(grouped.shape[:-1], dtype=torch.bool, device=preferred.device)
     allowed.scatter_(-1, best, True)
     return grouped.masked_fill(~allowed[..., None], -math.inf).flatten(-2)

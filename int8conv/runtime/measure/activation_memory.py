@@ -21,6 +21,7 @@ from ..decoder.working_sizes import (
     WIDENED_ON_GPU,
 )
 from ..models.config import DecoderConfig
+from ..models.latent import Latent
 from ..models.recurrence import CHUNK
 
 Device = Literal["cpu", "cuda"]
@@ -82,6 +83,9 @@ class Pass:
     def _attention(self) -> Iterator[int]:
         """Projection, rotation, scores, output projection."""
         c, t = self.config, self.tokens
+        if c.latent is not None:
+            yield from self._latent(c.latent)
+            return
         queries = t * c.num_heads * c.head_dim * self.item
         keys = t * c.num_kv_heads * c.head_dim * self.item
         residuals, qkv = 2 * self._hidden, queries + 2 * keys
@@ -92,6 +96,26 @@ class Pass:
             yield residuals + qkv + max(4 * queries, queries + 4 * keys)
         yield residuals + qkv + rotated + queries + self._scores()
         yield residuals + self._hidden + 2 * queries + self._linear(t, c.num_heads * c.head_dim, c.hidden_size)  # fmt: skip
+
+    def _latent(self, a: Latent) -> Iterator[int]:
+        """Latent attention: its first linears; then all heads' keys and values, or the weight that is folded in."""
+        c, t, item = self.config, self.tokens, self.item
+        first = (a.query_rank or c.num_heads * a.query) + sum(a.widths)
+        yield 2 * self._hidden + t * first * item + self._linear(t, c.hidden_size, first)
+        queries = t * c.num_heads * a.query * item
+        values = t * c.num_heads * a.value * item
+        if a.folds(t // self.batch, self.positions):
+            width, unfolded = sum(a.widths), c.num_heads * a.unfolded
+            weight = 2 * 4 * unfolded * a.rank if self.quantized else 0
+            wide = 2 * (self.batch * self.positions + t * c.num_heads) * width * item
+            yield 2 * self._hidden + queries + weight + wide + self._scores()
+        else:
+            both = t * c.num_heads * a.unfolded
+            yield 2 * self._hidden + queries + both * item + self._linear(t, a.rank, both // t)
+            wide = 4 * t * c.num_heads * max(a.query, a.value) * item
+            yield 2 * self._hidden + queries + both * item + wide + self._scores()
+        out = self._linear(t, c.num_heads * a.value, c.hidden_size)
+        yield 3 * self._hidden + queries + values + out
 
     def _recurrence(self) -> Iterator[int]:
         """Recurrent layers: their first linear; everything in float32, with heads repeated; a chunk's matrices."""

@@ -1,8 +1,9 @@
 """Perplexity of a model on a text, and a converted model's divergence from its source; both streamed block by block.
 
-Windows of W tokens start every S tokens. A window scores its last S positions (the first window all that it can), so that every
-token except the first is scored once, with at least W - S preceding tokens where there are that many; with S = W, windows are
-disjoint and their first tokens are not scored.
+Windows of W tokens of the text start every S tokens, each behind what the tokenizer puts before every prompt, such as BOS (which W
+counts). A window scores its last S positions (the first window all that it can), so that every token, except the first where
+nothing is before it, is scored once, with at least W - S preceding tokens where there are that many; with S = W, windows are
+disjoint, and where nothing is before them their first tokens are not scored.
 
     perplexity = exp(-mean log q(token)),   KL = sum over the vocabulary of p log(p / q),   p the source, q the converted
 """
@@ -32,7 +33,7 @@ from ..weights.streaming import BlockStream
 from ..weights.weights import CheckpointWeights, ConvertedWeights, Weights
 from .fallback import FallbackReport, fallback_report
 from .scoring import Scores, relative_rms, score
-from .windows import check_context, encode, read_text, too_short
+from .windows import check_context, encode, leading_tokens, read_text, too_short
 
 WINDOW: Final = 512
 
@@ -135,8 +136,9 @@ def evaluate(
             that every token sees the same values as when decoding; None: they are not rounded.
         device: as in ``load``: on a GPU, a converted model is loaded completely and runs as ``load`` would run it, with
             16-bit activations; a source's blocks are copied there one by one, in float32.
-        window: tokens per window; None: 512, or fewer if the model has fewer positions.
-        stride: tokens from the start of one window to the start of the next; None: the window.
+        window: tokens per window, with BOS where the tokenizer puts it before prompts; None: 512, or fewer if the model has fewer
+            positions.
+        stride: tokens from the start of one window to the start of the next; None: as many as a window has of the text.
         tokens: number of tokens to use from the start of the text; None: all.
         progress: called as the work proceeds.
 
@@ -164,7 +166,7 @@ def evaluate(
         scores, errors = _run(models, cut, progress)
     converted = isinstance(model.weights, ConvertedWeights)
     return Evaluation(
-        math.exp(scores.means()[0]), cut.window, cut.stride, cut.starts[-1] + cut.window, scores.scored, cut.text,
+        math.exp(scores.means()[0]), cut.window, cut.stride, cut.starts[-1] + cut.size, scores.scored, cut.text,
         mode if converted else None, str(model.weights.dtype).removeprefix("torch."), kv_cache,
         fallback_report(model.counters) if converted else None, _comparison(scores, cut, errors),
     )  # fmt: skip
@@ -179,14 +181,21 @@ class _Cut:
     window: int
     stride: int
     starts: range
-    """Index of each window's first token."""
+    """Index of each window's first token of the text."""
+    leading: int
+    """Number of tokens before it in the window."""
     windows: list[Tensor]
+
+    @property
+    def size(self) -> int:
+        """Tokens of the text per window."""
+        return self.window - self.leading
 
     @property
     def firsts(self) -> list[int]:
         """The first position that each window scores."""
-        later = max(1, self.window - self.stride)
-        return [1 if number == 0 else later for number in range(len(self.windows))]
+        first, later = max(1, self.leading), max(1, self.window - self.stride)
+        return [first if number == 0 else later for number in range(len(self.windows))]
 
 
 def _cut(
@@ -195,17 +204,19 @@ def _cut(
     config = model.architecture.config
     window = min(WINDOW, config.max_positions) if window is None else window
     check_context(window, config.max_positions, EvaluationError)
-    stride = window if stride is None else stride
-    if not 1 <= stride <= window:
-        raise ArgumentError("stride", expected=f"1 to the window's {window}", found=stride)
     content = read_text(Path(text), EvaluationError)
     tokenizer = Tokenizer.load(model.folder)
+    leading = leading_tokens(tokenizer)[: window - 1]
+    size = window - len(leading)
+    stride = size if stride is None else stride
+    if not 1 <= stride <= size:
+        raise ArgumentError("stride", expected=f"1 to the window's {size}", found=stride)
     ids = encode(tokenizer, content, config.vocab_size, model.folder, EvaluationError)[:tokens]
-    if len(ids) < window:
-        raise too_short(content, len(ids), window, EvaluationError)
-    starts = range(0, len(ids) - window + 1, stride)
-    windows = [ids[start : start + window] for start in starts]
-    return _Cut(content.xxh3_128, window, stride, starts, windows)
+    if len(ids) < size:
+        raise too_short(content, len(ids), size, EvaluationError)
+    starts = range(0, len(ids) - size + 1, stride)
+    windows = [torch.cat([leading, ids[start : start + size]]) for start in starts]
+    return _Cut(content.xxh3_128, window, stride, starts, len(leading), windows)
 
 
 def _open(
@@ -271,7 +282,7 @@ def _comparison(scores: Scores, cut: _Cut, errors: tuple[LayerError, ...]) -> Co
     window, position = scores.worst
     return Comparison(
         math.exp(source_nll), math.exp(nll - source_nll), scores.kl / scores.scored,
-        scores.kl_worst, cut.starts[window] + position, scores.same / scores.scored, errors,
+        scores.kl_worst, cut.starts[window] + position - cut.leading, scores.same / scores.scored, errors,
     )  # fmt: skip
 
 

@@ -294,7 +294,11 @@ def predict_footprint(
 
 
 def kv_cache_bytes(config: DecoderConfig, context: int, batch: int, dtype: str) -> int:
-    """Size of keys and values of all layers, heads and positions, and of recurrent states."""
-    heads = 2 * config.kv_layers * config.num_kv_heads * context * batch
+    """Size of keys and values of all layers, heads and positions, and of recurrent states; of latents, if attention has them."""
+    rows = config.kv_layers * context * batch
     scale = SCALE_BYTES if dtype == "int8" else 0
-    return heads * (config.head_dim * CACHE_BYTES[dtype] + scale) + config.state_bytes(batch)
+    widths = (config.head_dim,) * (2 * config.num_kv_heads)
+    if config.latent is not None:
+        widths = config.latent.widths
+    per_row = sum(width * CACHE_BYTES[dtype] + scale for width in widths)
+    return rows * per_row + config.state_bytes(batch)

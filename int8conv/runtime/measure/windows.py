@@ -47,8 +47,8 @@ def read_text(path: Path, error: type[Int8convError]) -> Text:
 def encode(
     tokenizer: Tokenizer, text: Text, vocab_size: int, folder: Path, error: type[Int8convError]
 ) -> Tensor:
-    """Token ids of a text, int64 ``[tokens]``; checked to be within the vocabulary."""
-    ids = tokenizer.encode(text.content)
+    """Token ids of a text alone, int64 ``[tokens]``; checked to be within the vocabulary."""
+    ids = tokenizer.encode(text.content, special=False)
     if not ids or max(ids) >= vocab_size:
         raise error(
             "the tokenizer gives tokens outside the vocabulary", file=folder,
@@ -56,6 +56,18 @@ def encode(
             hint="the tokenizer does not belong to this config.json",
         )  # fmt: skip
     return torch.tensor(ids)
+
+
+def leading_tokens(tokenizer: Tokenizer) -> Tensor:
+    """Token ids that the tokenizer puts before every prompt, int64 ``[tokens]``: BOS or nothing in most families.
+
+    Each window begins with them: some models have never seen a text without, and attend to the first token above all
+    (Xiao et al., Efficient Streaming Language Models with Attention Sinks, section 3.1).
+    """
+    probe = "a"
+    alone, prompt = tokenizer.encode(probe, special=False), tokenizer.encode(probe)
+    count = next((i for i in range(len(prompt)) if prompt[i : i + len(alone)] == alone), 0)
+    return torch.tensor(prompt[:count], dtype=torch.int64)
 
 
 def check_context(context: int, max_positions: int, error: type[Int8convError]) -> None:
@@ -73,6 +85,8 @@ def too_short(text: Text, tokens: int, context: int, error: type[Int8convError])
     )  # fmt: skip
 
 
-def disjoint_windows(ids: Tensor, context: int) -> Sequence[Tensor]:
-    """Consecutive full windows; a remainder at the end is dropped."""
-    return ids[: len(ids) // context * context].reshape(-1, context).unbind()
+def disjoint_windows(ids: Tensor, context: int, leading: Tensor) -> Sequence[Tensor]:
+    """Consecutive full windows of ``context`` tokens, the leading ones among them; a remainder at the end is dropped."""
+    size = context - len(leading)
+    windows = ids[: len(ids) // size * size].reshape(-1, size)
+    return torch.cat([leading.expand(len(windows), -1), windows], dim=1).unbind()

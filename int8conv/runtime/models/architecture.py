@@ -11,6 +11,7 @@ from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import Checkpoint
 from .config import PER_LAYER, DecoderConfig, Experts, RawConfig
 from .families import Family, find_family
+from .latent import Latent
 from .modules import Kind, Module, linears
 from .recurrent_modules import check_recurrence, recurrent_modules
 from .reference_fields import FIELDS
@@ -173,6 +174,8 @@ def _check_sizes(config: DecoderConfig, raw: RawConfig) -> None:
         for factors in (config.rope.short_factors, config.rope.long_factors):
             if factors and len(factors) != rotated // 2:
                 raise raw.unsupported("rope_scaling", len(factors), f"{rotated // 2} factors")
+    if config.latent is not None and config.latent.query + config.latent.value > MOST_HEAD_DIM:
+        raise raw.unsupported("v_head_dim", config.latent.value, f"at most {MOST_HEAD_DIM:,}")
     check_recurrence(config, raw)
     for name in PER_LAYER:
         if len(getattr(config, name)) not in (0, config.num_layers):
@@ -240,7 +243,9 @@ def _layer(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[M
             yield _norm(c, "attn_norm", names, layer)
         if c.is_recurrent(layer):
             yield from recurrent_modules(c, layer, names)
-        if c.has_attention(layer):
+        if c.latent is not None:
+            yield from _latent(c, c.latent, layer, names)
+        elif c.has_attention(layer):
             yield from _attention(c, layer, names)
         if c.norms in ("around", "after"):
             yield _norm(c, "attn_post_norm", names, layer)
@@ -266,6 +271,21 @@ def _attention(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterat
         yield Module("sinks", names["sinks"], "attention", layer, (c.num_heads,), False, bare=True)
     queries, outs = c.num_heads * c.head_dim, {"o": c.hidden_size}
     yield from linears("attention", layer, names, c.out_bias, queries, outs, c.transposed)
+
+
+def _latent(c: DecoderConfig, a: Latent, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
+    queries = c.num_heads * a.query
+    outs = {"q_a": a.query_rank} if a.query_rank else {"q": queries}
+    outs["kv_a"] = sum(a.widths)
+    yield from linears("attention", layer, names, c.qkv_bias, c.hidden_size, outs)
+    if a.query_rank:
+        yield _norm(c, "q_a_norm", names, layer, a.query_rank)
+        yield from linears("attention", layer, names, False, a.query_rank, {"q_b": queries})
+    yield _norm(c, "kv_a_norm", names, layer, a.rank)
+    unfolded = {"kv_b": c.num_heads * a.unfolded}
+    yield from linears("attention", layer, names, False, a.rank, unfolded)
+    values, outs = c.num_heads * a.value, {"o": c.hidden_size}
+    yield from linears("attention", layer, names, c.out_bias, values, outs)
 
 
 def _qkv(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from ...errors import JsonFileError, UnsupportedFeatureError
+from .latent import Latent
 from .recurrence import Recurrence
 
 Activation = Literal["silu", "relu", "relu2", "gelu", "gelu_tanh"]
@@ -99,7 +100,9 @@ class Experts:
     """Whether a bias per expert is added to its score to choose experts, though not to weigh them."""
     groups: int = 1
     groups_used: int = 1
-    """Experts are chosen from this many of ``groups`` groups, those with the highest sums of their two best scores."""
+    """Experts are chosen from this many of ``groups`` groups, those with the highest sums of their best scores."""
+    group_best: int = 2
+    """The number of scores in such a sum."""
     scale: float = 1.0
     """Multiplier of the weights."""
     router_bias: bool = False
@@ -187,6 +190,8 @@ class DecoderConfig:
     sparse_layers: tuple[bool, ...] = ()
     """For each layer, whether it has experts in place of the FFN; absent: all layers, if there are any experts."""
 
+    latent: Latent | None = None
+    """Latent attention in every layer; ``head_dim`` is then the number of rotated channels."""
     gated_attention: bool = False
     """Whether the query projection also computes, for each head, a gate of the head's output: its query, then its gate."""
     recurrence: Recurrence | None = None

@@ -17,6 +17,7 @@ def check_device(config: DecoderConfig, device: Literal["cpu", "cuda"]) -> None:
     features = {
         "" if config.recurrence is None else config.recurrence.label: any(config.recurrent_layers),
         "attention with sinks": config.sinks,
+        "latent attention": config.latent is not None,
         "experts with limits": config.swiglu_limit is not None,
     }
     lacking = [name for name, needed in features.items() if needed]

@@ -21,7 +21,7 @@ from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import CONFIG_FILE, Checkpoint
 from ...formats.source.fp8 import SCALE_SUFFIXES
 from .architecture import Architecture, Module, read_architecture, shape_error
-from .families import FAMILIES, Family
+from .families import FAMILIES, Family, known_type
 from .wrapped import PLACES, is_wrapper, text_part
 
 _SUFFIX: Final = f".{WEIGHT}"
@@ -38,7 +38,7 @@ def take_apart(checkpoint: Checkpoint) -> Checkpoint:
         CompanionError: FP8 scales of a stack cannot be split with it.
         JsonFileError: the config is malformed.
     """
-    model_type = text_part(checkpoint.config).get("model_type")
+    model_type = known_type(text_part(checkpoint.config))
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None or not family.stacks:
         return checkpoint

@@ -53,6 +53,26 @@ _WORDS: Final = {
         "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id pretraining_tp "
         "rms_norm_eps rope_parameters sliding_window tie_word_embeddings use_cache vocab_size"
     ),
+    "deepseek_v2": (
+        "attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace "
+        "head_dim hidden_act hidden_size initializer_range intermediate_size kv_lora_rank "
+        "max_position_embeddings mlp_bias moe_intermediate_size n_group n_routed_experts "
+        "n_shared_experts norm_topk_prob num_attention_heads num_experts num_experts_per_tok "
+        "num_hidden_layers num_key_value_heads output_router_logits pad_token_id pretraining_tp "
+        "q_lora_rank qk_nope_head_dim qk_rope_head_dim rms_norm_eps rope_parameters "
+        "routed_scaling_factor tie_word_embeddings topk_group topk_method use_cache v_head_dim "
+        "vocab_size"
+    ),
+    "deepseek_v3": (
+        "attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace "
+        "head_dim hidden_act hidden_size initializer_range intermediate_size kv_lora_rank "
+        "max_position_embeddings moe_intermediate_size n_group n_routed_experts n_shared_experts "
+        "norm_topk_prob num_attention_heads num_experts_per_tok num_hidden_layers "
+        "num_key_value_heads num_local_experts num_mtp_layers output_router_logits pad_token_id "
+        "pretraining_tp q_lora_rank qk_nope_head_dim qk_rope_head_dim rms_norm_eps "
+        "rope_interleave rope_parameters routed_scaling_factor tie_word_embeddings topk_group "
+        "use_cache v_head_dim vocab_size"
+    ),
     "dots1": (
         "attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace "
         "head_dim hidden_act hidden_size initializer_range intermediate_size layer_types "
@@ -145,6 +165,16 @@ _WORDS: Final = {
         "num_key_value_heads num_local_experts num_mtp_layers output_router_logits pad_token_id "
         "rms_norm_eps rope_parameters routed_scaling_factor tie_word_embeddings topk_group "
         "use_cache use_qk_norm vocab_size"
+    ),
+    "glm4_moe_lite": (
+        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act "
+        "hidden_size initializer_range intermediate_size kv_lora_rank max_position_embeddings "
+        "mlp_layer_types moe_intermediate_size n_group n_routed_experts n_shared_experts "
+        "norm_topk_prob num_attention_heads num_experts_per_tok num_hidden_layers "
+        "num_key_value_heads num_local_experts output_router_logits pad_token_id pretraining_tp "
+        "q_lora_rank qk_nope_head_dim qk_rope_head_dim rms_norm_eps rope_interleave "
+        "rope_parameters routed_scaling_factor tie_word_embeddings topk_group use_cache "
+        "v_head_dim vocab_size"
     ),
     "gpt2": (
         "activation_function add_cross_attention attn_pdrop bos_token_id classifier_dropout "

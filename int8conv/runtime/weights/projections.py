@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ...kernels.dispatch import Mode, dense_linear, mixed_linear
-from ...kernels.weight import MixedWeight
+from ...kernels.weight import MixedWeight, dequantized_rows
 from ..backends.parts import Hidden, Projection, tensor_of
 
 
@@ -30,6 +30,14 @@ class MixedProjection:
     def __call__(self, x: Hidden, *, residual: Tensor | None = None) -> Sequence[Tensor]:
         y = mixed_linear(tensor_of(x), self.weight, self.bias, mode=self.mode)
         return y.split_with_sizes(self.sizes, dim=-1) if residual is None else [residual + y]
+
+
+def weight_of(projection: Projection) -> Tensor:
+    """The weight of a single linear, ``[out, in]``; dequantized to float32 if it is int8."""
+    if isinstance(projection, MixedProjection):
+        return dequantized_rows(projection.weight, slice(None))
+    assert isinstance(projection, DenseProjection)
+    return projection.pairs[0][0]
 
 
 class DenseProjection:

@@ -63,6 +63,20 @@ def test_the_first_input_by_hand(example: Path) -> None:
     np.testing.assert_allclose(found.weight_error, torch.as_tensor(error).sqrt().numpy(), rtol=1e-3)
 
 
+def test_each_window_begins_as_a_prompt_does(with_bos: Path) -> None:
+    tensors = load_file(with_bos / "model.safetensors")
+    tokenizer = Tokenizer.load(with_bos)
+    ids = torch.tensor(tokenizer.encode(TEXT.decode(), special=False))
+    text = ids[: len(ids) // (CONTEXT - 1) * (CONTEXT - 1)].reshape(-1, CONTEXT - 1)
+    bos = torch.full((len(text), 1), tokenizer.encode("")[0])
+    x = tensors["model.embed_tokens.weight"].double()[torch.cat([bos, text], dim=1)].flatten(0, 1)
+    x = rms_norm(x, tensors["model.layers.0.input_layernorm.weight"].double(), 1e-6)
+    stats = measure(with_bos)
+    assert (stats.context, stats.tokens) == (CONTEXT, len(x))
+    found = stats.inputs["model.layers.0.self_attn.q_proj"]
+    np.testing.assert_allclose(found.squares[0], (x**2).sum(dim=0).numpy(), rtol=1e-5)
+
+
 def test_the_first_input_of_opt_by_hand(tmp_path: Path) -> None:
     """Learned positions are added, from row 2; the norm has a bias; random tokens are seeded."""
     tensors = random_tensors(OPT)

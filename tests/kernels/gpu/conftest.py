@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.interpreter import patch_language_once
+from benchmarks.gpu.interpreter import interpret_quickly
 from int8conv.kernels.gpu import launch
 
 assert launch.INTERPRETED, "TRITON_INTERPRET must be set before triton is imported"
-patch_language_once()
+interpret_quickly()
 
 
 @pytest.fixture(autouse=True)

@@ -79,6 +79,27 @@ def test_strides_by_hand(example: Path, text: Path) -> None:
     assert (result.mode, result.outlier_fallback, result.against) == (None, None, None)
 
 
+def test_windows_behind_bos_by_hand(with_bos: Path, text: Path) -> None:
+    """BOS is one of a window's tokens, and predicts the first of the text."""
+    tokenizer = Tokenizer.load(with_bos)
+    bos = tokenizer.encode("")[0]
+    ids = tokenizer.encode(TEXT, special=False)
+    model = int8conv.load(with_bos)
+    logs = []
+    for start, first in ((0, 1), (32, 32), (64, 32)):
+        window = torch.tensor([bos, *ids[start : start + 63]])
+        log = log_probabilities(model, window)[first - 1 : -1]
+        logs.append(log.gather(1, window[first:, None]))
+    result = evaluate(with_bos, text, window=64, stride=32, tokens=127)
+    assert (result.window, result.stride, result.tokens, result.scored) == (64, 32, 127, 127)
+    expected = math.exp(-float(torch.cat(logs).mean()))
+    assert result.perplexity == pytest.approx(expected, rel=1e-5)
+    whole = evaluate(with_bos, text, against=with_bos, window=64, tokens=126)
+    assert (whole.stride, whole.tokens, whole.scored) == (63, 126, 126)
+    with pytest.raises(ArgumentError, match="stride: expected 1 to the window's 63, found 64"):
+        evaluate(with_bos, text, window=64, stride=64)
+
+
 def test_a_model_against_itself(example: Path, text: Path) -> None:
     found = evaluate(example, text, against=example, window=64, tokens=128).against
     assert found is not None

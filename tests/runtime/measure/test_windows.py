@@ -15,6 +15,7 @@ from int8conv.runtime.measure.windows import (
     check_context,
     disjoint_windows,
     encode,
+    leading_tokens,
     read_text,
     too_short,
 )
@@ -66,7 +67,24 @@ def test_a_window_predicts_a_token_and_fits_the_model() -> None:
     [(9, [[0, 1, 2, 3], [4, 5, 6, 7]]), (8, [[0, 1, 2, 3], [4, 5, 6, 7]]), (4, [[0, 1, 2, 3]]), (3, [])],
 )  # fmt: skip
 def test_whole_windows_one_after_the_other(tokens: int, expected: list[list[int]]) -> None:
-    assert [w.tolist() for w in disjoint_windows(torch.arange(tokens), 4)] == expected
+    nothing = torch.tensor([], dtype=torch.int64)
+    assert [w.tolist() for w in disjoint_windows(torch.arange(tokens), 4, nothing)] == expected
+
+
+def test_each_window_begins_as_a_prompt_does() -> None:
+    leading = torch.tensor([9])
+    found = [w.tolist() for w in disjoint_windows(torch.arange(8), 4, leading)]
+    assert found == [[9, 0, 1, 2], [9, 3, 4, 5]]
+
+
+def test_what_a_tokenizer_puts_before_prompts(example: Path, with_bos: Path) -> None:
+    """And not what it puts after them."""
+    assert leading_tokens(Tokenizer.load(example)).tolist() == []
+    tokenizer = Tokenizer.load(with_bos)
+    bos, eos = tokenizer.encode("")
+    assert leading_tokens(tokenizer).tolist() == [bos]
+    ids = encode(tokenizer, Text("text", "The function", ""), 10**6, with_bos, EvaluationError)
+    assert tokenizer.encode("The function") == [bos, *ids.tolist(), eos]
 
 
 def test_a_text_that_is_too_short_is_named() -> None:

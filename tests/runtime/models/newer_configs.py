@@ -47,6 +47,15 @@ _NEMOTRON: dict[str, Any] = {
     "num_experts_per_tok": 3, "moe_intermediate_size": 40, "moe_shared_expert_intermediate_size": 56, "routed_scaling_factor": 1.7,
     "num_hidden_layers": None, "pad_token_id": 0, "n_group": 4, "topk_group": 2,
 }  # fmt: skip
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4, "kv_lora_rank": 24, "q_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}  # fmt: skip
+_SIZES_WITHOUT_HEADS = {key: value for key, value in _SIZES.items() if key != "head_dim"}
+_YARN = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 24, "mscale": 0.7,
+    "mscale_all_dim": 1.0,
+}  # fmt: skip
 
 NEWER: dict[str, tuple[str, dict[str, Any]]] = {
     "seed_oss": ("seed_oss", _SIZES | {"attention_out_bias": True, "mlp_bias": True}),
@@ -102,6 +111,19 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4_moe, no groups": ("glm4_moe", _SIZES | _ROUTED | {"norm_topk_prob": False}),
     "solar_open": ("solar_open", _SIZES | _ROUTED | {"first_k_dense_replace": 0}),
     "dots1": ("dots1", _SIZES | _ROUTED | _WINDOWED | {"norm_topk_prob": True}),
+    "deepseek_v2": (
+        "deepseek_v2", _SIZES_WITHOUT_HEADS | _LATENT | _ROUTED | _GROUPS
+        | {"topk_method": "group_limited_greedy", "rope_parameters": _YARN},
+    ),
+    "deepseek_v2, plain queries, wide values": (
+        "deepseek_v2", _SIZES_WITHOUT_HEADS | _LATENT | _ROUTED | {"q_lora_rank": None, "v_head_dim": 28},
+    ),
+    "deepseek_v3": ("deepseek_v3", _SIZES_WITHOUT_HEADS | _LATENT | _ROUTED | _GROUPS | {"rope_parameters": _YARN}),
+    "deepseek_v3, halves, biases, a wide latent": (
+        "deepseek_v3", _SIZES_WITHOUT_HEADS | _LATENT | _ROUTED | _GROUPS
+        | {"rope_interleave": False, "attention_bias": True, "kv_lora_rank": 96, "qk_nope_head_dim": 2, "v_head_dim": 4},
+    ),
+    "glm4_moe_lite": ("glm4_moe_lite", _SIZES_WITHOUT_HEADS | _LATENT | _ROUTED),
     "qwen3_next": ("qwen3_next", _SIZES | _DELTA | _SHARED),
     "qwen3_next, one key head, some layers dense": (
         "qwen3_next",

@@ -6,19 +6,22 @@ and list it below. Nothing here needs torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from ....errors import UnknownFamilyError
 from . import (
     bamba,
     bloom,
     cohere,
+    deepseek,
     dots,
     exaone,
     falcon_h1,
     gemma,
     glm,
+    glm_flash,
     gpt,
     gpt_bigcode,
     gpt_neo,
@@ -57,7 +60,7 @@ FAMILIES: dict[str, Family] = {
         gpt.GPT_NEOX, granite.GRANITE, granite.GRANITEMOE, llama.FAMILY, mistral.FAMILY, mixtral.FAMILY, olmo.OLMO2, olmo.OLMOE, opt.FAMILY,
         phi.PHI, phi.PHI3, qwen.QWEN2, qwen.QWEN2_MOE, qwen.QWEN3, qwen.QWEN3_MOE, stablelm.FAMILY,
         starcoder.FAMILY,
-        cohere.COHERE2, dots.FAMILY, exaone.EXAONE4, exaone.EXAONE_MOE, glm.GLM, glm.GLM4, glm.GLM4_MOE, gpt_bigcode.FAMILY,
+        cohere.COHERE2, deepseek.V2, deepseek.V3, glm_flash.FAMILY, dots.FAMILY, exaone.EXAONE4, exaone.EXAONE_MOE, glm.GLM, glm.GLM4, glm.GLM4_MOE, gpt_bigcode.FAMILY,
         gpt_neo.FAMILY, gpt_oss.FAMILY, hunyuan.DENSE, hunyuan.MOE, hyperclovax.FAMILY, llama_like.CWM, llama_like.ERNIE4_5,
         llama_like.HELIUM, llama_like.INTERNLM3, llama_like.MINISTRAL, llama_like.SEED_OSS, minimax.FAMILY, ministral3.FAMILY, nemotron.ARCEE,
         bamba.FAMILY, falcon_h1.FAMILY, granite_hybrid.HYBRID, granite_hybrid.SHARED, lfm2.FAMILY, lfm2_moe.FAMILY, nemotron_h.FAMILY,
@@ -65,7 +68,16 @@ FAMILIES: dict[str, Family] = {
     )
 }  # fmt: skip
 
-__all__ = ["FAMILIES", "Family", "find_family"]
+SAME_AS: Final[Mapping[str, str]] = {"kimi_k2": "deepseek_v3"}
+"""Types of releases with their own code that compute what a family does."""
+
+__all__ = ["FAMILIES", "Family", "find_family", "known_type"]
+
+
+def known_type(config: dict[str, Any]) -> Any:  # a config.json may hold anything
+    """The ``model_type`` of a config, under the name of its family."""
+    found = config.get("model_type")
+    return SAME_AS.get(found, found) if isinstance(found, str) else found
 
 
 def find_family(config: dict[str, Any], file: object = "config.json") -> Family:
@@ -74,7 +86,7 @@ def find_family(config: dict[str, Any], file: object = "config.json") -> Family:
     Raises:
         UnknownFamilyError: its ``model_type`` is unknown.
     """
-    model_type = config.get("model_type")
+    model_type = known_type(config)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnknownFamilyError(
             f"unknown model_type {model_type!r}", file=file,

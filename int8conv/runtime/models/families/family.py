@@ -18,7 +18,8 @@ class Family:
     sinks, attn_post_norm, mlp_norm (without it a parallel FFN reads what attention reads), gate, up (or gate_up), down,
     mlp_post_norm, router, expert_gate, expert_up, expert_down, shared_gate, shared_up, shared_down, shared_router, final_norm,
     project_out, head; delta_qkv and delta_z (or delta_qkvz), delta_b and delta_a (or delta_ba), delta_conv, delta_a_log,
-    delta_dt_bias, delta_norm, delta_out in layers with Gated DeltaNet.
+    delta_dt_bias, delta_norm, delta_out in layers with Gated DeltaNet; q_a, q_a_norm and q_b (or q), kv_a, kv_a_norm, kv_b with latent
+    attention.
     """
 
     model_type: str

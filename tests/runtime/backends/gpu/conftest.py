@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.gpu.interpreter import patch_language_once
+from benchmarks.gpu.interpreter import interpret_quickly
 
 CPU = torch.device("cpu")
-patch_language_once()
+interpret_quickly()
 
 _SMALL = {
     "attention": {"splits": 2},
