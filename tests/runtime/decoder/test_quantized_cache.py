@@ -59,7 +59,7 @@ def test_what_overflows_is_not_hidden() -> None:
     assert (codes[1] * scale[1]).tolist() == [127 * 65504.0, -127 * 65504.0]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "kv_lora_rank" not in CONFIGS[name][1]])  # fmt: skip
 def test_every_family_through_the_cache(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Prompts of different length, then token by token together: attention of rounded keys and values, a head at a time.
 
