@@ -1,10 +1,12 @@
 """The server under load: many clients of OpenAI's library, of which each has its own question.
 
-    python benchmarks/serve.py FOLDER [--clients 1 8 20] [--requests 200] [--new 32]
+    python benchmarks/serve.py FOLDER [--clients 1 8 20] [--requests 200] [--new 32] [--batch 8]
+    python benchmarks/serve.py MODEL.gguf --peer PYTHON ...
 
-FOLDER is a converted one. ``int8conv serve`` runs in a process of its own. For each number of clients, REQUESTS requests are sent, each by the
-next client that is free, every other one as a stream. Prints tokens per second of all clients together, the time to the first token of
-a stream, how many answers differ from those of a client alone, and the server's memory after each.
+FOLDER is a converted one. ``int8conv serve`` runs in a process of its own; with ``--peer``, the server of llama-cpp-python in the environment of PYTHON.
+For each number of clients, REQUESTS requests are sent, each by the next client that is free, every other one as a stream. Prints tokens per
+second of all clients together, the time to the first token of a stream, how many answers differ from those of a client alone, and the
+server's memory after each.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ PROMPTS = 16
 """Different ones."""
 
 
-def prompt_of(number: int) -> list[int]:
-    return [5 + number % PROMPTS, 6, 7, 8 + number % 3]
+def prompt_of(number: int) -> str:
+    return f"Question {number % PROMPTS}: what is a vector, and how many of them fit into a list?\nAnswer:"
 
 
 class Load:
@@ -74,6 +76,7 @@ class Load:
                 if part.choices and part.choices[0].text:
                     first = first or time.perf_counter() - began
                     text += part.choices[0].text
+                    used += 1  # unless the server says how many there were
                 used = part.usage.completion_tokens if part.usage else used
         with self._lock:
             self.answers[number] = text
@@ -98,38 +101,66 @@ def resident(process: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+def start(model: Path, peer: str | None, batch: int) -> tuple[subprocess.Popen[bytes], str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "int8conv", "serve", str(folder), "--port", str(port), "--name", "model", "--max-waiting", "256"]  # fmt: skip
-    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    if peer is None:
+        command = [
+            sys.executable,
+            "-m",
+            "int8conv",
+            "serve",
+            model,
+            "--name",
+            "model",
+            "--max-waiting",
+            "256",
+            "--batch",
+            batch,
+        ]
+    else:
+        command = [
+            peer,
+            "-m",
+            "llama_cpp.server",
+            "--model",
+            model,
+            "--n_ctx",
+            "2048",
+            "--n_threads",
+            os.cpu_count() or 1,
+        ]
+    words = [str(each) for each in (*command, "--port", port)]
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     while server.poll() is None:
         try:
-            urlopen(f"{address}/health").close()
+            urlopen(f"{address}/v1/models").close()
             return server, address
         except URLError:
             time.sleep(0.1)
-    raise SystemExit("the server ended: run int8conv serve alone to see why")
+    raise SystemExit(f"the server ended; to see why: {' '.join(words)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("model", type=Path, metavar="FOLDER")
+    parser.add_argument("--peer", metavar="PYTHON", help="with llama-cpp-python and its server")
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 20])
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--new", type=int, default=32)
     arguments = parser.parse_args()
-    server, address = start(arguments.folder)
+    server, address = start(arguments.model, arguments.peer, arguments.batch)
     try:
-        alone, _ = run(address, 1, 3 * PROMPTS, arguments.new)
-        kinds = {tuple(prompt_of(number)): text for number, text in alone.answers.items()}
+        alone, _ = run(address, 1, PROMPTS, arguments.new)
+        kinds = {prompt_of(number): text for number, text in alone.answers.items()}
         rows = []
         for clients in arguments.clients:
             load, seconds = run(address, clients, arguments.requests, arguments.new)
             lost = arguments.requests - len(load.answers)
-            other = sum(text != kinds[tuple(prompt_of(n))] for n, text in load.answers.items())
+            other = sum(text != kinds[prompt_of(n)] for n, text in load.answers.items())
             rows.append([
                 clients, arguments.requests, lost, other, f"{load.tokens / seconds:.0f}",
                 f"{1000 * median(load.first):.0f}", f"{1000 * max(load.first):.0f}", f"{resident(server.pid):.0f}",

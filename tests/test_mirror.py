@@ -40,7 +40,6 @@ ELSEWHERE: dict[str, str] = {
     "serve/asking": "tests/serve/test_app.py",
     "serve/generating": "tests/serve/test_app.py",
     "serve/replies": "tests/serve/test_app.py",
-    "serve/worker": "tests/serve/test_app.py",
     "runtime/models/families/__init__": "tests/runtime/models/test_families.py",
 }
 """Modules with logic and no file of their own -> where it is tested instead."""

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 @click.argument("out")
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option(
-    "--to", type=click.Choice(["dense", "compressed-tensors"]), required=True,
-    help="Layout to write: a plain checkpoint of the dequantized weights, or a W8A8 one for vLLM and transformers.",
+    "--to", type=click.Choice(["dense", "compressed-tensors", "gguf"]), required=True,
+    help="Layout to write: a plain checkpoint of the dequantized weights, a W8A8 one for vLLM and transformers, or Q8_0 for llama.cpp.",
 )  # fmt: skip
 @click.option(
     "--dtype", type=click.Choice(["float16", "bfloat16", "float32"]),
@@ -36,7 +36,8 @@ def command(
 ) -> None:  # fmt: skip
     """Write the converted folder OUT (or a hub id) as DEST, a checkpoint for other tools.
 
-    Every byte of OUT is verified first. DEST appears complete or not at all; nothing is replaced.
+    Every byte of OUT is verified first. DEST appears complete or not at all; nothing is replaced. For --to gguf, OUT is the source, a
+    checkpoint that is not converted, and DEST a file.
     """
     from ..convert.exchange.export import export_checkpoint
 
@@ -50,6 +51,7 @@ def command(
         return
     notes(report.notes)
     how = f"linears dequantized to {report.dtype}" if report.dtype else "int8 linears"
+    how = "matrices in Q8_0" if to == "gguf" else how
     echo(
         f"{dest}: {report.tensors} tensors, {report.linears} {how}; "
         f"{size(report.bytes_out)} in {report.seconds:.1f} s"

@@ -31,6 +31,7 @@ _SAMPLING: Final = (
     click.option("--stop-token", multiple=True, help="Stop at this token, given by text or id; repeatable."),
     click.option("--min-new-tokens", type=click.IntRange(min=0), default=0, help="Ignore end tokens until this many tokens have been generated."),
     click.option("--special-tokens", is_flag=True, help="Also print special tokens."),
+    click.option("--prompt-lookup", is_flag=True, help="Guess tokens from the text so far and check several at once: faster where it repeats itself, with the same result."),
     click.option("--stop", multiple=True, help="Stop before this text; repeatable."),
     click.option("--seed", type=int, help="Seed for sampling."),
 )  # fmt: skip

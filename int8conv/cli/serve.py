@@ -36,6 +36,13 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
     "--max-tokens", type=click.IntRange(min=1), help="Most tokens of a reply; default: the context."
 )
 @click.option(
+    "--batch",
+    type=click.IntRange(1, 256),
+    default=8,
+    show_default=True,
+    help="Most replies generated together; the cache has memory for so many of the longest.",
+)
+@click.option(
     "--max-waiting",
     type=click.IntRange(min=1),
     default=64,
@@ -51,13 +58,13 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 )
 @loading_options
 def command(
-    path: str, host: str, port: int, api_key: str | None, name: str | None, max_tokens: int | None, max_waiting: int,
+    path: str, host: str, port: int, api_key: str | None, name: str | None, max_tokens: int | None, batch: int, max_waiting: int,
     max_body: int, **options: Any,  # checked by click
 ) -> None:  # fmt: skip
     """Serve PATH (a converted folder, or a source in its own precision) with OpenAI's interface, to this machine alone unless
     --host says otherwise: models, completions, chat completions, embeddings, and /health. At / is a chat page for a browser.
 
-    Requests are answered one after the other. PATH may be a hub id, org/name or org/name@revision, which is downloaded.
+    Requests are answered in their order, up to --batch of them together. PATH may be a hub id, org/name or org/name@revision, which is downloaded.
     """
     from ..errors import ArgumentError
 
@@ -69,7 +76,7 @@ def command(
         raise ArgumentError("serve", expected="starlette and uvicorn", found=error.name, hint="pip install 'int8conv[serve]'") from error  # fmt: skip
     model = load_model(path, options)
     _ = model.tokenizer  # a folder without one is refused now
-    limits = Limits(max_body, max_waiting, max_tokens)
+    limits = Limits(max_body, max_waiting, max_tokens, batch)
     hosts = _LOOPBACK if host in _LOOPBACK else ()
     server = Server(model, name or Path(path).resolve().name, key=api_key, limits=limits, hosts=hosts)  # fmt: skip
     listening = listen(host, port)

@@ -31,7 +31,9 @@ from ..formats.int8.section import Group
 from ..formats.safetensors.dtypes import INFINITY_BITS
 from ..kernels.dispatch import Mode, check_mode
 from ..runtime.weights.mapping import TORCH_DTYPES, from_bits
+from .compiled_layer import compile_steps
 from .config import Int8convConfig
+from .head import narrow_head
 from .linear import Int8convLinear, int8_linears
 from .quantizer import Int8convQuantizer
 
@@ -223,3 +225,5 @@ def _register(
     model.hf_quantizer = quantizer
     model.is_quantized, model.quantization_method = True, config.quant_method
     model.config.quantization_config = config
+    compile_steps(model)
+    narrow_head(model)

@@ -22,8 +22,10 @@ from ..formats.int8.folder import open_converted
 from ..formats.int8.names import MANIFEST_FILE, PADDING_PREFIX, QUANT_METHOD
 from ..formats.int8.section import GROUPS, SECTION, Group, describe_groups, read_groups
 from ..runtime.weights.mapping import TORCH_DTYPES
+from .compiled_layer import compile_steps, release_steps
 from .config import Int8convConfig
 from .dequantize import converters, dequantizing
+from .head import narrow_head, widen_head
 from .linear import Int8convLinear, int8_linears
 from .places import Places, find_places
 from .versions import DEQUANTIZES_ON_LOAD, check_dequantizes, transformers_version
@@ -123,6 +125,8 @@ class Int8convQuantizer(HfQuantizer):
                 and parameter.device.type != "meta"
             ):
                 parameter.data = parameter.data.to(wanted)
+        compile_steps(model)
+        narrow_head(model)
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:  # fmt: skip
@@ -146,6 +150,8 @@ class Int8convQuantizer(HfQuantizer):
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:  # fmt: skip
         for name, linear in int8_linears(model).items():
             model.set_submodule(name, dense(linear, dtype))
+        release_steps(model)
+        widen_head(model)
         return model
 
     def is_serializable(self) -> bool:

@@ -9,7 +9,9 @@ from typing import Final
 
 COMPILED_TOKENS: Final = 4
 """Largest number of tokens for code compiled by numba, which reads the weight at the speed of memory. Beyond that, arithmetic
-is the bottleneck and int8 products are faster."""
+is the bottleneck and int8 products are faster, if the processor has them."""
+COMPILED_TOKENS_WITHOUT_VNNI: Final = 16
+"""The same if it has none: widening the weight takes longer than multiplying as many tokens as ``w8a16`` is the default for."""
 W8A16_TOKENS: Final = 16
 """Largest number of tokens for which ``w8a16`` is the default: reading the weight takes longer than multiplying in either mode,
 and ``w8a16`` is more exact."""

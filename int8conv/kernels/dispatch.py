@@ -11,7 +11,7 @@ its outlier columns in 16 bits). The modes differ in how they treat the other ac
 
 | implementation | modes | used |
 | --- | --- | --- |
-| ``cpu.jit`` | w8a16, and 16-bit weights | up to ``COMPILED_TOKENS`` tokens, if numba is installed |
+| ``cpu.jit`` | w8a16, and 16-bit weights | up to ``compiled_tokens()`` tokens, if numba is installed |
 | ``cpu.integer`` | both | otherwise, if the processor has int8 dot products |
 | ``cpu.widened`` | both, and any weight | otherwise |
 | ``reference`` | both | in tests |
@@ -28,7 +28,12 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from .cpu import integer, jit, widened
-from .crossovers import COMPILED_TOKENS, TOKENS_AT_ONCE, W8A16_TOKENS
+from .crossovers import (
+    COMPILED_TOKENS,
+    COMPILED_TOKENS_WITHOUT_VNNI,
+    TOKENS_AT_ONCE,
+    W8A16_TOKENS,
+)
 from .weight import MixedWeight
 
 Mode = Literal["w8a8", "w8a16"]
@@ -90,6 +95,11 @@ def mode_for(tokens: int) -> Mode:
     return "w8a16" if tokens <= W8A16_TOKENS else "w8a8"
 
 
+def compiled_tokens() -> int:
+    """Largest number of tokens for compiled code on this processor."""
+    return COMPILED_TOKENS if integer.available() else COMPILED_TOKENS_WITHOUT_VNNI
+
+
 def implementation(rows: Tensor, weight: MixedWeight, mode: Mode) -> Multiply:
     """The implementation that multiplies activations ``[tokens, in]`` by a weight."""
     if mode == "w8a16" and _compiled(rows, weight.codes):
@@ -125,4 +135,4 @@ def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 def _compiled(rows: Tensor, weight: Tensor) -> bool:
     """Whether code compiled by numba multiplies ``[tokens, in]`` by int8 or 16-bit ``[out, in]``."""
     on_host = weight.device.type == "cpu" and weight.is_contiguous()
-    return 0 < rows.shape[0] <= COMPILED_TOKENS and on_host and jit.available()
+    return 0 < rows.shape[0] <= compiled_tokens() and on_host and jit.available()

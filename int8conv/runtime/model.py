@@ -20,8 +20,10 @@ from ..progress import Progress, silent
 from .backends.gpu.files import Loading
 from .decoder.decoder import Decoder
 from .devices import current
+from .generate.batch import Batch
 from .generate.generation import Continuation, Generation, continue_all, token_by_token
 from .generate.likelihood import Likelihood, score_continuations
+from .generate.lookup import can_guess, with_guesses
 from .generate.options import GenerateOptions, OnText
 from .generate.reading import Pooling, PromptLogprobs, embed, prompt_logprobs
 from .generate.room import room
@@ -213,9 +215,15 @@ class Model(PromptReader):
             )
             for i, prompt in enumerate(each for each in _listed(prompts) for _ in range(n))
         ]
+        if asked.prompt_lookup and len(continuations) > 1:
+            raise ArgumentError("prompt_lookup", expected="one prompt", found=len(continuations))
         if on_checked is not None:
             on_checked()
-        if continuations:
+        if asked.prompt_lookup:
+            for each in continuations:
+                for _ in self._run(each, None):
+                    pass
+        elif continuations:
             capacity = max(len(each.prompt) + each.limit for each in continuations)
             batch = len(continuations)
             with current(self.decoder.backend.device):
@@ -223,6 +231,17 @@ class Model(PromptReader):
                     cache = self.decoder.cache(batch=batch, capacity=capacity)
                 continue_all(self.decoder, continuations, cache)
         return [each.result() for each in continuations]
+
+    def continuation(
+        self, prompt: Prompt, sampling: Sampling | None = None, *, on_text: OnText | None = None, **options: Unpack[GenerateOptions]
+    ) -> Continuation:  # fmt: skip
+        """A checked request for a ``Batch``; arguments and errors as in ``generate``, ``prompt_lookup`` without effect."""
+        return self._continuation(prompt, self._asked(sampling, options), on_text)
+
+    def batch(self, size: int) -> Batch:
+        """Up to ``size`` continuations that are computed together and may come and go at any time."""
+        check_integer("size", size, 1)
+        return Batch(self.decoder, size, self._room)
 
     def score(
         self,
@@ -291,7 +310,10 @@ class Model(PromptReader):
             with current(device):
                 with self._room(len(prompt) + continuation.limit, 1):
                     cache = session.cache_for(prompt, continuation.limit)
-                steps = token_by_token(self.decoder, [continuation], cache, session.steps)
+                if continuation.lookup and can_guess(self.decoder):
+                    steps = with_guesses(self.decoder, continuation, cache, session.steps, self.mode)  # fmt: skip
+                else:
+                    steps = token_by_token(self.decoder, [continuation], cache, session.steps)
             try:
                 while True:
                     with current(device):

@@ -134,7 +134,7 @@ class PromptReader:
         return Continuation(
             ids, self._limit(ids, asked.max_new_tokens), asked.sampling, end_tokens=ends,
             stops=stops or (), logprobs=asked.logprobs, top_logprobs=asked.top_logprobs,
-            min_new_tokens=asked.min_new_tokens, processor=processor, on_text=on_text,
+            min_new_tokens=asked.min_new_tokens, processor=processor, on_text=on_text, lookup=asked.prompt_lookup,
             detokenizer=None if tokenizer is None else Detokenizer(tokenizer, ids),
         )  # fmt: skip
 

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from ..errors import Int8convError
+from ..runtime.generate.generation import Generation
 from ..runtime.model import Model
 from .asking import Asked, RequestError, read_chat, read_completion, read_inputs
 from .chat_page import page_routes
@@ -38,6 +39,8 @@ class Limits:
     """Requests that wait."""
     tokens: int | None = None
     """Of a reply."""
+    batch: int = 8
+    """Replies that are generated together; others wait."""
 
 
 class Server:
@@ -51,8 +54,9 @@ class Server:
         self._model, self._name, self._key = model, name, key
         self._limits = limits or Limits()
         self._hosts = hosts
-        self._worker = Worker(self._limits.waiting)
-        self._generating = Generating(model, default_tokens, self._limits.tokens)
+        batch = model.batch(self._limits.batch)
+        self._worker = Worker(self._limits.waiting, batch)
+        self._generating = Generating(model, batch, default_tokens, self._limits.tokens)
         self._started = int(time.time())
         self.app = Starlette(
             routes=[
@@ -92,9 +96,9 @@ class Server:
     async def _embeddings(self, request: Request) -> Response:
         inputs = read_inputs(await self._body(request))
 
-        def work() -> Iterator[Any]:
+        def work() -> Iterator[list[Any]]:
             for each in inputs:
-                yield self._model.embed([each])[0].tolist(), len(self._model.token_ids(each))
+                yield [(self._model.embed([each])[0].tolist(), len(self._model.token_ids(each)))]
 
         found = [each async for each in self._submitted(request, Job(work))]
         data = [
@@ -109,8 +113,8 @@ class Server:
         pieces = self._submitted(request, Job(self._generating.work(asked)))
         reply = Reply(asked.kind, self._name, self._model.tokenizer)
         if not asked.stream:
-            ends = [piece.end async for piece in pieces if piece.end is not None]
-            return JSONResponse(reply.whole(asked, ends))
+            ends = {p.choice: p.end async for p in pieces if p.end is not None}
+            return JSONResponse(reply.whole(asked, [ends[i] for i in sorted(ends)]))
         first = await anext(pieces)  # an error before it has a status of its own
         return StreamingResponse(
             _events(reply, asked, first, pieces), media_type="text/event-stream"
@@ -190,19 +194,19 @@ async def _events(
     reply: Reply, asked: Asked, first: Piece, pieces: AsyncIterator[Piece]
 ) -> AsyncIterator[str]:
     """Server-sent events: a part for each piece of text, and a last word."""
-    ends, begun = [], set[int]()
+    ends, begun = dict[int, Generation](), set[int]()
     yield _event(reply.chunk(first.choice, "", first=True, end=None))
     begun.add(first.choice)
     try:
         async for piece in pieces:
             if piece.end is not None:
-                ends.append(piece.end)
+                ends[piece.choice] = piece.end
             if piece.text or piece.end is not None or piece.choice not in begun:
                 is_first = piece.choice not in begun
                 begun.add(piece.choice)
                 yield _event(reply.chunk(piece.choice, piece.text, first=is_first, end=piece.end))
         if asked.with_usage:
-            yield _event(reply.last(asked, ends))
+            yield _event(reply.last(asked, [ends[i] for i in sorted(ends)]))
     except Int8convError as problem:
         yield _event(error(str(problem), "server_error"))
     yield "data: [DONE]\n\n"

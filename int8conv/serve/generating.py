@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from ..runtime.generate.batch import Batch
 from ..runtime.generate.generation import Generation
 from ..runtime.generate.options import GenerateOptions
-from ..runtime.generate.session import Session
 from ..runtime.model import Model
 from ..runtime.prompts import Prompt
 from ..runtime.text.chat_template import ChatTemplate
@@ -25,20 +25,55 @@ class Piece:
     end: Generation | None = None
 
 
-class Generating:
-    """Requests to a model, one at a time, whose beginnings are not computed again where they are those of the one before."""
+class _Choice:
+    """One text of a reply on its way."""
 
-    def __init__(self, model: Model, default_tokens: int, most_tokens: int | None) -> None:
+    def __init__(self, model: Model, ids: list[int], options: GenerateOptions) -> None:
+        self._pieces: list[str] = []
+        self.continuation = model.continuation(ids, on_text=self._pieces.append, **options)
+
+    def take_text(self) -> str:
+        """What has come since it was asked last."""
+        text = "".join(self._pieces)
+        self._pieces.clear()
+        return text
+
+
+class Generating:
+    """Requests to a model, computed together; beginnings are not computed again where they are those of an earlier one."""
+
+    def __init__(self, model: Model, batch: Batch, default_tokens: int, most_tokens: int | None) -> None:  # fmt: skip
         """``default_tokens``: of a reply, where a request says nothing; ``most_tokens``: whatever it says."""
-        self._model = model
-        self._session = Session(model.decoder)
+        self._model, self._batch = model, batch
         self._default, self._most = default_tokens, most_tokens
 
-    def work(self, asked: Asked) -> Callable[[], Iterator[Piece]]:
-        """For a ``Job``; an empty piece comes first, once nothing can be wrong any more."""
+    def work(self, asked: Asked) -> Callable[[], Iterator[list[Piece]]]:
+        """For a ``Job``; empty pieces come first, once nothing can be wrong any more."""
         return lambda: self._pieces(asked)
 
-    def _pieces(self, asked: Asked) -> Iterator[Piece]:
+    def _pieces(self, asked: Asked) -> Iterator[list[Piece]]:
+        choices = self._choices(asked)
+        members = [self._batch.add(each.continuation) for each in choices]
+        try:
+            yield [Piece(i, "") for i in range(len(choices))]
+            going = dict(enumerate(zip(choices, members, strict=True)))
+            while going:
+                found = []
+                for i, (choice, member) in list(going.items()):
+                    if member.error is not None:
+                        raise member.error
+                    text, end = choice.take_text(), None
+                    if member.ended:
+                        end = choice.continuation.result()
+                        del going[i]
+                    if text or end is not None:
+                        found.append(Piece(i, text, end))
+                yield found
+        finally:
+            for member in members:
+                self._batch.remove(member)
+
+    def _choices(self, asked: Asked) -> list[_Choice]:
         options = asked.options
         if asked.kind == "chat":
             prompts: list[Prompt] = [self._chat_prompt(asked)]
@@ -47,19 +82,14 @@ class Generating:
             prompts = asked.prompts
         if asked.logprobs is not None:
             options = {**options, "logprobs": True, "top_logprobs": asked.logprobs}
-        choice = 0
+        found: list[_Choice] = []
         for prompt in prompts:
             ids = self._model.token_ids(prompt)
             for _ in range(asked.n):
-                yield from self._choice(choice, ids, self._limited(options, len(ids), choice))
-                choice += 1
-
-    def _choice(self, choice: int, ids: list[int], options: GenerateOptions) -> Iterator[Piece]:
-        with self._model.stream(ids, session=self._session, **options) as stream:
-            yield Piece(choice, "")
-            while stream.step():
-                yield Piece(choice, stream.take_text())
-            yield Piece(choice, stream.take_text(), stream.result)
+                found.append(
+                    _Choice(self._model, ids, self._limited(options, len(ids), len(found)))
+                )
+        return found
 
     def _limited(self, options: GenerateOptions, length: int, choice: int) -> GenerateOptions:
         left = max(1, self._model.config.max_positions - length)

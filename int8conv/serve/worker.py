@@ -5,20 +5,32 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 _END: Final = object()
+
+
+class Shared(Protocol):
+    """What running jobs compute together; ``runtime.generate.batch.Batch`` is one."""
+
+    @property
+    def has_place(self) -> bool:
+        """Whether one more job could begin."""
+
+    def step(self) -> None:
+        """Go on with all of them; does nothing if there are none."""
 
 
 class Job:
     """One request: what it gives comes in an asynchronous queue."""
 
     # jobs of one worker give different things
-    def __init__(self, work: Callable[[], Iterator[Any]]) -> None:
-        """``work``: its results one by one, in the worker's thread, which looks after each whether it is still wanted."""
-        self._work = work
+    def __init__(self, work: Callable[[], Iterator[Sequence[Any]]]) -> None:
+        """``work``: its results, in the worker's thread, those of a step at a time; closed when nobody waits for them any more."""
+        self._begin = work
+        self._work: Iterator[Sequence[Any]] | None = None
         self._loop = asyncio.get_running_loop()
         self._results: asyncio.Queue[Any] = asyncio.Queue()
         self._cancelled = threading.Event()
@@ -38,23 +50,31 @@ class Job:
                 raise found
             yield found
 
-    def run(self) -> None:
-        """In the worker's thread."""
-        if self._cancelled.is_set():
-            return
-        work = self._work()
+    def advance(self) -> bool:
+        """In the worker's thread: pass on what has come since -> whether more will come."""
         try:
-            for found in work:
-                if self._cancelled.is_set():
-                    break
-                self._tell(found)
+            if not self._cancelled.is_set():
+                self._work = self._work or self._begin()
+                for found in next(self._work):
+                    self._tell(found)
+                return True
+        except StopIteration:
+            pass
         except Exception as error:
             self._tell(error)
-        finally:
-            close = getattr(work, "close", None)
-            if close is not None:
-                close()
-            self._tell(_END)
+        self._end()
+        return False
+
+    def fail(self, error: Exception) -> None:
+        """End it with an error."""
+        self._tell(error)
+        self._end()
+
+    def _end(self) -> None:
+        close = getattr(self._work, "close", None)
+        if close is not None:
+            close()
+        self._tell(_END)
 
     def _tell(self, found: object) -> None:
         with suppress(RuntimeError):  # the loop has ended
@@ -62,10 +82,12 @@ class Job:
 
 
 class Worker:
-    """Runs jobs one after the other."""
+    """Runs jobs: they begin in their order, as soon as there is a place, and go on together."""
 
-    def __init__(self, most_waiting: int) -> None:
+    def __init__(self, most_waiting: int, shared: Shared) -> None:
         self._jobs: queue.Queue[Job | None] = queue.Queue(most_waiting)
+        self._shared = shared
+        self._running: list[Job] = []
         self._thread = threading.Thread(target=self._run, name="int8conv", daemon=True)
         self._thread.start()
 
@@ -88,5 +110,29 @@ class Worker:
         self._thread.join()
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job.run()
+        while self._begin():
+            self._go_on()
+        while self._running:
+            self._go_on()
+
+    def _begin(self) -> bool:
+        """Begin what has a place, and wait for something if nothing runs -> False at the end."""
+        while not self._running or self._shared.has_place:
+            try:
+                job = self._jobs.get(block=not self._running)
+            except queue.Empty:
+                return True
+            if job is None:
+                return False
+            if job.advance():
+                self._running.append(job)
+        return True
+
+    def _go_on(self) -> None:
+        try:
+            self._shared.step()
+        except Exception as error:
+            for job in self._running:
+                job.fail(error)
+            self._running.clear()
+        self._running = [job for job in self._running if job.advance()]

@@ -15,6 +15,8 @@ from click.testing import CliRunner, Result
 
 from int8conv.cli import main
 
+from ..forks import python
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -31,12 +33,12 @@ def succeed(*args: object) -> Result:
 
 
 def run_apart(
-    *args: object, code: str | None = None, stdout: int = subprocess.PIPE
+    *args: object, code: str | None = None, stdout: int = subprocess.PIPE, forked: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """A command, or Python ``code`` with those arguments, in a process of its own."""
+    """A command, or Python ``code`` with those arguments, in a process of its own; forked (tests/forks.py), for a fifth of the time."""
     start = ["-m", "int8conv"] if code is None else ["-c", code]
     return subprocess.run(
-        [sys.executable, *start, *map(str, args)], stdout=stdout, stderr=subprocess.PIPE, text=True,
+        [*(python() if forked else [sys.executable]), *start, *map(str, args)], stdout=stdout, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
 

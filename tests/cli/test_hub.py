@@ -46,7 +46,7 @@ def hub(source: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[H
 
 def command(*args: object) -> subprocess.CompletedProcess[str]:
     """A command that does not wait between attempts."""
-    return run_apart(*args, code=IMPATIENT)
+    return run_apart(*args, code=IMPATIENT, forked=True)
 
 
 def succeed(*args: object) -> str:

@@ -37,7 +37,7 @@ def test_every_command_takes_paths_that_are_not_utf8(example: Path, tmp_path: Pa
         ("footprint", model),
         ("footprint", out),
     ):
-        done = run_apart(*args)
+        done = run_apart(*args, forked=True)
         assert (done.returncode, "Traceback" in done.stderr) == (0, False), (args, done.stderr)
     manifest = json.loads((out / "int8conv.json").read_text())
     assert manifest["source"]["id"] == "model_\ufffd"
@@ -63,7 +63,7 @@ def test_every_command_runs_models_from_them(example: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("command", ["convert", "inspect", "footprint", "generate", "calibrate"])
 def test_an_odd_path_that_is_absent_is_one_line(tmp_path: Path, command: str) -> None:
     more = {"convert": [tmp_path / "out"], "calibrate": ["-o", tmp_path / "s"], "generate": ["--prompt", "A"]}  # fmt: skip
-    done = run_apart(command, odd(tmp_path, "nowhere"), *more.get(command, []))
+    done = run_apart(command, odd(tmp_path, "nowhere"), *more.get(command, []), forked=True)
     assert done.returncode == 1
     check_error_line(done.stderr, "nowhere", "no such folder")
 

@@ -10,7 +10,12 @@ from torch import Tensor
 from int8conv.errors import ArgumentError
 from int8conv.kernels import dispatch, reference
 from int8conv.kernels.cpu import integer, jit, widened
-from int8conv.kernels.crossovers import COMPILED_TOKENS, TOKENS_AT_ONCE, W8A16_TOKENS
+from int8conv.kernels.crossovers import (
+    COMPILED_TOKENS,
+    COMPILED_TOKENS_WITHOUT_VNNI,
+    TOKENS_AT_ONCE,
+    W8A16_TOKENS,
+)
 from int8conv.kernels.dispatch import MODES, dense_linear, implementation, mixed_linear, mode_for
 
 from .mixed_weights import make_weight
@@ -23,6 +28,7 @@ def activations(tokens: int, in_features: int = 64) -> Tensor:
 def test_crossovers() -> None:
     """The figures that docs and the footprint stand on."""
     assert (COMPILED_TOKENS, W8A16_TOKENS, TOKENS_AT_ONCE) == (4, 16, 128)
+    assert COMPILED_TOKENS_WITHOUT_VNNI == W8A16_TOKENS
 
 
 def test_few_tokens_take_w8a16_and_many_w8a8() -> None:
@@ -42,9 +48,9 @@ def test_which_implementation(numba: bool, vnni: bool, monkeypatch: pytest.Monke
     monkeypatch.setattr(jit, "available", lambda: numba)
     monkeypatch.setattr(integer, "available", lambda: vnni)
     weight, plain = make_weight(8, 64), integer if vnni else widened
-    for tokens in (0, 1, 4, 5, 200):
+    for tokens in (0, 1, 4, 5, 16, 17, 200):
         x = activations(tokens)
-        few = numba and 1 <= tokens <= 4
+        few = numba and 1 <= tokens <= (4 if vnni else 16)
         assert implementation(x, weight, "w8a16") is (jit.w8a16 if few else plain.w8a16)
         assert implementation(x, weight, "w8a8") is plain.w8a8
 
@@ -54,6 +60,7 @@ def test_weights_that_compiled_code_leaves_to_others(monkeypatch: pytest.MonkeyP
     used: list[int] = []
     real = jit.dense
     monkeypatch.setattr(jit, "dense", lambda x, w: used.append(len(x)) or real(x, w))
+    monkeypatch.setattr(integer, "available", lambda: True)
     for tokens in (0, 1, 4, 5):
         for weight in (torch.ones(4, 8), torch.ones(8, 4).half().t(), torch.ones(4, 8).half()):
             assert dense_linear(torch.ones(tokens, 8), weight).shape == (tokens, 4)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,9 +18,8 @@ pytest.importorskip("uvicorn")
 
 from starlette.testclient import TestClient
 
-from int8conv.runtime.generate.stream import Stream
+from int8conv.runtime.generate.generation import Continuation
 from int8conv.serve.app import Limits, Server
-from int8conv.serve.worker import Job, Worker
 
 from .conftest import running
 
@@ -155,15 +152,16 @@ def test_what_is_no_request(client: TestClient) -> None:
 def test_a_client_of_a_real_server_that_hangs_up(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    streams: list[Stream] = []
-    real = model.stream
+    """Its place is the next one's, of which this server has one."""
+    begun: list[Continuation] = []
+    real = model.continuation
 
-    def recorded(*args: Any, **options: Any) -> Stream:
-        streams.append(real(*args, **options))
-        return streams[-1]
+    def recorded(*args: Any, **options: Any) -> Continuation:
+        begun.append(real(*args, **options))
+        return begun[-1]
 
-    monkeypatch.setattr(model, "stream", recorded)
-    with running(Server(model, "small").app) as address:
+    monkeypatch.setattr(model, "continuation", recorded)
+    with running(Server(model, "small", limits=Limits(batch=1)).app) as address:
         parts = urlsplit(address)
         body = json.dumps({"prompt": "A", "max_tokens": 1000, "stream": True, "temperature": 1}).encode()  # fmt: skip
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -173,32 +171,28 @@ def test_a_client_of_a_real_server_that_hangs_up(
                 pass
         with urlopen(f"{address}/v1/completions", json.dumps({"prompt": "A", "max_tokens": 2}).encode()) as after:  # fmt: skip
             assert json.load(after)["usage"]["completion_tokens"] == 2
-    assert [each.result.finish_reason for each in streams] == ["cancelled", "length"]
+    assert [each.result().finish_reason for each in begun] == ["cancelled", "length"]
 
 
-def test_a_client_that_goes_away_ends_its_generation() -> None:
-    """The next request is computed; what it left does not go on."""
-    computed, going = [], threading.Event()
-
-    def endless() -> Iterator[int]:
-        try:
-            for i in range(10**9):
-                going.set()
-                yield i
-        finally:
-            computed.append("closed")
-
-    async def clients() -> list[int]:
-        worker = Worker(1)
-        gone, waits, late = Job(endless), Job(lambda: iter([1, 2])), Job(lambda: iter([3]))
-        assert worker.submit(gone)
-        await asyncio.to_thread(going.wait)
-        assert worker.submit(waits)
-        assert not worker.submit(late)  # full
-        gone.cancel()
-        found = [each async for each in waits.results()]
-        await asyncio.to_thread(worker.close)
-        return found
-
-    assert asyncio.run(clients()) == [1, 2]
-    assert computed == ["closed"]
+def test_choices_that_end_in_another_order(client: TestClient, model: Model) -> None:
+    """They are in the order of the request, with the prompt's tokens counted once."""
+    asked = {"prompt": ["A vector is", [5, 6]], "n": 2, "temperature": 1, "seed": 8, "max_tokens": 9}  # fmt: skip
+    alone = [
+        model.generate(prompt, max_new_tokens=9, temperature=1.0, seed=8 + i, stop=" ")
+        for i, prompt in enumerate(p for p in ("A vector is", [5, 6]) for _ in range(2))
+    ]
+    assert len({len(each.token_ids) for each in alone}) > 1
+    found = post(client, "completions", **asked, stop=" ")
+    assert [(c["index"], c["text"], c["finish_reason"]) for c in found["choices"]] == [
+        (i, each.text, each.finish_reason) for i, each in enumerate(alone)
+    ]
+    used = found["usage"]
+    assert used["prompt_tokens"] == alone[0].prompt_tokens + alone[2].prompt_tokens
+    body = {**asked, "stop": " ", "stream": True, "stream_options": {"include_usage": True}}
+    *parts, last = events(client.post("/v1/completions", json=body).text)
+    texts = ["", "", "", ""]
+    for part in parts:
+        (choice,) = part["choices"]
+        texts[choice["index"]] += choice["text"]
+    assert texts == [each.text for each in alone]
+    assert last["usage"] == used

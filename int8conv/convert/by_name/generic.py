@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ...errors import UnsupportedModelError
 from ...formats.int8.names import BIAS, WEIGHT
-from ...formats.safetensors.dtypes import FLOAT_DTYPES
+from ...formats.safetensors.dtypes import FLOAT_DTYPES, SCALED_DTYPES
 from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import CONFIG_FILE, Checkpoint
 from ...formats.source.matrix import find_matrix
@@ -106,7 +106,7 @@ def _chosen(kinds: Mapping[str, str], patterns: Patterns) -> set[str]:
 
 def _linears(checkpoint: Checkpoint, tensor: StoredTensor, path: str) -> tuple[Linear, ...]:
     """The linears that a tensor could be: one for a matrix, one per expert for a stack, none for anything else."""
-    if not tensor.dtype.startswith(("F", "BF")):
+    if tensor.dtype not in SCALED_DTYPES and not tensor.dtype.startswith(("F", "BF")):
         return ()
     if len(tensor.shape) == 2 and tensor.name.endswith(f".{WEIGHT}"):
         matrix = find_matrix(checkpoint, tensor, transposed=is_conv1d(checkpoint.config, path))

@@ -1,4 +1,4 @@
-"""``export_checkpoint``: a converted folder in a layout of other tools."""
+"""``export_checkpoint``: a converted folder, or for GGUF its source, in a layout of other tools."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from ...progress import Progress, silent
 from ..options import DEFAULT_SHARD_BYTES
 from .compressed_tensors import compressed_config, compressed_parts
 from .dense import DTYPES, dense_config, dense_parts, usual_dtype
+from .gguf_file import write_gguf
 from .parts import write_parts
 
-Target = Literal["dense", "compressed-tensors"]
-TARGETS: Final[tuple[Target, ...]] = ("dense", "compressed-tensors")
+Target = Literal["dense", "compressed-tensors", "gguf"]
+TARGETS: Final[tuple[Target, ...]] = ("dense", "compressed-tensors", "gguf")
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ def export_checkpoint(
     """Write a converted folder as a checkpoint for other tools, after verifying every byte of it.
 
     Args:
-        path: the converted folder, its hub id, or an opened folder.
-        out: the folder to create; it appears complete or not at all, and nothing is replaced.
+        path: the converted folder, its hub id, or an opened folder; for GGUF the source, an unconverted checkpoint or its hub id.
+        out: the folder, or GGUF file, to create; it appears complete or not at all, and nothing is replaced.
         to: ``"dense"`` is a plain checkpoint of the dequantized weights, as transformers loads it; ``"compressed-tensors"`` a W8A8
-            checkpoint (``int-quantized``) with the same codes and scales.
+            checkpoint (``int-quantized``) with the same codes and scales; ``"gguf"`` a file in Q8_0 for llama.cpp.
         dtype: of a dense checkpoint: ``"float16"``, ``"bfloat16"`` or ``"float32"``; None: the one that the config names.
         fold_outliers: for compressed-tensors, which has no outlier columns: quantize linears that have some once more, without.
         max_shard_bytes: largest payload of an output file (a larger tensor gets a file of its own).
@@ -69,6 +70,8 @@ def export_checkpoint(
         ArgumentError: an option that cannot be, or outlier columns that are not to be folded.
         NotConvertedError, ConvertedFormatError, CheckpointError, SafetensorsError: ``path`` is no valid converted folder.
         UnsupportedModelError, UnsupportedFeatureError: the layout cannot represent this model.
+        AlreadyQuantizedError, TokenizerError, NonFiniteWeightError: for GGUF, the source is a converted folder, has a tokenizer that
+            llama.cpp lacks, or a weight that is NaN or infinite.
         HalfOverflowError: a value does not fit the dtype.
         NotFoundError, HubError: the folder cannot be read.
         OutputError: the output exists, cannot be written, or does not fit the disk.
@@ -76,6 +79,12 @@ def export_checkpoint(
     start, out = time.perf_counter(), Path(out)
     _check_options(to, dtype, fold_outliers, max_shard_bytes)
     _check_new(out)
+    if to == "gguf":
+        if isinstance(path, ConvertedFolder):
+            path = path.folder
+        made = write_gguf(path, out, progress)
+        seconds = time.perf_counter() - start
+        return ExportReport(made.tensors, made.linears, None, made.bytes_out, seconds, notes=made.notes)  # fmt: skip
     converted = open_folder(path)
     named, costs = None, dict[str, float | None]()
     if to == "dense":
@@ -118,8 +127,8 @@ def _check_options(to: str, dtype: str | None, fold: bool, max_shard_bytes: int)
         raise ArgumentError("dtype", expected=" or ".join(DTYPES), found=dtype)
     if dtype is not None and to != "dense":
         raise ArgumentError("dtype is an option of dense checkpoints", found=f"to {to}")
-    if fold and to == "dense":
-        raise ArgumentError("a dense checkpoint has its outlier columns; there is nothing to fold")
+    if fold and to != "compressed-tensors":
+        raise ArgumentError("only compressed-tensors has outlier columns to fold", found=f"to {to}")
     if max_shard_bytes < 1:
         raise ArgumentError("max_shard_bytes", expected="1 or more", found=max_shard_bytes)
 

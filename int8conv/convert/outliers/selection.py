@@ -210,12 +210,16 @@ def _notes(
     ]  # fmt: skip
     if beyond:
         yield f"{_some(beyond)}: in layers beyond the config's {count}; kept but not used (transformers ignores them too)"
+    if predictors := [name for name in names if _PREDICTOR.match(name)]:
+        yield f"{_some(predictors)}: for predicting several tokens at once; kept but not used (transformers ignores them too)"
 
 
 def _some(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
+_PREDICTOR: Final = re.compile(r"(model\.(language_model\.)?|language_model\.)?mtp\.")
+"""Modules beside the decoder, in Qwen3-Next and later."""
 COMPUTED: Final = "computed, not learned"
 _BUFFER: Final = re.compile(
     r"(^|\.)(masked_bias|attn_mask|attention_mask|causal_mask|(\w+_)?inv_freq|rotary_emb\.(cos|sin)_cached)$"

@@ -50,6 +50,8 @@ class FusedAttention:
     """Whether qkv rows are grouped by key head: its queries, its key, its value."""
 
 
+Tables = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+"""cos and sin as ``as_tables`` gives them."""
 FusedLinear = tuple[MixedWeight, Tensor | None]
 """A weight and a bias."""
 
@@ -95,12 +97,15 @@ class FusedLayer:
         Raises:
             IndexError: the cache is full.
         """
-        cos, sin = (_table(table, len(x)) for table in tables or (None, None))
+        return self.step(x, as_tables(tables, len(x)), keys, values, lengths)
+
+    def step(self, x: Tensor, tables: Tables, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:  # fmt: skip
+        """The same with tables that several layers share."""
         cache = keys.numpy(), values.numpy(), lengths.numpy()
         with jit.threads() as parts:
             from .jit_layer import layer  # takes half a second
 
-            y = layer(x.numpy(), parts, *cache, cos, sin, *self._arguments)
+            y = layer(x.numpy(), parts, *cache, *tables, *self._arguments)
         return torch.from_numpy(y)
 
 
@@ -123,6 +128,12 @@ def _norm(norm: FusedNorm | None) -> tuple[object, ...]:
     if norm is None:
         return jit.NO_NORM
     return 1 if norm.rms else 2, norm.eps, jit.array(norm.weight), jit.array(norm.bias)
+
+
+def as_tables(tables: tuple[Tensor, Tensor] | None, batch: int) -> Tables:
+    """cos and sin, float32 ``[batch or 1, rotated]``, for ``batch`` sequences; None: nothing is rotated."""
+    cos, sin = tables or (None, None)
+    return _table(cos, batch), _table(sin, batch)
 
 
 def _table(table: Tensor | None, batch: int) -> npt.NDArray[np.float32]:

@@ -1,8 +1,8 @@
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, call-arg"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, call-arg, unreachable, var-annotated"
 """Linears for few tokens, compiled by numba: int8 weights with outlier columns, and 16-bit weights.
 
-One or two tokens are multiplied by one row of the weight at a time if they fit a core's first-level cache; longer ones by four
-rows, so that an activation is loaded once for all four. Sums are float32 and may be reordered (``reassoc``), which allows
+One or two tokens are multiplied by one row of the weight at a time if they fit a core's first-level cache; longer or more ones by
+four rows, so that an activation is loaded once for all four. Sums are float32 and may be reordered (``reassoc``), which allows
 vectorization.
 """
 
@@ -104,6 +104,32 @@ def _brain_row(weight, i, x, m):
 
 
 @compiled()
+def _half_row_of_four(weight, i, x, m):
+    """Row i of float16 bits times tokens m to m + 3."""
+    a = b = c = d = np.float32(0)
+    for j in range(weight.shape[1]):
+        w = half(weight[i, j])
+        a += w * x[m, j]
+        b += w * x[m + 1, j]
+        c += w * x[m + 2, j]
+        d += w * x[m + 3, j]
+    return a, b, c, d
+
+
+@compiled()
+def _brain_row_of_four(weight, i, x, m):
+    """Row i of bfloat16 bits times tokens m to m + 3."""
+    a = b = c = d = np.float32(0)
+    for j in range(weight.shape[1]):
+        w = brain(weight[i, j])
+        a += w * x[m, j]
+        b += w * x[m + 1, j]
+        c += w * x[m + 2, j]
+        d += w * x[m + 3, j]
+    return a, b, c, d
+
+
+@compiled()
 def _short(x, codes, first, end, out):
     """Rows ``first`` to ``end`` times all tokens, one row at a time."""
     tokens = x.shape[0]
@@ -133,7 +159,7 @@ def _long(x, codes, first, end, out):
 def _rows(x, outliers, codes, scale, columns, kind, bias, first, end, out):
     """Rows ``first`` to ``end`` times all tokens, with their outlier columns and bias."""
     fours = 0
-    if codes.shape[1] * min(x.shape[0], 2) > LONG:
+    if x.shape[0] > 2 or codes.shape[1] * min(x.shape[0], 2) > LONG:
         fours = (end - first) // 4 * 4
         _long(x, codes, first, first + fours, out)
     _short(x, codes, first + fours, end, out)
@@ -237,8 +263,13 @@ def linear(
 @compiled(parallel=True)
 def dense(x, weight, kind, out):
     """``out = x @ weight^T``: x float32 ``[m, k]``, weight ``[n, k]``: bits of ``kind``, out float32 ``[m, n]``."""
+    fours = x.shape[0] // 4 * 4
     for i in prange(weight.shape[0]):
-        for m in range(x.shape[0]):
+        for m in range(0, fours, 4):
+            sums = _half_row_of_four(weight, i, x, m) if kind == FLOAT16 else _brain_row_of_four(weight, i, x, m)  # fmt: skip
+            for r in range(4):
+                out[m + r, i] = sums[r]
+        for m in range(fours, x.shape[0]):
             out[m, i] = (
                 _half_row(weight, i, x, m) if kind == FLOAT16 else _brain_row(weight, i, x, m)
             )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.cpu import fused
-from ...kernels.crossovers import COMPILED_TOKENS
+from ...kernels.dispatch import compiled_tokens
 from ..decoder.attention_spec import AttentionSpec, alibi_slopes
 from ..decoder.cache import Cache, KVCache
 from ..decoder.norms import NormWeights
@@ -25,7 +25,7 @@ class NumbaBackend(TorchBackend):
             return None
 
         def run(x: Tensor, positions: Positions, cache: Cache | None) -> Tensor | None:
-            if x.shape[1] != 1 or len(x) > COMPILED_TOKENS or type(cache) is not KVCache:
+            if x.shape[1] != 1 or len(x) > compiled_tokens() or type(cache) is not KVCache:
                 return None
             keys, values = cache.layer(spec.layer)
             if not keys.is_contiguous() or keys.dtype != torch.float32:

@@ -51,11 +51,32 @@ class Cache:
 
     def sequence(self: _Self, i: int) -> _Self:
         """One sequence's part of the same memory, for its prompt, as sequences differ in length."""
+        return self._between(i, i + 1)
+
+    def first(self: _Self, count: int) -> _Self:
+        """The part of the first ``count`` sequences."""
+        return self._between(0, count)
+
+    def _between(self: _Self, begin: int, end: int) -> _Self:
         same: _Self = object.__new__(type(self))
-        same._parts = [part[:, :, i : i + 1] for part in self._parts]
-        same.states = [state.sequence(i) for state in self.states]
-        same.lengths = self.lengths[i : i + 1]
+        same._parts = [part[:, :, begin:end] for part in self._parts]
+        same.states = [state.between(begin, end) for state in self.states]
+        same.lengths = self.lengths[begin:end]
+        same.recount()
         return same
+
+    def recount(self) -> None:
+        """To be called where lengths have changed through another part of the same memory."""
+
+    def exchange(self, i: int, j: int) -> None:
+        """Let two sequences change places."""
+        here, there = [i, j], [j, i]
+        end = int(self.lengths[here].max())
+        for part in self._parts:
+            part[:, :, here, :, :end] = part[:, :, there, :, :end]
+        for state in self.states:
+            state.exchange(i, j)
+        self.lengths[here] = self.lengths[there]
 
     def advance(self, tokens: int) -> None:
         """Count positions as filled once all layers have stored them."""

@@ -33,9 +33,14 @@ class State:
     def nbytes(self) -> int:
         return self.matrix.nbytes + self.past.nbytes
 
-    def sequence(self, i: int) -> State:
-        """One sequence's part of the same memory."""
-        return State(self.matrix[i : i + 1], self.past[i : i + 1])
+    def between(self, begin: int, end: int) -> State:
+        """The part of some sequences of the same memory."""
+        return State(self.matrix[begin:end], self.past[begin:end])
+
+    def exchange(self, i: int, j: int) -> None:
+        """Let two sequences change places."""
+        for part in (self.matrix, self.past):
+            part[[i, j]] = part[[j, i]]
 
     def fill_from(self, single: State) -> None:
         """Give every sequence what a state of one sequence has."""

@@ -47,12 +47,13 @@ class Continuation:
         self, prompt: Sequence[int], limit: int, sampling: Sampling, *, end_tokens: frozenset[int],
         detokenizer: Detokenizer | None, stops: Sequence[str] = (), logprobs: bool = False,
         top_logprobs: int = 0, min_new_tokens: int = 0, processor: LogitsProcessor | None = None,
-        on_text: Callable[[str], None] | None = None,
+        on_text: Callable[[str], None] | None = None, lookup: bool = False,
     ) -> None:  # fmt: skip
-        """``detokenizer``: None: there is no text, only tokens."""
+        """``detokenizer``: None: there is no text, only tokens; ``lookup``: guess tokens (``lookup.py``)."""
         self.prompt = list(prompt)
         self.limit = limit
         self.token_ids: list[int] = []
+        self.lookup = lookup
         self.done = limit == 0
         self.request = Request(
             self.prompt, sampling, logprobs, top_logprobs, min_new_tokens, end_tokens, processor

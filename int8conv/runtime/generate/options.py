@@ -38,6 +38,9 @@ class GenerateOptions(SamplingOptions, total=False):
     """The form that the text must have; needs the extra ``structured``."""
     special_tokens: bool
     """Keep the text of special tokens."""
+    prompt_lookup: bool
+    """Guess tokens from what the text had before, and check several at once: faster where it repeats itself, with the same result. For one
+    prompt at a time; without effect in models with recurrent layers or rotary frequencies that depend on the length."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Asked:
     logits_processor: LogitsProcessor | None = None
     constraint: Constraint | None = None
     special_tokens: bool = False
+    prompt_lookup: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:

@@ -46,7 +46,7 @@ class Session:
         """
         needed, config = len(prompt) + limit, self._decoder.config
         cache = self._cache = self._cache or self._decoder.cache(batch=1, capacity=needed)
-        kept = min(_common(self._ids, prompt), len(prompt) - 1)
+        kept = min(common_length(self._ids, prompt), len(prompt) - 1)
         self._ids = self._ids[:kept]
         cache.truncate(kept)
         if cache.capacity < needed:
@@ -76,7 +76,7 @@ class Session:
         return list(self._ids)
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     """Length of the common prefix of two sequences."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

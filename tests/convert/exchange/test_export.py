@@ -45,9 +45,9 @@ def test_transformers_gives_the_runtimes_logits(int8: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"to": "onnx"}, "to: expected dense or compressed-tensors, found onnx"),
+        ({"to": "onnx"}, "to: expected dense or compressed-tensors or gguf, found onnx"),
         ({"to": "compressed-tensors", "dtype": "float16"}, "dtype is an option of dense"),
-        ({"fold_outliers": True}, "nothing to fold"),
+        ({"fold_outliers": True}, "only compressed-tensors has outlier columns to fold"),
         ({"dtype": "int4"}, "dtype: expected float16 or bfloat16 or float32, found int4"),
         ({"max_shard_bytes": 0}, "max_shard_bytes"),
     ],

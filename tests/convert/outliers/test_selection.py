@@ -186,6 +186,15 @@ def test_layers_beyond_the_configs_are_kept_with_a_note() -> None:
     )
 
 
+def test_predictors_of_several_tokens_are_kept_with_a_note() -> None:
+    names = ["mtp.fc.weight", "model.mtp.layers.0.x.weight", "model.language_model.mtp.y", "model.smtp.z", "amtp.z"]  # fmt: skip
+    found = select(changes=dict.fromkeys(names, ("F16", (2,))))
+    assert told(found)[-5:] == names
+    assert found.notes == (
+        f"{names[0]} and 2 more: for predicting several tokens at once; kept but not used (transformers ignores them too)",
+    )
+
+
 def test_a_head_that_is_tied_is_left_out() -> None:
     tied = LLAMA | {"tie_word_embeddings": True}
     source = checkpoint(tied, {"lm_head.weight": ("F16", (96, 64))})

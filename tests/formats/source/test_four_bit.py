@@ -178,3 +178,25 @@ def test_scales_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     checkpoint = unpacked(open_checkpoint(folder))
     with pytest.raises(CompanionError, match="scales do not fit"):
         find_matrix(checkpoint, checkpoint.tensor(f"{Q}.weight"))
+
+
+def test_an_unknown_family_with_experts_in_four_bits(tmp_path: Path) -> None:
+    """DeepSeek-V4's form: FP4 experts beside FP8 linears, E8M0 scales called ``.scale``, integers that are no weight; and INT4."""
+    fp8 = torch.randn(64, 128, generator=_GENERATOR).to(torch.float8_e4m3fn)
+    tensors = {
+        "embed.weight": torch.ones(96, 64, dtype=torch.bfloat16),
+        "layers.0.attn.wq_a.weight": fp8, "layers.0.attn.wq_a.scale": exponents(1, 1).view(torch.float8_e8m0fnu),
+        "layers.0.ffn.experts.0.w1.weight": random_bytes(64, 32).view(torch.int8),
+        "layers.0.ffn.experts.0.w1.scale": exponents(64, 2).view(torch.float8_e8m0fnu),
+        "layers.0.ffn.experts.0.w2.weight_packed": torch.zeros(64, 8, dtype=torch.int32),
+        "layers.0.ffn.experts.0.w2.weight_scale": torch.ones(64, 2),
+        "layers.0.ffn.gate.tid2eid": torch.arange(96).view(48, 2),
+    }  # fmt: skip
+    source = write_checkpoint(tmp_path / "source", {"model_type": "deepseek_v4"}, tensors)
+    edit_config(source, quantization_config={"quant_method": "fp8", "config_groups": INT4})
+    report = int8conv.convert_checkpoint(source, tmp_path / "out")
+    assert report.quantized == 3
+    assert int8conv.compare(tmp_path / "out", source).worst_sqnr_db
+    kept = load_file(tmp_path / "out" / "model-00001-of-00001.safetensors")
+    assert torch.equal(kept["layers.0.ffn.gate.tid2eid"], tensors["layers.0.ffn.gate.tid2eid"])
+    assert not [name for name in kept if name.endswith(".scale")]  # multiplied into the weights

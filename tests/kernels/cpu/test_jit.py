@@ -16,8 +16,7 @@ from torch import Tensor
 from int8conv.kernels import reference
 from int8conv.kernels.cpu import jit
 from int8conv.kernels.cpu.jit_linear import LONG
-from int8conv.kernels.crossovers import COMPILED_TOKENS
-from int8conv.kernels.dispatch import dense_linear, mixed_linear
+from int8conv.kernels.dispatch import compiled_tokens, dense_linear, mixed_linear
 from int8conv.kernels.weight import MixedWeight
 
 from ..mixed_weights import check, dense, make_weight
@@ -29,7 +28,7 @@ def activations(tokens: int, in_features: int) -> Tensor:
     return torch.randn(tokens, in_features, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 9])
 @pytest.mark.parametrize("out", [1, 3, 4, 10])
 @pytest.mark.parametrize(("in_features", "k"), [(1, 0), (33, 16), (256, 0), (LONG + 5, 16), (LONG, 32)])  # fmt: skip
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -41,7 +40,7 @@ def test_mixed(tokens: int, out: int, in_features: int, k: int, dtype: torch.dty
     check(jit.w8a16(x, weight), x.double() @ dense(weight).t(), x, weight)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4])
+@pytest.mark.parametrize("tokens", [1, 3, 4, 9])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 40), (33, 129)])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_dense(tokens: int, shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -78,12 +77,15 @@ def test_the_mixed_linear_takes_it_for_few_tokens(monkeypatch: pytest.MonkeyPatc
     used: list[int] = []
     real = jit.w8a16
     monkeypatch.setattr(jit, "w8a16", lambda x, w: used.append(len(x)) or real(x, w))
-    for tokens in (1, COMPILED_TOKENS, COMPILED_TOKENS + 1):
+    most = compiled_tokens()
+    for tokens in (1, most, most + 1):
         x = activations(tokens, 64)
         expected = reference.w8a16(x, weight) + bias
-        torch.testing.assert_close(mixed_linear(x, weight, bias), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            mixed_linear(x, weight, bias, mode="w8a16"), expected, rtol=1e-5, atol=1e-5
+        )
         mixed_linear(x, weight, mode="w8a8")
-    assert used == [1, COMPILED_TOKENS]
+    assert used == [1, most]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -117,3 +117,17 @@ def test_a_larger_memory_has_what_was_there() -> None:
     assert keys.shape == found.shape == (1, 2, 8, 4)
     assert (keys[:, :, 4:] == 0).all()
     assert numbers(found)[:3] == [100, 101, 102]
+
+
+def test_two_sequences_change_places() -> None:
+    """Each with its length; the first ones are a part of the same memory."""
+    made = cache(batch=3)
+    for i, tokens in enumerate((3, 1, 2)):
+        put(made.sequence(i), 10 * i, tokens)
+    made.exchange(0, 2)
+    assert made.lengths.tolist() == [2, 1, 3]
+    keys, found = put(made.first(2), 40, 1, batch=2)
+    assert numbers(keys, 0) == [20, 21, 40]
+    assert numbers(found, 1)[:2] == [110, 140]
+    assert made.lengths.tolist() == [3, 2, 3]
+    assert numbers(made.layer(1)[0], 2)[:3] == [0, 1, 2]

@@ -21,7 +21,7 @@ def filled(batch: int) -> State:
 
 def test_a_sequence_is_a_part_of_the_same_memory() -> None:
     state = filled(3)
-    state.sequence(1).matrix.fill_(7)
+    state.between(1, 2).matrix.fill_(7)
     assert (state.matrix[1] == 7).all()
     assert not (state.matrix[[0, 2]] == 7).any()
     assert state.nbytes == 4 * (3 * 2 * 3 * 4 + 3 * 14 * 3) == DELTA.nbytes(3)
@@ -52,3 +52,11 @@ def test_the_convolution_continues_over_calls() -> None:
     found = torch.cat([state.convolved(part, weight) for part in x.split([5, 1, 1, 2], dim=1)], 1)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(state.past, x[:, -3:].transpose(1, 2))
+
+
+def test_two_sequences_change_places() -> None:
+    state = filled(3)
+    matrix, past = state.matrix.clone(), state.past.clone()
+    state.exchange(0, 2)
+    assert torch.equal(state.matrix, matrix[[2, 1, 0]])
+    assert torch.equal(state.past, past[[2, 1, 0]])

@@ -36,10 +36,8 @@ class DeviceCache(Cache):
         first, *scales = (part[layer, kind] for part in self._parts)
         return Quantized(first, *scales) if scales else first
 
-    def sequence(self, i: int) -> DeviceCache:
-        part = super().sequence(i)
-        part.length = int(part.lengths)
-        return part
+    def recount(self) -> None:
+        self.length = int(self.lengths.max())
 
     def advance(self, tokens: int) -> None:
         super().advance(tokens)

@@ -78,3 +78,15 @@ def test_a_sequence_is_a_part_of_the_same_memory() -> None:
     whole, _ = cache.layer(0)
     assert isinstance(whole, Tensor)
     assert whole.amax((1, 2, 3)).tolist() == [0, 5, 0]
+
+
+def test_lengths_that_changed_through_a_part_are_counted_when_asked() -> None:
+    cache = make()
+    cache.sequence(2).advance(3)
+    assert cache.length == 0
+    first = cache.first(2)
+    cache.recount()
+    assert (cache.length, first.length) == (3, 0)
+    cache.exchange(0, 2)
+    first.recount()
+    assert (first.length, first.lengths.tolist()) == (3, [3, 0])

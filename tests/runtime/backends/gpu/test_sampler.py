@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from torch import Tensor
 from int8conv.errors import GenerationError
 from int8conv.runtime.backends.gpu.cache import DeviceCache
 from int8conv.runtime.backends.gpu.sampler import DeviceSampler
+from int8conv.runtime.generate.batch import Batch
 from int8conv.runtime.generate.generation import Continuation, continue_all
+from int8conv.runtime.generate.lookup import Pace, with_guesses
 from int8conv.runtime.generate.sampler import Request, Sampler, TorchSampler
 from int8conv.runtime.generate.sampling import Sampling
 from int8conv.runtime.generate.session import Session
@@ -116,7 +119,7 @@ def test_logits_that_are_not_numbers(make: Make, value: float) -> None:
 class Chain:
     """A decoder in whose place the likeliest token follows from the last one alone."""
 
-    dtype = torch.float32
+    dtype = kv_cache = torch.float32
     device = CPU
 
     def __init__(self, make: Make) -> None:
@@ -135,14 +138,14 @@ class Chain:
     def steps(self, decoder: Any, cache: DeviceCache) -> Callable[[Tensor], Tensor]:
         def step(tokens: Tensor) -> Tensor:
             self.steps_taken += 1
-            return self.forward(tokens, cache)
+            return self.forward(tokens, cache, last_only=True)
 
         return step
 
-    def forward(self, tokens: Tensor, cache: DeviceCache, last_only: bool = True) -> Tensor:
+    def forward(self, tokens: Tensor, cache: DeviceCache, last_only: bool = False) -> Tensor:
         assert (cache.lengths + tokens.shape[1] <= cache.capacity).all()
         cache.advance(tokens.shape[1])
-        return self._table[tokens[:, -1:]]
+        return self._table[tokens[:, -1:] if last_only else tokens]
 
     def text(self, prompt: Sequence[int], count: int) -> list[int]:
         ids = [*prompt]
@@ -190,3 +193,35 @@ def test_a_session_goes_on_behind_an_end_token(make: Make) -> None:
     assert cache.length == len(session.token_ids)
     continue_all(decoder, [second], cache)
     assert second.token_ids == decoder.text([8], 4)
+
+
+@pytest.mark.parametrize("make", PICKERS.values(), ids=PICKERS)
+def test_sequences_join_a_batch_and_leave_it(make: Make) -> None:
+    """The cache grows on the way, and views of fewer sequences step."""
+    decoder: Any = Chain(make)
+    batch = Batch(decoder, 3, lambda positions, size: nullcontext())
+    asked = [continuation([3 + i] * (1 + i % 4), 2 + 5 * (i % 3)) for i in range(8)]
+    for each in asked:
+        batch.add(each)
+        batch.step()
+    while not batch.is_idle:
+        batch.step()
+    assert [each.token_ids for each in asked] == [
+        decoder.text(each.prompt, each.limit) for each in asked
+    ]
+
+
+@pytest.mark.parametrize("make", PICKERS.values(), ids=PICKERS)
+def test_guessed_tokens_are_checked_on_the_device(make: Make) -> None:
+    """A text that comes back to where it was; the cache never holds a wrong guess."""
+    decoder: Any = Chain(make)
+    first = decoder.text([3], VOCAB)
+    prompt = [3, *first[:-1], 3]
+    expected = decoder.text(prompt, 30)
+    each, cache = continuation(prompt, 30), decoder.cache(batch=1, capacity=len(prompt) + 30)
+    ticks = iter(range(1000))
+    passes = with_guesses(decoder, each, cache, decoder.steps(decoder, cache), "w8a16", Pace(lambda: next(ticks)))  # fmt: skip
+    counts = [cache.length - len(prompt) - len(each.token_ids) for _ in passes]
+    assert each.token_ids == expected
+    assert len(counts) < 20
+    assert set(counts) == {-1}

@@ -1,0 +1,243 @@
+"""Continuous batching: sequences in one static cache that go on together, join between two steps, and leave when they are done.
+
+The cache has a place for each sequence. Those that are computed are its first ones, so that a step passes over no others; who joins
+or leaves changes places. A place that is free keeps its keys and values for a prompt that begins alike.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ...errors import Int8convError
+from ..backends.interface import Step
+from ..decoder.cache import Cache
+from ..decoder.decoder import Decoder
+from ..decoder.working_sizes import PREFILL_TOKENS
+from ..devices import current
+from .edits import edited
+from .generation import Continuation
+from .sampler import Sampler
+from .session import common_length
+
+Room = Callable[[int, int], AbstractContextManager[None]]
+"""Positions and sequences -> a guard around the allocation of such a cache."""
+
+
+class Member:
+    """A continuation in a batch, or one that waits for a place."""
+
+    def __init__(self, continuation: Continuation, sampler: Sampler) -> None:
+        self.continuation = continuation
+        self.sampler = sampler
+        self.error: Exception | None = None
+        """Why it ended early."""
+
+    @property
+    def ended(self) -> bool:
+        return self.error is not None or self.continuation.done
+
+
+@dataclass
+class _Place:
+    """A sequence of the cache."""
+
+    member: Member | None = None
+    ids: list[int] = field(default_factory=list)
+    """Tokens whose keys and values it keeps, while it is free."""
+    left: int = 0
+    """When it was left, counted in members."""
+
+
+class Batch:
+    """Continuations that share the passes over the weights; made by ``Model.batch``. For one thread.
+
+    Each gets what it gets alone, up to the rounding of sums, as in ``Model.generate_batch``.
+    """
+
+    def __init__(self, decoder: Decoder, size: int, room: Room) -> None:
+        self._decoder = decoder
+        self._room = room
+        self._cache: Cache | None = None
+        self._steps: dict[int, tuple[Cache, Step]] = {}
+        """By number of sequences."""
+        self._places = [_Place() for _ in range(size)]
+        self._active = 0
+        """Members that are computed: those of the first places."""
+        self._filling: deque[Member] = deque()
+        """Members with a place whose prompts have not been read."""
+        self._waiting: deque[Member] = deque()
+        self._left = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to compute."""
+        return not (self._active or self._filling or self._waiting)
+
+    @property
+    def has_place(self) -> bool:
+        """Whether one more would not have to wait."""
+        taken = sum(place.member is not None for place in self._places)
+        return taken + len(self._waiting) < len(self._places)
+
+    def add(self, continuation: Continuation) -> Member:
+        """Let one join, after those that were added before."""
+        decoder, request = self._decoder, continuation.request
+        with current(decoder.backend.device):
+            sampler = decoder.backend.sampler([request], decoder.config.vocab_size)
+            member = Member(continuation, edited(sampler, [request], decoder.backend.device))
+        if not member.ended:
+            self._waiting.append(member)
+        return member
+
+    def remove(self, member: Member) -> None:
+        """End one, wherever it is."""
+        member.continuation.cancel()
+        if member in self._waiting:
+            self._waiting.remove(member)
+        for i, place in enumerate(self._places):
+            if place.member is member:
+                self._leave(i)
+
+    def step(self) -> None:
+        """Read up to a part of the prompts that wait, and continue each of the others by one token.
+
+        What goes wrong with a member is its ``error``, and the others go on.
+        """
+        with current(self._decoder.backend.device):
+            budget = PREFILL_TOKENS[self._decoder.backend.device.type]
+            while budget > 0 and self._next_to_fill() is not None:
+                budget -= self._fill()
+            if self._active:
+                self._advance()
+
+    def _next_to_fill(self) -> Member | None:
+        while not self._filling and self._waiting and self._free():
+            self._take_place(self._waiting.popleft())
+        return self._filling[0] if self._filling else None
+
+    def _free(self) -> list[int]:
+        return [i for i, place in enumerate(self._places) if place.member is None]
+
+    def _take_place(self, member: Member) -> None:
+        """Of those that are free, the one that keeps most of the prompt, or else was left first."""
+        prompt, limit = member.continuation.prompt, member.continuation.limit
+        try:
+            cache = self._cache_for(len(prompt) + limit)
+        except Int8convError as error:
+            member.error = error
+            return
+        places = self._places
+        i = max(self._free(), key=lambda i: (common_length(places[i].ids, prompt), -places[i].left))
+        kept = min(common_length(places[i].ids, prompt), len(prompt) - 1)
+        cache.sequence(i).truncate(kept)
+        places[i].member = member
+        self._filling.append(member)
+
+    def _cache_for(self, positions: int) -> Cache:
+        size = len(self._places)
+        if self._cache is None:
+            with self._room(positions, size):
+                self._cache = self._decoder.cache(batch=size, capacity=positions)
+        elif self._cache.capacity < positions:
+            twice = min(2 * self._cache.capacity, self._decoder.config.max_positions)
+            with self._room(max(positions, twice), size):
+                self._cache.enlarge(max(positions, twice))
+            self._steps.clear()
+        return self._cache
+
+    def _fill(self) -> int:
+        """Read a part of a prompt -> its number of tokens."""
+        member = self._filling[0]
+        i = next(i for i, place in enumerate(self._places) if place.member is member)
+        prompt, device = member.continuation.prompt, self._decoder.backend.device
+        assert self._cache is not None
+        part = self._cache.sequence(i)
+        tokens = prompt[part.length :][: PREFILL_TOKENS[device.type]]
+        try:
+            ids = torch.tensor([tokens], device=device)
+            logits = self._decoder.forward(ids, part, last_only=True)
+            if part.length == len(prompt):
+                _choose(member, logits[:, -1])
+        except Exception as error:
+            self._fail(i, error)
+            return len(tokens)
+        if part.length == len(prompt):
+            self._filling.popleft()
+            if member.ended:
+                self._leave(i)
+            else:
+                self._exchange(i, self._active)
+                self._active += 1
+        return len(tokens)
+
+    def _advance(self) -> None:
+        """One token for each active member."""
+        members = [
+            place.member for place in self._places[: self._active] if place.member is not None
+        ]
+        last = [[each.continuation.token_ids[-1]] for each in members]
+        try:
+            step = self._step_of(len(members))
+            logits = step(torch.tensor(last, device=self._decoder.backend.device))[:, -1]
+        except Exception as error:
+            for i in reversed(range(self._active)):
+                self._fail(i, error)
+            return
+        for i, member in enumerate(members):
+            try:
+                _choose(member, logits[i : i + 1])
+            except Exception as error:
+                member.error = error
+        for i in reversed(range(self._active)):
+            if members[i].ended:
+                self._leave(i)
+
+    def _step_of(self, count: int) -> Step:
+        """A step of the first ``count`` sequences."""
+        assert self._cache is not None
+        if count not in self._steps:
+            part = self._cache.first(count)
+            self._steps[count] = part, self._decoder.backend.steps(self._decoder, part)
+        part, step = self._steps[count]
+        part.recount()
+        return step
+
+    def _fail(self, i: int, error: Exception) -> None:
+        member = self._places[i].member
+        assert member is not None and self._cache is not None
+        member.error = error
+        self._cache.clear(i)  # nobody knows what it holds
+        self._leave(i)
+
+    def _leave(self, i: int) -> None:
+        """Free a place; what it has computed stays."""
+        place, cache = self._places[i], self._cache
+        member = place.member
+        assert member is not None and cache is not None
+        self._left += 1
+        kept = [*member.continuation.prompt, *member.continuation.token_ids]
+        place.member, place.left = None, self._left
+        place.ids = kept[: int(cache.lengths[i])]
+        if member in self._filling:
+            self._filling.remove(member)
+        if i < self._active:
+            self._active -= 1
+            self._exchange(i, self._active)
+
+    def _exchange(self, i: int, j: int) -> None:
+        if i != j:
+            assert self._cache is not None
+            self._cache.exchange(i, j)
+            places = self._places
+            places[i], places[j] = places[j], places[i]
+
+
+def _choose(member: Member, logits: Tensor) -> None:
+    """The next token from ``[1, vocab]``."""
+    member.continuation.take(member.sampler.sample(logits, [0]).choice(0))
