@@ -167,7 +167,7 @@ def test_frequencies_that_grow_allow_none(kind: str, possible: bool) -> None:
 
     class Model:
         class config:
-            delta = None
+            recurrence = None
 
         class embedding:
             rotaries = (Growing(),)
