@@ -204,7 +204,11 @@ class MatrixReader:
             with np.errstate(
                 over="ignore", invalid="ignore"
             ):  # non-finite values are refused later, by name
-                values *= wide if scales.shape[1] == 1 else wide[:, across]
+                if self.columns == scales.shape[1] * scales.columns:
+                    grouped = values.reshape(len(codes), scales.shape[1], scales.columns)
+                    grouped *= wide[:, :, None]
+                else:
+                    values *= wide[:, across]
             yield first, values.view(np.uint32)
 
     def _transposed(self, reader: Reader) -> Iterator[tuple[int, Bits]]:

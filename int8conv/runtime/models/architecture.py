@@ -37,6 +37,9 @@ _KEYS_SHOWN: Final = 8
 _KEY_LENGTH: Final = 40
 _UNTIED: Final = "the config ties the head to the token embedding, but the checkpoint has a different head, which is kept and used"
 _TEXT_ONLY: Final = "a multimodal model: its text part runs, from prompts without images or sound; the other parts stay in 16 bits"
+_INDEXED: Final = (
+    "contexts end at {} positions, up to which attention is dense: the indexer is kept but not used"
+)
 _HEADLESS: Final = "the checkpoint has no head, like embedding and reward models: it can be converted but cannot generate text"
 
 
@@ -117,6 +120,7 @@ def read_architecture(
         modules = (module for module in modules if module.kind != "head")
     notes = [_TEXT_ONLY] if wrapped else []
     notes += [_passed_over(passed_over)] if passed_over else []
+    notes += [_INDEXED.format(decoder.max_positions)] if decoder.indexed else []
     notes += [_UNTIED] if stored.untied else []
     notes += [_HEADLESS] if stored.headless else []
     return Architecture(stored.family, stored.config, tuple(modules), tuple(notes), stored.untied)

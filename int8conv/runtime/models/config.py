@@ -192,6 +192,8 @@ class DecoderConfig:
 
     latent: Latent | None = None
     """Latent attention in every layer; ``head_dim`` is then the number of rotated channels."""
+    indexed: bool = False
+    """Whether an indexer, which is not run, chooses the positions that tokens attend to beyond ``max_positions``."""
     gated_attention: bool = False
     """Whether the query projection also computes, for each head, a gate of the head's output: its query, then its gate."""
     recurrence: Recurrence | None = None

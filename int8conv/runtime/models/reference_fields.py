@@ -73,6 +73,16 @@ _WORDS: Final = {
         "rope_interleave rope_parameters routed_scaling_factor tie_word_embeddings topk_group "
         "use_cache v_head_dim vocab_size"
     ),
+    "deepseek_v32": (
+        "attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace "
+        "head_dim hidden_act hidden_size index_head_dim index_n_heads index_topk "
+        "initializer_range intermediate_size kv_lora_rank layer_types max_position_embeddings "
+        "mlp_bias mlp_layer_types moe_intermediate_size n_group n_routed_experts n_shared_experts "
+        "norm_topk_prob num_attention_heads num_experts num_experts_per_tok num_hidden_layers "
+        "num_key_value_heads num_local_experts output_router_logits pad_token_id q_lora_rank "
+        "qk_nope_head_dim qk_rope_head_dim rms_norm_eps rope_parameters routed_scaling_factor "
+        "tie_word_embeddings topk_group use_cache v_head_dim vocab_size"
+    ),
     "dots1": (
         "attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace "
         "head_dim hidden_act hidden_size initializer_range intermediate_size layer_types "

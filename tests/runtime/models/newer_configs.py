@@ -123,6 +123,10 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
         "deepseek_v3", _SIZES_WITHOUT_HEADS | _LATENT | _ROUTED | _GROUPS
         | {"rope_interleave": False, "attention_bias": True, "kv_lora_rank": 96, "qk_nope_head_dim": 2, "v_head_dim": 4},
     ),
+    "deepseek_v32": (
+        "deepseek_v32", _SIZES_WITHOUT_HEADS | _LATENT | _ROUTED | _GROUPS
+        | {"num_hidden_layers": 2, "index_topk": 80, "index_n_heads": 2, "index_head_dim": 12},
+    ),
     "glm4_moe_lite": ("glm4_moe_lite", _SIZES_WITHOUT_HEADS | _LATENT | _ROUTED),
     "qwen3_next": ("qwen3_next", _SIZES | _DELTA | _SHARED),
     "qwen3_next, one key head, some layers dense": (

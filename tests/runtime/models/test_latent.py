@@ -56,3 +56,11 @@ def test_config(model_type: str, grown: float) -> None:
 def test_what_is_not_known_is_refused_by_name(name: str, key: str, value: object) -> None:
     with pytest.raises(UnsupportedFeatureError, match=key):
         read_architecture(config_of(name).to_dict() | {key: value}, ())
+
+
+def test_an_indexer_limits_the_context_with_a_note() -> None:
+    values = config_of("deepseek_v32").to_dict()
+    architecture = read_architecture(values, ())
+    assert architecture.config.max_positions == 80 < values["max_position_embeddings"]
+    (note,) = architecture.notes
+    assert "end at 80 positions" in note

@@ -60,7 +60,7 @@ FAMILIES: dict[str, Family] = {
         gpt.GPT_NEOX, granite.GRANITE, granite.GRANITEMOE, llama.FAMILY, mistral.FAMILY, mixtral.FAMILY, olmo.OLMO2, olmo.OLMOE, opt.FAMILY,
         phi.PHI, phi.PHI3, qwen.QWEN2, qwen.QWEN2_MOE, qwen.QWEN3, qwen.QWEN3_MOE, stablelm.FAMILY,
         starcoder.FAMILY,
-        cohere.COHERE2, deepseek.V2, deepseek.V3, glm_flash.FAMILY, dots.FAMILY, exaone.EXAONE4, exaone.EXAONE_MOE, glm.GLM, glm.GLM4, glm.GLM4_MOE, gpt_bigcode.FAMILY,
+        cohere.COHERE2, deepseek.V2, deepseek.V3, deepseek.V32, glm_flash.FAMILY, dots.FAMILY, exaone.EXAONE4, exaone.EXAONE_MOE, glm.GLM, glm.GLM4, glm.GLM4_MOE, gpt_bigcode.FAMILY,
         gpt_neo.FAMILY, gpt_oss.FAMILY, hunyuan.DENSE, hunyuan.MOE, hyperclovax.FAMILY, llama_like.CWM, llama_like.ERNIE4_5,
         llama_like.HELIUM, llama_like.INTERNLM3, llama_like.MINISTRAL, llama_like.SEED_OSS, minimax.FAMILY, ministral3.FAMILY, nemotron.ARCEE,
         bamba.FAMILY, falcon_h1.FAMILY, granite_hybrid.HYBRID, granite_hybrid.SHARED, lfm2.FAMILY, lfm2_moe.FAMILY, nemotron_h.FAMILY,

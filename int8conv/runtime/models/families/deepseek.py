@@ -1,9 +1,12 @@
 """DeepSeek-V2 (arXiv:2405.04434): latent attention, experts chosen by softmax, in groups; V3 (arXiv:2412.19437): by sigmoids and a bias.
 
-Kimi K2 (arXiv:2507.20534) is a V3 of other sizes.
+Kimi K2 (arXiv:2507.20534) is a V3 of other sizes. V3.2 (arXiv:2512.02556) is a V3 whose indexer lets a token attend to ``index_topk``
+positions: up to that many it is V3 exactly, and longer contexts are refused.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from ..config import DecoderConfig, Experts, RawConfig
 from .family import Family
@@ -42,7 +45,18 @@ def read_v3(raw: RawConfig) -> DecoderConfig:
     )  # fmt: skip
 
 
+def read_v32(raw: RawConfig) -> DecoderConfig:
+    raw.ignore("index_n_heads", "index_head_dim", "layer_types")
+    dense = read_routed(
+        raw, "deepseek_v32", sparse=read_first_dense(raw, 3), shared=raw.integer("n_shared_experts", 1),
+        scale=2.5, **read_latent(raw),
+    )  # fmt: skip
+    positions = min(dense.max_positions, raw.integer("index_topk", 2048))
+    return replace(dense, max_positions=positions, indexed=True)
+
+
 _STACKS = expert_stacks("mlp.experts", "mlp.switch_mlp")
 _BY_SOFTMAX = {role: name for role, name in ROUTED.items() if role != "router_bias"}
 V2 = Family("deepseek_v2", "model.", {**LATENT_NAMES, **_BY_SOFTMAX}, read_v2, COMPUTED, stacks=_STACKS)  # fmt: skip
 V3 = Family("deepseek_v3", "model.", {**LATENT_NAMES, **ROUTED}, read_v3, COMPUTED, stacks=_STACKS)
+V32 = Family("deepseek_v32", "model.", V3.names, read_v32, COMPUTED, stacks=_STACKS)
