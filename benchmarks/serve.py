@@ -1,11 +1,12 @@
 """The server under load: many clients of OpenAI's library, of which each has its own question.
 
-    python benchmarks/serve.py FOLDER [--clients 1 8 20] [--requests 200] [--new 32] [--batch 8]
+    python benchmarks/serve.py FOLDER [--clients 1 8 20] [--requests 24 96 200] [--new 32] [--batch 8]
     python benchmarks/serve.py MODEL.gguf --peer PYTHON ...
 
-FOLDER is a converted one. ``int8conv serve`` runs in a process of its own; with ``--peer``, the server of llama-cpp-python in the environment of PYTHON.
+FOLDER is a converted one. ``int8conv serve`` runs in a process of its own; with ``--peer``, llama.cpp's server, which the package xllamacpp in the
+environment of PYTHON contains, with as many places.
 For each number of clients, REQUESTS requests are sent, each by the next client that is free, every other one as a stream. Prints tokens per
-second of all clients together, the time to the first token of a stream, how many answers differ from those of a client alone, and the
+second of all clients together and per second of the server's processor time, which other work on the machine changes less, the time to the first token of a stream, how many answers differ from those of a client alone, and the
 server's memory after each.
 """
 
@@ -30,6 +31,18 @@ from tabulate import tabulate
 
 PROMPTS = 16
 """Different ones."""
+
+PEER = """
+import sys, time, xllamacpp
+model, batch, threads, _, port = sys.argv[1:]
+params = xllamacpp.CommonParams()
+params.model.path, params.port = model, int(port)
+params.n_parallel, params.n_ctx = int(batch), 1024 * int(batch)
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
+server = xllamacpp.Server(params)
+while True:
+    time.sleep(60)
+"""
 
 
 def prompt_of(number: int) -> str:
@@ -101,6 +114,12 @@ def resident(process: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def used(process: int) -> float:
+    """Seconds of processor time."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def start(model: Path, peer: str | None, batch: int) -> tuple[subprocess.Popen[bytes], str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -120,17 +139,7 @@ def start(model: Path, peer: str | None, batch: int) -> tuple[subprocess.Popen[b
             batch,
         ]
     else:
-        command = [
-            peer,
-            "-m",
-            "llama_cpp.server",
-            "--model",
-            model,
-            "--n_ctx",
-            "2048",
-            "--n_threads",
-            os.cpu_count() or 1,
-        ]
+        command = [peer, "-c", PEER, model, batch, os.cpu_count() or 1]
     words = [str(each) for each in (*command, "--port", port)]
     server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
@@ -146,10 +155,16 @@ def start(model: Path, peer: str | None, batch: int) -> tuple[subprocess.Popen[b
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, metavar="FOLDER")
-    parser.add_argument("--peer", metavar="PYTHON", help="with llama-cpp-python and its server")
+    parser.add_argument("--peer", metavar="PYTHON", help="with the package xllamacpp")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 20])
-    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument(
+        "--requests",
+        type=int,
+        nargs="+",
+        default=[200],
+        help="one number, or one for each number of clients",
+    )
     parser.add_argument("--new", type=int, default=32)
     arguments = parser.parse_args()
     server, address = start(arguments.model, arguments.peer, arguments.batch)
@@ -157,19 +172,23 @@ def main() -> None:
         alone, _ = run(address, 1, PROMPTS, arguments.new)
         kinds = {prompt_of(number): text for number, text in alone.answers.items()}
         rows = []
-        for clients in arguments.clients:
-            load, seconds = run(address, clients, arguments.requests, arguments.new)
-            lost = arguments.requests - len(load.answers)
+        for i, clients in enumerate(arguments.clients):
+            requests = arguments.requests[min(i, len(arguments.requests) - 1)]
+            before = used(server.pid)
+            load, seconds = run(address, clients, requests, arguments.new)
+            processor = used(server.pid) - before
+            lost = requests - len(load.answers)
             other = sum(text != kinds[prompt_of(n)] for n, text in load.answers.items())
-            rows.append([
-                clients, arguments.requests, lost, other, f"{load.tokens / seconds:.0f}",
+            rows.append(row := [
+                clients, requests, lost, other, f"{load.tokens / seconds:.0f}", f"{load.tokens / processor:.0f}",
                 f"{1000 * median(load.first):.0f}", f"{1000 * max(load.first):.0f}", f"{resident(server.pid):.0f}",
             ])  # fmt: skip
+            print(*row, file=sys.stderr)
     finally:
         server.terminate()
         server.wait()
     print(f"{arguments.new} new tokens per request, {os.cpu_count()} processors, {platform.machine()}")  # fmt: skip
-    heads = ["clients", "requests", "lost", "other text", "tok/s", "first token, ms", "longest", "server MiB"]  # fmt: skip
+    heads = ["clients", "requests", "lost", "other text", "tok/s", "tok/CPU s", "first token, ms", "longest", "server MiB"]  # fmt: skip
     print(tabulate(rows, heads, disable_numparse=True))
 
 
