@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..models.config import DecoderConfig
 from ..models.recurrence import Recurrence
-from .states import State, empty_states
+from .recurrent.states import State, empty_states
 
 _Self = TypeVar("_Self", bound="Cache")
 

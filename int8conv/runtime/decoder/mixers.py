@@ -14,9 +14,9 @@ from ..models.config import DecoderConfig
 from ..models.recurrence import Delta, Mamba, Recurrence, ShortConv
 from ..weights.weights import Weights
 from .cache import Cache
-from .delta_net import DeltaNet
-from .mamba import Mamba2
-from .short_conv import ShortConvolution
+from .recurrent.delta_net import DeltaNet
+from .recurrent.mamba import Mamba2
+from .recurrent.short_conv import ShortConvolution
 
 
 class Mixer(Protocol):

@@ -49,7 +49,7 @@ class Recurrence:
 
 @dataclass(frozen=True)
 class Delta(Recurrence):
-    """Gated DeltaNet (``decoder.delta_net``)."""
+    """Gated DeltaNet (``decoder.recurrent.delta_net``)."""
 
     label = "Gated DeltaNet layers"
     key_heads: int
@@ -86,7 +86,7 @@ class Delta(Recurrence):
 
 @dataclass(frozen=True)
 class Mamba(Recurrence):
-    """Mamba 2 (``decoder.mamba``)."""
+    """Mamba 2 (``decoder.recurrent.mamba``)."""
 
     label = "Mamba 2 layers"
     value_heads: int
@@ -133,7 +133,7 @@ class Mamba(Recurrence):
 
 @dataclass(frozen=True)
 class ShortConv(Recurrence):
-    """A gated convolution over a few tokens (``decoder.short_conv``)."""
+    """A gated convolution over a few tokens (``decoder.recurrent.short_conv``)."""
 
     label = "short convolutions"
     size: int

@@ -11,7 +11,7 @@ from .standard import COMPUTED, NAMES, expert_stacks, read_decoder
 _MOE = "model.layers.{}.block_sparse_moe."
 
 
-def read_granite(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:
+def read_granite(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:  # fields of it
     bias = raw.flag("attention_bias", False)
     return read_decoder(
         raw, model_type,

@@ -14,7 +14,9 @@ FFN = "model.layers.{}.feed_forward."
 LINEARS = (("gate", "w1"), ("up", "w3"), ("down", "w2"))
 
 
-def read_lfm2(raw: RawConfig, model_type: str, convolved: tuple[bool, ...], **more: Any) -> DecoderConfig:  # fmt: skip
+def read_lfm2(
+    raw: RawConfig, model_type: str, convolved: tuple[bool, ...], **more: Any  # fields of it
+) -> DecoderConfig:  # fmt: skip
     tied = "tie_embedding" if "tie_embedding" in raw.values else "tie_word_embeddings"
     conv = ShortConv(raw.integer("hidden_size"), raw.integer("conv_L_cache", 3), raw.flag("conv_bias", False))  # fmt: skip
     raw.ignore("tie_embedding", "tie_word_embeddings")

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.config import DecoderConfig
-from ..models.recurrence import Recurrence
+from ...models.config import DecoderConfig
+from ...models.recurrence import Recurrence
 
 
 class State:

@@ -11,8 +11,8 @@ from int8conv.runtime.generate.likelihood import score_continuations
 from int8conv.runtime.measure.footprint import kv_cache_bytes
 from int8conv.runtime.model import Model
 
-from ...checkpoints import write_checkpoint
-from ..models.test_families import config_of
+from ....checkpoints import write_checkpoint
+from ...models.test_families import config_of
 
 G = torch.Generator().manual_seed(5)
 

@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..models.recurrence import CHUNK
+from ...models.recurrence import CHUNK
 
 
 def attend_linearly(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from int8conv.runtime.decoder.linear_attention import attend_linearly
+from int8conv.runtime.decoder.recurrent.linear_attention import attend_linearly
 
 G = torch.Generator().manual_seed(5)
 

@@ -19,15 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backends.interface import Positions
-from ..backends.parts import Hidden, Projection, tensor_of
-from ..models.architecture import Module
-from ..models.config import DecoderConfig
-from ..models.recurrence import Delta
-from ..weights.weights import Weights
-from .cache import Cache, state_of
+from ...backends.interface import Positions
+from ...backends.parts import Hidden, Projection, tensor_of
+from ...models.architecture import Module
+from ...models.config import DecoderConfig
+from ...models.recurrence import Delta
+from ...weights.weights import Weights
+from ..cache import Cache, state_of
+from ..norms import NormWeights, normalised
 from .linear_attention import attend_linearly
-from .norms import NormWeights, normalised
 
 _SMALLEST: Final = 1e-6
 """Added to the squared length of queries and keys."""

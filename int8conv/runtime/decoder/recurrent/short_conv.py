@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ..backends.interface import Positions
-from ..backends.parts import Hidden, Projection, tensor_of
-from ..models.architecture import Module
-from ..models.config import DecoderConfig
-from ..models.recurrence import ShortConv
-from ..weights.weights import Weights
-from .cache import Cache, state_of
+from ...backends.interface import Positions
+from ...backends.parts import Hidden, Projection, tensor_of
+from ...models.architecture import Module
+from ...models.config import DecoderConfig
+from ...models.recurrence import ShortConv
+from ...weights.weights import Weights
+from ..cache import Cache, state_of
 
 
 class ShortConvolution:
