@@ -52,7 +52,7 @@ def _block_scores(
     return tl.where(here[None, :], scores, float("-inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["scale_batch_stride", "scale_head_stride"])
 def attention_kernel(
     q, keys, values, key_scales, value_scales, lengths, slopes, partial, state,
     scale, softcap, window, D, kv_heads, q_stride, batch_stride, head_stride, position_stride,

@@ -92,7 +92,7 @@ def _finish(
     tl.store(out + m[:, None] * out_stride + column[None, :], narrow(y, out.dtype.element_ty), mask=inside)  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def gemm_kernel(
     codes_x, scale_x, outliers, codes_w, scale_w, outlier_w, bias, residual, out,
     tiles_x, tiles_w, M, N, K, num_outliers, residual_stride, out_stride,

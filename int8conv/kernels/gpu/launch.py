@@ -1,5 +1,10 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
-"""Launching kernels: the only place that calls Triton, and the checks of all launchers."""
+"""Launching kernels: the only place that calls Triton, and the checks of all launchers.
+
+Triton compiles a kernel anew where an integer is 1, or begins or ceases to be a multiple of 16. Numbers of tokens and what is
+computed from a cache's capacity are exempt in every kernel (``do_not_specialize``), so that no length of a prompt compiles anything
+that another has not.
+"""
 
 from __future__ import annotations
 

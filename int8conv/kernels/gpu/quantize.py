@@ -88,7 +88,7 @@ def _quantize_block(
     return taken
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def quantize_kernel(
     x, times, weight, bias, is_outlier, index, half, codes, scale, outliers, counts,
     threshold, eps, tokens, channels, num_outliers, x_stride, times_stride, half_stride, codes_stride,

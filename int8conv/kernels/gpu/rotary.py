@@ -29,7 +29,9 @@ _LARGEST = tl.constexpr(65504.0)
 """Largest float16; ``_SMALLEST`` is the smallest normal one."""
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["tokens_each", "capacity", "scale_batch_stride", "scale_head_stride"]
+)
 def rotary_kernel(
     q, k, v, cos, sin, positions, q_out, keys, values, key_scales, value_scales,
     q_stride, k_stride, v_stride, tokens_each, capacity, batch_stride, head_stride, position_stride,

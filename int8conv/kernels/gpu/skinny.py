@@ -87,7 +87,7 @@ def _gather_sums(partial, tile, half: tl.constexpr, HALVES: tl.constexpr, BLOCK_
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def skinny_kernel(
     x, codes_w, scale_w, index, outlier_w, bias, residual, out, partial, arrived,
     M, N, K, num_outliers, x_stride, residual_stride, out_stride,

@@ -10,6 +10,7 @@ read the same c and nothing is unfolded (``Latent.folds``). Folded, an int8 W_kv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
@@ -23,7 +24,7 @@ from ..backends.torch_attention import attend
 from ..backends.torch_backend import TorchPositions
 from ..models.architecture import Module
 from ..models.config import DecoderConfig
-from ..weights.projections import weight_of
+from ..weights.projections import rows_of
 from ..weights.weights import Weights
 from .attention_spec import AttentionSpec
 from .cache import Cache, HostCache, Stored
@@ -98,12 +99,34 @@ class LatentAttention:
         self, q: Tensor, q_turned: Tensor, latents: Tensor, turned: Tensor, positions: TorchPositions
     ) -> Tensor:  # fmt: skip
         c = self.config
-        weight = weight_of(self.unfold).to(q.dtype).view(self.spec.heads, c.unfolded, c.rank)
-        to_keys, to_values = weight.split_with_sizes([c.plain, c.value], dim=1)
-        k = torch.cat([latents, turned], dim=-1)
-        spec = replace(self.spec, kv_heads=1)
-        y = _attend(torch.cat([q @ to_keys, q_turned], dim=-1), k, k, spec, positions)
-        return y[..., : c.rank] @ to_values.transpose(1, 2)
+        q = self._by_head(q, 0, c.plain, turned=True)
+        if q.shape[2] == 1:
+            y = self._step(q[:, :, 0], q_turned[:, :, 0], latents[:, 0], turned[:, 0], positions)
+        else:
+            k = torch.cat([latents, turned], dim=-1)
+            spec = replace(self.spec, kv_heads=1)
+            y = _attend(torch.cat([q, q_turned], dim=-1), k, k, spec, positions)[..., : c.rank]
+        return self._by_head(y, c.plain, c.unfolded, turned=False)
+
+    def _by_head(self, x: Tensor, first: int, last: int, *, turned: bool) -> Tensor:
+        """Each head's part of ``[b, h, t, .]``, times (``turned``: the transpose of) some of its rows of W_kvb: all rows at once
+        would be the largest tensor of a step by far."""
+        parts = []
+        for head in range(self.spec.heads):
+            begin = head * self.config.unfolded
+            rows = rows_of(self.unfold, slice(begin + first, begin + last)).to(x.dtype)
+            parts.append(x[:, head] @ (rows if turned else rows.t()))
+        return torch.stack(parts, dim=1)
+
+    def _step(
+        self, q: Tensor, q_turned: Tensor, latents: Tensor, turned: Tensor, positions: TorchPositions
+    ) -> Tensor:  # fmt: skip
+        """One token per sequence, ``[b, h, .]``: all heads read the same positions ``[b, s, .]``, so that they are one matrix."""
+        scores = q @ latents.transpose(1, 2) + q_turned @ turned.transpose(1, 2)
+        last = positions.ids.view(-1, 1, 1)
+        beyond = torch.arange(latents.shape[1], device=last.device) > last
+        scores = (scores * self.spec.scale).masked_fill(beyond, -math.inf)
+        return (torch.softmax(scores.float(), dim=-1).to(q.dtype) @ latents)[:, :, None]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, positions: TorchPositions) -> Tensor:  # fmt: skip

@@ -98,15 +98,15 @@ class Pass:
         yield residuals + self._hidden + 2 * queries + self._linear(t, c.num_heads * c.head_dim, c.hidden_size)  # fmt: skip
 
     def _latent(self, a: Latent) -> Iterator[int]:
-        """Latent attention: its first linears; then all heads' keys and values, or the weight that is folded in."""
+        """Latent attention: its first linears; then all heads' keys and values, or a head's weight that is folded in."""
         c, t, item = self.config, self.tokens, self.item
         first = (a.query_rank or c.num_heads * a.query) + sum(a.widths)
         yield 2 * self._hidden + t * first * item + self._linear(t, c.hidden_size, first)
         queries = t * c.num_heads * a.query * item
         values = t * c.num_heads * a.value * item
         if a.folds(t // self.batch, self.positions):
-            width, unfolded = sum(a.widths), c.num_heads * a.unfolded
-            weight = 2 * 4 * unfolded * a.rank if self.quantized else 0
+            width = sum(a.widths)
+            weight = 2 * 4 * a.unfolded * a.rank if self.quantized else 0
             wide = 2 * (self.batch * self.positions + t * c.num_heads) * width * item
             yield 2 * self._hidden + queries + weight + wide + self._scores()
         else:

@@ -32,12 +32,12 @@ class MixedProjection:
         return y.split_with_sizes(self.sizes, dim=-1) if residual is None else [residual + y]
 
 
-def weight_of(projection: Projection) -> Tensor:
-    """The weight of a single linear, ``[out, in]``; dequantized to float32 if it is int8."""
+def rows_of(projection: Projection, rows: slice) -> Tensor:
+    """Rows of the weight of a single linear, ``[rows, in]``; dequantized to float32 if it is int8."""
     if isinstance(projection, MixedProjection):
-        return dequantized_rows(projection.weight, slice(None))
+        return dequantized_rows(projection.weight, rows)
     assert isinstance(projection, DenseProjection)
-    return projection.pairs[0][0]
+    return projection.pairs[0][0][rows]
 
 
 class DenseProjection:

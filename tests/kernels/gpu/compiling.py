@@ -74,25 +74,38 @@ class Binary:
         return sum(n for op, n in self.ops.items() if op.startswith(start))
 
 
-def compile_for(launched: Recorded, capability: int) -> Binary:
-    """Compile one launch as Triton's runtime would specialise it."""
+@dataclass
+class Specialized:
+    """A launch as Triton's runtime tells it from others: what it compiles once."""
+
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    attributes: dict[tuple[int], Any]
+
+
+def specialize(launched: Recorded) -> Specialized:
+    """Types, constants and what is known of the other arguments."""
     names = launched.kernel.arg_names
     values = dict(zip(names, launched.args, strict=False)) | {
         k: v for k, v in launched.meta.items() if k not in _OPTIONS
     }
-    signature, constants, attributes = {}, {}, {}
+    found = Specialized({}, {}, {})
     for i, name in enumerate(names):
-        value = values[name]
-        is_constant = launched.kernel.params[i].is_constexpr
-        kind = "constexpr" if is_constant or value is None else _kind(value)
-        if not is_constant and type(value) is int and value == 1:
-            kind = "constexpr"
-        signature[name] = kind
+        value, parameter = values[name], launched.kernel.params[i]
+        special = type(value) is int and not parameter.do_not_specialize
+        is_constant = parameter.is_constexpr or value is None or (special and value == 1)
+        found.signature[name] = kind = "constexpr" if is_constant else _kind(value)
         if kind == "constexpr":
-            constants[name] = value
-        elif kind.startswith("*") or (type(value) is int and value % 16 == 0):
-            attributes[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(launched.kernel, signature, constants, attributes)
+            found.constants[name] = value
+        elif kind.startswith("*") or (special and value % 16 == 0):
+            found.attributes[(i,)] = [["tt.divisibility", 16]]
+    return found
+
+
+def compile_for(launched: Recorded, capability: int) -> Binary:
+    """Compile one launch as Triton's runtime would specialise it."""
+    found = specialize(launched)
+    source = ASTSource(launched.kernel, found.signature, found.constants, found.attributes)
     options = {k: v for k, v in launched.meta.items() if k in _OPTIONS}
     target = GPUTarget("cuda", capability, 32)
     compiled = triton.compile(source, target=target, options=options | {"enable_fp_fusion": True})

@@ -23,16 +23,21 @@ SHARED_BYTES = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_37
 DOT = {80: "mma.sync", 89: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma", 120: "mma.sync"}
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """In a process of its own, for in this one Triton interprets."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    command = [sys.executable, "-m", "tests.kernels.gpu.shipped", "--subset"]
-    root = Path(__file__).parents[3]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+def run_compiler(module: str, *arguments: str, **environment: str) -> list[dict[str, Any]]:
+    """What a module prints in a process of its own, for in this one Triton interprets."""
+    inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], env=inherited | environment, cwd=Path(__file__).parents[3],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    cache = str(tmp_path_factory.mktemp("triton"))
+    return run_compiler("tests.kernels.gpu.shipped", "--subset", TRITON_CACHE_DIR=cache)
 
 
 def of(compiled: list[dict[str, Any]], kernel: str) -> list[dict[str, Any]]:
@@ -80,3 +85,11 @@ def test_gemv_loads_16_bytes_at_a_time_and_multiplies_without_tensor_cores(compi
     for c in of(compiled, "gemv") + of(compiled, "experts"):
         assert c["loads16"] > 0, c
         assert c["half_dots"] == c["int8_dots"] == 0, c
+
+
+def test_no_length_of_a_prompt_compiles_what_another_has_not() -> None:
+    """Nothing but the rows of the table tells lengths and capacities apart, and from 129 tokens on not even they."""
+    found = run_compiler("tests.kernels.gpu.prompt_lengths", "--tokens", "520")
+    assert {row["kernel"] for row in found} >= {"gemm_kernel", "skinny_kernel", "rotary_kernel", "attention_kernel"}  # fmt: skip
+    assert len(found) == len({(row["kernel"], row["constants"]) for row in found})
+    assert {row["first"] for row in found} <= {1, 2, 17, 33, 65, 129}

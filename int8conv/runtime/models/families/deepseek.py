@@ -16,8 +16,8 @@ from .standard import COMPUTED, expert_stacks, read_decoder
 
 
 def read_v2(raw: RawConfig) -> DecoderConfig:
-    raw.ignore("output_router_logits", "router_aux_loss_coef", "aux_loss_alpha", "seq_aux", "ep_size")  # fmt: skip
-    for key, value in (("norm_topk_prob", False), ("scoring_func", "softmax"), ("moe_layer_freq", 1), ("mlp_bias", False)):  # fmt: skip
+    raw.ignore("output_router_logits", "aux_loss_alpha", "seq_aux", "ep_size")
+    for key, value in (("norm_topk_prob", False), ("scoring_func", "softmax"), ("moe_layer_freq", 1)):  # fmt: skip
         raw.fixed(key, value)
     grouped = raw.choice("topk_method", {"greedy": False, "group_limited_greedy": True}, "greedy")
     inner = raw.integer("moe_intermediate_size")
@@ -27,13 +27,10 @@ def read_v2(raw: RawConfig) -> DecoderConfig:
         used=raw.integer("num_experts_per_tok"),
         intermediate_size=inner,
         normalised=False,
-        shared_size=inner * raw.integer("n_shared_experts", 1),
-        shared_gated=False,
-        groups=groups if grouped else 1,
-        groups_used=used if grouped else 1,
-        group_best=1,
+        shared_size=inner * raw.integer("n_shared_experts", 1), shared_gated=False,
+        groups=groups if grouped else 1, groups_used=used if grouped else 1, group_best=1,
         scale=raw.number("routed_scaling_factor", 1.0),
-    )
+    )  # fmt: skip
     sparse = read_first_dense(raw, 0)
     return read_decoder(raw, "deepseek_v2", experts=experts, sparse_layers=sparse, **read_latent(raw))  # fmt: skip
 
