@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ from .session import common_length
 
 Room = Callable[[int, int], AbstractContextManager[None]]
 """Positions and sequences -> a guard around the allocation of such a cache."""
+
+_SHORT: Final = 16
+"""Prompts with such a part of the tokens that pass at once are read together before others go on."""
 
 
 class Member:
@@ -105,12 +109,12 @@ class Batch:
                 self._leave(i)
 
     def step(self) -> None:
-        """Read up to a part of the prompts that wait, and continue each of the others by one token.
+        """Read a part of a prompt that waits, or several short ones, and continue each of the others by one token.
 
         What goes wrong with a member is its ``error``, and the others go on.
         """
         with current(self._decoder.backend.device):
-            budget = PREFILL_TOKENS[self._decoder.backend.device.type]
+            budget = max(1, PREFILL_TOKENS[self._decoder.backend.device.type] // _SHORT)
             while budget > 0 and self._next_to_fill() is not None:
                 budget -= self._fill()
             if self._active:

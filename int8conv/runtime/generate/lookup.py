@@ -33,6 +33,8 @@ _WORDS: Final = (4, 3, 2)
 """Lengths of what is looked for, the longest first."""
 _PATIENCE: Final = (16, 512)
 """Tokens without guesses, once these did not pay: at first, and at most."""
+_TRIES: Final = 3
+"""Passes before guesses are given up: a first one may compile, and any may have waited for other programs."""
 _CLOSE: Final = 0.01
 _CLOSE_IN_8_BITS: Final = 0.25
 """Differences of logits that a plain step decides: activations in float32, and in 8 or 16 bits."""
@@ -78,6 +80,7 @@ class Pace:
         self._guessed: float | None = None
         self._pause = 0
         self._patience = _PATIENCE[0]
+        self._tries = 0
 
     @property
     def guesses(self) -> bool:
@@ -94,11 +97,12 @@ class Pace:
         all_right = found == guessed + 1
         self.most = min(LONGEST, 2 * guessed + 1) if all_right else max(_SHORTEST, found)
         self._guessed = _averaged(self._guessed, seconds / max(found, 1))
-        if self._plain is not None and self._guessed > self._plain:
-            self._pause, self._guessed = self._patience, None
-            self._patience = min(2 * self._patience, _PATIENCE[1])
-        else:
+        self._tries += 1
+        if self._plain is None or self._guessed <= self._plain:
             self._patience = _PATIENCE[0]
+        elif self._tries >= _TRIES:
+            self._pause, self._guessed, self._tries = self._patience, None, 0
+            self._patience = min(2 * self._patience, _PATIENCE[1])
 
 
 def _averaged(before: float | None, now: float) -> float:
@@ -110,7 +114,7 @@ def can_guess(decoder: Decoder) -> bool:
     """Whether wrong guesses can be taken back and several tokens give what each gives alone: not with recurrent states, nor with
     rotary frequencies that depend on the length."""
     grows = any(rotary.grows for rotary in decoder.embedding.rotaries)
-    return decoder.config.delta is None and not grows
+    return decoder.config.recurrence is None and not grows
 
 
 def with_guesses(

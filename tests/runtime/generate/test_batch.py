@@ -113,6 +113,20 @@ def test_a_long_prompt_is_read_between_the_steps_of_others(
         assert member.continuation.result() == model.generate(prompt, max_new_tokens=count)
 
 
+def test_the_first_of_several_prompts_does_not_wait_for_the_others(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, passed = model.batch(4), list[tuple[int, ...]]()
+    watch_passes(model, monkeypatch, lambda shape: passed.append(tuple(shape)))
+    for prompt in ([*range(5, 25)], [*range(6, 26)], [7, 8], [8, 9]):
+        batch.add(model.continuation(prompt, max_new_tokens=4))
+    batch.step()
+    assert passed == [(1, 20), (1, 1)]
+    batch.step()
+    batch.step()
+    assert passed[2:] == [(1, 20), (2, 1), (1, 2), (1, 2), (4, 1)]
+
+
 def test_removed_wherever_they_are(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PREFILL_TOKENS, "cpu", 4)
     batch = model.batch(2)

@@ -39,7 +39,7 @@ def read_config(raw: RawConfig) -> DecoderConfig:
 FAMILY = Family(
     "gpt_oss", "model.",
     {
-        **NAMES,
+        **{role: name for role, name in NAMES.items() if role not in ("gate", "up", "down")},
         "sinks": "model.layers.{}.self_attn.sinks",
         "router": f"{_MOE}router",
         "expert_gate_up": f"{_MOE}experts.{{}}.gate_up_proj",
