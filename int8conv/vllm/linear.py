@@ -65,17 +65,22 @@ class Int8convLinearMethod(LinearMethodBase):
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Keep the outlier columns among this rank's input channels, and plain parameters."""
-        index, columns = getattr(layer, "outlier_index", None), getattr(layer, "outlier_weight", None)  # fmt: skip
+        names = ("weight", "weight_scale", "outlier_index", "outlier_weight")
+        kept: dict[str, Tensor | None] = {name: getattr(layer, name, None) for name in names}
+        index, columns = kept["outlier_index"], kept["outlier_weight"]
         if index is not None and columns is not None:
+            index, columns = index.data, columns.data
             if isinstance(layer, RowParallelLinear) and layer.tp_size > 1:
                 size = layer.input_size_per_partition
-                index, columns = own_columns(index.data, columns.data, layer.tp_rank * size, size)
+                index, columns = own_columns(index, columns, layer.tp_rank * size, size)
             if columns.is_cuda:
-                index, columns = aligned(index.data, columns.data)
-        kept = {"weight": layer.weight, "weight_scale": layer.weight_scale, "outlier_index": index, "outlier_weight": columns}  # fmt: skip
+                index, columns = aligned(index, columns)
+            kept |= {"outlier_index": index, "outlier_weight": columns}
         for name, tensor in kept.items():
-            empty = tensor is None or not tensor.numel()
-            layer.register_parameter(name, None if empty else torch.nn.Parameter(tensor.data, requires_grad=False))  # fmt: skip
+            plain = None
+            if tensor is not None and tensor.numel():
+                plain = torch.nn.Parameter(tensor.data, requires_grad=False)
+            layer.register_parameter(name, plain)
 
     def apply(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """float ``[tokens, in]`` -> ``[tokens, out]`` of this rank, in the same dtype."""
