@@ -30,7 +30,11 @@ ELSEWHERE: dict[str, str] = {
     "kernels/gpu/gemv": "tests/kernels/gpu/test_linear.py",  # a kernel of the linear, as gemm and skinny are
     "kernels/gpu/reference": "tests/kernels/gpu/test_gemm.py",  # held to float64 there, as the kernels are
     "runtime/backends/gpu/staging": "tests/runtime/backends/gpu/test_files.py",  # under every read of a file
-    "runtime/models/recurrence": "tests/runtime/decoder/test_delta_net.py",  # sizes, as allocated
+    "runtime/decoder/recurrent/mamba": "tests/runtime/models/test_families.py",  # held to transformers there
+    "runtime/decoder/scaled": "tests/runtime/decoder/test_mixers.py",
+    "runtime/decoder/recurrent/short_conv": "tests/runtime/models/test_families.py",
+    "runtime/models/modules": "tests/runtime/models/test_architecture.py",
+    "runtime/models/recurrence": "tests/runtime/decoder/test_mixers.py",  # sizes, as allocated
     "runtime/decoder/latent_cache": "tests/runtime/decoder/test_latent_attention.py",  # which fills it
     # the parts of the server, through its routes
     "serve/asking": "tests/serve/test_app.py",

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..models.config import DecoderConfig
-from .states import State, empty_states
+from ..models.recurrence import Recurrence
+from .recurrent.states import State, empty_states
 
 _Self = TypeVar("_Self", bound="Cache")
 
@@ -108,6 +109,13 @@ class Cache:
             part = old.new_zeros(*old.shape[:-2], capacity, old.shape[-1])
             part[..., : self.length, :] = old[..., : self.length, :]
             self._parts[number] = part
+
+
+def state_of(cache: Cache | None, number: int, kind: Recurrence, x: Tensor) -> State:
+    """A recurrent layer's state for its input ``[b, t, hidden]``: the cache's, or a new one if there is none."""
+    if cache is not None and cache.states:
+        return cache.states[number].at(cache.lengths)
+    return State.empty(kind, len(x), x.device)
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from ..weights.weights import Weights
 from .attention_spec import AttentionSpec
 from .cache import Cache
 from .clamped import ClampedFeedForward
-from .delta_net import DeltaNet
 from .latent_attention import LatentAttention
+from .mixers import Mixer, SideBySide, recurrent_mixer
 from .mixture import MixtureOfExperts
 from .norms import NormWeights
 from .rotary import Rotary
+from .scaled import scaled
 
 Observer = Callable[[Module, Tensor], None]
 """Called with the first linear of a group and the group's input ``[b, t, in]`` before the product."""
@@ -109,7 +110,7 @@ class FeedForward:
 
 
 class Block:
-    """One layer: attention and FFN, each with its norms and residual."""
+    """One layer: attention (or what stands in its place) and FFN, each with its norms and residual."""
 
     def __init__(
         self,
@@ -137,6 +138,8 @@ class Block:
             down = projection(f"{prefix}down")
             if config.swiglu_limit is not None:
                 return ClampedFeedForward(wide, down, config.swiglu_alpha, config.swiglu_limit)
+            if (config.gate_scale, config.ffn_scale) != (1, 1):
+                wide, down = scaled(wide, config.gate_scale, 1.0), scaled(down, config.ffn_scale)
             return FeedForward(config, wide, down, self.backend)
 
         self.backend = weights.backend
@@ -145,7 +148,7 @@ class Block:
         self.attention = self._mixer(
             layer, modules, weights, projection, cache_layer, observed=observe is not None
         )
-        self.ffn: FeedForward | ClampedFeedForward | MixtureOfExperts
+        self.ffn: FeedForward | ClampedFeedForward | MixtureOfExperts | None = None
         if config.experts is not None and config.is_sparse(layer):
             experts = [ffn(f"{expert}.") for expert in range(config.experts.count)]
             shared = ffn("shared_") if config.experts.shared_size else None
@@ -155,31 +158,35 @@ class Block:
                 config.experts, projection("router"), experts, shared, gate, self.backend,
                 None if bias is None else weights.tensor(bias, dtype=torch.float32),
             )  # fmt: skip
-        else:
+        elif config.has_ffn(layer):
             self.ffn = ffn()
-        plain = observe is None and type(self.attention) is Attention
+        plain = observe is None and type(self.attention) is Attention and self.ffn is not None
         self.fused = self.backend.fuse_layer(self.parts) if plain else None
 
     def _mixer(
         self, layer: int, modules: Mapping[str, Module], weights: Weights, projection: Callable[..., Projection],
         cache_layer: int | None, *, observed: bool,
-    ) -> Attention | DeltaNet | LatentAttention:  # fmt: skip
-        """Attention, or what stands in its place."""
-        config = self.config
+    ) -> Mixer | None:  # fmt: skip
+        """Attention, a recurrence, or both, with their layers of the cache."""
+        config, attention, recurrence = self.config, None, None
         if config.latent is not None:
             return LatentAttention(config, modules, weights, projection, cache_layer, observed=observed)  # fmt: skip
         if config.is_recurrent(layer):
-            number = config.cache_layer(layer) if cache_layer is None else cache_layer
-            return DeltaNet(config, modules, weights, projection, number)
-        norms = [
-            norm_weights(config, modules[role], weights) if role in modules else None
-            for role in ("q_norm", "k_norm")
-        ]
-        sinks = weights.tensor(modules["sinks"], dtype=torch.float32) if config.sinks else None
-        spec = AttentionSpec.of(config, layer, norms[0], norms[1], cache_layer, sinks)
-        kind = GatedAttention if config.gated_attention else Attention
-        qkv, out = projection("qkv", "q", "k", "v"), projection("o")
-        return kind(config, spec, qkv, out, self.backend)
+            number = config.state_layer(layer) if cache_layer is None else cache_layer
+            recurrence = recurrent_mixer(config, modules, weights, projection, number)
+        if config.has_attention(layer):
+            norms = [
+                norm_weights(config, modules[role], weights) if role in modules else None
+                for role in ("q_norm", "k_norm")
+            ]
+            sinks = weights.tensor(modules["sinks"], dtype=torch.float32) if config.sinks else None
+            spec = AttentionSpec.of(config, layer, norms[0], norms[1], cache_layer, sinks)
+            kind = GatedAttention if config.gated_attention else Attention
+            qkv, out = projection("qkv", "q", "k", "v"), projection("o")
+            attention = kind(config, spec, qkv, out, self.backend)
+        if recurrence is not None and attention is not None:
+            return SideBySide(config, recurrence, attention)
+        return recurrence or attention
 
     @property
     def parts(self) -> BlockParts:
@@ -196,18 +203,33 @@ class Block:
         return self._by_parts(x, positions, cache) if y is None else y
 
     def _by_parts(self, x: Tensor, positions: Positions, cache: Cache | None) -> Tensor:
+        mixer, ffn = self.attention, self.ffn
+        if mixer is None or ffn is None:
+            return self._half(x, positions, cache)
+
         def attention(h: Hidden, residual: Tensor | None) -> Tensor:
-            return self.attention(h, positions, cache, residual)
+            return mixer(h, positions, cache, residual)
 
         if self.config.parallel:
             h = x if self.attn_norm is None else self.attn_norm(x)
-            return self.ffn(h if self.mlp_norm is None else self.mlp_norm(x), attention(h, x))
+            return ffn(h if self.mlp_norm is None else self.mlp_norm(x), attention(h, x))
         if self.config.norms == "after sum":
             assert self.attn_norm is not None and self.mlp_norm is not None
             x = tensor_of(self.attn_norm(attention(x, x)))
-            return tensor_of(self.mlp_norm(self.ffn(x, x)))
+            return tensor_of(self.mlp_norm(ffn(x, x)))
         x = self._add(x, self.attn_norm, attention, self.attn_post_norm)
-        return self._add(x, self.mlp_norm, self.ffn, self.mlp_post_norm)
+        return self._add(x, self.mlp_norm, ffn, self.mlp_post_norm)
+
+    def _half(self, x: Tensor, positions: Positions, cache: Cache | None) -> Tensor:
+        """A layer with only one of the two (Nemotron-H, arXiv:2504.03624, section 2.1)."""
+        mixer, ffn = self.attention, self.ffn
+        if mixer is not None:
+
+            def attention(h: Hidden, residual: Tensor | None) -> Tensor:
+                return mixer(h, positions, cache, residual)
+
+            x = self._add(x, self.attn_norm, attention, self.attn_post_norm)
+        return x if ffn is None else self._add(x, self.mlp_norm, ffn, self.mlp_post_norm)
 
     def _add(
         self, x: Tensor, norm: Norm | None, branch: Callable[[Hidden, Tensor | None], Tensor], post: Norm | None

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..models.config import DecoderConfig
 from .cache import HostCache, Quantized
-from .states import empty_states
+from .recurrent.states import empty_states
 
 LARGEST_CODE: Final = 127
 _SCALES: Final = torch.float16

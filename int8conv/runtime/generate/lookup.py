@@ -114,7 +114,7 @@ def can_guess(decoder: Decoder) -> bool:
     """Whether wrong guesses can be taken back and several tokens give what each gives alone: not with recurrent states, nor with
     rotary frequencies that depend on the length."""
     grows = any(rotary.grows for rotary in decoder.embedding.rotaries)
-    return decoder.config.delta is None and not grows
+    return decoder.config.recurrence is None and not grows
 
 
 def with_guesses(

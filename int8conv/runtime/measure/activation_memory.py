@@ -53,7 +53,7 @@ class Pass:
 
     def peak(self) -> int:
         """Peak number of bytes."""
-        return max(*self._attention(), *self._delta(), *self._ffn(), self._logits())
+        return max(*self._attention(), *self._recurrence(), *self._ffn(), self._logits())
 
     @property
     def _hidden(self) -> int:
@@ -117,19 +117,19 @@ class Pass:
         out = self._linear(t, c.num_heads * a.value, c.hidden_size)
         yield 3 * self._hidden + queries + values + out
 
-    def _delta(self) -> Iterator[int]:
-        """Gated DeltaNet: its first linears; everything in float32, with heads repeated; a chunk's matrices."""
-        c, t = self.config, self.tokens
-        if c.delta is None:
+    def _recurrence(self) -> Iterator[int]:
+        """Recurrent layers: their first linear; everything in float32, with heads repeated; a chunk's matrices."""
+        c, t, kind = self.config, self.tokens, self.config.recurrence
+        if kind is None:
             return
-        d, few = c.delta, min(self.tokens, CHUNK)
-        wide = d.channels + d.values
-        yield 2 * self._hidden + t * wide * self.item + self._linear(t, c.hidden_size, wide)
-        repeated = d.value_heads * (2 * d.key_size + d.value_size)
-        inner = 4 * t * (2 * d.channels + 2 * repeated) + 4 * d.value_heads * few * (
-            5 * few + 4 * d.key_size
+        few, (keys, values) = min(t, CHUNK), kind.sizes
+        yield (
+            2 * self._hidden + t * kind.wide * self.item + self._linear(t, c.hidden_size, kind.wide)
         )
-        yield 2 * self._hidden + t * wide * self.item + inner
+        repeated = kind.heads * (2 * keys + values)
+        inner = 4 * t * (2 * kind.channels + 2 * repeated)
+        inner += 4 * kind.heads * few * (5 * few + 4 * keys)
+        yield 2 * self._hidden + t * kind.wide * self.item + inner
 
     def _scores(self) -> int:
         c = self.config

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from ...errors import ShapeError, UnsupportedModelError
 from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import Checkpoint
-from .config import DecoderConfig, Experts, RawConfig
+from .config import PER_LAYER, DecoderConfig, Experts, RawConfig
 from .families import Family, find_family
 from .latent import Latent
-from .recurrence import Delta
+from .modules import Kind, Module, linears
+from .recurrent_modules import check_recurrence, recurrent_modules
 from .reference_fields import FIELDS
 from .stored import as_stored
 from .wrapped import is_wrapper, text_part
 
-Kind = Literal[
-    "embedding", "norm", "attention", "ffn", "router", "recurrence", "projection", "head"
+__all__ = [
+    "MOST_EXPERTS",
+    "MOST_HEAD_DIM",
+    "Architecture",
+    "Kind",
+    "Module",
+    "find_tensor",
+    "read_architecture",
+    "shape_error",
 ]
+
 MOST_HEAD_DIM: Final = 1 << 16
 """Limit on channels per head, for which rotary tables are created before any tensor is read; real heads have a few hundred."""
 MOST_EXPERTS: Final = 100_000
@@ -32,29 +41,6 @@ _INDEXED: Final = (
     "contexts end at {} positions, up to which attention is dense: the indexer is kept but not used"
 )
 _HEADLESS: Final = "the checkpoint has no head, like embedding and reward models: it can be converted but cannot generate text"
-
-
-@dataclass(frozen=True)
-class Module:
-    """One module with a weight, in the order in which the decoder runs them."""
-
-    role: str
-    path: str
-    kind: Kind
-    layer: int | None
-    shape: tuple[int, ...]
-    """Shape of its weight."""
-    bias: bool
-    group: tuple[str, ...] = ()
-    """For a linear of attention or FFN: the paths that share its input, including itself."""
-    transposed: bool = False
-    """Stored ``[in, out]`` in a source."""
-    bare: bool = False
-    """Whether ``path`` is the name of its only tensor, without ``.weight``."""
-
-    def tensor_name(self, kind: str = "weight") -> str:
-        """The name of its weight or bias in a checkpoint."""
-        return self.path if self.bare else f"{self.path}.{kind}"
 
 
 @dataclass(frozen=True)
@@ -194,9 +180,8 @@ def _check_sizes(config: DecoderConfig, raw: RawConfig) -> None:
                 raise raw.unsupported("rope_scaling", len(factors), f"{rotated // 2} factors")
     if config.latent is not None and config.latent.query + config.latent.value > MOST_HEAD_DIM:
         raise raw.unsupported("v_head_dim", config.latent.value, f"at most {MOST_HEAD_DIM:,}")
-    if config.delta is not None:
-        _check_delta(config.delta, raw)
-    for name in ("windows", "unrotated", "sparse_layers", "delta_layers"):
+    check_recurrence(config, raw)
+    for name in PER_LAYER:
         if len(getattr(config, name)) not in (0, config.num_layers):
             raise raw.unsupported("layer_types", len(getattr(config, name)), f"{config.num_layers}")
     experts = config.experts
@@ -216,17 +201,6 @@ def _check_groups(experts: Experts, raw: RawConfig) -> None:
     least = -(-experts.used * experts.groups // experts.count)
     if not least <= experts.groups_used <= experts.groups:
         raise raw.unsupported("topk_group", experts.groups_used, f"{least} to {experts.groups}")
-
-
-def _check_delta(delta: Delta, raw: RawConfig) -> None:
-    if delta.value_heads % delta.key_heads:
-        expected = f"a multiple of {delta.key_heads}"
-        raise raw.unsupported("linear_num_value_heads", delta.value_heads, expected)
-    if delta.kernel < 2:
-        raise raw.unsupported("linear_conv_kernel_dim", delta.kernel, "2 or more")
-    for key, size in (("key", delta.key_size), ("value", delta.value_size)):
-        if size > MOST_HEAD_DIM:
-            raise raw.unsupported(f"linear_{key}_head_dim", size, f"at most {MOST_HEAD_DIM:,}")
 
 
 def _modules(config: DecoderConfig, names: Mapping[str, str]) -> Iterator[Module]:
@@ -268,14 +242,19 @@ def _norm(
 
 
 def _layer(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
-    if c.norms in ("before", "around", "after sum"):
-        yield _norm(c, "attn_norm", names, layer)
-    if c.latent is not None:
-        yield from _latent(c, c.latent, layer, names)
-    else:
-        yield from (_delta if c.is_recurrent(layer) else _attention)(c, layer, names)
-    if c.norms in ("around", "after"):
-        yield _norm(c, "attn_post_norm", names, layer)
+    if c.has_mixer(layer):
+        if c.norms in ("before", "around", "after sum"):
+            yield _norm(c, "attn_norm", names, layer)
+        if c.is_recurrent(layer):
+            yield from recurrent_modules(c, layer, names)
+        if c.latent is not None:
+            yield from _latent(c, c.latent, layer, names)
+        elif c.has_attention(layer):
+            yield from _attention(c, layer, names)
+        if c.norms in ("around", "after"):
+            yield _norm(c, "attn_post_norm", names, layer)
+    if not c.has_ffn(layer):
+        return
     if c.norms != "after" and "mlp_norm" in names:
         yield _norm(c, "mlp_norm", names, layer)
     if c.is_sparse(layer):
@@ -295,59 +274,29 @@ def _attention(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterat
     if c.sinks:
         yield Module("sinks", names["sinks"], "attention", layer, (c.num_heads,), False, bare=True)
     queries, outs = c.num_heads * c.head_dim, {"o": c.hidden_size}
-    yield from _linears(c, "attention", layer, names, c.out_bias, queries, outs)
+    yield from linears("attention", layer, names, c.out_bias, queries, outs, c.transposed)
 
 
 def _latent(c: DecoderConfig, a: Latent, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
     queries = c.num_heads * a.query
     outs = {"q_a": a.query_rank} if a.query_rank else {"q": queries}
     outs["kv_a"] = sum(a.widths)
-    yield from _linears(c, "attention", layer, names, c.qkv_bias, c.hidden_size, outs)
+    yield from linears("attention", layer, names, c.qkv_bias, c.hidden_size, outs)
     if a.query_rank:
         yield _norm(c, "q_a_norm", names, layer, a.query_rank)
-        yield from _linears(c, "attention", layer, names, False, a.query_rank, {"q_b": queries})
+        yield from linears("attention", layer, names, False, a.query_rank, {"q_b": queries})
     yield _norm(c, "kv_a_norm", names, layer, a.rank)
     unfolded = {"kv_b": c.num_heads * a.unfolded}
-    yield from _linears(c, "attention", layer, names, False, a.rank, unfolded)
+    yield from linears("attention", layer, names, False, a.rank, unfolded)
     values, outs = c.num_heads * a.value, {"o": c.hidden_size}
-    yield from _linears(c, "attention", layer, names, c.out_bias, values, outs)
-
-
-def _delta(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
-    """Gated DeltaNet: large linears like those of attention; everything that steers the recurrence is small, and kept."""
-    assert c.delta is not None
-    d, hidden = c.delta, c.hidden_size
-    outs = {"delta_qkv": d.channels, "delta_z": d.values}
-    small = {"delta_b": d.value_heads, "delta_a": d.value_heads}
-    if "delta_qkvz" in names:
-        outs, small = {"delta_qkvz": d.channels + d.values}, {"delta_ba": 2 * d.value_heads}
-    yield from _linears(c, "attention", layer, names, False, hidden, outs)
-    for role, size in small.items():
-        yield Module(role, names[role], "recurrence", layer, (size, hidden), False)
-    conv = (d.channels, 1, d.kernel)
-    yield Module("delta_conv", names["delta_conv"], "recurrence", layer, conv, False)
-    for role in ("delta_a_log", "delta_dt_bias"):
-        yield Module(role, names[role], "recurrence", layer, (d.value_heads,), False, bare=True)
-    yield Module("delta_norm", names["delta_norm"], "norm", layer, (d.value_size,), False)
-    yield from _linears(c, "attention", layer, names, False, d.values, {"delta_out": hidden})
-
-
-def _linears(
-    c: DecoderConfig, kind: Kind, layer: int, names: Mapping[str, str], bias: bool, in_features: int,
-    outs: Mapping[str, int],
-) -> Iterator[Module]:  # fmt: skip
-    """Linears of one input, by role and number of outputs."""
-    group = tuple(names[role] for role in outs)
-    for role, out_features in outs.items():
-        shape = (out_features, in_features)
-        yield Module(role, names[role], kind, layer, shape, bias, group, c.transposed)
+    yield from linears("attention", layer, names, c.out_bias, values, outs)
 
 
 def _qkv(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
     queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     asked = 2 * queries if c.gated_attention else queries
     outs = {"q": asked, "k": keys, "v": keys} if not c.fused_qkv else {"qkv": queries + 2 * keys}
-    return _linears(c, "attention", layer, names, c.qkv_bias, c.hidden_size, outs)
+    return linears("attention", layer, names, c.qkv_bias, c.hidden_size, outs, c.transposed)
 
 
 def _ffn(
@@ -358,9 +307,9 @@ def _ffn(
     outs |= {f"{prefix}up": inner}
     if c.fused_gate:
         outs = {f"{prefix}gate_up": 2 * inner}
-    yield from _linears(c, "ffn", layer, names, c.mlp_bias, c.hidden_size, outs)
+    yield from linears("ffn", layer, names, c.mlp_bias, c.hidden_size, outs, c.transposed)
     down = {f"{prefix}down": c.hidden_size}
-    yield from _linears(c, "ffn", layer, names, c.mlp_bias, inner, down)
+    yield from linears("ffn", layer, names, c.mlp_bias, inner, down, c.transposed)
 
 
 def _experts(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from ...errors import JsonFileError, UnsupportedFeatureError
 from .latent import Latent
-from .recurrence import Delta
+from .recurrence import Recurrence
 
 Activation = Literal["silu", "relu", "relu2", "gelu", "gelu_tanh"]
 T = TypeVar("T")
@@ -196,27 +196,56 @@ class DecoderConfig:
     """Whether an indexer, which is not run, chooses the positions that tokens attend to beyond ``max_positions``."""
     gated_attention: bool = False
     """Whether the query projection also computes, for each head, a gate of the head's output: its query, then its gate."""
-    delta: Delta | None = None
-    delta_layers: tuple[bool, ...] = ()
-    """For each layer, whether it has Gated DeltaNet in place of attention; absent: none."""
+    recurrence: Recurrence | None = None
+    recurrent_layers: tuple[bool, ...] = ()
+    """For each layer, whether it has a recurrence with a state; absent: none."""
+    attention_layers: tuple[bool, ...] = ()
+    """For each layer, whether it has attention; absent: all that have no recurrence. With both, they run side by side."""
+    ffn_layers: tuple[bool, ...] = ()
+    """For each layer, whether it has an FFN or experts; absent: all."""
+    recurrence_scale: float = 1.0
+    attention_out_scale: float = 1.0
+    """Multipliers of the outputs of recurrence and attention that run side by side."""
+    gate_scale: float = 1.0
+    """Multiplier of the FFN's gate before its activation function."""
+    ffn_scale: float = 1.0
+    """Multiplier of the FFN's output."""
 
     def is_recurrent(self, layer: int) -> bool:
-        """Whether a layer has a recurrent state instead of keys and values."""
-        return bool(self.delta_layers) and self.delta_layers[layer]
+        """Whether a layer has a recurrent state."""
+        return bool(self.recurrent_layers) and self.recurrent_layers[layer]
+
+    def has_attention(self, layer: int) -> bool:
+        """Whether a layer has keys and values."""
+        if self.attention_layers:
+            return self.attention_layers[layer]
+        return not self.is_recurrent(layer)
+
+    def has_mixer(self, layer: int) -> bool:
+        """Whether a layer has attention or a recurrence."""
+        return self.is_recurrent(layer) or self.has_attention(layer)
+
+    def has_ffn(self, layer: int) -> bool:
+        """Whether a layer has an FFN or experts."""
+        return not self.ffn_layers or self.ffn_layers[layer]
 
     @property
     def kv_layers(self) -> int:
         """Number of layers with keys and values."""
-        return self.num_layers - sum(self.delta_layers)
+        return self.cache_layer(self.num_layers)
 
     def cache_layer(self, layer: int) -> int:
-        """The number of a layer among those of its kind: with keys and values, or with a state."""
-        recurrent = sum(self.delta_layers[:layer])
-        return recurrent if self.is_recurrent(layer) else layer - recurrent
+        """The number of layers with keys and values before a layer: its own number in the cache."""
+        return sum(self.has_attention(earlier) for earlier in range(layer))
+
+    def state_layer(self, layer: int) -> int:
+        """The same among layers with a state."""
+        return sum(self.recurrent_layers[:layer])
 
     def state_bytes(self, batch: int) -> int:
         """Size of the states of recurrent layers."""
-        return 0 if self.delta is None else sum(self.delta_layers) * self.delta.nbytes(batch)
+        kind = self.recurrence
+        return 0 if kind is None else sum(self.recurrent_layers) * kind.nbytes(batch)
 
     def window(self, layer: int) -> int | None:
         """The number of positions that a token attends to in a layer; None: all."""
@@ -229,6 +258,12 @@ class DecoderConfig:
     def is_sparse(self, layer: int) -> bool:
         """Whether a layer has experts."""
         return self.experts is not None and (not self.sparse_layers or self.sparse_layers[layer])
+
+
+PER_LAYER: Final = (
+    "windows", "unrotated", "sparse_layers", "recurrent_layers", "attention_layers", "ffn_layers",
+)  # fmt: skip
+"""Fields with an entry per layer, or none at all."""
 
 
 class RawConfig:

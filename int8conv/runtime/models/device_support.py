@@ -15,7 +15,7 @@ def check_device(config: DecoderConfig, device: Literal["cpu", "cuda"]) -> None:
         UnsupportedOnDeviceError: names the features.
     """
     features = {
-        "Gated DeltaNet layers": any(config.delta_layers),
+        "" if config.recurrence is None else config.recurrence.label: any(config.recurrent_layers),
         "attention with sinks": config.sinks,
         "latent attention": config.latent is not None,
         "experts with limits": config.swiglu_limit is not None,

@@ -55,7 +55,9 @@ class BlockStream:
         self._cache: Cache | None = None
         """One layer's cache, used for all windows in turn."""
         if kv_cache is not None:
-            one_layer = replace(architecture.config, num_layers=1, delta_layers=())
+            one_layer = replace(
+                architecture.config, num_layers=1, recurrence=None, recurrent_layers=(), attention_layers=()
+            )  # fmt: skip
             longest = max(self._positions)
             self._cache = weights.backend.cache(one_layer, batch=1, capacity=longest, dtype=kv_cache)  # fmt: skip
 

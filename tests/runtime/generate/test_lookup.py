@@ -178,13 +178,13 @@ def test_frequencies_that_grow_allow_none(kind: str, possible: bool) -> None:
 
     class Model:
         class config:
-            delta = None
+            recurrence = None
 
         class embedding:
             rotaries = (Growing(),)
 
     decoder: Any = Model
     assert can_guess(decoder) is possible
-    Model.config.delta = object()  # type: ignore[assignment]
+    Model.config.recurrence = object()  # type: ignore[assignment]
     assert not can_guess(decoder)
     assert Decoder is not None

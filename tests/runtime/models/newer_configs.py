@@ -33,6 +33,20 @@ _SHARED: dict[str, Any] = {
     "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "shared_expert_intermediate_size": 48,
 }  # fmt: skip
 
+_MAMBA: dict[str, Any] = {
+    "mamba_n_heads": 6, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 12, "mamba_expand": 2, "mamba_chunk_size": 16,
+}  # fmt: skip
+_MIXED = ["linear_attention", "full_attention", "linear_attention"]
+_GRANITE: dict[str, Any] = {
+    "head_dim": 12, "layer_types": _MIXED, "embedding_multiplier": 6.0, "residual_multiplier": 0.4, "attention_multiplier": 0.1,
+    "logits_scaling": 3.0, "shared_intermediate_size": 40,
+}  # fmt: skip
+_CONVOLVED: dict[str, Any] = {"head_dim": 12, "layer_types": ["conv", "full_attention", "conv"], "tie_word_embeddings": False, "pad_token_id": 0}  # fmt: skip
+_NEMOTRON: dict[str, Any] = {
+    "mamba_num_heads": 6, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 12, "chunk_size": 16, "n_routed_experts": 8,
+    "num_experts_per_tok": 3, "moe_intermediate_size": 40, "moe_shared_expert_intermediate_size": 56, "routed_scaling_factor": 1.7,
+    "num_hidden_layers": None, "pad_token_id": 0, "n_group": 4, "topk_group": 2,
+}  # fmt: skip
 _LATENT: dict[str, Any] = {
     "num_key_value_heads": 4, "kv_lora_rank": 24, "q_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8,
     "v_head_dim": 16,
@@ -125,5 +139,27 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
     "minimax_m2": ("minimax_m2", _SIZES | {
         "num_local_experts": 6, "num_experts_per_tok": 2,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    }),
+    "granitemoehybrid": ("granitemoehybrid", _SIZES | _MAMBA | _GRANITE | {"num_local_experts": 5, "position_embedding_type": None}),
+    "granitemoehybrid, dense, rotary, biases": (
+        "granitemoehybrid",
+        _SIZES | _MAMBA | _GRANITE
+        | {"num_local_experts": 0, "position_embedding_type": "rope", "attention_bias": True, "mamba_proj_bias": True}
+        | {"mamba_conv_bias": False, "time_step_limit": [0.3, 1.4]},
+    ),
+    "granitemoeshared": ("granitemoeshared", _SIZES | {"num_local_experts": 5, "shared_intermediate_size": 40, "head_dim": 12}),
+    "bamba": ("bamba", _SIZES | _MAMBA | {"attn_layer_indices": [1], "pad_token_id": 0, "head_dim": 12}),
+    "falcon_h1": ("falcon_h1", _SIZES | _MAMBA | {"mamba_d_ssm": 96, "pad_token_id": 0}),
+    "falcon_h1, a norm, multipliers": (
+        "falcon_h1",
+        _SIZES | _MAMBA | {"mamba_d_ssm": 96, "pad_token_id": 0, "mamba_rms_norm": True, "projectors_bias": True, "mlp_bias": True}
+        | {"ssm_multipliers": [0.7, 1.2, 0.8, 1.1, 0.9], "ssm_in_multiplier": 1.3, "ssm_out_multiplier": 0.6, "key_multiplier": 0.8}
+        | {"attention_in_multiplier": 1.2, "attention_out_multiplier": 0.7, "mlp_multipliers": [0.9, 0.6], "lm_head_multiplier": 0.5}
+        | {"embedding_multiplier": 3.0},
+    ),
+    "nemotron_h": ("nemotron_h", _SIZES | _NEMOTRON | {"hybrid_override_pattern": "M*-ME", "use_bias": True}),
+    "lfm2": ("lfm2", _SIZES | _CONVOLVED | {"block_multiple_of": 16, "conv_bias": True, "conv_L_cache": 5}),
+    "lfm2_moe": ("lfm2_moe", _SIZES | _CONVOLVED | {
+        "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "num_dense_layers": 1, "routed_scaling_factor": 1.7,
     }),
 }  # fmt: skip

@@ -18,6 +18,8 @@ from .test_families import config_of
 
 REFUSED = {
     "qwen3_5_text": "its Gated DeltaNet layers run on a CPU only",
+    "granitemoehybrid": "its Mamba 2 layers run on a CPU only",
+    "lfm2": "its short convolutions run on a CPU only",
     "deepseek_v3": "its latent attention runs on a CPU only",
     "gpt_oss": "its attention with sinks and experts with limits run on a CPU only",
 }

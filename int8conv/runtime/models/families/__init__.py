@@ -12,11 +12,13 @@ from typing import Any, Final
 
 from ....errors import UnknownFamilyError
 from . import (
+    bamba,
     bloom,
     cohere,
     deepseek,
     dots,
     exaone,
+    falcon_h1,
     gemma,
     glm,
     glm_flash,
@@ -25,8 +27,11 @@ from . import (
     gpt_neo,
     gpt_oss,
     granite,
+    granite_hybrid,
     hunyuan,
     hyperclovax,
+    lfm2,
+    lfm2_moe,
     llama,
     llama_like,
     minimax,
@@ -34,6 +39,7 @@ from . import (
     mistral,
     mixtral,
     nemotron,
+    nemotron_h,
     olmo,
     opt,
     phi,
@@ -57,6 +63,7 @@ FAMILIES: dict[str, Family] = {
         cohere.COHERE2, deepseek.V2, deepseek.V3, deepseek.V32, glm_flash.FAMILY, dots.FAMILY, exaone.EXAONE4, exaone.EXAONE_MOE, glm.GLM, glm.GLM4, glm.GLM4_MOE, gpt_bigcode.FAMILY,
         gpt_neo.FAMILY, gpt_oss.FAMILY, hunyuan.DENSE, hunyuan.MOE, hyperclovax.FAMILY, llama_like.CWM, llama_like.ERNIE4_5,
         llama_like.HELIUM, llama_like.INTERNLM3, llama_like.MINISTRAL, llama_like.SEED_OSS, minimax.FAMILY, ministral3.FAMILY, nemotron.ARCEE,
+        bamba.FAMILY, falcon_h1.FAMILY, granite_hybrid.HYBRID, granite_hybrid.SHARED, lfm2.FAMILY, lfm2_moe.FAMILY, nemotron_h.FAMILY,
         qwen_next.DENSE, qwen_next.MOE, qwen_next.NEXT, nemotron.JAIS2, nemotron.NEMOTRON, olmo.OLMO3, smollm.FAMILY, solar.FAMILY, vaultgemma.FAMILY,
     )
 }  # fmt: skip

@@ -11,7 +11,7 @@ from .standard import COMPUTED, NAMES, expert_stacks, read_decoder
 _MOE = "model.layers.{}.block_sparse_moe."
 
 
-def _read(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:
+def read_granite(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:  # fields of it
     bias = raw.flag("attention_bias", False)
     return read_decoder(
         raw, model_type,
@@ -24,7 +24,7 @@ def _read(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:
 
 
 def read_dense(raw: RawConfig) -> DecoderConfig:
-    return _read(raw, "granite", mlp_bias=raw.flag("mlp_bias", False))
+    return read_granite(raw, "granite", mlp_bias=raw.flag("mlp_bias", False))
 
 
 def read_moe(raw: RawConfig) -> DecoderConfig:
@@ -35,7 +35,7 @@ def read_moe(raw: RawConfig) -> DecoderConfig:
         intermediate_size=raw.integer("intermediate_size"),
         normalised=True,
     )
-    return _read(raw, "granitemoe", experts=experts)
+    return read_granite(raw, "granitemoe", experts=experts)
 
 
 _EXPERTS = {

@@ -39,19 +39,26 @@ def read_routed(
     scale: float = 1.0, normalised: bool = True, **more: Any,  # fields of the config, as for read_decoder
 ) -> DecoderConfig:  # fmt: skip
     """Read a decoder with such experts in the ``sparse`` layers, and ``shared`` experts that every token passes through."""
-    raw.ignore(
-        "output_router_logits", "router_aux_loss_coef", "aux_loss_alpha", "seq_aux", "ep_size"
-    )
+    raw.ignore("output_router_logits", "router_aux_loss_coef", "aux_loss_alpha", "seq_aux")
+    raw.ignore("ep_size")
+    inner = raw.integer("moe_intermediate_size")
+    experts = routed_experts(raw, inner, inner * shared, count, scale, normalised=normalised)
+    return read_decoder(raw, model_type, experts=experts, sparse_layers=sparse, **more)
+
+
+def routed_experts(
+    raw: RawConfig, inner: int, shared: int, count: str = "n_routed_experts", scale: float = 1.0, *, normalised: bool = True,
+) -> Experts:  # fmt: skip
+    """Such experts; ``shared``: inner size of the FFN that every token passes through."""
     raw.fixed("scoring_func", "sigmoid")
     raw.fixed("topk_method", "noaux_tc")
     raw.fixed("moe_layer_freq", 1)
-    inner = raw.integer("moe_intermediate_size")
-    experts = Experts(
+    return Experts(
         count=raw.integer(count),
         used=raw.integer("num_experts_per_tok"),
         intermediate_size=inner,
         normalised=raw.flag("norm_topk_prob", normalised),
-        shared_size=inner * shared,
+        shared_size=shared,
         shared_gated=False,
         scoring="sigmoid",
         biased=True,
@@ -59,4 +66,3 @@ def read_routed(
         groups_used=raw.integer("topk_group", 1),
         scale=raw.number("routed_scaling_factor", scale),
     )
-    return read_decoder(raw, model_type, experts=experts, sparse_layers=sparse, **more)

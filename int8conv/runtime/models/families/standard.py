@@ -59,13 +59,13 @@ def read_decoder(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:
         "model_type": model_type,
         "vocab_size": raw.integer("vocab_size"),
         "hidden_size": hidden,
-        "num_layers": raw.integer("num_hidden_layers"),
         "num_heads": heads,
         "embedding_size": hidden,
         "gated": True,
         "norm": "rms",
     }
     readers: dict[str, Any] = {
+        "num_layers": lambda: raw.integer("num_hidden_layers"),
         "intermediate_size": lambda: raw.integer("intermediate_size"),
         "num_kv_heads": lambda: raw.integer("num_key_value_heads", heads),
         "head_dim": lambda: (

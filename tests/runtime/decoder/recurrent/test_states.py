@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from int8conv.runtime.decoder.states import State
+from int8conv.runtime.decoder.recurrent.states import State
 from int8conv.runtime.models.recurrence import Delta
 
 DELTA = Delta(key_heads=1, value_heads=2, key_size=3, value_size=4, kernel=4)

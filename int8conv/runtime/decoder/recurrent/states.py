@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.config import DecoderConfig
-from ..models.recurrence import Delta
+from ...models.config import DecoderConfig
+from ...models.recurrence import Recurrence
 
 
 class State:
@@ -24,9 +24,9 @@ class State:
         """The last inputs of the convolution, ``[batch, channels, kernel - 1]``."""
 
     @classmethod
-    def empty(cls, delta: Delta, batch: int, device: torch.device | None = None) -> State:
+    def empty(cls, kind: Recurrence, batch: int, device: torch.device | None = None) -> State:
         """Before any token."""
-        matrix, past = delta.shapes(batch)
+        matrix, past = kind.shapes(batch)
         return cls(torch.zeros(matrix, device=device), torch.zeros(past, device=device))
 
     @property
@@ -55,20 +55,26 @@ class State:
             self.past[fresh] = 0
         return self
 
-    def convolved(self, x: Tensor, weight: Tensor) -> Tensor:
-        """SiLU of the causal depthwise convolution, ``[b, t, channels]`` float32 -> the same; ``weight [channels, 1, kernel]``."""
+    def convolved(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activated: bool = True
+    ) -> Tensor:
+        """The causal depthwise convolution, and SiLU of it if ``activated``: ``[b, t, channels]`` float32 -> the same.
+
+        ``weight``: ``[channels, 1, kernel]``; ``bias``: ``[channels]``.
+        """
         inputs = torch.cat([self.past, x.transpose(1, 2)], dim=-1)
         self.past.copy_(inputs[..., inputs.shape[-1] - self.past.shape[-1] :])
         if x.shape[1] == 1:
-            return F.silu((inputs * weight[:, 0]).sum(-1))[:, None]
-        return F.silu(F.conv1d(inputs, weight, groups=len(weight))).transpose(1, 2)
+            y = (inputs * weight[:, 0]).sum(-1)[:, None]
+            y = y if bias is None else y + bias
+        else:
+            y = F.conv1d(inputs, weight, bias, groups=len(weight)).transpose(1, 2)
+        return F.silu(y) if activated else y
 
 
 def empty_states(config: DecoderConfig, batch: int) -> list[State]:
     """The states of a decoder's recurrent layers before any token."""
-    delta = config.delta
-    return (
-        []
-        if delta is None
-        else [State.empty(delta, batch) for _ in range(sum(config.delta_layers))]
-    )
+    kind = config.recurrence
+    if kind is None:
+        return []
+    return [State.empty(kind, batch) for _ in range(sum(config.recurrent_layers))]

@@ -1,4 +1,4 @@
-"""Gated DeltaNet: the rule against its recurrence; chunks against steps over a long prompt; what cannot run it says so."""
+"""Gated DeltaNet in a model: sequences of different length, states that cannot go back, the footprint."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import torch
 
 import int8conv
 from int8conv.runtime.decoder.cache import KVCache
-from int8conv.runtime.decoder.delta_net import delta_rule
 from int8conv.runtime.generate.likelihood import score_continuations
 from int8conv.runtime.measure.footprint import kv_cache_bytes
 from int8conv.runtime.model import Model
 
-from ...checkpoints import write_checkpoint
-from ..models.test_families import config_of
+from ....checkpoints import write_checkpoint
+from ...models.test_families import config_of
 
 G = torch.Generator().manual_seed(5)
 
@@ -22,36 +21,6 @@ G = torch.Generator().manual_seed(5)
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     config = config_of("qwen3_5_text").to_dict() | {"max_position_embeddings": 2048}
     return int8conv.load(write_checkpoint(tmp_path_factory.mktemp("delta"), config))
-
-
-def test_the_rule_is_its_recurrence() -> None:
-    """Token by token in float64; a state that is not empty, an odd number of tokens, strong and weak decays."""
-    q, k = (torch.nn.functional.normalize(torch.randn(2, 3, 37, 5, generator=G), dim=-1) for _ in range(2))  # fmt: skip
-    v, beta = torch.randn(2, 3, 37, 4, generator=G), torch.rand(2, 3, 37, generator=G)
-    g = -torch.rand(2, 3, 37, generator=G) * torch.tensor([0.01, 1.0, 30.0])[:, None]
-    state = torch.randn(2, 3, 5, 4, generator=G)
-    s, expected = state.double(), []
-    for t in range(37):
-        s = s * g[:, :, t, None, None].double().exp()
-        change = beta[:, :, t, None] * (v[:, :, t] - (k[:, :, t, None].double() @ s)[:, :, 0])
-        s = s + k[:, :, t, :, None].double() * change[:, :, None]
-        expected.append((q[:, :, t, None].double() @ s)[:, :, 0])
-    for chunk in (1, 8, 64):
-        found = state.clone()
-        y = delta_rule(q, k, v, g, beta, found, chunk)
-        torch.testing.assert_close(y.double(), torch.stack(expected, 2), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(found.double(), s, rtol=1e-5, atol=1e-5)
-
-
-def test_a_long_prompt_in_chunks_is_the_same_step_by_step() -> None:
-    """2,000 tokens; the error of float32 does not grow with them."""
-    q, k = (torch.nn.functional.normalize(torch.randn(1, 2, 2000, 8, generator=G), dim=-1) for _ in range(2))  # fmt: skip
-    v, beta = torch.randn(1, 2, 2000, 8, generator=G), torch.rand(1, 2, 2000, generator=G)
-    g = -0.02 * torch.rand(1, 2, 2000, generator=G)
-    states = torch.zeros(2, 1, 2, 8, 8)
-    chunks, steps = delta_rule(q, k, v, g, beta, states[0]), delta_rule(q, k, v, g, beta, states[1], 1)  # fmt: skip
-    torch.testing.assert_close(chunks, steps, rtol=1e-5, atol=2e-5)
-    torch.testing.assert_close(states[0], states[1], rtol=1e-5, atol=2e-5)
 
 
 def test_sequences_of_different_length_do_not_disturb_each_other(model: Model) -> None:

@@ -6,18 +6,12 @@ A depthwise causal convolution with SiLU over q, k and v comes first; q and k ar
     S <- exp(g) S;   u = beta (v - k S);   S <- S + k^T u;   y = q S
     g = -exp(A_log) softplus(a + dt_bias);   beta = sigmoid(b)
 
-and the output is ``out(RMSNorm(y) * silu(z))``. A prompt takes ``CHUNK`` tokens at a time (section 3.3 there): with ``c`` the sums of g
-within the chunk and ``D_ij = exp(c_i - c_j)`` for i >= j, the corrections of all its tokens solve one triangular system,
-
-    (I + beta (k k^T * D below its diagonal)) U = beta (v - exp(c) k S)
-    y = exp(c) q S + (q k^T * D) U;   S <- exp(c_last) S + (exp(c_last - c) k)^T U
-
+and the output is ``out(RMSNorm(y) * silu(z))``. ``linear_attention`` computes the rule, a prompt in chunks (section 3.3 there).
 Runs in PyTorch, on a CPU only: a GPU is refused when the model is loaded.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -25,15 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backends.interface import Positions
-from ..backends.parts import Hidden, Projection, tensor_of
-from ..models.architecture import Module
-from ..models.config import DecoderConfig
-from ..models.recurrence import CHUNK
-from ..weights.weights import Weights
-from .cache import Cache
-from .norms import NormWeights, normalised
-from .states import State
+from ...backends.interface import Positions
+from ...backends.parts import Hidden, Projection, tensor_of
+from ...models.architecture import Module
+from ...models.config import DecoderConfig
+from ...models.recurrence import Delta
+from ...weights.weights import Weights
+from ..cache import Cache, state_of
+from ..norms import NormWeights, normalised
+from .linear_attention import attend_linearly
 
 _SMALLEST: Final = 1e-6
 """Added to the squared length of queries and keys."""
@@ -47,8 +41,8 @@ class DeltaNet:
         projection: Callable[..., Projection], number: int,
     ) -> None:  # fmt: skip  # ``projection``: called with roles of linears that share an input
         """``number``: the layer's number among the cache's states."""
-        assert config.delta is not None
-        self.config = config.delta
+        assert isinstance(config.recurrence, Delta)
+        self.config = config.recurrence
         self.number = number
         self.wide = projection("delta_qkvz", "delta_qkv", "delta_z")
         self.small = projection("delta_ba", "delta_b", "delta_a")
@@ -66,8 +60,7 @@ class DeltaNet:
         """``[b, t, hidden]`` -> the same, with ``residual`` added; updates the cache's state."""
         c, value = self.config, tensor_of(x)
         qkv, z, b, a = self._split(self.wide(value), self.small(value))
-        state = cache.states[self.number].at(cache.lengths) if cache and cache.states else None
-        state = State.empty(c, len(value), value.device) if state is None else state
+        state = state_of(cache, self.number, c, value)
         qkv = state.convolved(qkv.float(), self.conv)
         q, k, v = (
             part.unflatten(-1, (-1, size)).transpose(1, 2)  # type: ignore[no-untyped-call]
@@ -81,8 +74,8 @@ class DeltaNet:
         q, k = (_unit(part).repeat_interleave(each, dim=1) for part in (q, k))
         beta = b.float().sigmoid().transpose(1, 2)
         g = (self.decay * F.softplus(a.float() + self.dt_bias)).transpose(1, 2)
-        y = delta_rule(q * c.key_size**-0.5, k, v, g, beta, state.matrix).transpose(1, 2)
-        y = normalised(y, self.norm) * F.silu(z.float())
+        y = attend_linearly(q * c.key_size**-0.5, k, v, g, beta, state.matrix)
+        y = normalised(y.transpose(1, 2), self.norm) * F.silu(z.float())
         return self.out(y.flatten(-2).to(value.dtype), residual=residual)[0]
 
     def _split(
@@ -99,50 +92,6 @@ class DeltaNet:
         q, k, v, z = (part.flatten(-2) for part in parts)
         b, a = (part.flatten(-2) for part in small[0].view(*shape, c.key_heads, -1).chunk(2, -1))
         return torch.cat([q, k, v], -1), z.view(*shape, c.value_heads, -1), b, a
-
-
-def delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, chunk: int = CHUNK
-) -> Tensor:
-    """The rule, chunk by chunk.
-
-    Args:
-        q: float32 ``[b, heads, t, key_size]``; k likewise.
-        k: see q.
-        v: float32 ``[b, heads, t, value_size]``.
-        g: logarithm of what is kept, float32 ``[b, heads, t]``; beta likewise.
-        beta: see g.
-        state: float32 ``[b, heads, key_size, value_size]``, updated in place.
-        chunk: tokens at a time.
-
-    Returns:
-        float32 ``[b, heads, t, value_size]``.
-    """
-    y = torch.empty_like(v)
-    for first in range(0, v.shape[2], chunk):
-        part = slice(first, first + chunk)
-        y[:, :, part] = _chunk(q[:, :, part], k[:, :, part], v[:, :, part], g[:, :, part], beta[:, :, part, None], state)  # fmt: skip
-    return y
-
-
-def _chunk(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> Tensor:
-    total = g.cumsum(-1)
-    kept = total.exp()[..., None]
-    known = (k * kept) @ state
-    change = beta * (v - known)
-    y = (q * kept) @ state
-    if v.shape[2] > 1:
-        pairs = total[..., :, None] - total[..., None, :]
-        above = torch.ones(pairs.shape[-2:], dtype=torch.bool, device=v.device).triu(1)
-        pairs = pairs.masked_fill_(above, -math.inf).exp_()
-        system = beta * (k @ k.transpose(-1, -2)) * pairs
-        change = torch.linalg.solve_triangular(system, change, upper=False, unitriangular=True)
-        y += ((q @ k.transpose(-1, -2)) * pairs) @ change
-    else:
-        y += (q * k).sum(-1, keepdim=True) * change
-    rest = (total[..., -1:] - total).exp()[..., None]
-    state.mul_(kept[..., -1:, :]).add_((k * rest).transpose(-1, -2) @ change)
-    return y
 
 
 def _unit(x: Tensor) -> Tensor:
