@@ -16,11 +16,11 @@ _ANYWHERE: Final = re.compile(
 """Everything below a component with such a name is a router, adapter or head."""
 _LAST: Final = re.compile(
     r"emb|embed|embeddings?|embed_\w+|\w+_emb(ed|edding|eddings)?|wte|wpe|"
-    r"norm\w*|\w*norm|ln|ln_\w+|wg|relative\w*|rotary\w*|conv\w*|classifier|score|\w+_heads?"
+    r"norm\w*|\w*norm|ln|ln_\w+|wg|wgate|relative\w*|rotary\w*|conv\w*|classifier|score|\w+_heads?"
 )
 """Names of embeddings, norms, routers, convolutions and heads: of the module itself, without trailing numbers."""
 _RECURRENCE: Final = re.compile(
-    r"[ab]_proj|[fg]_[ab]_proj|[fg]_[ab]|in_proj_(a|b|ba)|x_proj|dt_proj|weights_proj|"
+    r"[abf]_proj|[fg]_[ab]_proj|[fg]_[ab]|in_proj_(a|b|ba)|x_proj|dt_proj|weights_proj|"
     r"[if]gate(_preact)?|(input|forget|recurrent)_gate"
 )
 """Projections to decays, step sizes, write strengths and the like in linear attention and state space models, and an

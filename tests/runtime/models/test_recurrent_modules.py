@@ -55,3 +55,10 @@ def test_keys_of_releases_are_read_as_those_of_transformers() -> None:
     old = {key: value for key, value in config.items() if key not in ("layer_types", "intermediate_size", "tie_word_embeddings")}  # fmt: skip
     old |= {"full_attn_idxs": [1], "block_ff_dim": config["intermediate_size"], "tie_embedding": False}  # fmt: skip
     assert read_architecture(old, ()).config == read_architecture(config, ()).config
+
+
+def test_a_shared_ffn_of_no_size_is_none() -> None:
+    config = config_of("granitemoeshared").to_dict() | {"shared_intermediate_size": 0}
+    architecture = read_architecture(config, ())
+    assert "shared_down" not in architecture.layer(0)
+    assert "4.down" in architecture.layer(0)

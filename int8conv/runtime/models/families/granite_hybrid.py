@@ -17,7 +17,9 @@ _SHARED = "model.layers.{}.shared_mlp."
 
 def _read(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:  # fields of it
     raw.ignore("output_router_logits", "router_aux_loss_coef")
-    shared, count = raw.integer("shared_intermediate_size", 1024), raw.values.get("num_local_experts")  # fmt: skip
+    count, none = raw.values.get("num_local_experts"), raw.values.get("shared_intermediate_size") == 0  # fmt: skip
+    shared = 0 if none and count != 0 else raw.integer("shared_intermediate_size", 1024)
+    raw.ignore("shared_intermediate_size")
     if count == 0:
         raw.ignore("num_local_experts", "num_experts_per_tok", "intermediate_size")
         return read_granite(raw, model_type, fused_gate=True, intermediate_size=shared, **more)
