@@ -68,7 +68,7 @@ class Int8convConfig(QuantizationConfig):
     @staticmethod
     def get_checkpoint_weight_mapper() -> WeightsMapper:
         """Padding tensors are not loaded."""
-        return WeightsMapper(orig_to_new_prefix={f"{PADDING_PREFIX}": None})
+        return WeightsMapper(orig_to_new_prefix={PADDING_PREFIX: None})
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: WeightsMapper) -> None:
         """Rename linears as vLLM renames modules."""

@@ -204,30 +204,21 @@ class Block:
 
     def _by_parts(self, x: Tensor, positions: Positions, cache: Cache | None) -> Tensor:
         mixer, ffn = self.attention, self.ffn
-        if mixer is None or ffn is None:
-            return self._half(x, positions, cache)
 
         def attention(h: Hidden, residual: Tensor | None) -> Tensor:
+            assert mixer is not None
             return mixer(h, positions, cache, residual)
 
         if self.config.parallel:
+            assert ffn is not None
             h = x if self.attn_norm is None else self.attn_norm(x)
             return ffn(h if self.mlp_norm is None else self.mlp_norm(x), attention(h, x))
         if self.config.norms == "after sum":
-            assert self.attn_norm is not None and self.mlp_norm is not None
+            assert self.attn_norm is not None and self.mlp_norm is not None and ffn is not None
             x = tensor_of(self.attn_norm(attention(x, x)))
             return tensor_of(self.mlp_norm(ffn(x, x)))
-        x = self._add(x, self.attn_norm, attention, self.attn_post_norm)
-        return self._add(x, self.mlp_norm, ffn, self.mlp_post_norm)
-
-    def _half(self, x: Tensor, positions: Positions, cache: Cache | None) -> Tensor:
-        """A layer with only one of the two (Nemotron-H, arXiv:2504.03624, section 2.1)."""
-        mixer, ffn = self.attention, self.ffn
+        # a layer may have only one of the two (Nemotron-H, arXiv:2504.03624, section 2.1)
         if mixer is not None:
-
-            def attention(h: Hidden, residual: Tensor | None) -> Tensor:
-                return mixer(h, positions, cache, residual)
-
             x = self._add(x, self.attn_norm, attention, self.attn_post_norm)
         return x if ffn is None else self._add(x, self.mlp_norm, ffn, self.mlp_post_norm)
 

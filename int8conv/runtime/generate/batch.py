@@ -21,10 +21,10 @@ from ..decoder.cache import Cache
 from ..decoder.decoder import Decoder
 from ..decoder.working_sizes import PREFILL_TOKENS
 from ..devices import current
-from .edits import edited
+from .edits import sampler_of
 from .generation import Continuation
 from .sampler import Sampler
-from .session import common_length
+from .session import common_length, grown_capacity
 
 Room = Callable[[int, int], AbstractContextManager[None]]
 """Positions and sequences -> a guard around the allocation of such a cache."""
@@ -91,10 +91,8 @@ class Batch:
 
     def add(self, continuation: Continuation) -> Member:
         """Let one join, after those that were added before."""
-        decoder, request = self._decoder, continuation.request
-        with current(decoder.backend.device):
-            sampler = decoder.backend.sampler([request], decoder.config.vocab_size)
-            member = Member(continuation, edited(sampler, [request], decoder.backend.device))
+        with current(self._decoder.backend.device):
+            member = Member(continuation, sampler_of(self._decoder, [continuation.request]))
         if not member.ended:
             self._waiting.append(member)
         return member
@@ -149,9 +147,9 @@ class Batch:
             with self._room(positions, size):
                 self._cache = self._decoder.cache(batch=size, capacity=positions)
         elif self._cache.capacity < positions:
-            twice = min(2 * self._cache.capacity, self._decoder.config.max_positions)
-            with self._room(max(positions, twice), size):
-                self._cache.enlarge(max(positions, twice))
+            grown = grown_capacity(self._cache, positions, self._decoder.config)
+            with self._room(grown, size):
+                self._cache.enlarge(grown)
             self._steps.clear()
         return self._cache
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ArgumentError, GenerationError
+from ..decoder.decoder import Decoder
 from .sampler import Choice, Request, Sampled, Sampler
 
 
@@ -21,6 +22,12 @@ def edited(sampler: Sampler, requests: Sequence[Request], device: torch.device) 
     if not any(each.is_edited or each.top_logprobs for each in requests):
         return sampler
     return EditingSampler(sampler, requests, device)
+
+
+def sampler_of(decoder: Decoder, requests: Sequence[Request]) -> Sampler:
+    """The device's sampler, which changes logits as requested."""
+    backend = decoder.backend
+    return edited(backend.sampler(requests, decoder.config.vocab_size), requests, backend.device)
 
 
 class EditingSampler:

@@ -14,7 +14,7 @@ from ..decoder.cache import Cache
 from ..decoder.decoder import Decoder
 from ..text.detokenizer import Detokenizer
 from ..text.stopping import StopScanner
-from .edits import edited
+from .edits import sampler_of
 from .prefill import prefill
 from .sampler import Choice, LogitsProcessor, Request, Sampled
 from .sampling import Sampling
@@ -135,8 +135,7 @@ def token_by_token(
     if not active:
         return
     requests = [each.request for each in continuations]
-    sampler = decoder.backend.sampler(requests, decoder.config.vocab_size)
-    sampler = edited(sampler, requests, decoder.backend.device)
+    sampler = sampler_of(decoder, requests)
     sampled: Sampled = sampler.sample(_prompts(decoder, continuations, active, cache), active)
     step = step or decoder.backend.steps(decoder, cache)
     while active:

@@ -21,7 +21,7 @@ from ...kernels.dispatch import Mode
 from ..backends.interface import Step
 from ..decoder.cache import Cache
 from ..decoder.decoder import Decoder
-from .edits import edited
+from .edits import sampler_of
 from .generation import Continuation
 from .prefill import prefill
 from .sampler import Sampler
@@ -123,13 +123,11 @@ def with_guesses(
     """As ``token_by_token`` for one sequence, with a pause after each pass, which may have given several tokens."""
     if continuation.done:
         return
-    request, device = continuation.request, decoder.backend.device
-    sampler = decoder.backend.sampler([request], decoder.config.vocab_size)
-    sampler = edited(sampler, [request], device)
+    sampler = sampler_of(decoder, [continuation.request])
     exact = decoder.dtype == torch.float32 and mode != "w8a8" and decoder.kv_cache != torch.int8
     run = _Run(decoder, continuation, cache, step, sampler, _CLOSE if exact else _CLOSE_IN_8_BITS)
     pace = pace or Pace()
-    rest = torch.tensor([continuation.prompt[cache.length :]], device=device)
+    rest = torch.tensor([continuation.prompt[cache.length :]], device=decoder.backend.device)
     run.choose(prefill(decoder, rest, cache)[:, -1])
     yield
     plain = False

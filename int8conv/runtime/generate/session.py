@@ -10,6 +10,7 @@ from ...errors import GenerationError
 from ..backends.interface import Step
 from ..decoder.cache import Cache
 from ..decoder.decoder import Decoder
+from ..models.config import DecoderConfig
 
 
 class Session:
@@ -44,14 +45,13 @@ class Session:
 
         It never holds the prompt's last token, whose logits have to be computed.
         """
-        needed, config = len(prompt) + limit, self._decoder.config
+        needed = len(prompt) + limit
         cache = self._cache = self._cache or self._decoder.cache(batch=1, capacity=needed)
         kept = min(common_length(self._ids, prompt), len(prompt) - 1)
         self._ids = self._ids[:kept]
         cache.truncate(kept)
         if cache.capacity < needed:
-            twice = min(2 * cache.capacity, config.max_positions)
-            cache.enlarge(max(needed, twice))
+            cache.enlarge(grown_capacity(cache, needed, self._decoder.config))
         return cache
 
     @property
@@ -74,6 +74,11 @@ class Session:
     def token_ids(self) -> list[int]:
         """Tokens whose keys and values are kept."""
         return list(self._ids)
+
+
+def grown_capacity(cache: Cache, needed: int, config: DecoderConfig) -> int:
+    """Positions of a cache that is too small for ``needed``: twice as many as it has, as growing copies it."""
+    return max(needed, min(2 * cache.capacity, config.max_positions))
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:

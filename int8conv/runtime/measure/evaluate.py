@@ -33,7 +33,7 @@ from ..weights.streaming import BlockStream
 from ..weights.weights import CheckpointWeights, ConvertedWeights, Weights
 from .fallback import FallbackReport, fallback_report
 from .scoring import Scores, relative_rms, score
-from .windows import check_context, encode, leading_tokens, read_text, too_short
+from .windows import check_context, encode, leading_tokens, read_text, too_short, windows_at
 
 WINDOW: Final = 512
 
@@ -215,7 +215,7 @@ def _cut(
     if len(ids) < size:
         raise too_short(content, len(ids), size, EvaluationError)
     starts = range(0, len(ids) - size + 1, stride)
-    windows = [torch.cat([leading, ids[start : start + size]]) for start in starts]
+    windows = windows_at(starts, ids, size, leading)
     return _Cut(content.xxh3_128, window, stride, starts, len(leading), windows)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,5 +88,9 @@ def too_short(text: Text, tokens: int, context: int, error: type[Int8convError])
 def disjoint_windows(ids: Tensor, context: int, leading: Tensor) -> Sequence[Tensor]:
     """Consecutive full windows of ``context`` tokens, the leading ones among them; a remainder at the end is dropped."""
     size = context - len(leading)
-    windows = ids[: len(ids) // size * size].reshape(-1, size)
-    return torch.cat([leading.expand(len(windows), -1), windows], dim=1).unbind()
+    return windows_at(range(0, len(ids) - size + 1, size), ids, size, leading)
+
+
+def windows_at(starts: Iterable[int], ids: Tensor, size: int, leading: Tensor) -> list[Tensor]:
+    """The leading tokens and ``size`` of the text from each start on."""
+    return [torch.cat([leading, ids[start : start + size]]) for start in starts]
