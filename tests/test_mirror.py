@@ -24,6 +24,7 @@ ELSEWHERE: dict[str, str] = {
     "convert/rounding/interface": "tests/convert/rounding/test_device.py",  # which quantizer a device has
     # compiled code, called through ``jit`` alone
     "kernels/cpu/jit_attention": "tests/kernels/cpu/test_jit.py",
+    "kernels/cpu/jit_gemm": "tests/kernels/cpu/test_int16.py",
     "kernels/cpu/jit_layer": "tests/kernels/cpu/test_jit.py",
     "kernels/cpu/jit_linear": "tests/kernels/cpu/test_jit.py",
     "kernels/cpu/jit_primitives": "tests/kernels/cpu/test_jit.py",
