@@ -97,6 +97,17 @@ def int16(x: Tensor, codes: Tensor) -> Tensor:
     return y
 
 
+def round_columns(
+    aim: Tensor, factor: Tensor, exact: Tensor, most_steps: int, codes: Tensor, error: Tensor
+) -> None:
+    """See ``jit_rounding``; ``aim``, ``codes`` and ``error`` are written."""
+    with threads():
+        from .jit_rounding import round_columns as compiled  # takes half a second
+
+        factor, most = factor.contiguous(), np.float32(most_steps)
+        compiled(aim.numpy(), factor.numpy(), exact.numpy(), most, codes.numpy(), error.numpy())
+
+
 def dense(x: Tensor, weight: Tensor) -> Tensor:
     """float32 ``[tokens, in]`` times a float16 or bfloat16 weight ``[out, in]``: float32 ``[tokens, out]``."""
     y = torch.empty(x.shape[0], weight.shape[0], dtype=torch.float32)
