@@ -36,11 +36,7 @@ from int8conv.runtime.weights.weights import CheckpointWeights, ConvertedWeights
 
 CONVERTED: dict[str, dict[str, Any]] = {
     "default": {},
-    "--outlier-rule error": {"outlier_rule": "error"},
-    "--rounding compensated --outlier-rule absmax": {
-        "rounding": "compensated",
-        "outlier_rule": "absmax",
-    },
+    "--outlier-rule absmax": {"outlier_rule": "absmax"},
     "--rounding compensated": {"rounding": "compensated"},
 }
 """Name of a conversion -> its options. Each is measured in both modes."""
