@@ -48,7 +48,6 @@ SLOW = (
     "formats/int8/test_numbers.py",
     "formats/int8/test_verify.py",
     "formats/safetensors/test_mapped.py",
-    "hf/test_multiply.py",
     "hf/test_quantizer.py",
     "kernels/cpu/test_fused.py",
     "kernels/cpu/test_jit.py",
