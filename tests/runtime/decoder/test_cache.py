@@ -131,3 +131,15 @@ def test_two_sequences_change_places() -> None:
     assert numbers(found, 1)[:2] == [110, 140]
     assert made.lengths.tolist() == [3, 2, 3]
     assert numbers(made.layer(1)[0], 2)[:3] == [0, 1, 2]
+
+
+def test_a_sequence_is_given_what_another_begins_with() -> None:
+    made = cache(batch=3)
+    put(made.sequence(0), 0, 4)
+    put(made.sequence(2), 20, 3)
+    made.copy(0, 2, 2)
+    assert made.lengths.tolist() == [4, 0, 2]
+    keys, found = put(made.sequence(2), 40, 1)
+    assert numbers(keys) == [0, 1, 40]
+    assert numbers(found) == [100, 101, 140]
+    assert numbers(made.layer(1)[1])[:4] == [100, 101, 102, 103]
