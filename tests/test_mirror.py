@@ -31,7 +31,7 @@ ELSEWHERE: dict[str, str] = {
     "kernels/gpu/reference": "tests/kernels/gpu/test_gemm.py",  # held to float64 there, as the kernels are
     "runtime/backends/gpu/staging": "tests/runtime/backends/gpu/test_files.py",  # under every read of a file
     "runtime/decoder/recurrent/mamba": "tests/runtime/models/test_families.py",  # held to transformers there
-    "runtime/decoder/scaled": "tests/runtime/decoder/test_mixers.py",
+    "runtime/decoder/ffn/scaled": "tests/runtime/decoder/test_mixers.py",
     "runtime/decoder/recurrent/short_conv": "tests/runtime/models/test_families.py",
     "runtime/models/modules": "tests/runtime/models/test_architecture.py",
     "runtime/models/recurrence": "tests/runtime/decoder/test_mixers.py",  # sizes, as allocated

@@ -20,7 +20,7 @@ from int8conv.runtime.decoder.decoder import (
     Output,
     norm_weights,
 )
-from int8conv.runtime.decoder.mixture import MixtureOfExperts
+from int8conv.runtime.decoder.ffn.mixture import MixtureOfExperts
 from int8conv.runtime.models.architecture import Architecture, Module, read_architecture
 from int8conv.runtime.models.config import DecoderConfig
 

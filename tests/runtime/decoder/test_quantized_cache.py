@@ -118,7 +118,7 @@ def test_a_narrower_float_cache(example: Path, dtype: torch.dtype) -> None:
     model = int8conv.load(example, kv_cache=str(dtype).removeprefix("torch."))
     ids = torch.arange(40, 80)[None]
     cache = model.decoder.cache(batch=1, capacity=40)
-    assert cache._data.dtype == dtype
+    assert cache._parts[0].dtype == dtype
     found = model.decoder.forward(ids, cache)
     exact = model.logits(ids)
     assert 0 < (found - exact).abs().max() < 40 * torch.finfo(dtype).eps

@@ -9,8 +9,8 @@ import pytest
 
 from int8conv.errors import Int8convError, JsonFileError, UnsupportedFeatureError
 from int8conv.runtime.models.architecture import read_architecture
-from int8conv.runtime.models.config import RawConfig
 from int8conv.runtime.models.families import FAMILIES
+from int8conv.runtime.models.raw_config import RawConfig
 from int8conv.runtime.models.rope import context, read_rope
 
 from ...checkpoints import LLAMA, OPT
