@@ -45,15 +45,15 @@ class Block:
         modules = architecture.layer(layer)
         projection = projections(modules, weights, observe)
         self.backend = weights.backend
+        self.attention = self._mixer(
+            layer, modules, weights, projection, cache_layer, observed=observe is not None
+        )
         self.ffn = build_ffn(config, layer, modules, weights, projection)
         norms = (
             None if role == "mlp_norm" and isinstance(self.ffn, BesideExperts) else Norm.of(config, modules, role, weights)
             for role in ("attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm")
         )  # fmt: skip
         self.attn_norm, self.attn_post_norm, self.mlp_norm, self.mlp_post_norm = norms
-        self.attention = self._mixer(
-            layer, modules, weights, projection, cache_layer, observed=observe is not None
-        )
         self.laurel = Laurel(config, modules, weights, projection) if config.altup else None
         own = config.layer_input is not None and config.altup is None  # else ``AltUpLayer`` adds it
         self.input = LayerInput(config, modules, weights, projection) if own else None

@@ -133,6 +133,11 @@ class Decoder:
         """Whether a step of one token per sequence requires the host to wait for the device."""
         return any(block.needs_host_sync for block in self.blocks if isinstance(block, Block))
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a layer is one compiled call for single tokens."""
+        return any(isinstance(block, Block) and block.fused is not None for block in self.blocks)
+
     @torch.inference_mode()
     def forward(
         self, token_ids: Tensor, cache: Cache | None = None, *, last_only: bool = False

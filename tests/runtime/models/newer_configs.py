@@ -57,9 +57,9 @@ _YARN = {
     "mscale_all_dim": 1.0,
 }  # fmt: skip
 
-_ALTERNATE = ["sliding_attention", "full_attention"] * 3
+_ALTERNATE = ["sliding_attention", "full_attention"] * 2
 _GEMMA: dict[str, Any] = {
-    "num_hidden_layers": 6, "layer_types": _ALTERNATE, "sliding_window": 7, "num_kv_shared_layers": 2, "pad_token_id": 0,
+    "num_hidden_layers": 4, "layer_types": _ALTERNATE, "sliding_window": 7, "num_kv_shared_layers": 2, "pad_token_id": 0,
     "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 101,
 }  # fmt: skip
 
@@ -158,7 +158,7 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma4_unified_text": ("gemma4_unified_text", _SIZES | _GEMMA | {"global_head_dim": 24}),
     "gemma3n_text": ("gemma3n_text", _SIZES | _GEMMA | {
         "vocab_size_per_layer_input": 90, "laurel_rank": 4, "altup_num_inputs": 3, "altup_active_idx": 0, "hidden_size": 64,
-        "activation_sparsity_pattern": [0.7, 0.0, 0.3, 0.0, 0.6, 0.0], "intermediate_size": [64, 48] * 3,
+        "activation_sparsity_pattern": [0.7, 0.0, 0.3, 0.0], "intermediate_size": [64, 48] * 2,
     }),
     "gemma3n_text, no scale": ("gemma3n_text", _SIZES | _GEMMA | {
         "altup_num_inputs": 2, "altup_active_idx": 1, "altup_correct_scale": False, "num_kv_shared_layers": 0, "hidden_size": 64,

@@ -74,7 +74,7 @@ class AltUpLayer:
 
     def _predicted(self, x: Tensor, modes: Tensor) -> Tensor:
         streams = self.config.streams
-        mixing = self.prediction(modes)[0].unflatten(-1, (streams, streams))
+        mixing = self.prediction(modes)[0].view(*modes.shape[:-1], streams, streams)
         return x + torch.einsum("jbth,btij->ibth", x, mixing)
 
 

@@ -38,10 +38,11 @@ class LayerEmbedding:
     def __call__(self, token_ids: Tensor, x: Tensor) -> Sequence[Tensor]:
         """For token ids ``[b, t]`` and their embeddings ``[b, t, hidden]``: ``[b, t, size]`` for each layer."""
         known = token_ids.where(token_ids < self.config.vocab_size, 0)
-        own = self.tokens(known).unflatten(-1, (-1, self.config.size)) * self.scale
+        own = self.tokens(known).view(*known.shape, -1, self.config.size) * self.scale
         context = self.project(x)[0] * x.shape[-1] ** -0.5
         both = own + tensor_of(self.norm(context.view(own.shape)))
-        return (both * math.sqrt(0.5)).unbind(-2)
+        each: Sequence[Tensor] = (both * math.sqrt(0.5)).unbind(-2)
+        return each
 
 
 class LayerInput:

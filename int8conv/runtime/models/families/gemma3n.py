@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from ....errors import JsonFileError
 from ..config import ACTIVATIONS, DecoderConfig, Rope
-from ..raw_config import RawConfig
+from ..raw_config import MOST_SIZE, RawConfig
 from ..rope import read_layer_ropes, read_rope
 from ..streams import AltUp
 from .family import Family
@@ -22,7 +22,11 @@ def read_config(raw: RawConfig) -> DecoderConfig:
     shared = min(read_count(raw, "num_kv_shared_layers", 15), layers)
     sizes = [raw.integer("intermediate_size")] * layers if type(raw.values.get("intermediate_size")) is int else raw.integers("intermediate_size")  # fmt: skip
     gates = read_list(raw, "activation_sparsity_pattern", [0.95] * 10 + [0.0] * (layers - 10) if layers > 10 else [0.0] * layers)  # fmt: skip
-    if not all(0 <= fraction < 1 for fraction in gates) or not all(size > 0 for size in sizes):
+    if (
+        not all(0 <= fraction < 1 for fraction in gates)
+        or not sizes
+        or not all(0 < size <= MOST_SIZE for size in sizes)
+    ):
         raise JsonFileError("config key 'activation_sparsity_pattern' or 'intermediate_size'", file=raw.file, found=f"{gates}, {sizes}")  # fmt: skip
     ropes = read_layer_ropes(raw, (1e6, 1e4)) or (read_rope(raw, theta=1e6), Rope(raw.number("rope_local_base_freq", 1e4)))  # fmt: skip
     raw.ignore("rope_local_base_freq", "altup_coef_clip", "altup_lr_multiplier", "query_pre_attn_scalar")  # fmt: skip
