@@ -80,6 +80,12 @@ class Cache:
             state.exchange(i, j)
         self.lengths[here] = self.lengths[there]
 
+    def copy(self, i: int, j: int, length: int) -> None:
+        """Give sequence ``j`` the first positions of sequence ``i``, without recurrent states."""
+        for part in self._parts:
+            part[:, :, j, :, :length] = part[:, :, i, :, :length]
+        self.lengths[j] = length
+
     def advance(self, tokens: int) -> None:
         """Count positions as filled once all layers have stored them."""
         self.lengths += tokens

@@ -153,3 +153,15 @@ def test_layers_with_other_heads() -> None:
     made.enlarge(9)
     assert numbers(made.read(1, 0)[1]) == [110, 111, 112]
     assert numbers(made.sequence(0).read(2, 0)[0]) == [20, 21, 22]
+
+
+def test_a_sequence_is_given_what_another_begins_with() -> None:
+    made = cache(batch=3)
+    put(made.sequence(0), 0, 4)
+    put(made.sequence(2), 20, 3)
+    made.copy(0, 2, 2)
+    assert made.lengths.tolist() == [4, 0, 2]
+    keys, found = put(made.sequence(2), 40, 1)
+    assert numbers(keys) == [0, 1, 40]
+    assert numbers(found) == [100, 101, 140]
+    assert numbers(made.layer(1)[1])[:4] == [100, 101, 102, 103]
