@@ -75,10 +75,10 @@ def test_when_it_is_not_asked(folder: Path) -> None:
     layer = model.decoder.blocks[0].fused
     assert layer is not None
     cache = KVCache(model.config, batch=1, capacity=8, dtype=torch.float32)
-    x, positions = model.decoder.embedding(torch.tensor([[3, 4]]), cache)
+    x, positions, _ = model.decoder.embedding(torch.tensor([[3, 4]]), cache)
     assert layer(x, positions, cache) is None
     assert layer(x[:, :1], positions, None) is None
-    x, positions = model.decoder.embedding(torch.tensor([[3]]), cache)
+    x, positions, _ = model.decoder.embedding(torch.tensor([[3]]), cache)
     assert layer(x, positions, cache) is not None
 
 
