@@ -281,7 +281,7 @@ class Model(PromptReader):
 
     def prepare(self) -> None:
         """Compile code for a CPU, or load it from disk, now rather than at the first prompt and token."""
-        if any(block.fused is not None for block in self.decoder.blocks):
+        if self.decoder.is_compiled:
             prepare()
             prepare_linears()
 
