@@ -58,9 +58,9 @@ def largest_of_tokens(x: Tensor) -> Tensor:
 
 def rounded_in_blocks(x: Tensor, block: int) -> Tensor:
     """What int8 codes stand for that have a scale per token and block of channels: float32 ``[tokens, in]``, as ``x``."""
-    blocks = F.pad(x, (0, -x.shape[1] % block)).unflatten(1, (-1, block))
-    codes, scale = quantize_tokens(blocks.flatten(0, 1))
-    return (codes.float() * scale).view_as(blocks).flatten(1)[:, : x.shape[1]]
+    padded = F.pad(x, (0, -x.shape[1] % block))
+    codes, scale = quantize_tokens(padded.reshape(padded.numel() // block, block))
+    return (codes.float() * scale).view_as(padded)[:, : x.shape[1]]
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,7 @@ def multiplies_int16() -> bool:
     if not available():
         return False
     import numba
-    from llvmlite import binding
+    from llvmlite import binding  # type: ignore[import-untyped]
 
     chosen = numba.config.CPU_NAME or numba.config.CPU_FEATURES  # type: ignore[attr-defined]
     return not chosen and bool(binding.get_host_cpu_features().get("avx2"))
