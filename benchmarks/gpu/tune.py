@@ -45,15 +45,16 @@ def candidates(kernel: str) -> Iterator[Config]:
         for n, k, split, warps, stages in itertools.product((32, 64, 128), (64, 128), (1, 2, 4, 8), (4, 8), (3, 4, 6)):  # fmt: skip
             yield {"block_n": n, "block_k": k, "split": split, "num_warps": warps, "num_stages": stages}  # fmt: skip
     else:
-        for n, k, warps in itertools.product((1, 2, 4, 8, 16), (512, 1024, 2048, 4096), (2, 4, 8)):
-            if 2048 <= n * k <= 16384:
-                yield {"block_n": n, "block_k": k, "num_warps": warps}
+        for n, warps, passes in itertools.product((16, 32), (4, 8, 16), (1, 2, 4)):
+            yield {"block_n": n, "block_k": 64 * warps * passes, "num_warps": warps}
 
 
 def bounds(kernel: str) -> list[dict[str, int]]:
     """The conditions of the rows to write, the last without any."""
     if kernel == "gemm":
         return [{"max_tokens": 64}, {"max_tokens": 256}, {"max_tokens": 1024}, {}]
+    if kernel == "gemv":
+        return [{"max_tokens": 8, "max_out": 8192}, {"max_tokens": 8}, {"max_out": 8192}, {}]
     return [{"max_out": 4096}, {"max_out": 16384}, {}]
 
 
@@ -65,7 +66,7 @@ def calls(kernel: str, row: dict[str, int], shapes: list[tuple[int, int]], devic
         if out > row.get("max_out", out):
             continue
         weight = random_weight(out, channels, 0.001, dtype, device)
-        tokens = row.get("max_tokens", 4096 if device.type == "cuda" else 70) if kernel == "gemm" else 16 if kernel == "skinny" else 1  # fmt: skip
+        tokens = row.get("max_tokens", 4096 if device.type == "cuda" else 70) if kernel == "gemm" else 32 if kernel == "skinny" else 1 if "max_tokens" in row else 16  # fmt: skip
         x = random_tokens(tokens, channels, dtype, device)
         if kernel == "gemm":
             q = quantize(x, index=weight.outlier_index, is_outlier=weight.is_outlier)
