@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from int8conv.kernels.gpu import launch
+from int8conv.runtime.decoder.cache import Cache
 from int8conv.runtime.decoder.decoder import Decoder
 from tests.kernels.gpu.compiling import Recorded
 
@@ -155,12 +156,14 @@ def recorded(capability: int, device: torch.device | None = META) -> Iterator[Ca
 
 
 @torch.inference_mode()
-def step_of(decoder: Decoder, capability: int, *, batch: int, context: int, kv: torch.dtype | None = None) -> Calls:  # fmt: skip
-    """A decode step of a decoder on meta tensors, after ``context`` positions."""
-    cache = decoder.backend.cache(
-        decoder.config, batch=batch, capacity=context + 64, dtype=kv or decoder.dtype
-    )
-    ids = torch.empty(batch, 1, dtype=torch.int64, device=META)
+def step_of(decoder: Decoder, cache: Cache, capability: int, context: int) -> Calls:
+    """A decode step of a decoder on meta tensors, one token for each of the cache's sequences, after ``context - 1`` positions.
+
+    Raises:
+        NotCapturableError: a CUDA graph could not capture it.
+    """
+    ids = torch.empty(len(cache.lengths), 1, dtype=torch.int64, device=META)
+    cache.truncate(0)
     cache.advance(context - 1)
     with recorded(capability, None):  # makes what is made once, as the step before a capture does
         decoder.forward(ids, cache, last_only=True)
@@ -183,6 +186,12 @@ def prompt_of(decoder: Decoder, capability: int, *, tokens: int) -> Calls:
     with recorded(capability, None) as calls:
         decoder.forward(ids, cache, last_only=True)
     return calls
+
+
+def cache_of(decoder: Decoder, batch: int, context: int, kv: torch.dtype | None = None) -> Cache:
+    """With room for a few tokens more."""
+    kv = kv or decoder.dtype
+    return decoder.backend.cache(decoder.config, batch=batch, capacity=context + 64, dtype=kv)
 
 
 def model_of(name: str, dtype: torch.dtype, share: float | None, layers: int | None = 1) -> Decoder:

@@ -18,7 +18,7 @@ import triton
 from tabulate import tabulate
 
 from . import totals
-from .calls import model_of, prompt_of, step_of
+from .calls import cache_of, model_of, prompt_of, step_of
 from .hardware import ASSUMPTIONS, GPUS, Gpu
 from .predict import predict
 from .published import MARLIN, compared
@@ -37,7 +37,7 @@ def counts(gpus: Sequence[Gpu], model: str) -> Table:
         for dtype in (torch.float16, torch.bfloat16):
             decoder, seen = model_of(model, dtype, SHARE), set[str]()
             steps = [
-                step_of(decoder, gpu.capability, batch=batch, context=CONTEXT, kv=kv)
+                step_of(decoder, cache_of(decoder, batch, CONTEXT, kv), gpu.capability, CONTEXT)
                 for batch, kv in ((1, None), (1, torch.int8), (16, None), (32, None))
             ]
             for calls in (*steps, prompt_of(decoder, gpu.capability, tokens=PROMPT)):
@@ -84,7 +84,7 @@ def prompts(gpus: Sequence[Gpu], model: str) -> Table:
     return f"A prompt of {PROMPT} tokens, {model}", headers, rows
 
 
-def published(gpus: Sequence[Gpu], model: str) -> Table:
+def published(_gpus: Sequence[Gpu], _model: str) -> Table:
     rows: list[list[object]] = [[*r[:2], r[2], f"{r[3]:.1f}", f"{r[4]:.2f}"] for r in compared()]
     step = totals.step(GPUS[0], "Llama-3.1-8B", 16, CONTEXT)
     times = step.linears_half / step.linears
@@ -92,7 +92,7 @@ def published(gpus: Sequence[Gpu], model: str) -> Table:
     return "Against published figures, A100: tok/s of gpt-fast; times of Marlin's manner", ["model", "weights", "measured", "predicted", "ratio"], rows  # fmt: skip
 
 
-def assumptions(gpus: Sequence[Gpu], model: str) -> Table:
+def assumptions(_gpus: Sequence[Gpu], _model: str) -> Table:
     return "Assumptions", ["name", "value", "what", "corrected by"], [list(row) for row in ASSUMPTIONS]  # fmt: skip
 
 

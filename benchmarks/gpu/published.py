@@ -1,3 +1,4 @@
+# ruff: noqa: N803
 """The model against what others have measured: their kernels, rebuilt from their description, predicted as ours are.
 
 gpt-fast (README of meta-pytorch/gpt-fast, A100 80 GB at 330 W, where it finds a peak of 1700 GB/s): batch 1, five tokens of context, torch.compile. Its int8 is per row,

@@ -74,7 +74,9 @@ class RandomWeights:
             self.linear_bytes += sum(weight.nbytes for weight, _ in pairs)
             return DenseProjection(pairs)
         sizes = [m.shape[0] for m in modules]
-        heavy = modules[0].role == "down"  # as every second matrix of a gated FFN after a conversion
+        heavy = (
+            modules[0].role == "down"
+        )  # as every second matrix of a gated FFN after a conversion
         weight = random_weight(sum(sizes), modules[0].shape[1], self.share, self.dtype, self.device, heavy=heavy)  # fmt: skip
         tensors = (weight.codes, weight.scale, weight.outlier_weight)
         self.linear_bytes += sum(t.nbytes for t in tensors if t is not None)

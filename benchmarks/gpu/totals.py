@@ -5,17 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
+from int8conv.runtime.decoder.decoder import Decoder
 from tests.kernels.gpu.compiling import Binary, Recorded, compile_for, specialize
 
 from . import hardware as H
-from .calls import Call, Calls, Operator, model_of, prompt_of, step_of
+from .calls import Call, Calls, Operator, cache_of, model_of, prompt_of, step_of
 from .hardware import Gpu
-from .predict import Prediction, predict
+from .predict import predict
 from .random_model import CONFIGS
 from .work import work_of
 
@@ -58,9 +59,12 @@ def add(totals: Iterable[tuple[int, Total]]) -> Total:
 @functools.cache
 def step(gpu: Gpu, model: str, batch: int, context: int, kv: torch.dtype | None = None) -> Total:
     """One token per sequence."""
-    return _whole(gpu, model, lambda layers: step_of(
-        _model(model, layers), gpu.capability, batch=batch, context=context, kv=kv
-    ), context)  # fmt: skip
+
+    def calls(layers: int) -> Calls:
+        decoder = _model(model, layers)
+        return step_of(decoder, cache_of(decoder, batch, context, kv), gpu.capability, context)
+
+    return _whole(gpu, model, calls, context)
 
 
 @functools.cache
@@ -69,13 +73,13 @@ def prompt(gpu: Gpu, model: str, tokens: int) -> Total:
 
 
 @functools.cache
-def _model(name: str, layers: int) -> object:
+def _model(name: str, layers: int) -> Decoder:
     return model_of(name, torch.float16, SHARE, layers)
 
 
-def _whole(gpu: Gpu, model: str, calls: object, context: int) -> Total:
+def _whole(gpu: Gpu, model: str, calls: Callable[[int], Calls], context: int) -> Total:
     """From models of one and of two layers, as all layers are alike."""
-    one, two = (of(gpu, calls(layers), context) for layers in (1, 2))  # type: ignore[operator]
+    one, two = (of(gpu, calls(layers), context) for layers in (1, 2))
     layers = CONFIGS[model]["num_hidden_layers"]
     return add([(layers - 1, two), (2 - layers, one)])
 
@@ -101,11 +105,11 @@ def _one(gpu: Gpu, call: Call, context: int) -> Total:
         limit = max(limit, products / (gpu.int8 * gpu.cores * gpu.clock))
         return Total(found.seconds, half, limit, 1, found.seconds, half)
     if name == "quantize_kernel" and call.named["codes"] is not None:
-        return Total(found.seconds, _norm_alone(gpu, call, found), 0.0, 1, found.seconds, 0.0)
+        return Total(found.seconds, _norm_alone(gpu, call), 0.0, 1, found.seconds, 0.0)
     return Total(found.seconds, found.seconds, limit if name == "attention_kernel" else 0.0, 1)
 
 
-def _norm_alone(gpu: Gpu, call: Recorded, found: Prediction) -> float:
+def _norm_alone(gpu: Gpu, call: Recorded) -> float:
     """What 16 bits have in the quantizer's place: its norm or activation function, or nothing."""
     a = call.named
     if a["NORM"] == "none" and a["ACTIVATION"] == "none":
@@ -145,7 +149,9 @@ def operator_seconds(gpu: Gpu, call: Operator) -> tuple[float, float]:
     memory = (read + call.written) / gpu.memory
     if call.query is not None:
         batch, heads, tokens, size = call.query
-        products = batch * heads * tokens * call.shapes[1][2] * size  # half of both, as it is causal
+        products = (
+            batch * heads * tokens * call.shapes[1][2] * size
+        )  # half of both, as it is causal
         return FIXED + max(memory, products / (rate * H.ATTENTION_SHARE)), products / rate
     if call.name in ("linear", "mm", "addmm"):
         products = call.shapes[0][-2] * math.prod(call.shapes[1])

@@ -64,20 +64,20 @@ def _loaded(w_tile, x_tile, w_words, x_words, left, K_FITS: tl.constexpr):
 @triton.jit
 def _added(sums, w, values, dtype: tl.constexpr):
     """``sums`` plus a pass's products: both operands' words widened, in an order of channels that registers have already."""
-    UNROLL: tl.constexpr = w.shape[0]
-    SLICES: tl.constexpr = sums.shape[0]
-    ROWS: tl.constexpr = sums.shape[1]
-    BLOCK_M: tl.constexpr = sums.shape[2]
-    w = tl.reshape(four_codes(w, dtype), (UNROLL, ROWS // 8, SLICES, 8, 4, 4, 2, 2))
-    values = tl.reshape(two_values(values, dtype), (UNROLL, BLOCK_M // 8, 2, SLICES, 8, 4, 2, 2, 2))
+    unroll: tl.constexpr = w.shape[0]
+    slices: tl.constexpr = sums.shape[0]
+    rows: tl.constexpr = sums.shape[1]
+    tokens: tl.constexpr = sums.shape[2]
+    w = tl.reshape(four_codes(w, dtype), (unroll, rows // 8, slices, 8, 4, 4, 2, 2))
+    values = tl.reshape(two_values(values, dtype), (unroll, tokens // 8, 2, slices, 8, 4, 2, 2, 2))
     if _PAIRS_FIRST:
         w = tl.permute(w, (2, 1, 3, 0, 5, 6, 4, 7))
         values = tl.permute(values, (3, 0, 2, 6, 7, 5, 8, 1, 4))
     else:
         w = tl.permute(w, (2, 1, 3, 0, 5, 4, 6, 7))
         values = tl.permute(values, (3, 0, 2, 6, 5, 7, 8, 1, 4))
-    w = tl.reshape(w, (SLICES, ROWS, 64 * UNROLL))
-    return dot16(w, tl.reshape(values, (SLICES, 64 * UNROLL, BLOCK_M)), sums)
+    w = tl.reshape(w, (slices, rows, 64 * unroll))
+    return dot16(w, tl.reshape(values, (slices, 64 * unroll, tokens)), sums)
 
 
 @triton.jit
@@ -105,7 +105,9 @@ def rows_times_x(x, words_x, codes_w, scale_w, index, outlier_w, bias, first, N,
     row = ((first + row % results) % N + (row // results) * N).to(tl.int64)
     w_words = (slice_ * UNROLL + unroll) * 16 + i
     w_tile = codes_w + row * (K // 4) + w_words
-    token = tl.minimum((part // 2) * 8 + lane, M - 1)  # what columns of no token have is never stored
+    token = tl.minimum(
+        (part // 2) * 8 + lane, M - 1
+    )  # what columns of no token have is never stored
     x_words = (slice_ * UNROLL + unroll) * 32 + (i // 4) * 8 + (part % 2) * 4 + i % 4
     x_tile = words_x + token * (x_stride // 2) + x_words
     sums = tl.zeros((SLICES, ROWS, BLOCK_M), tl.float32)

@@ -109,7 +109,9 @@ def test_against_float64(
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu"])
-@pytest.mark.parametrize(("tokens", "config"), [(1, GEMV), (3, GEMV), (3, SPLIT), (3, WHOLE)], ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "config"), [(1, GEMV), (3, GEMV), (3, SPLIT), (3, WHOLE)], ids=str
+)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_gated(activation: str, tokens: int, config: dict[str, int], dtype: torch.dtype) -> None:
     weight = make_weight(2 * 45, 200, 16, dtype=dtype)
