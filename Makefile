@@ -12,6 +12,9 @@ QUICKLY := --quiet --no-compile
 # A file's tests run in one worker, which shares their fixtures; files in the order of tests/conftest.py, slow ones first.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
+# tests start hundreds of processes, each of which would compile the package again
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-transformers test-lm-eval test-vllm check check-fast suite docs clean
 
 demo: $(VENV)/installed  ## convert the example checkpoint, look inside, generate

@@ -1,10 +1,10 @@
 """The server under load: many clients of OpenAI's library, of which each has its own question.
 
     python benchmarks/serve.py FOLDER [--clients 1 8 20] [--requests 24 96 200] [--new 32] [--batch 8]
-    python benchmarks/serve.py MODEL.gguf --peer PYTHON ...
+    python benchmarks/serve.py MODEL.gguf --peer PYTHON [--server llama_cpp|xllamacpp] ...
 
-FOLDER is a converted one. ``int8conv serve`` runs in a process of its own; with ``--peer``, llama.cpp's server, which the package xllamacpp in the
-environment of PYTHON contains, with as many places.
+FOLDER is a converted one. ``int8conv serve`` runs in a process of its own; with ``--peer``, a server of llama.cpp from the environment of PYTHON: that
+of llama-cpp-python, or llama.cpp's own, which the package xllamacpp contains, with as many places.
 For each number of clients, REQUESTS requests are sent, each by the next client that is free, every other one as a stream. Prints tokens per
 second of all clients together and per second of the server's processor time, which other work on the machine changes less, the time to the first token of a stream, how many answers differ from those of a client alone, and the
 server's memory after each.
@@ -32,7 +32,15 @@ from tabulate import tabulate
 PROMPTS = 16
 """Different ones."""
 
-PEER = """
+PEERS = {
+    "llama_cpp": """
+import runpy, sys
+_, model, batch, threads, _, port = sys.argv
+sys.argv = ["llama_cpp.server", "--model", model, "--n_ctx", "1024", "--n_threads", threads,
+            "--n_threads_batch", threads, "--port", port]
+runpy.run_module("llama_cpp.server", run_name="__main__")
+""",
+    "xllamacpp": """
 import sys, time, xllamacpp
 model, batch, threads, _, port = sys.argv[1:]
 params = xllamacpp.CommonParams()
@@ -42,7 +50,9 @@ params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
 server = xllamacpp.Server(params)
 while True:
     time.sleep(60)
-"""
+""",
+}
+"""Servers of llama.cpp: the Python one of llama-cpp-python, which answers one request after the other, and its own, which batches them."""
 
 
 def prompt_of(number: int) -> str:
@@ -120,7 +130,7 @@ def used(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def start(model: Path, peer: str | None, batch: int) -> tuple[subprocess.Popen[bytes], str]:
+def start(model: Path, peer: list[str] | None, batch: int) -> tuple[subprocess.Popen[bytes], str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -139,7 +149,7 @@ def start(model: Path, peer: str | None, batch: int) -> tuple[subprocess.Popen[b
             batch,
         ]
     else:
-        command = [peer, "-c", PEER, model, batch, os.cpu_count() or 1]
+        command = [*peer, model, batch, os.cpu_count() or 1]
     words = [str(each) for each in (*command, "--port", port)]
     server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
@@ -155,7 +165,8 @@ def start(model: Path, peer: str | None, batch: int) -> tuple[subprocess.Popen[b
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, metavar="FOLDER")
-    parser.add_argument("--peer", metavar="PYTHON", help="with the package xllamacpp")
+    parser.add_argument("--peer", metavar="PYTHON", help="with the package of --server")
+    parser.add_argument("--server", choices=list(PEERS), default="llama_cpp")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 20])
     parser.add_argument(
@@ -167,7 +178,8 @@ def main() -> None:
     )
     parser.add_argument("--new", type=int, default=32)
     arguments = parser.parse_args()
-    server, address = start(arguments.model, arguments.peer, arguments.batch)
+    peer = [arguments.peer, "-c", PEERS[arguments.server]] if arguments.peer else None
+    server, address = start(arguments.model, peer, arguments.batch)
     try:
         alone, _ = run(address, 1, PROMPTS, arguments.new)
         kinds = {prompt_of(number): text for number, text in alone.answers.items()}

@@ -20,8 +20,10 @@ SLOW = (
     "benchmarks",
     "cli/reports/test_plot.py",
     "cli/test_attack.py",
+    "cli/test_bench.py",
     "cli/test_calibrate.py",
     "cli/test_chat.py",
+    "cli/test_eval.py",
     "cli/test_generate.py",
     "cli/test_hub.py",
     "cli/test_inspect.py",
@@ -65,8 +67,11 @@ SLOW = (
     "runtime/test_against_transformers.py",
     "runtime/test_batch.py",
     "runtime/test_model.py",
+    "runtime/text/test_byte_level_files.py",
     "runtime/text/test_hostile_text.py",
     "runtime/weights/test_streaming.py",
+    "serve/test_chat_page.py",
+    "serve/test_openai.py",
     "test_docs.py",
 )
 """Files, and rooms of them, that ``make check-fast`` leaves out: those that take the most processor time, as the marker ``slow``."""
@@ -96,6 +101,11 @@ def is_slow(path: Path) -> bool:
     """Whether a test file is one of ``SLOW``, or in a room of it."""
     name = path.relative_to(TESTS).as_posix()
     return any(name == entry or name.startswith(f"{entry}/") for entry in SLOW)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without the slow ones, what they import is not needed either."""
+    return True if config.option.markexpr == "not slow" and is_slow(collection_path) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

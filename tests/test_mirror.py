@@ -31,8 +31,19 @@ ELSEWHERE: dict[str, str] = {
     "kernels/gpu/reference": "tests/kernels/gpu/test_gemm.py",  # held to float64 there, as the kernels are
     "runtime/backends/gpu/staging": "tests/runtime/backends/gpu/test_files.py",  # under every read of a file
     "runtime/decoder/recurrent/mamba": "tests/runtime/models/test_families.py",  # held to transformers there
-    "runtime/decoder/scaled": "tests/runtime/decoder/test_mixers.py",
+    "runtime/decoder/ffn/scaled": "tests/runtime/decoder/test_mixers.py",
     "runtime/decoder/recurrent/short_conv": "tests/runtime/models/test_families.py",
+    "runtime/decoder/attention": "tests/runtime/decoder/test_decoder.py",
+    "runtime/decoder/block": "tests/runtime/decoder/test_decoder.py",
+    "runtime/decoder/norm": "tests/runtime/decoder/test_decoder.py",
+    # held to transformers there, through every family that has them
+    "runtime/decoder/ffn/beside": "tests/runtime/models/test_families.py",
+    "runtime/decoder/ffn/building": "tests/runtime/models/test_families.py",
+    "runtime/decoder/ffn/feed_forward": "tests/runtime/models/test_families.py",
+    "runtime/decoder/residual/altup": "tests/runtime/models/test_families.py",
+    "runtime/decoder/residual/laurel": "tests/runtime/models/test_families.py",
+    "runtime/decoder/residual/layer_input": "tests/runtime/models/test_families.py",
+    "runtime/models/stream_modules": "tests/runtime/models/test_families.py",
     "runtime/models/modules": "tests/runtime/models/test_architecture.py",
     "runtime/models/recurrence": "tests/runtime/decoder/test_mixers.py",  # sizes, as allocated
     "runtime/decoder/latent_cache": "tests/runtime/decoder/test_latent_attention.py",  # which fills it

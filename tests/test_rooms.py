@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -82,8 +83,13 @@ def name_of(path: Path) -> str:
 NAMES = {name_of(path): path for path in modules()}
 
 
-def imports(path: Path, *, inside_functions: bool = True) -> Iterator[str]:
+@cache
+def imports(path: Path, *, inside_functions: bool = True) -> tuple[str, ...]:
     """Dotted names that a file imports; of this package without its name, of others their first part."""
+    return tuple(_imports(path, inside_functions))
+
+
+def _imports(path: Path, inside_functions: bool) -> Iterator[str]:
     here = ("int8conv", *path.relative_to(PACKAGE).with_suffix("").parts)
     for node in nodes(ast.parse(path.read_text()), inside_functions):
         if isinstance(node, ast.Import):

@@ -203,6 +203,8 @@ def _compile_step(
     parts = LayerParts(config, layer, relative)
     if config.is_sparse(layer) or config.is_recurrent(layer) or parts.spec.growth or config.gated_attention:  # fmt: skip
         return
+    if config.value_norm or config.activation == "xielu":  # no compiled layer has what these have
+        return
     try:
         module = model.get_submodule(".".join(prefix))
     except AttributeError:

@@ -280,7 +280,7 @@ class Model(PromptReader):
 
     def prepare(self) -> None:
         """Compile code for single tokens on a CPU, or load it from disk, now rather than at the first token."""
-        if any(block.fused is not None for block in self.decoder.blocks):
+        if self.decoder.is_compiled:
             prepare()
 
     def fallback_report(self) -> FallbackReport:

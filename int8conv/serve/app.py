@@ -195,16 +195,15 @@ async def _events(
 ) -> AsyncIterator[str]:
     """Server-sent events: a part for each piece of text, and a last word."""
     ends, begun = dict[int, Generation](), set[int]()
-    yield _event(reply.chunk(first.choice, "", first=True, end=None))
+    yield _event(reply.chunk(first, first=True))
     begun.add(first.choice)
     try:
         async for piece in pieces:
             if piece.end is not None:
                 ends[piece.choice] = piece.end
-            if piece.text or piece.end is not None or piece.choice not in begun:
-                is_first = piece.choice not in begun
-                begun.add(piece.choice)
-                yield _event(reply.chunk(piece.choice, piece.text, first=is_first, end=piece.end))
+            is_first = piece.choice not in begun
+            begun.add(piece.choice)
+            yield _event(reply.chunk(piece, first=is_first))
         if asked.with_usage:
             yield _event(reply.last(asked, [ends[i] for i in sorted(ends)]))
     except Int8convError as problem:

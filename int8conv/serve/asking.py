@@ -111,12 +111,9 @@ def _common(body: Mapping[str, Any], most: str) -> dict[str, Any]:
         options["constraint"] = constraint
     if body.get("logit_bias"):
         options["logit_bias"] = _bias(body["logit_bias"])
-    stream = _flag(body, "stream")
-    if stream and body.get("logprobs"):
-        raise RequestError("logprobs: not with stream", param="logprobs")
     wanted = body.get("stream_options") or {}
     return {
-        "n": _integer(body, "n", 1, MOST_CHOICES) or 1, "stream": stream, "options": options,
+        "n": _integer(body, "n", 1, MOST_CHOICES) or 1, "stream": _flag(body, "stream"), "options": options,
         "with_usage": isinstance(wanted, dict) and bool(wanted.get("include_usage")),
     }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..runtime.generate.batch import Batch
@@ -23,6 +23,8 @@ class Piece:
     choice: int
     text: str
     end: Generation | None = None
+    tokens: Generation | None = None
+    """If log-probabilities were asked for: the tokens since the last piece, with theirs."""
 
 
 class _Choice:
@@ -30,6 +32,7 @@ class _Choice:
 
     def __init__(self, model: Model, ids: list[int], options: GenerateOptions) -> None:
         self._pieces: list[str] = []
+        self._taken = 0
         self.continuation = model.continuation(ids, on_text=self._pieces.append, **options)
 
     def take_text(self) -> str:
@@ -37,6 +40,20 @@ class _Choice:
         text = "".join(self._pieces)
         self._pieces.clear()
         return text
+
+    def take_tokens(self) -> Generation | None:
+        """Those since it was asked last, with their log-probabilities."""
+        found, start = self.continuation.result(), self._taken
+        self._taken = len(found.token_ids)
+        if found.logprobs is None or self._taken == start:
+            return None
+        top = found.top_logprobs and found.top_logprobs[start:]
+        return replace(
+            found,
+            token_ids=found.token_ids[start:],
+            logprobs=found.logprobs[start:],
+            top_logprobs=top,
+        )
 
 
 class Generating:
@@ -62,12 +79,14 @@ class Generating:
                 for i, (choice, member) in list(going.items()):
                     if member.error is not None:
                         raise member.error
-                    text, end = choice.take_text(), None
+                    text, tokens, end = choice.take_text(), None, None
+                    if asked.logprobs is not None and asked.stream:
+                        tokens = choice.take_tokens()
                     if member.ended:
                         end = choice.continuation.result()
                         del going[i]
-                    if text or end is not None:
-                        found.append(Piece(i, text, end))
+                    if text or tokens is not None or end is not None:
+                        found.append(Piece(i, text, end, tokens))
                 yield found
         finally:
             for member in members:

@@ -11,6 +11,7 @@ from uuid import uuid4
 from ..runtime.generate.generation import Generation
 from ..runtime.text.tokenizer import Tokenizer
 from .asking import Asked
+from .generating import Piece
 
 _REASONS = {"stop": "stop", "length": "length", "cancelled": "stop"}
 
@@ -30,15 +31,19 @@ class Reply:
         choices = [self._choice(i, asked, each) for i, each in enumerate(found)]
         return self._head(chunk=False) | {"choices": choices, "usage": usage(found, asked.n)}
 
-    def chunk(self, choice: int, text: str, *, first: bool, end: Generation | None) -> dict[str, Any]:  # fmt: skip
+    def chunk(self, piece: Piece, *, first: bool) -> dict[str, Any]:
         """A part of a stream."""
-        reason = None if end is None else _REASONS[end.finish_reason]
-        shown: dict[str, Any] = {"index": choice, "finish_reason": reason, "logprobs": None}
+        reason = None if piece.end is None else _REASONS[piece.end.finish_reason]
+        shown: dict[str, Any] = {
+            "index": piece.choice,
+            "finish_reason": reason,
+            "logprobs": None if piece.tokens is None else self._logprobs(piece.tokens),
+        }
         if self.kind == "text":
-            shown["text"] = text
+            shown["text"] = piece.text
         else:
             shown["delta"] = ({"role": "assistant"} if first else {}) | (
-                {"content": text} if text or first else {}
+                {"content": piece.text} if piece.text or first else {}
             )
         return self._head(chunk=True) | {"choices": [shown]}
 
@@ -58,27 +63,26 @@ class Reply:
         }
 
     def _choice(self, i: int, asked: Asked, found: Generation) -> dict[str, Any]:
-        common = {"index": i, "finish_reason": _REASONS[found.finish_reason]}
+        common = {
+            "index": i,
+            "finish_reason": _REASONS[found.finish_reason],
+            "logprobs": None if asked.logprobs is None else self._logprobs(found),
+        }
         if self.kind == "chat":
-            logprobs = None if asked.logprobs is None else {"content": self._chat_logprobs(found)}
-            return common | {
-                "message": {"role": "assistant", "content": found.text},
-                "logprobs": logprobs,
-            }
+            return common | {"message": {"role": "assistant", "content": found.text}}
         prompt = asked.prompts[i // asked.n]
         before = prompt if asked.echo and isinstance(prompt, str) else ""
-        logprobs = None if asked.logprobs is None else self._text_logprobs(found)
-        return common | {"text": before + found.text, "logprobs": logprobs}
+        return common | {"text": before + found.text}
 
-    def _chat_logprobs(self, found: Generation) -> list[dict[str, Any]]:
+    def _logprobs(self, found: Generation) -> dict[str, Any]:
         tops = found.top_logprobs or [()] * len(found.token_ids)
-        return [
-            self._token(token, value) | {"top_logprobs": [self._token(*each) for each in top]}
-            for token, value, top in zip(found.token_ids, found.logprobs or (), tops, strict=True)
-        ]
-
-    def _text_logprobs(self, found: Generation) -> dict[str, Any]:
-        tops = found.top_logprobs or [()] * len(found.token_ids)
+        if self.kind == "chat":
+            values = zip(found.token_ids, found.logprobs or (), tops, strict=True)
+            content = [
+                self._token(token, value) | {"top_logprobs": [self._token(*each) for each in top]}
+                for token, value, top in values
+            ]
+            return {"content": content}
         return {
             "tokens": [self._text(token) for token in found.token_ids],
             "token_logprobs": found.logprobs,

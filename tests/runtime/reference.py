@@ -36,6 +36,9 @@ def reference(config: PretrainedConfig, folder: Path, dtype: torch.dtype) -> Any
             parameter.data += 0.1 * torch.randn_like(parameter)
         elif "embed" not in name:
             parameter.data *= 4
+    for name, buffer in model.named_buffers():
+        if name.endswith("layer_scalar"):  # Gemma 4's, which are 1
+            buffer.data += 0.1 * torch.randn_like(buffer)
     model.to(dtype).save_pretrained(folder)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 

@@ -105,6 +105,36 @@ def test_chats_and_their_streams(client: TestClient, model: Model) -> None:
     assert (used["choices"], used["usage"]["completion_tokens"]) == ([], 7)
 
 
+@pytest.mark.parametrize("kind", ["chat", "text"])
+def test_a_stream_has_the_log_probabilities_of_the_whole(client: TestClient, kind: str) -> None:
+    """One entry for each token, in order, also of tokens that end a character or a text and have none of their own."""
+    if kind == "chat":
+        path, asked = "chat/completions", {"messages": MESSAGES, "logprobs": True, "top_logprobs": 2}  # fmt: skip
+    else:
+        path, asked = "completions", {"prompt": "A list", "logprobs": 2}
+    asked |= {"max_tokens": 9, "n": 2, "seed": 3, "temperature": 2.5}
+    whole = post(client, path, **asked)["choices"]
+    found = client.post(f"/v1/{path}", json={**asked, "stream": True})
+    parts = [part["choices"][0] for part in events(found.text)]
+    for choice in whole:
+        streamed = [part["logprobs"] for part in parts if part["index"] == choice["index"]]
+        (tokens, values), expected = tokens_of(streamed), tokens_of([choice["logprobs"]])
+        assert tokens == expected[0]
+        assert values == pytest.approx(expected[1], abs=1e-3)
+        assert len(tokens) == 9
+
+
+def tokens_of(logprobs: list[Any]) -> tuple[list[str], list[float]]:
+    """Those of one choice, in both interfaces."""
+    tokens, values = list[str](), list[float]()
+    for each in filter(None, logprobs):
+        content = each.get("content", [])
+        tokens += each.get("tokens", [one["token"] for one in content])
+        values += each.get("token_logprobs", [one["logprob"] for one in content])
+        assert all(len(one["top_logprobs"]) == 2 for one in content)
+    return tokens, values
+
+
 def test_replies_in_a_given_form(client: TestClient) -> None:
     pytest.importorskip("llguidance")
     schema = {"enum": ["red", "blue"]}
@@ -132,7 +162,6 @@ def test_embeddings(client: TestClient, model: Model) -> None:
         ("chat/completions", {"messages": []}, "at least one"), ("chat/completions", {"messages": [3]}, "a list of objects"),
         ("chat/completions", {"messages": [{}]}, "a role"), ("chat/completions", {"messages": MESSAGES, "response_format": {"type": "xml"}}, "response_format"), ("chat/completions", {"messages": MESSAGES, "response_format": {"type": "json_schema"}}, "with a schema"),
         ("chat/completions", {"messages": MESSAGES, "response_format": 3}, "response_format"),
-        ("chat/completions", {"messages": MESSAGES, "stream": True, "logprobs": True}, "not with stream"),
         ("chat/completions", {"messages": [{"role": "user", "content": [{"image_url": "x"}]}]}, "parts of text"),
         ("embeddings", {"input": 3}, "input: expected text"),
     ],

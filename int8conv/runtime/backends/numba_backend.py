@@ -45,7 +45,7 @@ def compile_layer(block: BlockParts) -> fused.FusedLayer | None:
     """A layer as one call; None if it has a feature that compiled layers lack."""
     config, spec, ffn = block.config, block.attention, block.ffn
     head_norms = [norm for norm in (spec.query_norm, spec.key_norm) if norm is not None]
-    lacking = config.norms == "after sum" or config.norm_rotated or config.sinks
+    lacking = config.norms == "after sum" or config.norm_rotated or config.sinks or spec.value_norm
     if ffn is None or lacking or not all(norm.rms for norm in head_norms):
         return None
     found = (block.qkv, block.out, ffn.wide, ffn.down)

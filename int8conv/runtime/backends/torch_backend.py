@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..decoder.attention_spec import AttentionSpec
-from ..decoder.cache import Cache, HostCache, KVCache
+from ..decoder.attention_spec import AttentionSpec, Tables
+from ..decoder.cache import Cache, HostCache, KVCache, Stored
 from ..decoder.latent_cache import LatentCache
 from ..decoder.norms import NormWeights, normalised
 from ..decoder.quantized_cache import QuantizedCache
@@ -59,7 +59,7 @@ class TorchBackend:
             return LatentCache(config, batch=batch, capacity=capacity, dtype=dtype)
         if dtype == torch.int8:
             return QuantizedCache(config, batch=batch, capacity=capacity)
-        return KVCache(config, batch=batch, capacity=capacity, dtype=dtype)
+        return KVCache(config, batch=batch, capacity=capacity, dtype=dtype, device=self.device)
 
     def steps(self, decoder: Forward, cache: Cache) -> Step:
         return lambda tokens: decoder.forward(tokens, cache, last_only=True)
@@ -99,29 +99,45 @@ class TorchBackend:
         self, qkv: Sequence[Tensor], spec: AttentionSpec, positions: Positions, cache: Cache | None
     ) -> Tensor:
         assert isinstance(positions, TorchPositions)
-        q, k, v = (y.reshape(*y.shape[:2], -1, spec.size) for y in qkv)  # b t h d
-        if not spec.norm_rotated:
-            q = _normed(q, spec.query_norm, spec.by_head)
-            k = _normed(k, spec.key_norm, spec.by_head)
-        q = spec.grown(q, positions.ids)
-        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
-        if (tables := spec.own(positions.tables)) is not None:
-            q, k = rotate(q, tables, spec.interleaved), rotate(k, tables, spec.interleaved)
-        if spec.norm_rotated:
-            q, k = _normed(q, spec.query_norm, True), _normed(k, spec.key_norm, True)
-        if cache is None:
-            y = attend(q, k, v, spec, positions.ids, positions.biases)
-        else:
-            assert isinstance(cache, HostCache)
-            keys, values = cache.update(spec.layer, k, v)
-            y = attend(q, keys, values, spec, positions.ids, positions.biases)
+        q, *own = (y.reshape(*y.shape[:2], -1, spec.size) for y in qkv)  # b t h d
+        tables = spec.own(positions.tables)
+        q = q if spec.norm_rotated else _normed(q, spec.query_norm, spec.by_head)
+        q = _rotated(spec.grown(q, positions.ids), spec.query_norm, spec, tables)
+        keys, values = self._stored(own, spec, tables, cache, q.shape[2])
+        y = attend(q, keys, values, spec, positions.ids, positions.biases)
         return y.transpose(1, 2).flatten(2)
+
+    def _stored(
+        self, own: Sequence[Tensor], spec: AttentionSpec, tables: Tables | None, cache: Cache | None, tokens: int
+    ) -> tuple[Stored, Stored]:  # fmt: skip
+        """Keys and values of all positions: ``own``, those of the tokens ``[b, t, h, d]``, behind those in the cache."""
+        if spec.reads_only:
+            assert isinstance(cache, KVCache | QuantizedCache)
+            return cache.read(spec.layer, tokens)
+        k, v = own
+        k = k if spec.norm_rotated else _normed(k, spec.key_norm, spec.by_head)
+        k = _rotated(k, spec.key_norm, spec, tables)
+        v = _normed(v, spec.value_norm, True).transpose(1, 2)
+        if cache is None:
+            return k, v
+        assert isinstance(cache, HostCache)
+        return cache.update(spec.layer, k, v)
 
 
 def _tables_of_each(rotary: Rotary, ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin ``[b, 1, t, size]`` for ``[b, t]``, per sequence, as some rotary scalings depend on its length."""
     cos, sin = zip(*(rotary.tables(row, dtype) for row in ids), strict=True)
     return torch.stack(cos)[:, None], torch.stack(sin)[:, None]
+
+
+def _rotated(
+    x: Tensor, norm: NormWeights | None, spec: AttentionSpec, tables: Tables | None
+) -> Tensor:
+    """``[b, t, h, d]`` -> ``[b, h, t, d]``; normalised afterwards if the norm comes last."""
+    x = x.transpose(1, 2)
+    if tables is not None:
+        x = rotate(x, tables, spec.interleaved)
+    return _normed(x, norm, True) if spec.norm_rotated else x
 
 
 def _normed(x: Tensor, norm: NormWeights | None, by_head: bool) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models.config import DecoderConfig
-from .norms import NormWeights
+from .norms import NormWeights, unweighted
 
 Tables = tuple[Tensor, Tensor]
 """cos and sin of a rotary embedding."""
@@ -48,6 +48,9 @@ class AttentionSpec:
     growth_positions: float = 1.0
     sinks: Tensor | None = None
     """float32 ``[heads]``: scores of a position without a value (``torch_attention``)."""
+    value_norm: NormWeights | None = None
+    reads_only: bool = False
+    """Whether it attends to keys and values that an earlier layer has put into the cache."""
 
     @classmethod
     def of(
@@ -55,15 +58,15 @@ class AttentionSpec:
         cache_layer: int | None = None, sinks: Tensor | None = None,
     ) -> AttentionSpec:  # fmt: skip
         """The spec of a decoder layer; ``cache_layer`` is given if the cache has fewer layers than the decoder."""
-        window = config.window(layer)
+        window, heads = config.window(layer), config.heads_of(layer)
         local = config.local_rope is not None and window is not None
         scale = config.attention_scale
-        scale = config.head_dim**-0.5 if scale is None else scale
+        scale = heads.size**-0.5 if scale is None else scale
         return cls(
             config.cache_layer(layer) if cache_layer is None else cache_layer,
             config.num_heads,
-            config.num_kv_heads,
-            config.head_dim,
+            heads.count,
+            heads.size,
             scale,
             config.attention_softcap,
             window,
@@ -77,6 +80,8 @@ class AttentionSpec:
             config.query_growth,
             config.rope.original_positions if config.rope is not None else 1.0,
             sinks,
+            unweighted(heads.size, config.norm_eps) if config.value_norm else None,
+            not config.has_own_keys(layer),
         )
 
     @property

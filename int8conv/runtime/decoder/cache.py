@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ..models.config import DecoderConfig
+from ..models.config import DecoderConfig, Heads
 from ..models.recurrence import Recurrence
 from .recurrent.states import State, empty_states
 
@@ -58,7 +60,7 @@ class Cache:
         return self._between(0, count)
 
     def _between(self: _Self, begin: int, end: int) -> _Self:
-        same: _Self = object.__new__(type(self))
+        same = copy(self)
         same._parts = [part[:, :, begin:end] for part in self._parts]
         same.states = [state.between(begin, end) for state in self.states]
         same.lengths = self.lengths[begin:end]
@@ -77,6 +79,12 @@ class Cache:
         for state in self.states:
             state.exchange(i, j)
         self.lengths[here] = self.lengths[there]
+
+    def copy(self, i: int, j: int, length: int) -> None:
+        """Give sequence ``j`` the first positions of sequence ``i``, without recurrent states."""
+        for part in self._parts:
+            part[:, :, j, :, :length] = part[:, :, i, :, :length]
+        self.lengths[j] = length
 
     def advance(self, tokens: int) -> None:
         """Count positions as filled once all layers have stored them."""
@@ -169,23 +177,50 @@ class HostCache(Cache, ABC):
         return part[:, :, :end]
 
 
+class Places:
+    """Where a cache's layers are: those with the same heads form one tensor."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        self.counts: Counter[Heads] = Counter()
+        """Number of layers of each form, in the order of the cache's parts."""
+        self._found: list[tuple[int, int]] = []
+        for layer in filter(config.has_own_keys, range(config.num_layers)):
+            heads = config.heads_of(layer)
+            row = self.counts[heads]
+            self.counts[heads] += 1
+            self._found.append((list(self.counts).index(heads), row))
+        if not self.counts:  # a cache of states alone still has a capacity
+            self.counts[config.heads_of(0)] = 0
+
+    def of(self, layer: int) -> tuple[int, int]:
+        """The part of a layer of the cache, and its row there."""
+        return self._found[layer]
+
+
 class KVCache(HostCache):
     """Keys and values in a float dtype, possibly narrower than activations: ``[batch, kv_heads, capacity, head_dim]`` per layer."""
 
     def __init__(
-        self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype
-    ) -> None:
-        shape = (config.kv_layers, 2, batch, config.num_kv_heads, capacity, config.head_dim)
-        super().__init__([torch.zeros(shape, dtype=dtype)], states=empty_states(config, batch))
-
-    @property
-    def _data(self) -> Tensor:
-        return self._parts[0]
+        self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> None:  # fmt: skip
+        self._places = Places(config)
+        parts = [
+            torch.zeros(layers, 2, batch, heads.count, capacity, heads.size, dtype=dtype, device=device)
+            for heads, layers in self._places.counts.items()
+        ]  # fmt: skip
+        super().__init__(parts, states=empty_states(config, batch))
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, for all positions."""
-        keys, values = self._data[layer]
+        part, row = self._places.of(layer)
+        keys, values = self._parts[part][row]
         return keys, values
+
+    def read(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """What ``update`` returned for ``tokens`` tokens of this layer."""
+        end = self.length + tokens
+        keys, values = self.layer(layer)
+        return keys[:, :, :end], values[:, :, :end]
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         stored_keys, stored_values = self.layer(layer)

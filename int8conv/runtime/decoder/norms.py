@@ -20,6 +20,11 @@ class NormWeights:
     bias: Tensor | None
 
 
+def unweighted(size: int, eps: float) -> NormWeights:
+    """An RMSNorm of ``size`` channels without a weight."""
+    return NormWeights(True, eps, torch.ones(size), None)
+
+
 def normalised(x: Tensor, norm: NormWeights) -> Tensor:
     """RMSNorm (arXiv:1910.07467) or LayerNorm of the last axis, computed in float32."""
     if not norm.rms:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..models.config import DecoderConfig
-from .cache import HostCache, Quantized
+from .cache import HostCache, Places, Quantized
 from .recurrent.states import empty_states
 
 LARGEST_CODE: Final = 127
@@ -31,6 +31,7 @@ class QuantizedCache(HostCache):
     """Keys and values of every layer in int8."""
 
     def __init__(self, config: DecoderConfig, *, batch: int, capacity: int) -> None:
+        self._places = Places(config)
         parts = quantized_parts(config, batch=batch, capacity=capacity)
         super().__init__(parts, states=empty_states(config, batch))
 
@@ -40,19 +41,31 @@ class QuantizedCache(HostCache):
 
     def _quantized(self, layer: int, kind: int, new: Tensor) -> Quantized:
         codes, scale = quantize_heads(new)
-        codes_of_all, scale_of_all = self._parts
-        return Quantized(
-            self._put(codes_of_all[layer, kind], codes), self._put(scale_of_all[layer, kind], scale)
-        )
+        memory = self._memory(layer, kind)
+        return Quantized(self._put(memory.codes, codes), self._put(memory.scale, scale))
+
+    def read(self, layer: int, tokens: int) -> tuple[Quantized, Quantized]:
+        """What ``update`` returned for ``tokens`` tokens of this layer."""
+        end = self.length + tokens
+        return self._memory(layer, 0).between(0, end), self._memory(layer, 1).between(0, end)
+
+    def _memory(self, layer: int, kind: int) -> Quantized:
+        """A layer's keys or values, for all positions."""
+        part, row = self._places.of(layer)
+        codes, scale = self._parts[2 * part : 2 * part + 2]
+        return Quantized(codes[row, kind], scale[row, kind])
 
 
 def quantized_parts(
     config: DecoderConfig, *, batch: int, capacity: int, device: torch.device | None = None
 ) -> list[Tensor]:
-    """Memory for codes and scales of every layer, for a ``Cache``."""
-    shape = (config.kv_layers, 2, batch, config.num_kv_heads, capacity)
-    codes = torch.zeros(*shape, config.head_dim, dtype=torch.int8, device=device)
-    return [codes, torch.zeros(*shape, 1, dtype=_SCALES, device=device)]
+    """Memory for codes and scales of every layer, for a ``Cache``: two parts for each form of layers."""
+    parts = []
+    for heads, layers in Places(config).counts.items():
+        shape = (layers, 2, batch, heads.count, capacity)
+        parts.append(torch.zeros(*shape, heads.size, dtype=torch.int8, device=device))
+        parts.append(torch.zeros(*shape, 1, dtype=_SCALES, device=device))
+    return parts
 
 
 def quantize_heads(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,12 +15,13 @@ class Rotary:
 
     Args:
         rope: base and scaling.
-        head_dim: channels per head; the first ``rope.rotary_fraction`` of them are rotated.
+        head_dim: channels per head; the first ``rope.rotary_fraction`` of them are rotated. If it is proportional, all are, most by 0.
     """
 
     def __init__(self, rope: Rope, head_dim: int) -> None:
         self.rope = rope
-        self.size = int(head_dim * rope.rotary_fraction)
+        whole = rope.kind == "proportional"
+        self.size = head_dim if whole else int(head_dim * rope.rotary_fraction)
         self._steps = torch.arange(0, self.size, 2, dtype=torch.int64).float() / self.size
 
     @property
@@ -59,6 +60,9 @@ class Rotary:
             return 1.0 / (self._stretched_base(length) ** self._steps)
         plain = 1.0 / (rope.theta**self._steps)
         if rope.kind == "linear":
+            return plain / rope.factor
+        if rope.kind == "proportional":
+            plain[int(rope.rotary_fraction * self.size / 2) :] = 0
             return plain / rope.factor
         if rope.kind == "longrope":
             longer = length > rope.original_positions

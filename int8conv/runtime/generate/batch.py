@@ -1,7 +1,8 @@
 """Continuous batching: sequences in one static cache that go on together, join between two steps, and leave when they are done.
 
 The cache has a place for each sequence. Those that are computed are its first ones, so that a step passes over no others; who joins
-or leaves changes places. A place that is free keeps its keys and values for a prompt that begins alike.
+or leaves changes places. Keys and values stay in a place that is free, and a prompt that begins like
+what any place contains begins with a copy of them.
 """
 
 from __future__ import annotations
@@ -127,19 +128,38 @@ class Batch:
         return [i for i, place in enumerate(self._places) if place.member is None]
 
     def _take_place(self, member: Member) -> None:
-        """Of those that are free, the one that keeps most of the prompt, or else was left first."""
+        """Give a member a free place, and what any place has computed of its prompt's beginning."""
         prompt, limit = member.continuation.prompt, member.continuation.limit
         try:
             cache = self._cache_for(len(prompt) + limit)
         except Int8convError as error:
             member.error = error
             return
-        places = self._places
-        i = max(self._free(), key=lambda i: (common_length(places[i].ids, prompt), -places[i].left))
-        kept = min(common_length(places[i].ids, prompt), len(prompt) - 1)
-        cache.sequence(i).truncate(kept)
-        places[i].member = member
+        held = [self._held(i) for i in range(len(self._places))]
+        shared = [min(common_length(ids, prompt), len(prompt) - 1) for ids in held]
+        i = self._place_for(held, shared)
+        cache.sequence(i).truncate(shared[i])
+        other = max(range(len(shared)), key=shared.__getitem__)
+        if shared[other] > shared[i] and not cache.states:
+            cache.copy(other, i, shared[other])
+        self._places[i].member = member
         self._filling.append(member)
+
+    def _held(self, i: int) -> list[int]:
+        """The tokens whose keys and values a place contains."""
+        place = self._places[i]
+        if place.member is None or self._cache is None:
+            return place.ids
+        told = place.member.continuation
+        return [*told.prompt, *told.token_ids][: int(self._cache.lengths[i])]
+
+    def _place_for(self, held: list[list[int]], shared: list[int]) -> int:
+        """The free place that contains most of the prompt and loses at most half of its own; otherwise that which was left first."""
+        places = self._places
+        good = [i for i in self._free() if 0 < len(held[i]) <= 2 * shared[i]]
+        if good:
+            return max(good, key=lambda i: (shared[i], -places[i].left))
+        return min(self._free(), key=lambda i: places[i].left)
 
     def _cache_for(self, positions: int) -> Cache:
         size = len(self._places)
@@ -219,13 +239,12 @@ class Batch:
 
     def _leave(self, i: int) -> None:
         """Free a place; what it has computed stays."""
-        place, cache = self._places[i], self._cache
+        place = self._places[i]
         member = place.member
-        assert member is not None and cache is not None
+        assert member is not None
         self._left += 1
-        kept = [*member.continuation.prompt, *member.continuation.token_ids]
+        place.ids = self._held(i)
         place.member, place.left = None, self._left
-        place.ids = kept[: int(cache.lengths[i])]
         if member in self._filling:
             self._filling.remove(member)
         if i < self._active:

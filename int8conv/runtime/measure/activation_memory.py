@@ -53,7 +53,16 @@ class Pass:
 
     def peak(self) -> int:
         """Peak number of bytes."""
-        return max(*self._attention(), *self._recurrence(), *self._ffn(), self._logits())
+        return self._streams() + max(
+            *self._attention(), *self._recurrence(), *self._ffn(), self._logits()
+        )
+
+    def _streams(self) -> int:
+        """What lives through all layers: their own embeddings of the tokens; further residual streams, predicted and corrected."""
+        c, found = self.config, 0
+        if c.layer_input is not None:
+            found += self.tokens * c.num_layers * c.layer_input.size * self.item
+        return found + (3 * (c.altup.streams - 1) * self._hidden if c.altup is not None else 0)
 
     @property
     def _hidden(self) -> int:
@@ -86,16 +95,23 @@ class Pass:
         if c.latent is not None:
             yield from self._latent(c.latent)
             return
-        queries = t * c.num_heads * c.head_dim * self.item
-        keys = t * c.num_kv_heads * c.head_dim * self.item
+        size, kv_heads = self._widest
+        queries = t * c.num_heads * size * self.item
+        keys = t * kv_heads * size * self.item
         residuals, qkv = 2 * self._hidden, queries + 2 * keys
-        width = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+        width = (c.num_heads + 2 * kv_heads) * size
         yield residuals + qkv + self._linear(t, c.hidden_size, width)
         rotated = queries + keys if c.rope is not None else 0
         if rotated and self.device == "cpu":
             yield residuals + qkv + max(4 * queries, queries + 4 * keys)
         yield residuals + qkv + rotated + queries + self._scores()
-        yield residuals + self._hidden + 2 * queries + self._linear(t, c.num_heads * c.head_dim, c.hidden_size)  # fmt: skip
+        yield residuals + self._hidden + 2 * queries + self._linear(t, c.num_heads * size, c.hidden_size)  # fmt: skip
+
+    @property
+    def _widest(self) -> tuple[int, int]:
+        """Channels of a head, and key heads, in the layer with the widest heads."""
+        heads = map(self.config.heads_of, range(self.config.num_layers))
+        return max((each.size, each.count) for each in heads)
 
     def _latent(self, a: Latent) -> Iterator[int]:
         """Latent attention: its first linears; then all heads' keys and values, or a head's weight that is folded in."""
@@ -148,8 +164,9 @@ class Pass:
 
     def _widened(self, copies: int, most: int) -> int:
         """Blocks of heads of a narrow cache, widened to the dtype of activations."""
-        head = self.positions * self.config.head_dim
-        return copies * self.item * max(head, min(most, head * self.config.num_kv_heads))
+        size, kv_heads = self._widest
+        head = self.positions * size
+        return copies * self.item * max(head, min(most, head * kv_heads))
 
     def _ffn(self) -> Iterator[int]:
         """First linears, activation function, last linear."""
@@ -166,7 +183,7 @@ class Pass:
         """Tokens and inner size of each FFN."""
         c, experts = self.config, self.config.experts
         if experts is None or not all(c.is_sparse(layer) for layer in range(c.num_layers)):
-            yield self.tokens, c.intermediate_size
+            yield self.tokens, max(map(c.ffn_size, range(c.num_layers)))
         if experts is not None:  # assumed to be spread evenly, with a safety factor of two
             per_expert = -(-2 * self.tokens * experts.used // experts.count)
             yield min(self.tokens, per_expert), experts.intermediate_size

@@ -295,10 +295,12 @@ def predict_footprint(
 
 def kv_cache_bytes(config: DecoderConfig, context: int, batch: int, dtype: str) -> int:
     """Size of keys and values of all layers, heads and positions, and of recurrent states; of latents, if attention has them."""
-    rows = config.kv_layers * context * batch
     scale = SCALE_BYTES if dtype == "int8" else 0
-    widths = (config.head_dim,) * (2 * config.num_kv_heads)
-    if config.latent is not None:
-        widths = config.latent.widths
-    per_row = sum(width * CACHE_BYTES[dtype] + scale for width in widths)
-    return rows * per_row + config.state_bytes(batch)
+    per_position = 0
+    for layer in filter(config.has_own_keys, range(config.num_layers)):
+        heads = config.heads_of(layer)
+        widths = (heads.size,) * (2 * heads.count)
+        if config.latent is not None:
+            widths = config.latent.widths
+        per_position += sum(width * CACHE_BYTES[dtype] + scale for width in widths)
+    return context * batch * per_position + config.state_bytes(batch)

@@ -58,7 +58,7 @@ def score(
         for begin in range(first, len(ids), _POSITIONS_AT_ONCE):
             end = min(begin + _POSITIONS_AT_ONCE, len(ids))
             logs = [
-                F.log_softmax(output(stream.hidden[number][:, begin - 1 : end - 1])[0], dim=-1)
+                F.log_softmax(output(stream.hidden[number][..., begin - 1 : end - 1, :])[0], dim=-1)
                 for output, stream in zip(outputs, streams, strict=True)
             ]
             targets = ids[begin:end, None].to(logs[0].device)

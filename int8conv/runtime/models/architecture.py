@@ -9,13 +9,15 @@ from typing import Any, Final
 from ...errors import ShapeError, UnsupportedModelError
 from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import Checkpoint
-from .config import PER_LAYER, DecoderConfig, Experts, RawConfig
+from .config import PER_LAYER, DecoderConfig, Experts, Heads, Rope
 from .families import Family, find_family
 from .latent import Latent
 from .modules import Kind, Module, linears
+from .raw_config import RawConfig
 from .recurrent_modules import check_recurrence, recurrent_modules
 from .reference_fields import FIELDS
 from .stored import as_stored
+from .stream_modules import modules_after_layers, modules_before_layers, modules_of_layer
 from .wrapped import is_wrapper, text_part
 
 __all__ = [
@@ -163,27 +165,22 @@ def shape_error(
 
 
 def _check_sizes(config: DecoderConfig, raw: RawConfig) -> None:
-    if config.num_heads % config.num_kv_heads:
-        raise raw.unsupported(
-            "num_key_value_heads", config.num_kv_heads, f"a divisor of {config.num_heads}"
-        )
-    if config.head_dim > MOST_HEAD_DIM:
-        raise raw.unsupported("head_dim", config.head_dim, f"at most {MOST_HEAD_DIM:,}")
-    if config.rope is not None:
-        rotated = int(config.head_dim * config.rope.rotary_fraction)
-        if rotated % 2 or not 0 < rotated <= config.head_dim:
-            raise raw.unsupported("head_dim", config.head_dim, "an even number of rotated channels")
-        if config.rope.kind == "dynamic" and rotated == 2:
-            raise raw.unsupported("head_dim", config.head_dim, "more than 2 rotated channels")
-        for factors in (config.rope.short_factors, config.rope.long_factors):
-            if factors and len(factors) != rotated // 2:
-                raise raw.unsupported("rope_scaling", len(factors), f"{rotated // 2} factors")
-    if config.latent is not None and config.latent.query + config.latent.value > MOST_HEAD_DIM:
-        raise raw.unsupported("v_head_dim", config.latent.value, f"at most {MOST_HEAD_DIM:,}")
-    check_recurrence(config, raw)
     for name in PER_LAYER:
         if len(getattr(config, name)) not in (0, config.num_layers):
             raise raw.unsupported("layer_types", len(getattr(config, name)), f"{config.num_layers}")
+    for heads in {Heads(config.num_kv_heads, config.head_dim), *config.heads}:
+        if config.num_heads % heads.count:
+            raise raw.unsupported(
+                "num_key_value_heads", heads.count, f"a divisor of {config.num_heads}"
+            )
+        if heads.size > MOST_HEAD_DIM:
+            raise raw.unsupported("head_dim", heads.size, f"at most {MOST_HEAD_DIM:,}")
+    for rope, local in ((config.rope, False), (config.local_rope, True)):
+        if rope is not None:
+            _check_rotated(rope, config.rotated_size(local=local), raw)
+    if config.latent is not None and config.latent.query + config.latent.value > MOST_HEAD_DIM:
+        raise raw.unsupported("v_head_dim", config.latent.value, f"at most {MOST_HEAD_DIM:,}")
+    check_recurrence(config, raw)
     experts = config.experts
     if experts is not None and experts.used > experts.count:
         raise raw.unsupported("num_experts_per_tok", experts.used, f"1 to {experts.count}")
@@ -192,6 +189,17 @@ def _check_sizes(config: DecoderConfig, raw: RawConfig) -> None:
     if experts is not None and experts.count * config.num_layers > MOST_EXPERTS:
         most = f"at most {MOST_EXPERTS // config.num_layers} in each of {config.num_layers} layers"
         raise raw.unsupported("num_experts", experts.count, most)
+
+
+def _check_rotated(rope: Rope, size: int, raw: RawConfig) -> None:
+    rotated = size if rope.kind == "proportional" else int(size * rope.rotary_fraction)
+    if rotated % 2 or not 0 < rotated <= size:
+        raise raw.unsupported("head_dim", size, "an even number of rotated channels")
+    if rope.kind == "dynamic" and rotated == 2:
+        raise raw.unsupported("head_dim", size, "more than 2 rotated channels")
+    for factors in (rope.short_factors, rope.long_factors):
+        if factors and len(factors) != rotated // 2:
+            raise raw.unsupported("rope_scaling", len(factors), f"{rotated // 2} factors")
 
 
 def _check_groups(experts: Experts, raw: RawConfig) -> None:
@@ -217,9 +225,11 @@ def _modules(config: DecoderConfig, names: Mapping[str, str]) -> Iterator[Module
     if c.embedding_size != hidden:
         shape = (hidden, c.embedding_size)
         yield Module("project_in", names["project_in"], "projection", None, shape, False)
+    yield from modules_before_layers(c, names)
     for layer in range(c.num_layers):
         here = {role: name.replace("{}", str(layer), 1) for role, name in names.items()}
         yield from _layer(c, layer, here)
+    yield from modules_after_layers(c, names)
     if c.final_norm:
         yield _norm(c, "final_norm", names, None)
     if c.embedding_size != hidden:
@@ -253,27 +263,38 @@ def _layer(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[M
             yield from _attention(c, layer, names)
         if c.norms in ("around", "after"):
             yield _norm(c, "attn_post_norm", names, layer)
-    if not c.has_ffn(layer):
-        return
+    if c.has_ffn(layer):
+        yield from _whole_ffn(c, layer, names)
+    yield from modules_of_layer(c, layer, names)
+
+
+def _whole_ffn(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
+    """FFN or experts, or both, with their norms."""
+    beside = c.is_sparse(layer) and c.experts is not None and c.experts.beside_ffn
     if c.norms != "after" and "mlp_norm" in names:
         yield _norm(c, "mlp_norm", names, layer)
+    if beside or not c.is_sparse(layer):
+        yield from _ffn(c, layer, names, "", c.ffn_size(layer))
+    if beside:
+        yield from (_norm(c, role, names, layer) for role in ("mlp_inner_norm", "experts_norm"))
     if c.is_sparse(layer):
         yield from _experts(c, layer, names)
-    else:
-        yield from _ffn(c, layer, names, "", c.intermediate_size)
+    if beside:
+        yield _norm(c, "experts_post_norm", names, layer)
     if c.norms in ("around", "after"):
         yield _norm(c, "mlp_post_norm", names, layer)
 
 
 def _attention(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
     yield from _qkv(c, layer, names)
+    own, size = c.heads_of(layer), c.heads_of(layer).size
     if c.query_norm is not None:
-        for role, heads in (("q_norm", c.num_heads), ("k_norm", c.num_kv_heads)):
-            size = c.head_dim if c.query_norm == "head" else heads * c.head_dim
-            yield _norm(c, role, names, layer, size)
+        for role, heads in (("q_norm", c.num_heads), ("k_norm", own.count)):
+            if role == "q_norm" or c.has_own_keys(layer):
+                yield _norm(c, role, names, layer, size if c.query_norm == "head" else heads * size)
     if c.sinks:
         yield Module("sinks", names["sinks"], "attention", layer, (c.num_heads,), False, bare=True)
-    queries, outs = c.num_heads * c.head_dim, {"o": c.hidden_size}
+    queries, outs = c.num_heads * size, {"o": c.hidden_size}
     yield from linears("attention", layer, names, c.out_bias, queries, outs, c.transposed)
 
 
@@ -293,9 +314,14 @@ def _latent(c: DecoderConfig, a: Latent, layer: int, names: Mapping[str, str]) -
 
 
 def _qkv(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator[Module]:
-    queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    asked = 2 * queries if c.gated_attention else queries
-    outs = {"q": asked, "k": keys, "v": keys} if not c.fused_qkv else {"qkv": queries + 2 * keys}
+    heads = c.heads_of(layer)
+    queries, keys = c.num_heads * heads.size, heads.count * heads.size
+    outs = {"q": 2 * queries if c.gated_attention else queries}
+    if c.has_own_keys(layer):
+        outs["k"] = keys
+        if not (c.keys_as_values and c.keys_as_values[layer]):
+            outs["v"] = keys
+    outs = {"qkv": queries + 2 * keys} if c.fused_qkv else outs
     return linears("attention", layer, names, c.qkv_bias, c.hidden_size, outs, c.transposed)
 
 
@@ -316,6 +342,9 @@ def _experts(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator
     assert c.experts is not None
     shape = (c.experts.count, c.hidden_size)
     yield Module("router", names["router"], "router", layer, shape, c.experts.router_bias)
+    if c.experts.beside_ffn:
+        for role, size in (("router_scale", shape[1:]), ("expert_scale", shape[:1])):
+            yield Module(role, names[role], "router", layer, size, False, bare=True)
     if c.experts.biased:
         bias = names["router_bias"]
         yield Module("router_bias", bias, "router", layer, shape[:1], False, bare=True)
@@ -323,7 +352,7 @@ def _experts(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator
         here = {
             f"{expert}.{role.removeprefix('expert_')}": name.replace("{}", str(expert))
             for role, name in names.items()
-            if role.startswith("expert_")
+            if role.startswith("expert_") and role != "expert_scale"
         }
         yield from _ffn(c, layer, here, f"{expert}.", c.experts.intermediate_size)
     if c.experts.shared_size:

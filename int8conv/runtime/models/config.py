@@ -1,30 +1,16 @@
-"""The decoder's parameters, and how a family's ``config.json`` is read into them without ignoring anything."""
+"""The decoder's parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar
+from typing import Final, Literal
 
-from ...errors import JsonFileError, UnsupportedFeatureError
 from .latent import Latent
 from .recurrence import Recurrence
+from .streams import AltUp, LayerInput
 
-Activation = Literal["silu", "relu", "relu2", "gelu", "gelu_tanh"]
-T = TypeVar("T")
-
-BOOKKEEPING = frozenset([
-    "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "decoder_start_token_id", "dtype",
-    "eos_token_id", "finetuning_task", "id2label", "initializer_range", "init_std", "is_decoder",
-    "is_encoder_decoder", "is_llama_config", "label2id", "model_type", "num_labels", "output_attentions",
-    "output_hidden_states", "pad_token_id", "prefix", "problem_type", "return_dict", "sep_token_id",
-    "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript", "transformers.js_config",
-    "transformers_version", "unk_token_id", "use_bfloat16", "use_cache", "attention_dropout",
-    "attn_implementation", "classifier_dropout", "dropout", "activation_dropout", "layerdrop", "hidden_dropout",
-    "resid_pdrop", "embd_pdrop", "attn_pdrop", "pretraining_tp", "quantization_config", "rope_parameters",
-    "rope_theta", "rope_scaling",
-])  # fmt: skip
-"""Config keys that do not affect inference, or that are read by a separate function."""
+Activation = Literal["silu", "relu", "relu2", "gelu", "gelu_tanh", "xielu"]
 
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
@@ -38,25 +24,16 @@ ACTIVATIONS: Mapping[str, Activation] = {
 }
 
 
-MOST_SIZE: Final = 2**40
-"""Limit on counts without a limit of their own."""
-MOST_LISTED: Final = 10_000
-"""Limits on layers and experts, which are listed before any tensor is looked at."""
-_LISTED: Final = {
-    "n_layer", "n_layers", "num_hidden_layers", "num_layers",
-    "moe_num_experts", "n_routed_experts", "num_experts", "num_experts_per_tok", "num_local_experts",
-}  # fmt: skip
-MOST_NUMBER: Final = 1e30
-
-
 @dataclass(frozen=True)
 class Rope:
     """A rotary embedding: its base, and the scaling of its frequencies."""
 
     theta: float
-    kind: Literal["default", "linear", "llama3", "dynamic", "yarn", "longrope"] = "default"
+    kind: Literal["default", "linear", "llama3", "dynamic", "yarn", "longrope", "proportional"] = (
+        "default"
+    )
     factor: float = 1.0
-    """Divisor of low frequencies; of all frequencies if the kind is linear."""
+    """Divisor of low frequencies; of all frequencies if the kind is linear or proportional."""
     low_freq_factor: float = 1.0
     """llama3: a wave that fits at most this many times into ``original_positions`` has a low frequency."""
     high_freq_factor: float = 1.0
@@ -76,7 +53,7 @@ class Rope:
     long_factors: tuple[float, ...] = ()
     """longrope: divisors in longer sequences."""
     rotary_fraction: float = 1.0
-    """Fraction of a head's channels to rotate, starting with the first."""
+    """Fraction of a head's channels to rotate, starting with the first; proportional: of its pairs, whose frequencies are those of whole heads."""
     interleaved: bool = False
     """Whether channels 2 i and 2 i + 1 form a pair; otherwise i and i + half."""
 
@@ -107,6 +84,17 @@ class Experts:
     """Multiplier of the weights."""
     router_bias: bool = False
     """Whether the router is a linear with a bias, which changes the weights too."""
+    beside_ffn: bool = False
+    """Whether the FFN runs too, and experts have weights of their own (``decoder.ffn.beside``)."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The key heads of a layer."""
+
+    count: int
+    size: int
+    """Channels of each of them, and of each query head."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +170,7 @@ class DecoderConfig:
     fused_gate: bool = False
     """Whether one linear computes gate and up."""
     swiglu_limit: float | None = None
-    """The FFN's gate and up are limited to this, and its rows alternate between them (``decoder.clamped``)."""
+    """The FFN's gate and up are limited to this, and its rows alternate between them (``decoder.ffn.clamped``)."""
     swiglu_alpha: float = 1.702
     transposed: bool = False
     """Whether linears of blocks are stored as ``[in, out]``."""
@@ -210,13 +198,52 @@ class DecoderConfig:
     """Multiplier of the FFN's gate before its activation function."""
     ffn_scale: float = 1.0
     """Multiplier of the FFN's output."""
+    heads: tuple[Heads, ...] = ()
+    """For each layer, its key heads, if layers differ; absent: all have ``num_kv_heads`` of ``head_dim`` channels."""
+    key_sources: tuple[int, ...] = ()
+    """For each layer, the layer whose keys and values it attends to; absent: its own."""
+    keys_as_values: tuple[bool, ...] = ()
+    """For each layer, whether its values are its keys before norm and rotation; absent: none."""
+    value_norm: bool = False
+    """Whether values are normalised too, per head, by an RMSNorm without a weight."""
+    ffn_sizes: tuple[int, ...] = ()
+    """For each layer, the inner size of its FFN, if layers differ; absent: ``intermediate_size``."""
+    sparse_gates: tuple[float, ...] = ()
+    """For each layer, the fraction of its FFN's gate that becomes zero (``decoder.ffn.sparse_gate``); absent: 0."""
+    layer_scaled: bool = False
+    """Whether the output of a layer is multiplied by a learned number."""
+    layer_input: LayerInput | None = None
+    altup: AltUp | None = None
+
+    def heads_of(self, layer: int) -> Heads:
+        """The key heads of a layer."""
+        return self.heads[layer] if self.heads else Heads(self.num_kv_heads, self.head_dim)
+
+    def rotated_size(self, *, local: bool) -> int:
+        """Channels per head in layers that use ``rope`` or, if ``local``, ``local_rope``."""
+        for layer, heads in enumerate(self.heads):
+            if local == (self.local_rope is not None and self.window(layer) is not None):
+                return heads.size
+        return self.head_dim
+
+    def key_source(self, layer: int) -> int:
+        """The layer whose keys and values a layer attends to."""
+        return self.key_sources[layer] if self.key_sources else layer
+
+    def ffn_size(self, layer: int) -> int:
+        """The inner size of a layer's FFN."""
+        return self.ffn_sizes[layer] if self.ffn_sizes else self.intermediate_size
+
+    def has_own_keys(self, layer: int) -> bool:
+        """Whether a layer computes keys and values."""
+        return self.has_attention(layer) and self.key_source(layer) == layer
 
     def is_recurrent(self, layer: int) -> bool:
         """Whether a layer has a recurrent state."""
         return bool(self.recurrent_layers) and self.recurrent_layers[layer]
 
     def has_attention(self, layer: int) -> bool:
-        """Whether a layer has keys and values."""
+        """Whether a layer attends to keys and values."""
         if self.attention_layers:
             return self.attention_layers[layer]
         return not self.is_recurrent(layer)
@@ -231,12 +258,12 @@ class DecoderConfig:
 
     @property
     def kv_layers(self) -> int:
-        """Number of layers with keys and values."""
-        return self.cache_layer(self.num_layers)
+        """Number of layers with keys and values of their own."""
+        return sum(map(self.has_own_keys, range(self.num_layers)))
 
     def cache_layer(self, layer: int) -> int:
-        """The number of layers with keys and values before a layer: its own number in the cache."""
-        return sum(self.has_attention(earlier) for earlier in range(layer))
+        """The number in the cache of a layer's keys and values: that of layers before it which have their own."""
+        return sum(map(self.has_own_keys, range(self.key_source(layer))))
 
     def state_layer(self, layer: int) -> int:
         """The same among layers with a state."""
@@ -261,131 +288,7 @@ class DecoderConfig:
 
 
 PER_LAYER: Final = (
-    "windows", "unrotated", "sparse_layers", "recurrent_layers", "attention_layers", "ffn_layers",
+    "windows", "unrotated", "sparse_layers", "recurrent_layers", "attention_layers", "ffn_layers", "heads", "key_sources",
+    "keys_as_values", "ffn_sizes", "sparse_gates",
 )  # fmt: skip
 """Fields with an entry per layer, or none at all."""
-
-
-class RawConfig:
-    """A ``config.json`` that records which keys were read, so that nothing is silently ignored."""
-
-    def __init__(self, values: Mapping[str, Any], file: object = "config.json") -> None:
-        self.values = values
-        self.file = file
-        self._read: set[str] = set()
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A positive integer within a sensible limit."""
-        value = self._get(key, default)
-        most = MOST_LISTED if key in _LISTED else MOST_SIZE
-        if type(value) is not int or not 0 < value <= most:
-            large = type(value) is int and value > most
-            raise JsonFileError(f"config key '{key}'", file=self.file, found=repr(value),
-                                expected=f"at most {most:,}" if large else "an integer > 0")  # fmt: skip
-        return value
-
-    def size_per_head(self, size: str, heads: str) -> int:
-        """A width divided by the number of heads, given the keys of both."""
-        width, count = self.integer(size), self.integer(heads)
-        if count > width:
-            raise JsonFileError(f"config key '{heads}'", file=self.file, found=count,
-                                expected=f"at most {size} {width}")  # fmt: skip
-        return width // count
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A positive number."""
-        return self.positive(key, self._get(key, default))
-
-    def positive(self, key: str, value: object, most: float = MOST_NUMBER) -> float:
-        """A config value as a positive number that is safe to compute with: neither close to 0 nor to infinity."""
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 1 / MOST_NUMBER <= value <= most:  # type: ignore[operator]
-            positive = number and value > 0  # type: ignore[operator]
-            raise JsonFileError(f"config key '{key}'", file=self.file, found=repr(value),
-                                expected=f"{1 / MOST_NUMBER:g} to {most:g}" if positive else "a number > 0")  # fmt: skip
-        return float(value)  # type: ignore[arg-type]
-
-    def optional_integer(self, key: str) -> int | None:
-        """A positive integer, or None if the config has none."""
-        return None if self._get(key, None) is None else self.integer(key)
-
-    def optional_number(self, key: str) -> float | None:
-        """A positive number, or None if the config has none."""
-        return None if self._get(key, None) is None else self.number(key)
-
-    def strings(self, key: str) -> list[str] | None:
-        """A list of strings, or None if the config has none."""
-        value = self._get(key, None)
-        if value is None:
-            return None
-        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-            raise JsonFileError(f"config key '{key}'", file=self.file, expected="a list of strings",
-                                found=repr(value))  # fmt: skip
-        return value
-
-    def integers(self, key: str) -> list[int]:
-        """A list of integers; empty if the config has none."""
-        value = self._get(key, [])
-        if not isinstance(value, list) or not all(type(entry) is int for entry in value):
-            raise JsonFileError(f"config key '{key}'", file=self.file, expected="a list of integers",
-                                found=repr(value))  # fmt: skip
-        return value
-
-    def fixed(self, key: str, value: object) -> None:
-        """Check a feature of which only one form is supported, which is also the default."""
-        found = self._get(key, value)
-        if found != value:
-            raise self.unsupported(key, found, repr(value))
-
-    def ignore(self, *keys: str) -> None:
-        """Mark keys that do not affect inference in this family as read."""
-        self._read.update(keys)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._get(key, default)
-        if type(value) is not bool:
-            raise JsonFileError(f"config key '{key}'", file=self.file, expected="true or false",
-                                found=repr(value))  # fmt: skip
-        return value
-
-    def choice(self, key: str, choices: Mapping[str, T], default: str | None = None) -> T:
-        """A feature that must be one of the supported choices."""
-        value = self._get(key, default)
-        if not isinstance(value, str) or value not in choices:
-            raise self.unsupported(key, value, f"one of {', '.join(choices)}")
-        return choices[value]
-
-    def finish(self, fields: Collection[str]) -> tuple[str, ...]:
-        """Refuse, by name, an unread key that is not simply off and that the reference implementation reads.
-
-        Args:
-            fields: the keys that transformers reads in this family (``reference_fields``).
-
-        Returns:
-            The other unread keys: fine-tuners, other programs and old releases add many, and they have no effect.
-
-        Raises:
-            UnsupportedFeatureError: the first key that may change what the model computes.
-        """
-        passed_over = []
-        for key, value in self.values.items():
-            known = key in self._read or key in BOOKKEEPING or key.startswith("_")
-            if known or value in (None, False, 0, "", [], {}):
-                continue
-            if key in fields:
-                raise self.unsupported(key, value)
-            passed_over.append(key)
-        return tuple(passed_over)
-
-    def unsupported(
-        self, key: str, value: object, expected: str | None = None
-    ) -> UnsupportedFeatureError:
-        return UnsupportedFeatureError(
-            f"the config uses a feature that the runtime lacks: '{key}'",
-            file=self.file, expected=expected, found=repr(value),
-        )  # fmt: skip
-
-    def _get(self, key: str, default: object) -> Any:
-        self._read.add(key)
-        value = self.values.get(key)
-        return default if value is None else value

@@ -19,6 +19,12 @@ def check_device(config: DecoderConfig, device: Literal["cpu", "cuda"]) -> None:
         "attention with sinks": config.sinks,
         "latent attention": config.latent is not None,
         "experts with limits": config.swiglu_limit is not None,
+        "shared keys": bool(config.key_sources),
+        "layers of different heads": bool(config.heads),
+        "normalised values": config.value_norm,
+        "embeddings for each layer": config.layer_input is not None,
+        "residual streams": config.altup is not None,
+        "xIELU": config.activation == "xielu",
     }
     lacking = [name for name, needed in features.items() if needed]
     if device == "cuda" and lacking:

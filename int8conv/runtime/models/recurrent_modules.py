@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from .config import DecoderConfig, RawConfig
+from .config import DecoderConfig
 from .modules import Module, linears
+from .raw_config import RawConfig
 from .recurrence import Delta, Mamba, ShortConv
 
 MOST_STATE_SIZE: Final = 1 << 16

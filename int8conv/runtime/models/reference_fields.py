@@ -128,6 +128,40 @@ _WORDS: Final = {
         "sliding_window_pattern text_config tie_word_embeddings use_bidirectional_attention use_cache vision_config "
         "vocab_size"
     ),
+    "gemma3n_text": (
+        "activation_sparsity_pattern altup_active_idx altup_coef_clip altup_correct_scale altup_num_inputs attention_bias "
+        "attention_dropout audio_config audio_soft_tokens_per_image audio_token_id bos_token_id conf_attention_chunk_size "
+        "conf_attention_context_left conf_attention_context_right conf_attention_logit_cap conf_conv_kernel_size "
+        "conf_num_attention_heads conf_num_hidden_layers conf_reduction_factor conf_residual_weight eos_token_id "
+        "final_logit_softcapping gradient_clipping head_dim hidden_activation hidden_size hidden_size_per_layer_input "
+        "image_token_id initializer_range input_feat_size intermediate_size kv_sharing_modes laurel_rank layer_types "
+        "max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads num_kv_shared_layers num_labels "
+        "pad_token_id rms_norm_eps rope_local_base_freq rope_parameters rope_scaling rope_theta sliding_window "
+        "sscp_conv_channel_size sscp_conv_group_norm_eps sscp_conv_kernel_size sscp_conv_stride_size text_config "
+        "tie_word_embeddings use_cache vision_config vision_soft_tokens_per_image vocab_offset vocab_size "
+        "vocab_size_per_layer_input"
+    ),
+    "gemma4_text": (
+        "attention_bias attention_chunk_size attention_context_left attention_context_right attention_dropout "
+        "attention_invalid_logits_value attention_k_eq_v attention_logit_cap audio_config audio_token_id bos_token_id "
+        "conv_kernel_size enable_moe_block eos_token_id final_logit_softcapping global_head_dim gradient_clipping head_dim "
+        "hidden_act hidden_activation hidden_size hidden_size_per_layer_input image_token_id initializer_range "
+        "intermediate_size kv_sharing_modes layer_types max_position_embeddings moe_intermediate_size num_attention_heads "
+        "num_experts num_global_key_value_heads num_hidden_layers num_key_value_heads num_kv_shared_layers output_proj_dims "
+        "pad_token_id patch_size per_layer_config pooling_kernel_size position_embedding_size residual_weight rms_norm_eps "
+        "rope_parameters sliding_window standardize subsampling_conv_channels text_config tie_word_embeddings top_k_experts "
+        "use_bidirectional_attention use_cache use_clipped_linears use_double_wide_mlp video_token_id vision_config "
+        "vocab_size vocab_size_per_layer_input"
+    ),
+    "gemma4_unified_text": (
+        "attention_bias attention_dropout attention_k_eq_v audio_config audio_token_id bos_token_id eos_token_id "
+        "final_logit_softcapping global_head_dim head_dim hidden_activation hidden_size image_token_id initializer_range "
+        "intermediate_size kv_sharing_modes layer_types max_position_embeddings mm_embed_dim mm_posemb_size "
+        "model_patch_size num_attention_heads num_global_key_value_heads num_hidden_layers num_key_value_heads "
+        "num_kv_shared_layers output_proj_dims pad_token_id per_layer_config rms_norm_eps rope_parameters sliding_window "
+        "text_config tie_word_embeddings use_bidirectional_attention use_cache use_double_wide_mlp video_token_id "
+        "vision_config vocab_size"
+    ),
     "glm": (
         "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range "
         "intermediate_size max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id "

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from ...errors import JsonFileError
-from .config import RawConfig, Rope
+from .config import Rope
+from .raw_config import RawConfig
 
 _ORIGINAL: Final = {"original_max_position_embeddings": "original_positions"}
 _FIELDS: Final[dict[str, dict[str, str]]] = {
@@ -23,11 +24,13 @@ _FIELDS: Final[dict[str, dict[str, str]]] = {
     },
     "yarn": {"factor": "factor", **_ORIGINAL},
     "longrope": _ORIGINAL,
+    "proportional": {},
 }
 """For each kind: the config keys that it requires, and the field of ``Rope`` that each sets."""
 _OPTIONAL: Final[dict[str, dict[str, str]]] = {
     "yarn": {"beta_fast": "beta_fast", "beta_slow": "beta_slow"},
     "longrope": {"factor": "factor"},
+    "proportional": {"factor": "factor", "partial_rotary_factor": "rotary_fraction"},
 }
 MOST_FACTOR: Final = 1e12
 """Limit on all numbers here: bases go up to 1e9, factors to a few hundred."""
@@ -132,6 +135,8 @@ def _check_order(raw: RawConfig, section: str, rope: Rope) -> None:
         raise _malformed(raw, key, low, rope.high_freq_factor)
     if rope.kind == "yarn" and rope.theta <= 1:
         raise _malformed(raw, "rope_theta", "more than 1", rope.theta)
+    if rope.rotary_fraction > 1:
+        raise _malformed(raw, f"{section}.partial_rotary_factor", "at most 1", rope.rotary_fraction)
     if rope.kind == "longrope" and rope.original_positions <= 1:
         key = "original_max_position_embeddings"
         raise _malformed(raw, key, "more than 1", rope.original_positions)

@@ -13,6 +13,9 @@ from ...formats.int8.names import WEIGHT
 
 WRAPPERS: Final[Mapping[str, str]] = {
     "gemma3": "gemma3_text",
+    "gemma3n": "gemma3n_text",
+    "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
     "idefics3": "llama",
     "internvl": "qwen2",
     "llava": "llama",

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ..backends.interface import Positions
+from ..decoder.block import Observer, build_layer
 from ..decoder.cache import Cache
-from ..decoder.decoder import Block, Embedding, Observer, Output
+from ..decoder.decoder import Embedding, Output
 from ..models.architecture import Architecture
+from ..models.config import DecoderConfig
 from .weights import Weights
 
 
@@ -40,33 +42,56 @@ class BlockStream:
         kv_cache: torch.dtype | None = None,
     ) -> None:
         self.architecture = architecture
-        self._weights = weights
+        self._weights, self._kv_cache = weights, kv_cache
         embedded_on = weights.backend.device
         self._device = embedded_on if device is None else torch.device(device)
         embedding = Embedding(architecture, weights, weights.dtype)
         self.hidden: list[Tensor] = []
-        """The next block's input, or the last block's output: ``[1, tokens, hidden]`` per window, in the weights' dtype."""
+        """The next block's input, or the last block's output: ``[1, tokens, hidden]`` per window (``[streams, 1, tokens, hidden]`` if
+        there are several), in the weights' dtype."""
+        self._own: list[list[Tensor | None]] = []
         self._positions: dict[int, Positions] = {}
         for window in windows:
-            x, positions = embedding(window[None].to(embedded_on))
+            x, positions, own = embedding(window[None].to(embedded_on))
             self.hidden.append(x.to(self._device))
+            self._own.append([None if each is None else each.to(self._device) for each in own])
             if len(window) not in self._positions:
                 self._positions[len(window)] = positions.to(self._device)
-        self._cache: Cache | None = None
-        """One layer's cache, used for all windows in turn."""
-        if kv_cache is not None:
-            one_layer = replace(
-                architecture.config, num_layers=1, recurrence=None, recurrent_layers=(), attention_layers=()
-            )  # fmt: skip
-            longest = max(self._positions)
-            self._cache = weights.backend.cache(one_layer, batch=1, capacity=longest, dtype=kv_cache)  # fmt: skip
+        sources = enumerate(architecture.config.key_sources)
+        self._read = {source for layer, source in sources if source != layer}
+        self._kept: dict[tuple[int, int], Cache] = {}
+        """Caches of one layer: of each window for a layer whose keys later layers read, else one for all windows in turn."""
 
     def advance(self, layer: int, observe: Observer | None = None) -> None:
         """Load a block, run every window through it, and discard it."""
-        block = Block(self.architecture, layer, self._weights, observe, cache_layer=0)
+        block = build_layer(self.architecture, layer, self._weights, observe, cache_layer=0)
         for number, x in enumerate(self.hidden):
-            self.hidden[number] = block(x, self._positions[x.shape[1]], self._cache)
+            cache, own = self._cache(layer, number), self._own[number][layer]
+            self.hidden[number] = block(x, self._positions[x.shape[-2]], cache, own)
+        self._kept = {key: cache for key, cache in self._kept.items() if key[0] in self._read}
+
+    def _cache(self, layer: int, window: int) -> Cache | None:
+        """The cache of a layer for a window; None if keys and values pass through none."""
+        config = self.architecture.config
+        source = config.key_source(layer)
+        is_read = source in self._read
+        if self._kv_cache is None and not is_read:
+            return None
+        key = (source, window if is_read else 0)
+        if key not in self._kept:
+            dtype, longest = self._kv_cache or self._weights.dtype, max(self._positions)
+            backend = self._weights.backend
+            self._kept[key] = backend.cache(_one_layer(config, layer), batch=1, capacity=longest, dtype=dtype)  # fmt: skip
+        return self._kept[key]
 
     def output(self) -> Output:
         """Final norm and head, for hidden states after the last block."""
         return Output(self.architecture, self._weights)
+
+
+def _one_layer(config: DecoderConfig, layer: int) -> DecoderConfig:
+    """A config whose cache has this layer's keys and values alone."""
+    heads = (config.heads_of(layer),) if config.heads else ()
+    return replace(
+        config, num_layers=1, recurrence=None, recurrent_layers=(), attention_layers=(), heads=heads, key_sources=()
+    )  # fmt: skip

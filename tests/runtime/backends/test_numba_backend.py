@@ -39,7 +39,7 @@ def steps(model: Model, count: int = 3) -> Tensor:
     """Logits of steps of three sequences of different length."""
     ids = torch.randint(3, 101, (3, 30), generator=torch.Generator().manual_seed(1))
     cache = KVCache(model.config, batch=3, capacity=24, dtype=torch.float32)
-    cache._data.fill_(1e4)  # what is not written must not count
+    cache._parts[0].fill_(1e4)  # what is not written must not count
     for i, prompt in enumerate((15, 2, 9)):
         model.decoder.forward(ids[i : i + 1, :prompt], cache.sequence(i))
     return torch.cat([model.decoder.forward(ids[:, i : i + 1], cache) for i in range(count)], dim=1)  # fmt: skip
@@ -75,10 +75,10 @@ def test_when_it_is_not_asked(folder: Path) -> None:
     layer = model.decoder.blocks[0].fused
     assert layer is not None
     cache = KVCache(model.config, batch=1, capacity=8, dtype=torch.float32)
-    x, positions = model.decoder.embedding(torch.tensor([[3, 4]]), cache)
+    x, positions, _ = model.decoder.embedding(torch.tensor([[3, 4]]), cache)
     assert layer(x, positions, cache) is None
     assert layer(x[:, :1], positions, None) is None
-    x, positions = model.decoder.embedding(torch.tensor([[3]]), cache)
+    x, positions, _ = model.decoder.embedding(torch.tensor([[3]]), cache)
     assert layer(x, positions, cache) is not None
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from int8conv.runtime.decoder.cache import KVCache
+from int8conv.runtime.measure.footprint import kv_cache_bytes
 from int8conv.runtime.models.architecture import read_architecture
+from int8conv.runtime.models.config import Heads
 
 from ...checkpoints import LLAMA
 
@@ -131,3 +133,35 @@ def test_two_sequences_change_places() -> None:
     assert numbers(found, 1)[:2] == [110, 140]
     assert made.lengths.tolist() == [3, 2, 3]
     assert numbers(made.layer(1)[0], 2)[:3] == [0, 1, 2]
+
+
+def test_layers_with_other_heads() -> None:
+    """Each form of heads has its own memory; a layer that reads another one's keys has none."""
+    heads = (Heads(2, 4), Heads(1, 6), Heads(2, 4), Heads(1, 6))
+    config = replace(CONFIG, num_layers=4, heads=heads, key_sources=(0, 1, 2, 1))
+    made = KVCache(config, batch=1, capacity=4, dtype=torch.float32)
+    assert [tuple(part.shape) for part in made._parts] == [(2, 2, 1, 2, 4, 4), (1, 2, 1, 1, 4, 6)]
+    assert made.nbytes == kv_cache_bytes(config, 4, 1, "float32")
+    for start, tokens in ((0, 2), (2, 1)):
+        for layer in range(3):
+            here = config.heads_of(layer)
+            new = (10 * layer + torch.arange(start, start + tokens).float())[:, None].expand(1, here.count, tokens, here.size)  # fmt: skip
+            found = made.update(layer, new, new + 100)
+            again = made.read(layer, tokens)
+            assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+        made.advance(tokens)
+    made.enlarge(9)
+    assert numbers(made.read(1, 0)[1]) == [110, 111, 112]
+    assert numbers(made.sequence(0).read(2, 0)[0]) == [20, 21, 22]
+
+
+def test_a_sequence_is_given_what_another_begins_with() -> None:
+    made = cache(batch=3)
+    put(made.sequence(0), 0, 4)
+    put(made.sequence(2), 20, 3)
+    made.copy(0, 2, 2)
+    assert made.lengths.tolist() == [4, 0, 2]
+    keys, found = put(made.sequence(2), 40, 1)
+    assert numbers(keys) == [0, 1, 40]
+    assert numbers(found) == [100, 101, 140]
+    assert numbers(made.layer(1)[1])[:4] == [100, 101, 102, 103]

@@ -11,16 +11,12 @@ import torch
 from torch import Tensor
 
 from int8conv.runtime.backends.torch_backend import TorchBackend
+from int8conv.runtime.decoder.attention import Attention
+from int8conv.runtime.decoder.block import Block
 from int8conv.runtime.decoder.cache import KVCache
-from int8conv.runtime.decoder.decoder import (
-    Attention,
-    Block,
-    Decoder,
-    Embedding,
-    Output,
-    norm_weights,
-)
-from int8conv.runtime.decoder.mixture import MixtureOfExperts
+from int8conv.runtime.decoder.decoder import Decoder, Embedding, Output
+from int8conv.runtime.decoder.ffn.mixture import MixtureOfExperts
+from int8conv.runtime.decoder.norm import norm_weights
 from int8conv.runtime.models.architecture import Architecture, Module, read_architecture
 from int8conv.runtime.models.config import DecoderConfig
 
@@ -120,6 +116,7 @@ def block(config: DecoderConfig, *norms: float | None) -> Block:
     for name, norm in zip(names, multipliers, strict=True):
         setattr(made, name, norm)
     made.attention, made.ffn, made.fused = branch(3.0), branch(7.0), None
+    made.laurel = made.input = made.scale = None
     return made
 
 
@@ -208,7 +205,8 @@ def test_embeddings_of_tokens_and_positions() -> None:
     tokens, positions, project = (
         weights.tensors[f"model.decoder.{name}.weight"] for name in ("embed_tokens", "embed_positions", "project_in")
     )  # fmt: skip
-    x, where = Embedding(form(config), weights, F32)(IDS)
+    x, where, own = Embedding(form(config), weights, F32)(IDS)
+    assert own == [None] * 2
     assert where.ids.tolist() == [0, 1, 2]
     expected = tokens[IDS].double() @ project.double().t() + positions[[2, 3, 4]].double()
     torch.testing.assert_close(x.double(), expected, rtol=1e-5, atol=1e-6)
@@ -218,7 +216,7 @@ def test_embeddings_of_tokens_and_positions() -> None:
 def test_the_scale_of_embeddings_is_rounded_to_their_dtype(dtype: torch.dtype) -> None:
     """As Gemma's square root of 2304 is."""
     weights = Made(LLAMA)
-    x, _ = Embedding(form(embedding_scale=2304**0.5 + 0.11), weights, dtype)(IDS)
+    x, _, _ = Embedding(form(embedding_scale=2304**0.5 + 0.11), weights, dtype)(IDS)
     scale = float(torch.tensor(48.11, dtype=dtype))
     assert scale == (48.0 if dtype == torch.bfloat16 else pytest.approx(48.11))
     torch.testing.assert_close(x, weights.tensors["model.embed_tokens.weight"][IDS] * scale)

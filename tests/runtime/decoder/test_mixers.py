@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from int8conv.runtime.decoder.cache import KVCache
+from int8conv.runtime.decoder.ffn.scaled import scaled
 from int8conv.runtime.decoder.mixers import SideBySide
-from int8conv.runtime.decoder.scaled import scaled
 from int8conv.runtime.measure.footprint import kv_cache_bytes
 from int8conv.runtime.models.architecture import read_architecture
 

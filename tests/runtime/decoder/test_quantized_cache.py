@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +22,10 @@ from int8conv.runtime.generate.session import Session
 from int8conv.runtime.loader import cache_dtype
 from int8conv.runtime.measure.evaluate import evaluate
 from int8conv.runtime.model import Model
+from int8conv.runtime.models.architecture import read_architecture
 from int8conv.runtime.text.tokenizer import Tokenizer
 
+from ...checkpoints import LLAMA
 from ..measure.test_evaluate import TEXT
 from ..models.test_families import CONFIGS
 from ..reference import TOLERANCE, reference
@@ -89,7 +91,8 @@ def test_every_family_through_the_cache(name: str, tmp_path: Path, monkeypatch: 
         tokens = torch.stack([token_ids[i, n + step] for i, n in enumerate(PROMPTS)])[:, None]
         logits = model.decoder.forward(tokens, cache)
     assert cache.lengths.tolist() == [n + STEPS for n in PROMPTS]
-    assert len(worst) == (len(PROMPTS) + STEPS) * model.config.kv_layers
+    attending = sum(map(model.config.has_attention, range(model.config.num_layers)))
+    assert len(worst) == (len(PROMPTS) + STEPS) * attending
     assert max(worst) <= TOLERANCE / 10
     monkeypatch.undo()
     exact = int8conv.load(tmp_path)
@@ -98,10 +101,9 @@ def test_every_family_through_the_cache(name: str, tmp_path: Path, monkeypatch: 
 
 def test_the_cache_keeps_rounded_values() -> None:
     """New ones behind old ones, in each sequence at its own place."""
-    config = SimpleNamespace(
-        num_layers=2, kv_layers=2, num_kv_heads=3, head_dim=16, recurrence=None, cache_layer=lambda layer: layer
-    )  # fmt: skip
-    cache = QuantizedCache(config, batch=2, capacity=9)  # type: ignore[arg-type]
+    plain = read_architecture(LLAMA, ()).config
+    config = replace(plain, num_layers=2, num_kv_heads=3, head_dim=16)
+    cache = QuantizedCache(config, batch=2, capacity=9)
     keys, values = torch.randn(2, 2, 3, 9, 16, generator=torch.Generator().manual_seed(0))
     cache.sequence(0).update(1, keys[:1, :, :5], values[:1, :, :5])
     cache.sequence(1).update(1, keys[1:, :, :2], values[1:, :, :2])
@@ -118,7 +120,7 @@ def test_a_narrower_float_cache(example: Path, dtype: torch.dtype) -> None:
     model = int8conv.load(example, kv_cache=str(dtype).removeprefix("torch."))
     ids = torch.arange(40, 80)[None]
     cache = model.decoder.cache(batch=1, capacity=40)
-    assert cache._data.dtype == dtype
+    assert cache._parts[0].dtype == dtype
     found = model.decoder.forward(ids, cache)
     exact = model.logits(ids)
     assert 0 < (found - exact).abs().max() < 40 * torch.finfo(dtype).eps

@@ -96,6 +96,35 @@ def test_what_a_prompt_begins_with_is_not_computed_again(
     assert members[1].continuation.token_ids == expected
 
 
+@pytest.mark.parametrize("kv_cache", [None, "int8"])
+def test_what_prompts_have_in_common_is_computed_once(
+    example_int8: Path, monkeypatch: pytest.MonkeyPatch, kv_cache: str | None
+) -> None:
+    """Even while the one that has computed it goes on."""
+    model = int8conv.load(example_int8, mode="w8a16", kv_cache=kv_cache)
+    system = [5, 6, 7, 8, 9, 10]
+    prompts = [[*system, 20, 21], [*system, 30], [*system, 20, 40]]
+    expected = [model.generate(prompt, max_new_tokens=4).token_ids for prompt in prompts]
+    batch, passed = model.batch(4), list[tuple[int, ...]]()
+    watch_passes(model, monkeypatch, lambda shape: passed.append(tuple(shape)))
+    members = [batch.add(model.continuation(prompt, max_new_tokens=4)) for prompt in prompts]
+    run(batch)
+    assert passed[:4] == [(1, 8), (1, 1), (1, 1), (3, 1)]
+    assert [each.continuation.token_ids for each in members] == expected
+
+
+def test_a_place_is_not_lost_to_a_prompt_that_shares_little_of_it(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [[5, 20 + i, 6, 7, 8] for i in range(3)]
+    batch, passed = model.batch(3), list[tuple[int, ...]]()
+    watch_passes(model, monkeypatch, lambda shape: passed.append(tuple(shape)))
+    for prompt in prompts * 2:
+        batch.add(model.continuation(prompt, max_new_tokens=1))
+        run(batch)
+    assert passed == [(1, 5), (1, 4), (1, 4), (1, 1), (1, 1), (1, 1)]
+
+
 def test_a_long_prompt_is_read_between_the_steps_of_others(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,7 +132,7 @@ def test_a_long_prompt_is_read_between_the_steps_of_others(
     batch, passed = model.batch(2), list[tuple[int, ...]]()
     one = batch.add(model.continuation([5, 6], max_new_tokens=6))
     batch.step()
-    two = batch.add(model.continuation([*range(5, 15)], max_new_tokens=2))
+    two = batch.add(model.continuation([*range(25, 35)], max_new_tokens=2))
     watch_passes(model, monkeypatch, lambda shape: passed.append(tuple(shape)))
     run(batch)
     assert passed == [(1, 4), (1, 1), (1, 4), (1, 1), (1, 2), (2, 1), (1, 1)]

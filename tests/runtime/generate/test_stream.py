@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,26 @@ def test_one_that_is_closed_leaves_the_session_usable(model: Model) -> None:
     assert session.token_ids[: len(ids)] == ids
     again = model.generate(PROMPT, max_new_tokens=12, session=session)
     assert again == model.generate(PROMPT, max_new_tokens=12)
+
+
+def test_a_session_in_two_threads_is_refused_to_the_second(model: Model) -> None:
+    session, ids = Session(model.decoder), model.tokenizer.encode(PROMPT)
+    expected = model.generate(PROMPT, max_new_tokens=6)
+    with ThreadPoolExecutor(2) as threads:
+        begun, tried = threading.Event(), threading.Event()
+
+        def wait(_text: str) -> None:
+            begun.set()
+            tried.wait(60)
+
+        first = threads.submit(model.generate, PROMPT, max_new_tokens=6, session=session, on_text=wait)  # fmt: skip
+        assert begun.wait(60)
+        second = threads.submit(model.generate, [5, 6], max_new_tokens=2, session=session)
+        with pytest.raises(GenerationError, match="a session for each thread"):
+            second.result(60)
+        tried.set()
+        assert first.result(60) == expected
+    assert session.token_ids[: len(ids)] == ids
 
 
 def test_one_that_nobody_reads_on_gives_the_session_back(model: Model) -> None:

@@ -57,6 +57,12 @@ _YARN = {
     "mscale_all_dim": 1.0,
 }  # fmt: skip
 
+_ALTERNATE = ["sliding_attention", "full_attention"] * 2
+_GEMMA: dict[str, Any] = {
+    "num_hidden_layers": 4, "layer_types": _ALTERNATE, "sliding_window": 7, "num_kv_shared_layers": 2, "pad_token_id": 0,
+    "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 101,
+}  # fmt: skip
+
 NEWER: dict[str, tuple[str, dict[str, Any]]] = {
     "seed_oss": ("seed_oss", _SIZES | {"attention_out_bias": True, "mlp_bias": True}),
     "cwm": ("cwm", _SIZES | _WINDOWED),
@@ -139,6 +145,24 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
     "minimax_m2": ("minimax_m2", _SIZES | {
         "num_local_experts": 6, "num_experts_per_tok": 2,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    }),
+    "gemma4_text": ("gemma4_text", _SIZES | _GEMMA | {
+        "global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "use_double_wide_mlp": True,
+        "final_logit_softcapping": 3.0,
+    }),
+    "gemma4_text, experts, own keys, biases": ("gemma4_text", _SIZES | _GEMMA | {
+        "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0, "num_hidden_layers": 3, "layer_types": _ALTERNATE[1:4],
+        "global_head_dim": 24, "enable_moe_block": True, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 40,
+        "attention_bias": True, "use_bidirectional_attention": "vision",
+    }),
+    "gemma4_unified_text": ("gemma4_unified_text", _SIZES | _GEMMA | {"global_head_dim": 24}),
+    "gemma3n_text": ("gemma3n_text", _SIZES | _GEMMA | {
+        "vocab_size_per_layer_input": 90, "laurel_rank": 4, "altup_num_inputs": 3, "altup_active_idx": 0, "hidden_size": 64,
+        "activation_sparsity_pattern": [0.7, 0.0, 0.3, 0.0], "intermediate_size": [64, 48] * 2,
+    }),
+    "gemma3n_text, no scale": ("gemma3n_text", _SIZES | _GEMMA | {
+        "altup_num_inputs": 2, "altup_active_idx": 1, "altup_correct_scale": False, "num_kv_shared_layers": 0, "hidden_size": 64,
+        "num_hidden_layers": 3, "layer_types": _ALTERNATE[:3], "laurel_rank": 4, "intermediate_size": 48,
     }),
     "granitemoehybrid": ("granitemoehybrid", _SIZES | _MAMBA | _GRANITE | {"num_local_experts": 5, "position_embedding_type": None}),
     "granitemoehybrid, dense, rotary, biases": (

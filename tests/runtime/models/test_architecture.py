@@ -54,7 +54,7 @@ def test_unknown_families_are_named(model_type: object) -> None:
     [
         (LLAMA, "rope_scaling", {"factor": 8.0, "rope_type": "ntk"}),
         (LLAMA, "rope_scaling", {"type": "xpos", "factor": 2.0}),
-        (LLAMA, "rope_parameters", {"rope_type": "proportional"}),
+        (LLAMA, "rope_parameters", {"rope_type": "axial"}),
         (LLAMA, "rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
         (LLAMA, "hidden_act", "swiglu_oai"),
         (LLAMA, "hidden_act", ["silu"]),

@@ -201,6 +201,11 @@ def test_greedy_text(name: str, tmp_path: Path) -> None:
         ("qwen2", "layer_types", ["chunked_attention"] * 3),
         ("mixtral", "num_experts_per_tok", 9),
         ("olmoe", "clip_qkv", 8.0),
+        ("gemma4_text", "use_bidirectional_attention", "all"),
+        ("gemma4_text", "num_kv_shared_layers", 3),
+        ("gemma4_text", "per_layer_config", {"1": {"head_dim": 32}}),
+        ("gemma4_text", "per_layer_config", {"1": {"sliding_window": 3}}),
+        ("gemma3n_text", "altup_num_inputs", 65),
     ],
 )
 def test_features_that_are_not_known_are_refused_by_name(

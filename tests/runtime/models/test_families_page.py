@@ -41,7 +41,8 @@ def test_where_a_family_runs() -> None:
             with pytest.raises(UnsupportedOnDeviceError):
                 check_device(config, "cuda")
         parts = config.experts or config.norm_rotated or config.sinks or config.recurrence
-        parts = parts or config.latent or config.norms == "after sum"
+        parts = parts or config.latent or config.norms == "after sum" or config.value_norm
+        parts = parts or config.activation == "xielu"
         assert runs_fused(family) == (not parts), name
 
 

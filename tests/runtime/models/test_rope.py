@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from int8conv.errors import JsonFileError, UnsupportedFeatureError
-from int8conv.runtime.models.config import RawConfig, Rope
+from int8conv.runtime.models.config import Rope
+from int8conv.runtime.models.raw_config import RawConfig
 from int8conv.runtime.models.rope import context, read_rope
 
 POSITIONS = {"max_position_embeddings": 4096}

@@ -19,7 +19,14 @@ from int8conv.formats.int8.folder import open_converted
 from int8conv.runtime.models.generation_config import read_generation_defaults
 from int8conv.runtime.models.wrapped import DEFAULTS, WRAPPERS, text_part
 
-from ..reference import TOLERANCE, logits, put_dequantized_weights, token_by_token
+from ..reference import (
+    TOLERANCE,
+    logits,
+    put_dequantized_weights,
+    reference,
+    token_by_token,
+)
+from .newer_configs import NEWER
 
 _TEXT: dict[str, Any] = {
     "vocab_size": 101, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "head_dim": 16,
@@ -48,6 +55,12 @@ _GROWN = {
 }  # fmt: skip
 _OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gemma3": ({"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}, _VISION),
+    "gemma4": (
+        {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4, "num_kv_shared_layers": 2}
+        | {"global_head_dim": 32, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 101},
+        _VISION | {"num_key_value_heads": 2, "head_dim": 16, "pooling_kernel_size": 2, "position_embedding_size": 64},
+    ),
+    "gemma4_unified": ({"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}, {}),
     "qwen2_vl": ({"rope_parameters": _MROPE}, _QWEN | {"embed_dim": 32, "hidden_size": 64}),
     "qwen2_5_vl": ({"rope_parameters": _MROPE}, _QWEN | {"intermediate_size": 48, "fullatt_block_indexes": [0]}),
     "qwen3_vl": (
@@ -92,7 +105,7 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Any]:
     return tmp_path / "source", found.eval()
 
 
-@pytest.mark.parametrize("saved", WRAPPERS, indirect=True)
+@pytest.mark.parametrize("saved", _OTHER, indirect=True)
 def test_text_is_that_of_transformers(saved: tuple[Path, Any], tmp_path: Path) -> None:
     """In source precision; converted, transformers gets the dequantized weights. Everything but the text part stays as it is."""
     source, model = saved
@@ -106,8 +119,9 @@ def test_text_is_that_of_transformers(saved: tuple[Path, Any], tmp_path: Path) -
     assert report.notes[0].startswith("a multimodal model: its text part runs")
     linears = open_converted(tmp_path / "int8").linears
     if not model.config.model_type.startswith("qwen3_5"):
-        layers = 4 if model.config.model_type == "gemma3" else 3
-        assert len(linears) == 7 * layers
+        # gemma4: in each of four layers two more for its own embedding, in the last two neither k nor v
+        more = {"gemma3": 28, "gemma4_unified": 28, "gemma4": 9 * 4 - 2 * 2}
+        assert len(linears) == more.get(model.config.model_type, 7 * 3)
     assert all(".layers." in path and "vis" not in path for path in linears)
     kept, stored = load_file(source / "model.safetensors"), {}
     for file in (tmp_path / "int8").glob("*.safetensors"):
@@ -167,6 +181,22 @@ def test_other_names_of_the_same_tensors(saved: tuple[Path, Any], prefix: str) -
     save_file({name.replace(before, prefix): t for name, t in tensors.items()}, file)
     ids = torch.tensor([[5, 6, 7, 8]])
     assert (int8conv.load(source).logits(ids) - logits(model, ids)).abs().max() <= TOLERANCE
+
+
+def test_gemma3n_in_its_wrapper(tmp_path: Path) -> None:
+    """Whose vision part transformers only builds with another package: the names and the config of the hub around its text part."""
+    assert {*_OTHER, "gemma3n"} == set(WRAPPERS)
+    model_type, options = NEWER["gemma3n_text"]
+    model = reference(AutoConfig.for_model(model_type, **options), tmp_path, torch.float32)
+    file = tmp_path / "model.safetensors"
+    tensors = {name.replace("model.", "model.language_model.", 1): t for name, t in load_file(file).items()}  # fmt: skip
+    tower = {"model.vision_tower.timm_model.blocks.0.weight": torch.ones(64, 64)}
+    save_file(tensors | tower, file)
+    text = json.loads((tmp_path / "config.json").read_text())
+    config = {"model_type": "gemma3n", "text_config": text, "vision_config": {}, "audio_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ids = torch.tensor([[5, 6, 7, 8, 95]])
+    assert (int8conv.load(tmp_path).logits(ids) - logits(model, ids)).abs().max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("saved", ["qwen2_5_vl"], indirect=True)

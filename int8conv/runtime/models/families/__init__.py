@@ -20,6 +20,8 @@ from . import (
     exaone,
     falcon_h1,
     gemma,
+    gemma3n,
+    gemma4,
     glm,
     glm_flash,
     gpt,
@@ -56,7 +58,7 @@ from .family import Family
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        bloom.BLOOM, bloom.FALCON, cohere.COHERE, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3, gpt.GPT2, gpt.GPTJ,
+        bloom.BLOOM, bloom.FALCON, cohere.COHERE, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3, gemma3n.FAMILY, gemma4.GEMMA4, gemma4.UNIFIED, gpt.GPT2, gpt.GPTJ,
         gpt.GPT_NEOX, granite.GRANITE, granite.GRANITEMOE, llama.FAMILY, mistral.FAMILY, mixtral.FAMILY, olmo.OLMO2, olmo.OLMOE, opt.FAMILY,
         phi.PHI, phi.PHI3, qwen.QWEN2, qwen.QWEN2_MOE, qwen.QWEN3, qwen.QWEN3_MOE, stablelm.FAMILY,
         starcoder.FAMILY,

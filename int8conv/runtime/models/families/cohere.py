@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..config import DecoderConfig, RawConfig
+from ..config import DecoderConfig
+from ..raw_config import RawConfig
 from ..rope import read_rope
 from .family import Family
 from .standard import COMPUTED, NAMES, read_decoder, read_windows

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config import DecoderConfig, Experts, RawConfig
+from ..config import DecoderConfig, Experts
+from ..raw_config import RawConfig
 from .family import Family
 from .latent import LATENT_NAMES, read_latent
 from .routed import ROUTED, read_first_dense, read_routed

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..config import DecoderConfig, RawConfig
+from ..config import DecoderConfig
+from ..raw_config import RawConfig
 from .family import Family
 from .routed import ROUTED, read_first_dense, read_routed
 from .standard import COMPUTED, HEAD_NORMS, NAMES, expert_stacks, read_windows

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config import DecoderConfig, RawConfig
+from ..config import DecoderConfig
+from ..raw_config import RawConfig
 from .family import Family
 from .routed import ROUTED, read_first_dense, read_routed
 from .standard import (

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..config import DecoderConfig, RawConfig
+from ..config import DecoderConfig
+from ..raw_config import RawConfig
 from .bamba import HYBRID_NAMES
 from .family import Family
 from .mamba import read_mamba

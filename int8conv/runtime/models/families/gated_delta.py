@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..config import RawConfig
+from ..raw_config import RawConfig
 from ..recurrence import Delta
 
 _MIXER: Final = "model.layers.{}.linear_attn."

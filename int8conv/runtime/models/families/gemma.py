@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config import ACTIVATIONS, DecoderConfig, RawConfig, Rope
+from ..config import ACTIVATIONS, DecoderConfig, Rope
+from ..raw_config import RawConfig
 from ..rope import read_layer_ropes, read_rope
 from .family import Family
 from .standard import COMPUTED, HEAD_NORMS, NAMES, POST_NORMS, read_decoder, read_windows

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..config import DecoderConfig, RawConfig
+from ..config import DecoderConfig
+from ..raw_config import RawConfig
 from .family import Family
 from .latent import LATENT_NAMES, read_latent
 from .routed import ROUTED, read_first_dense, read_routed

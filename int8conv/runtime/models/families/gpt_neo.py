@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..config import ACTIVATIONS, DecoderConfig, RawConfig
+from ..config import ACTIVATIONS, DecoderConfig
+from ..raw_config import RawConfig
 from .family import Family
 
 

@@ -6,7 +6,8 @@ Gate and up of an expert are one matrix, whose rows alternate between them. In 1
 
 from __future__ import annotations
 
-from ..config import DecoderConfig, Experts, RawConfig
+from ..config import DecoderConfig, Experts
+from ..raw_config import RawConfig
 from ..rope import read_rope
 from .family import Family
 from .standard import COMPUTED, NAMES, read_decoder, read_windows

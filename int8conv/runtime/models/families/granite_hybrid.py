@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config import DecoderConfig, Experts, RawConfig
+from ..config import DecoderConfig, Experts
+from ..raw_config import RawConfig
 from ..rope import read_rope
 from .family import Family
 from .granite import read_granite

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from ..config import RawConfig
 from ..latent import Latent
+from ..raw_config import RawConfig
 from ..rope import read_rope
 from .standard import NAMES
 

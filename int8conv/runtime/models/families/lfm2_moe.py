@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..config import DecoderConfig, Experts, RawConfig
+from ..config import DecoderConfig, Experts
+from ..raw_config import RawConfig
 from .family import Family
 from .lfm2 import FFN, LFM2_NAMES, LINEARS, read_convolved, read_lfm2
 from .standard import COMPUTED, expert_stacks

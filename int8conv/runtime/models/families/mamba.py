@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from ..config import RawConfig
+from ..raw_config import RawConfig
 from ..recurrence import Mamba
 
 KINDS: Final[Mapping[str, str]] = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config import DecoderConfig, Experts, RawConfig, Rope
+from ..config import DecoderConfig, Experts, Rope
+from ..raw_config import RawConfig
 from ..rope import read_rope
 from .family import Family
 from .standard import COMPUTED, HEAD_NORMS, NAMES, expert_stacks, read_decoder

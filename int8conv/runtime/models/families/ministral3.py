@@ -5,7 +5,8 @@ q <- q (1 + beta log(1 + floor(position / original positions)))      (as in Llam
 
 from __future__ import annotations
 
-from ..config import DecoderConfig, RawConfig
+from ..config import DecoderConfig
+from ..raw_config import RawConfig
 from ..rope import read_rope
 from .family import Family
 from .standard import COMPUTED, NAMES, read_decoder, read_windows

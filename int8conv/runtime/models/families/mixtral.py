@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..config import DecoderConfig, Experts, RawConfig
+from ..config import DecoderConfig, Experts
+from ..raw_config import RawConfig
 from .family import Family
 from .standard import COMPUTED, NAMES, expert_stacks, read_decoder, read_windows
 

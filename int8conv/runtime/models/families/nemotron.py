@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config import ACTIVATIONS, DecoderConfig, RawConfig
+from ..config import ACTIVATIONS, DecoderConfig
+from ..raw_config import RawConfig
 from ..rope import read_rope
 from .family import Family
 from .standard import COMPUTED, PLAIN_NAMES, read_decoder

@@ -5,7 +5,8 @@ FFN and experts have a squared ReLU and no gate; experts are routed as in DeepSe
 
 from __future__ import annotations
 
-from ..config import ACTIVATIONS, DecoderConfig, RawConfig, Rope
+from ..config import ACTIVATIONS, DecoderConfig, Rope
+from ..raw_config import RawConfig
 from .family import Family
 from .mamba import mamba_names, read_kinds, read_nemotron_mamba
 from .routed import routed_experts

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config import DecoderConfig, Experts, RawConfig, Rope
+from ..config import DecoderConfig, Experts, Rope
+from ..raw_config import RawConfig
 from ..rope import read_layer_ropes, read_rope
 from .family import Family
 from .standard import (

@@ -5,7 +5,8 @@ Phi-3 (arXiv:2404.14219): Llama with fused linears, a window, and long contexts 
 
 from __future__ import annotations
 
-from ..config import ACTIVATIONS, DecoderConfig, RawConfig
+from ..config import ACTIVATIONS, DecoderConfig
+from ..raw_config import RawConfig
 from ..rope import read_rope
 from .family import Family
 from .standard import COMPUTED, NAMES, read_decoder, read_windows

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config import DecoderConfig, Experts, RawConfig
+from ..config import DecoderConfig, Experts
+from ..raw_config import RawConfig
 from ..rope import read_rope
 from .family import Family
 from .gated_delta import APART, DELTA, TOGETHER, read_delta, read_delta_layers

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from ..config import DecoderConfig, Experts, RawConfig
+from ..config import DecoderConfig, Experts
+from ..raw_config import RawConfig
 from .standard import read_decoder
 
 ROUTED: Final = {

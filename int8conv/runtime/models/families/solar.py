@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..config import DecoderConfig, RawConfig
+from ..config import DecoderConfig
+from ..raw_config import RawConfig
 from ..rope import read_rope
 from .family import Family
 from .routed import ROUTED, read_routed

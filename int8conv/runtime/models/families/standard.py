@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..config import ACTIVATIONS, DecoderConfig, RawConfig
+from ..config import ACTIVATIONS, DecoderConfig
+from ..raw_config import RawConfig
 from ..rope import context, read_rope
 
 NAMES: Final[Mapping[str, str]] = {

@@ -51,6 +51,10 @@ _FEATURES = {
     "conv_out": "short convolutions",
     "kv_a": "latent attention",
     "sinks": "attention sinks",
+    "layer_scale": "heads by kind of layer, shared keys",
+    "altup_in": "shared keys, residual streams (AltUp, LAuReL)",
+    "input_embed": "embeddings for each layer",
+    "xielu_rising": "xIELU",
     "q_norm": "norms of queries and keys",
     "attn_post_norm": "norms behind attention and FFN",
     "positions": "learned positions",
@@ -59,16 +63,16 @@ _FEATURES = {
     "shared_down": "a shared expert",
 }
 """What the presence of a role says."""
-_ON_CPU_ONLY = ("delta_out", "ssm_out", "conv_out", "kv_a", "sinks")
+_ON_CPU_ONLY = ("delta_out", "ssm_out", "conv_out", "kv_a", "sinks", "layer_scale", "altup_in", "xielu_rising")  # fmt: skip
 _BY_PARTS = (*_ON_CPU_ONLY, "expert_down")
 _ROTATED_FIRST = ("hunyuan_v1_dense",)
 """Families whose norms of queries and keys come behind the rotation, which compiled layers lack."""
 _LINEARS = (
     "q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "kv_b", "o", "gate", "up", "gate_up", "down", "router", "expert_gate", "expert_up", "expert_gate_up", "expert_down",
     "shared_gate", "shared_up", "shared_down", "delta_qkv", "delta_z", "delta_qkvz", "delta_out",
-    "ssm_in", "ssm_out", "conv_in", "conv_out", "shared_gate_up",
+    "ssm_in", "ssm_out", "conv_in", "conv_out", "shared_gate_up", "input_gate", "input_down", "laurel_left", "laurel_right",
 )  # fmt: skip
-_OUTSIDE = ("embed", "positions", "project_in", "project_out", "head")
+_OUTSIDE = ("embed", "positions", "project_in", "input_embed", "input_project", "project_out", "head")  # fmt: skip
 
 
 def page() -> str:

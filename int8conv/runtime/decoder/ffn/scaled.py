@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..backends.parts import Hidden, Projection
+from ...backends.parts import Hidden, Projection
 
 
 def scaled(project: Projection, *scales: float) -> Projection:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from int8conv.runtime.decoder.mixture import MixtureOfExperts
+from int8conv.runtime.decoder.ffn.mixture import MixtureOfExperts
 from int8conv.runtime.models.config import Experts
 
 HIDDEN, COUNT = 6, 5

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from int8conv.runtime.decoder.clamped import ClampedFeedForward, clamped_swiglu
+from int8conv.runtime.decoder.ffn.clamped import ClampedFeedForward, clamped_swiglu
 
 
 def test_gate_is_limited_above_and_up_on_both_sides() -> None:

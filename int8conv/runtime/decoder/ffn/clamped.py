@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backends.parts import Hidden, Projection
+from ...backends.parts import Hidden, Projection
 
 
 class ClampedFeedForward:

@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..backends.interface import Backend
-from ..backends.parts import FeedForwardParts, Hidden, Projection, tensor_of
-from ..models.config import Experts
+from ...backends.interface import Backend
+from ...backends.parts import FeedForwardParts, Hidden, Projection, tensor_of
+from ...models.config import Experts
 from .routing import choose
 
 
@@ -35,11 +35,13 @@ class MixtureOfExperts:
         shared_gate: one score for the shared FFN, which is passed through a sigmoid; None: no gate.
         backend: may process few tokens as one fused call.
         router_bias: float32 ``[experts]``, added to the scores to choose experts.
+        expert_scale: float32 ``[experts]``, multiplies the weights of those that are chosen.
     """
 
     def __init__(
         self, config: Experts, router: Projection, experts: Sequence[Expert], shared: Expert | None,
         shared_gate: Projection | None, backend: Backend, router_bias: Tensor | None = None,
+        expert_scale: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.config = config
         self.router = router
@@ -47,6 +49,7 @@ class MixtureOfExperts:
         self.shared = shared
         self.shared_gate = shared_gate
         self.router_bias = router_bias
+        self.expert_scale = expert_scale
         parts = [expert.parts for expert in experts]
         known = [part for part in parts if part is not None]
         self._fused = backend.fuse_experts(known) if len(known) == len(parts) else None
@@ -56,10 +59,16 @@ class MixtureOfExperts:
         """Whether a step has to read from the device which experts it needs."""
         return self._fused is None
 
-    def __call__(self, x: Hidden, residual: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Hidden, residual: Tensor | None = None, routed: Tensor | None = None
+    ) -> Tensor:
+        """``[b, t, hidden]`` -> the same, with ``residual`` added. ``routed``: what the router reads; None: ``x``."""
         x = tensor_of(x)
         rows = x.reshape(-1, x.shape[-1])
-        weights, chosen = choose(self.router(rows)[0].float(), self.config, self.router_bias)
+        seen = rows if routed is None else routed.reshape(rows.shape)
+        weights, chosen = choose(self.router(seen)[0].float(), self.config, self.router_bias)
+        if self.expert_scale is not None:
+            weights = weights * self.expert_scale[chosen]
         step = x.ndim == 3 and x.shape[1] == 1
         if step and self._fused is not None:
             y = self._fused(rows, chosen, weights)

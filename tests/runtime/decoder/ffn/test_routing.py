@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from int8conv.runtime.decoder.routing import choose
+from int8conv.runtime.decoder.ffn.routing import choose
 from int8conv.runtime.models.config import Experts
 
 COUNT = 8

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..models.config import Experts
+from ...models.config import Experts
 
 
 def choose(logits: Tensor, config: Experts, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:

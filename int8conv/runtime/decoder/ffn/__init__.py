@@ -1,0 +1,1 @@
+"""FFNs: the plain one, those with other gates, mixtures of experts."""

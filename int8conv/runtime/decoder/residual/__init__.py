@@ -1,0 +1,1 @@
+"""What is added to the residual stream besides attention and FFN."""
