@@ -37,6 +37,25 @@ _PAIRS_FIRST = tl.constexpr(tuple(int(n) for n in triton.__version__.split(".")[
 
 
 @triton.jit
+def _axis(size: tl.constexpr, axis: tl.constexpr):
+    """0 to ``size`` along one of the axes of a pass's words: passes at once, rows, slices, 8 lanes, 16 words.
+
+    Threads are laid along the last axes of what a load shares out, or, before 3.7, along the last and then the first ones.
+    """
+    x = tl.arange(0, size)
+    if axis == 4:
+        return x[None, None, None, None, :]
+    elif axis == (0 if _PAIRS_FIRST else 3):
+        return x[:, None, None, None, None]
+    elif axis == (1 if _PAIRS_FIRST else 2):
+        return x[None, :, None, None, None]
+    elif axis == (2 if _PAIRS_FIRST else 1):
+        return x[None, None, :, None, None]
+    else:
+        return x[None, None, None, :, None]
+
+
+@triton.jit
 def _outliers(x, index, outlier_w, n, start, M, x_stride, num_outliers, SLICES: tl.constexpr, BLOCK_M: tl.constexpr):  # fmt: skip
     """Outlier columns from ``start`` on, 16 per slice: of the weight ``[SLICES, ROWS, 16]``, and their values of x ``[SLICES, 16, BLOCK_M]``."""
     j = start + tl.arange(0, SLICES)[:, None] * 16 + tl.arange(0, 16)[None, :]
@@ -64,18 +83,20 @@ def _loaded(w_tile, x_tile, w_words, x_words, left, K_FITS: tl.constexpr):
 @triton.jit
 def _added(sums, w, values, dtype: tl.constexpr):
     """``sums`` plus a pass's products: both operands' words widened, in an order of channels that registers have already."""
-    unroll: tl.constexpr = w.shape[0]
     slices: tl.constexpr = sums.shape[0]
     rows: tl.constexpr = sums.shape[1]
     tokens: tl.constexpr = sums.shape[2]
-    w = tl.reshape(four_codes(w, dtype), (unroll, rows // 8, slices, 8, 4, 4, 2, 2))
-    values = tl.reshape(two_values(values, dtype), (unroll, tokens // 8, 2, slices, 8, 4, 2, 2, 2))
+    unroll: tl.constexpr = w.shape[0] if _PAIRS_FIRST else w.shape[3]
     if _PAIRS_FIRST:
+        w = tl.reshape(four_codes(w, dtype), (unroll, rows // 8, slices, 8, 4, 4, 2, 2))
+        values = tl.reshape(two_values(values, dtype), (unroll, tokens // 8, 2, slices, 8, 4, 2, 2, 2))  # fmt: skip
         w = tl.permute(w, (2, 1, 3, 0, 5, 6, 4, 7))
         values = tl.permute(values, (3, 0, 2, 6, 7, 5, 8, 1, 4))
     else:
-        w = tl.permute(w, (2, 1, 3, 0, 5, 4, 6, 7))
-        values = tl.permute(values, (3, 0, 2, 6, 5, 7, 8, 1, 4))
+        w = tl.reshape(four_codes(w, dtype), (8, slices, rows // 8, unroll, 4, 4, 2, 2))
+        values = tl.reshape(two_values(values, dtype), (8, slices, tokens // 8, 2, unroll, 4, 2, 2, 2))  # fmt: skip
+        w = tl.permute(w, (1, 2, 0, 3, 5, 4, 6, 7))
+        values = tl.permute(values, (1, 4, 3, 6, 5, 7, 8, 2, 0))
     w = tl.reshape(w, (slices, rows, 64 * unroll))
     return dot16(w, tl.reshape(values, (slices, 64 * unroll, tokens)), sums)
 
@@ -94,13 +115,12 @@ def rows_times_x(x, words_x, codes_w, scale_w, index, outlier_w, bias, first, N,
     if index is not None:
         w_o, x_o = _outliers(x, index, outlier_w, n, 0, M, x_stride, num_outliers, SLICES, BLOCK_M)
 
-    # axes: UNROLL, 8 rows or half of 8 tokens each, SLICES, 8, 16 words
-    unroll = tl.arange(0, UNROLL)[:, None, None, None, None]
-    block = tl.arange(0, ROWS // 8)[None, :, None, None, None]
-    part = tl.arange(0, BLOCK_M // 4)[None, :, None, None, None]
-    slice_ = tl.arange(0, SLICES)[None, None, :, None, None]
-    lane = tl.arange(0, 8)[None, None, None, :, None]
-    i = tl.arange(0, 16)[None, None, None, None, :]
+    unroll = _axis(UNROLL, 0)
+    block = _axis(ROWS // 8, 1)  # 8 rows each
+    part = _axis(BLOCK_M // 4, 1)  # half of the words of 8 tokens each
+    slice_ = _axis(SLICES, 2)
+    lane = _axis(8, 3)
+    i = _axis(16, 4)
     row = block * 8 + lane
     row = ((first + row % results) % N + (row // results) * N).to(tl.int64)
     w_words = (slice_ * UNROLL + unroll) * 16 + i

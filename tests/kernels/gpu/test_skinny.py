@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from int8conv.errors import ArgumentError
-from int8conv.kernels.gpu import configs, primitives, reference, skinny, workspace
+from int8conv.kernels.gpu import configs, gemv, primitives, reference, skinny, workspace
 from int8conv.kernels.weight import MixedWeight
 
 from .tensors import HALVES, check, dense, make_tokens, make_weight
@@ -135,6 +135,15 @@ def test_shipped_configurations(kernel: str) -> None:
         for tokens in (1, 9) if kernel == "gemv" else (2, 40):
             x = make_tokens(tokens, 1100, torch.float16)
             check(skinny.w8a16(x, weight, config=row), *truth(x, weight))
+
+
+def test_the_order_of_channels_before_triton_3_7(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one changes nothing but the order of summation."""
+    monkeypatch.setattr(gemv, "_PAIRS_FIRST", tl.constexpr(not gemv._PAIRS_FIRST.value))
+    weight = make_weight(40, 300, 16)
+    for tokens in (1, 9):
+        x = make_tokens(tokens, 300, torch.float16)
+        check(skinny.w8a16(x, weight, config=GEMV), *truth(x, weight))
 
 
 def test_splitting_is_repeatable_and_leaves_counters_at_zero() -> None:
