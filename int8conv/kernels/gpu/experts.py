@@ -84,7 +84,7 @@ def experts_kernel(
     """The results of ``ROWS`` rows of slot ``program_id(1)``."""
     slot = tl.program_id(1).to(tl.int64)
     entry = table + tl.load(chosen + slot) * 5
-    token = slot // each
+    token = tl.program_id(1) // each
     codes = codes_w + tl.load(entry) * 4
     scale = scale_w + tl.load(entry + 1) * 4
     channels = index
