@@ -25,6 +25,8 @@ from .sass import Code, main_loops, whole
 from .work import Work, work_of
 
 _LOAD = re.compile(r"\bLDG\S*\s+R(\d+),")
+_WAITED = ("HGMMA", "IGMMA", "UTC")
+"""Tensor core instructions that all of a program's warps wait for at the end of a pass."""
 _REGISTER = re.compile(r"\bR(\d+)\b")
 
 
@@ -93,6 +95,10 @@ def predict(gpu: Gpu, launched: Recorded, binary: Binary, context: int = 1024) -
     latency = H.LATENCY if work.trip_bytes else H.CACHED_LATENCY
     chain = chain_clocks(loop.lines, latency * gpu.clock, launched.meta["num_stages"]) / len(found)
     costs = _costs(gpu, work, loop.slots(gpu.fp32) / len(found), warps)
+    if any(
+        op.startswith(_WAITED) for op in loop.ops
+    ):  # a program alone waits for them, and then works on the sums
+        chain = max(chain, costs["issue"] + costs["tensor"])
     full, left = divmod(work.programs, resident * gpu.cores)
     clocks = full * work.trips * _pass(gpu, costs, resident, chain)
     if left:

@@ -58,11 +58,11 @@ def bounds(kernel: str) -> list[dict[str, int]]:
     return [{"max_out": 4096}, {"max_out": 16384}, {}]
 
 
-def calls(kernel: str, row: dict[str, int], shapes: list[tuple[int, int]], device: torch.device) -> list[tuple[Callable[[Config], Tensor], Tensor]]:  # fmt: skip
+def calls(kernel: str, row: dict[str, int], shapes: dict[str, tuple[int, int]], device: torch.device) -> list[tuple[Callable[[Config], Tensor], Tensor]]:  # fmt: skip
     """For each layer that the row is for: the launch, and its right result."""
     found = []
     dtype = torch.float16
-    for out, channels in shapes:
+    for name, (out, channels) in shapes.items():
         if out > row.get("max_out", out):
             continue
         weight = random_weight(out, channels, 0.001, dtype, device)
@@ -72,13 +72,14 @@ def calls(kernel: str, row: dict[str, int], shapes: list[tuple[int, int]], devic
             q = quantize(x, index=weight.outlier_index, is_outlier=weight.is_outlier)
             found.append((lambda c, q=q, w=weight: gemm(q, w, config=c), gemm(q, weight)))
         else:
-            found.append((lambda c, x=x, w=weight: w8a16(x, w, config=c), w8a16(x, weight)))
+            how = {"activation": "silu" if name == "gate_up" else "none"}
+            found.append((lambda c, x=x, w=weight, h=how: w8a16(x, w, config=c, **h), w8a16(x, weight, **how)))  # fmt: skip
             if device.type == "cpu":
-                torch.testing.assert_close(found[-1][1], reference.w8a16(x, weight), atol=1e-2, rtol=1e-2)  # fmt: skip
+                torch.testing.assert_close(found[-1][1], reference.w8a16(x, weight, **how), atol=1e-2, rtol=1e-2)  # fmt: skip
     return found
 
 
-def best(kernel: str, row: dict[str, int], shapes: list[tuple[int, int]], device: torch.device, limit: int | None) -> Config | None:  # fmt: skip
+def best(kernel: str, row: dict[str, int], shapes: dict[str, tuple[int, int]], device: torch.device, limit: int | None) -> Config | None:  # fmt: skip
     """The candidate with the smallest times on the row's layers."""
     layers = calls(kernel, row, shapes, device)
     times = _measured(itertools.islice(candidates(kernel), limit), layers, device)
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="two candidates on tiny layers, on the CPU")  # fmt: skip
     options = parser.parse_args()
     device = torch.device("cpu" if options.tiny else "cuda")
-    shapes = list(SHAPES["tiny" if options.tiny else "Llama-3.1-8B"].values())
+    shapes = SHAPES["tiny" if options.tiny else "Llama-3.1-8B"]
     table: dict[str, Any] = json.loads(resources.files(configs.__package__).joinpath("configs.json").read_text())  # fmt: skip
     gpu = str(configs.generation(launch.capability(device)))
     for kernel in options.kernels.split(","):
@@ -129,8 +130,10 @@ def main() -> None:
         if rows:
             table[kernel][gpu] = rows
             sys.stdout.write(f"{kernel} {gpu}: {json.dumps(rows)}\n")
-    if not options.dry_run and not options.tiny:
-        Path(str(resources.files(configs.__package__))).joinpath("configs.json").write_text(configs.dumps(table))  # fmt: skip
+        if (
+            not options.dry_run and not options.tiny
+        ):  # after each kernel: a later one may be cut off
+            Path(str(resources.files(configs.__package__))).joinpath("configs.json").write_text(configs.dumps(table))  # fmt: skip
 
 
 if __name__ == "__main__":
