@@ -70,6 +70,10 @@ ATTENTION_SHARE: Final = 0.6
 """Of the tensor cores' rate, by attention over a prompt."""
 CLUSTER: Final = 2
 """Programs of a 16-bit product that share an operand's way from L2 on chips from Hopper on."""
+DEPENDENT: Final = 4
+"""Clocks per instruction of a warp alone, outside of the loop: each needs the one before."""
+START: Final = 500
+"""Clocks from the end of a program to the first instruction of the next in its place."""
 ALONE: Final = 64
 """Bytes per clock that one core can read at most."""
 CHAIN: Final = 2
@@ -84,6 +88,8 @@ ASSUMPTIONS: Final = (
     ("ALONE", ALONE, "bytes per clock and core", "a read by few programs"),
     ("ATTENTION_SHARE", ATTENTION_SHARE, "of the tensor cores' rate: FlashAttention 2 and 3 report 0.5 to 0.75", "a profile of a prompt"),
     ("CLUSTER", CLUSTER, "programs of a cuBLAS product that share an operand, 128 x 256 tiles", "`run --only gemm`, us, bf16"),
-    ("CHAIN", CHAIN, "dependent accesses outside of the loop, from L2", "small matrices of `run --only gemv`"),
+    ("DEPENDENT", DEPENDENT, "clocks per instruction of a warp alone (published: 4 to 6), outside of the loop", "small matrices of `run --only gemv`"),
+    ("START", START, "clocks until a program's place has the next one: chosen, the only one, to meet the published figures", "products of many short programs in a profiler"),
+    ("CHAIN", CHAIN, "dependent accesses of a program before its loop, and as many after it, from L2", "small matrices of `run --only gemv`"),
 )  # fmt: skip
 """Name, value, what and whence, and the measurement that corrects it."""

@@ -2,12 +2,12 @@
 
 A program's pass through its main loop takes issue slots, tensor cores, and bytes from memory and L2; and, alone, a *chain*: what one
 warp needs if every load takes ``LATENCY``, found by stepping through the loop's instructions in order until one needs a register
-that is still being loaded (or a copy that is waited for). A core with R resident programs needs for one pass of all of them
+that is still being loaded (or a copy that is waited for). Outside of the loop a program takes issue slots as well, and, alone, ``DEPENDENT``
+clocks per instruction, its barriers, and ``CHAIN`` dependent accesses to L2 before and after. A core with R programs for n passes needs
 
-    max(R * issue, R * tensor, R * bytes / share of bandwidth, chain)
+    max(R * issue, R * n * tensor, R * n * bytes / share of bandwidth, n * chain + alone)
 
-Programs run in waves of R per core; the last one has fewer. Around the loop are ``CHAIN`` dependent accesses to L2, the other
-instructions once, and ``NODE``. ``hardware.ASSUMPTIONS`` has the numbers.
+Programs run in waves of R per core; the last one has fewer. ``NODE`` comes on top. ``hardware.ASSUMPTIONS`` has the numbers.
 """
 
 from __future__ import annotations
@@ -83,35 +83,36 @@ def predict(gpu: Gpu, launched: Recorded, binary: Binary, context: int = 1024) -
     found = main_loops(binary.sass) if work.trips else []
     loop = _sum(found)
     resident = resident_programs(gpu, binary, warps)
-    around = (whole(binary.sass).total - loop.total) * warps / 4 / gpu.clock
+    everything = whole(binary.sass)
+    around = (everything.total - loop.total) * warps / 4
     fixed = H.NODE + 2 * H.CHAIN * H.CACHED_LATENCY
     memory = (work.read + work.written) / gpu.memory
     waves = work.programs / (resident * gpu.cores)
     if not found:
-        issue = work.programs * around / gpu.cores
+        issue = work.programs * around / gpu.cores / gpu.clock
         seconds = max(memory, issue, work.cached / gpu.cache)
         bound = "launch" if seconds < fixed else "memory" if seconds == memory else "issue"
         return Prediction(launched.kernel.__name__, fixed + seconds, bound, work.read + work.written, None, binary.registers, resident)  # fmt: skip
     latency = H.LATENCY if work.trip_bytes else H.CACHED_LATENCY
     chain = chain_clocks(loop.lines, latency * gpu.clock, launched.meta["num_stages"]) / len(found)
     costs = _costs(gpu, work, loop.slots(gpu.fp32) / len(found), warps)
-    if any(
-        op.startswith(_WAITED) for op in loop.ops
-    ):  # a program alone waits for them, and then works on the sums
+    if any(op.startswith(_WAITED) for op in loop.ops):  # a program alone waits, then adds the sums
         chain = max(chain, costs["issue"] + costs["tensor"])
+    alone = (everything.total - loop.total) * H.DEPENDENT + (
+        everything.barriers - loop.barriers
+    ) * H.BARRIER
+    alone += 2 * H.CHAIN * H.CACHED_LATENCY * gpu.clock + H.START
     full, left = divmod(work.programs, resident * gpu.cores)
-    clocks = full * work.trips * _pass(gpu, costs, resident, chain)
+    clocks = full * _wave(gpu, costs, work.trips, resident, chain, alone, around)
     if left:
-        clocks += work.trips * _pass(gpu, costs, math.ceil(left / gpu.cores), chain, min(left, gpu.cores))  # fmt: skip
-    each = math.ceil(work.programs / gpu.cores)
-    issue = each * (work.trips * costs["issue"] / gpu.clock + around)
-    seconds = max(clocks / gpu.clock, issue, memory, work.cached / gpu.cache)
+        clocks += _wave(gpu, costs, work.trips, math.ceil(left / gpu.cores), chain, alone, around, min(left, gpu.cores))  # fmt: skip
+    seconds = max(clocks / gpu.clock, memory, work.cached / gpu.cache)
     parts = {name: value * work.programs * work.trips / gpu.cores / gpu.clock for name, value in costs.items()}  # fmt: skip
     parts |= {"memory": memory, "cache": work.cached / gpu.cache, "latency": max(waves, 1) * work.trips * chain / gpu.clock}  # fmt: skip
     bound = max(parts, key=lambda name: parts[name])
     share = work.trip_bytes / (32 * warps)
     return Prediction(
-        launched.kernel.__name__, fixed + around * min(resident, each) + seconds, bound, work.read + work.written,
+        launched.kernel.__name__, H.NODE + seconds, bound, work.read + work.written,
         loop.total / len(found) / share if share else None, binary.registers, resident,
     )  # fmt: skip
 
@@ -131,9 +132,16 @@ def _costs(gpu: Gpu, work: Work, slots: float, warps: int) -> dict[str, float]:
     }
 
 
-def _pass(gpu: Gpu, costs: dict[str, float], resident: int, chain: float, busy: int | None = None) -> float:  # fmt: skip
-    """Clocks of one pass of all resident programs; ``busy``: cores that have any."""
+def _wave(
+    gpu: Gpu, costs: dict[str, float], trips: float, resident: int, chain: float, alone: float, around: float, busy: int | None = None
+) -> float:  # fmt: skip
+    """Clocks of ``resident`` programs per core from begin to end; ``busy``: cores that have any.
+
+    ``alone``: what a program takes outside of its loop if nothing else runs; ``around``: its issue slots there.
+    """
     share = 1.0 if busy is None else busy / gpu.cores
-    alone = costs["memory"] * gpu.memory / gpu.cores / gpu.clock / H.ALONE
-    memory = max(costs["memory"] * share, alone)
-    return max(resident * costs["issue"], resident * costs["tensor"], resident * memory, chain)
+    least = costs["memory"] * gpu.memory / gpu.cores / gpu.clock / H.ALONE
+    memory = max(costs["memory"] * share, least)
+    return max(
+        resident * (trips * costs["issue"] + around), resident * trips * costs["tensor"], resident * trips * memory, trips * chain + alone,
+    )  # fmt: skip

@@ -30,7 +30,7 @@ def read(out: Path) -> dict[str, Any]:
 def test_rehearsal_of_everything(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     out = tmp_path / "results" / "gpu"
-    run.main([*REHEARSAL, "--out", str(out), "--scratch", str(tmp_path)])
+    run.main([*REHEARSAL, "--minutes", "60", "--out", str(out), "--scratch", str(tmp_path)])
     sections = read(out)["sections"]
     assert list(sections) == list(run.SECTIONS)
     for name, rows in sections.items():
