@@ -1,6 +1,6 @@
 """Running on a CPU: load time, prefill and decode, converted against the same weights in source precision.
 
-    python benchmarks/cpu.py [--layers 22] [--prompt 128] [--new 16] [--runs 3] [--folder FOLDER]
+    python benchmarks/cpu.py [--layers 22] [--prompt 128] [--new 16] [--runs 3] [--folder FOLDER] [--only REGEX]
 
 Makes a checkpoint of random fp16 weights, converts it, and runs each in a process of its own, in turn, each time beginning with
 another. "source" is this runtime in float32, the fastest dtype of PyTorch on most CPUs; "transformers" and the peers run where
@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -104,13 +105,15 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
     kinds = {
         "int8conv auto": out,
         "int8conv w8a16": out,
+        "int8conv w8a8": out,
         "source": source,
         "transformers float32": source,
         "transformers float16": source,
     }
-    for peer in cpu_peers.installed():
+    for peer in filter(re.compile(arguments.only).search, cpu_peers.installed()):
         cpu_peers.prepare(peer, source)
         kinds[peer] = source
+    kinds = {kind: path for kind, path in kinds.items() if re.search(arguments.only, kind)}
     figures: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
     for run in range(arguments.runs):
         order = list(kinds.items())
@@ -152,7 +155,14 @@ if __name__ == "__main__":
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--new", type=int, default=16)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="Kept; default: a temporary folder.")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="Kept, and used if it has source and int8; default: a temporary folder.",
+    )
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help=f"Rows whose name matches; '{OURS}' must."
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:

@@ -23,11 +23,11 @@ RULES: dict[str, dict[str, Any]] = {
     "--max-outliers 0 (fallback alone)": {"max_outliers": 0.0},
     "--outlier-rule paper": {"outlier_rule": "paper"},
     "--outlier-rule paper --heavy-tails 8bit": {"outlier_rule": "paper", "heavy_tails": "8bit"},
-    "--outlier-rule error": {"outlier_rule": "error"},
+    "--outlier-rule absmax": {"outlier_rule": "absmax"},
     "default": {},
-    "--heavy-tails 8bit": {"heavy_tails": "8bit"},
-    "--outlier-rule error --max-outliers 0.1": {"outlier_rule": "error", "max_outliers": 0.1},
-    "--outlier-rule error --max-outliers 0.3": {"outlier_rule": "error", "max_outliers": 0.3},
+    "--outlier-rule absmax --heavy-tails 8bit": {"outlier_rule": "absmax", "heavy_tails": "8bit"},
+    "--max-outliers 0.1": {"max_outliers": 0.1},
+    "--max-outliers 0.3": {"max_outliers": 0.3},
 }
 
 

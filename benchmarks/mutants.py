@@ -77,8 +77,8 @@ MUTANTS = (
     ),
     Mutant(
         "crossover: one number for the mode, another for the footprint", "kernels/dispatch.py",
-        'return "w8a16" if tokens <= W8A16_TOKENS else "w8a8"',
-        'return "w8a16" if tokens < W8A16_TOKENS else "w8a8"',
+        'return "w8a16" if tokens <= W8A16_TOKENS or',
+        'return "w8a16" if tokens < W8A16_TOKENS or',
         "tests/kernels/test_dispatch.py::test_few_tokens_take_w8a16_and_many_w8a8",
     ),
     Mutant(

@@ -5,7 +5,7 @@
 Makes the models once (see real_checkpoints.py), converts them with the options of each row and the built-in calibration text, and
 compares every row with the source in float32 over the same windows. By default the texts are Python's help topics (English), a story
 (german) and argparse.py (code), all different from the calibration text. The methods of peers are simulated in float32, for attention and
-FFN linears only, as int8conv leaves the head in 16 bits as well.
+FFN linears only, as int8conv leaves the head in 16 bits as well; those that look at activations run the built-in calibration text.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from fidelity import score, shares, windows_of
+from fidelity_calibrated import CALIBRATED_METHODS, CalibratedWeights, inputs_of
 from fidelity_methods import BLOCK_METHODS, METHODS, MethodWeights
 from real_checkpoints import PACKAGES, make_checkpoint
 from tabulate import tabulate
@@ -35,11 +36,7 @@ from int8conv.runtime.weights.weights import CheckpointWeights, ConvertedWeights
 
 CONVERTED: dict[str, dict[str, Any]] = {
     "default": {},
-    "--outlier-rule error": {"outlier_rule": "error"},
-    "--rounding compensated --outlier-rule absmax": {
-        "rounding": "compensated",
-        "outlier_rule": "absmax",
-    },
+    "--outlier-rule absmax": {"outlier_rule": "absmax"},
     "--rounding compensated": {"rounding": "compensated"},
 }
 """Name of a conversion -> its options. Each is measured in both modes."""
@@ -74,6 +71,9 @@ def candidates(
     for name, method in PEERS.items():
         if only.search(name):
             found[name] = MethodWeights(checkpoint, method)
+    if chosen := {name: m for name, m in CALIBRATED_METHODS.items() if only.search(name)}:
+        inputs = inputs_of(checkpoint)
+        found |= {name: CalibratedWeights(checkpoint, m, inputs) for name, m in chosen.items()}
     for name, options in CONVERTED.items():
         modes = [m for m in ("W8A16", "W8A8") if only.search(f"int8conv {m}, {name}")]
         if not modes:

@@ -24,8 +24,10 @@ ELSEWHERE: dict[str, str] = {
     "convert/rounding/interface": "tests/convert/rounding/test_device.py",  # which quantizer a device has
     # compiled code, called through ``jit`` alone
     "kernels/cpu/jit_attention": "tests/kernels/cpu/test_jit.py",
+    "kernels/cpu/jit_gemm": "tests/kernels/cpu/test_int16.py",
     "kernels/cpu/jit_layer": "tests/kernels/cpu/test_jit.py",
     "kernels/cpu/jit_linear": "tests/kernels/cpu/test_jit.py",
+    "kernels/cpu/jit_rounding": "tests/convert/rounding/test_compensate.py",
     "kernels/cpu/jit_primitives": "tests/kernels/cpu/test_jit.py",
     "kernels/gpu/gemv": "tests/kernels/gpu/test_linear.py",  # a kernel of the linear, as gemm and skinny are
     "kernels/gpu/reference": "tests/kernels/gpu/test_gemm.py",  # held to float64 there, as the kernels are

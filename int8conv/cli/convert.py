@@ -109,8 +109,10 @@ _SHOWN: Final = 10
 )
 @click.option(
     "--outlier-rule",
-    type=click.Choice(["absmax", "error", "paper"]),
-    help="Keep columns far above the median channel, columns with the largest expected error, or LLM.int8()'s systematic dimensions; default: absmax, with compensated rounding error.",
+    type=click.Choice(["error", "absmax", "paper"]),
+    default="error",
+    show_default=True,
+    help="Keep columns with the largest expected error, columns far above the median channel, or LLM.int8()'s systematic dimensions.",
 )
 @click.option(
     "--max-outliers",
@@ -218,11 +220,10 @@ def command(
     OUT appears complete or not at all; to resume an interrupted conversion, run the same command again.
     """
     from ..convert.converter import convert_checkpoint
-    from ..convert.options import DEFAULT_RULE, ConvertOptions
+    from ..convert.options import ConvertOptions
     from ..convert.preview import preview
 
     choices["max_shard_bytes"] = max_shard_size
-    choices["outlier_rule"] = choices["outlier_rule"] or DEFAULT_RULE[choices["rounding"]]
     if dry_run:
         options = ConvertOptions(**choices)
         plan = preview(src, out, options, jobs=jobs, max_memory=max_memory)

@@ -21,9 +21,9 @@ from ..runtime.devices import DeviceLike
 from .journal import Journal
 from .memory import DEFAULT_MAX_MEMORY
 from .metadata_files import make_manifest, write_metadata_files
-from .options import DEFAULT_RULE, DEFAULT_SHARD_BYTES, ConvertOptions, Outliers, Rounding
+from .options import DEFAULT_SHARD_BYTES, ConvertOptions, Outliers, Rounding
 from .outliers.choose import choose
-from .outliers.rule import HeavyTails, Rule
+from .outliers.rule import DEFAULT_RULE, HeavyTails, Rule
 from .plan import Plan, QuantizeTask, make_plan
 from .prepare import Prepared, Resources, prepare
 from .report import ConvertReport, measured
@@ -45,7 +45,7 @@ def convert_checkpoint(
     quantize: Sequence[str] = (),
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    outlier_rule: Rule | None = None,
+    outlier_rule: Rule = DEFAULT_RULE,
     max_outliers: float = CAP_FRACTION,
     heavy_tails: HeavyTails = "16bit",
     rounding: Rounding = "nearest",
@@ -73,8 +73,8 @@ def convert_checkpoint(
         quantize: the same, for additional matrices to quantize: head, embeddings.
         include: the same, for names of source tensors; all others are left out.
         exclude: the same; tensors that match are left out.
-        outlier_rule: ``"absmax"``, ``"error"`` or ``"paper"`` (see docs/fidelity.md); None: ``"error"`` with compensated rounding,
-            otherwise ``"absmax"``.
+        outlier_rule: ``"error"`` keeps the columns with the largest expected error, ``"absmax"`` those far above the median channel,
+            ``"paper"`` LLM.int8()'s systematic dimensions (see docs/fidelity.md).
         max_outliers: largest fraction of an input's columns to keep in 16 bits, or 16 columns if that is more; 0: none.
         heavy_tails: how W8A8 multiplies an input whose activations are heavy-tailed outside its outlier columns: ``"16bit"``
             in 16 bits, which is most exact, ``"8bit"`` like all others.
@@ -113,7 +113,7 @@ def convert_checkpoint(
         tuple(quantize),
         tuple(include),
         tuple(exclude),
-        outlier_rule or DEFAULT_RULE.get(rounding, "absmax"),
+        outlier_rule,
         max_outliers,
         heavy_tails,
         rounding,

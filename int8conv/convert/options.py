@@ -11,15 +11,13 @@ from ..errors import ArgumentError, JsonFileError
 from ..formats.int8.folder import ConvertedFolder
 from ..formats.int8.names import MANIFEST_FILE
 from ..formats.int8.outlier_cap import CAP_FRACTION
-from .outliers.rule import HEAVY_TAILS, RULES, Choosing, HeavyTails, Rule
+from .outliers.rule import DEFAULT_RULE, HEAVY_TAILS, RULES, Choosing, HeavyTails, Rule
 from .outliers.selection import Patterns
 
 Outliers = Literal["calibrated", "data-free", "none"]
 OUTLIERS: Final[tuple[Outliers, ...]] = ("calibrated", "data-free", "none")
 Rounding = Literal["nearest", "compensated"]
 ROUNDINGS: Final[tuple[Rounding, ...]] = ("nearest", "compensated")
-DEFAULT_RULE: Final[dict[Rounding, Rule]] = {"nearest": "absmax", "compensated": "error"}
-"""By how codes are rounded, the rule that chooses outlier columns unless one is given."""
 HALVES: Final = {"float16": "F16", "bfloat16": "BF16"}
 DEFAULT_SHARD_BYTES: Final = 5_000_000_000
 
@@ -39,7 +37,7 @@ class ConvertOptions:
     """The same, for tensor names; if not empty, only tensors that match are converted."""
     exclude: tuple[str, ...] = ()
     """The same; tensors that match are left out."""
-    outlier_rule: Rule = "absmax"
+    outlier_rule: Rule = DEFAULT_RULE
     max_outliers: float = CAP_FRACTION
     """Largest fraction of an input's columns, or 16 columns if that is more; 0: none."""
     heavy_tails: HeavyTails = "16bit"

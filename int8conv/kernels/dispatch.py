@@ -5,14 +5,18 @@
 where ``O`` are the outlier columns (LLM.int8(), arXiv:2208.07339, section 3.2; here chosen offline, so that the weight keeps
 its outlier columns in 16 bits). The modes differ in how they treat the other activations:
 
-- ``w8a8``: each token is quantized to int8 by its largest magnitude; products accumulate in int32. Activations at or
-  above ``threshold`` are excluded and multiplied in 16 bits by the dequantized weight (the outlier fallback).
+- ``w8a8``: each token is quantized to int8 by its largest magnitude, or by those of blocks of its channels; products accumulate in
+  int32. Activations at or above ``threshold`` are excluded and multiplied in 16 bits by the dequantized weight (the outlier fallback).
 - ``w8a16``: activations are not quantized, and the weight is dequantized on the fly.
+
+If none is requested, few tokens are multiplied in ``w8a16``, and more in ``w8a8`` where that is faster: on a processor with int8 dot
+products (VNNI). Any other keeps 16 bits.
 
 | implementation | modes | used |
 | --- | --- | --- |
 | ``cpu.jit`` | w8a16, and 16-bit weights | up to ``compiled_tokens()`` tokens, if numba is installed |
 | ``cpu.integer`` | both | otherwise, if the processor has int8 dot products |
+| ``cpu.int16`` | if none is requested | otherwise, for more tokens, if numba is installed and the processor has AVX2 |
 | ``cpu.widened`` | both, and any weight | otherwise |
 | ``reference`` | both | in tests |
 """
@@ -27,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ArgumentError
-from .cpu import integer, jit, widened
+from .cpu import int16, integer, jit, widened
 from .crossovers import (
     COMPILED_TOKENS,
     COMPILED_TOKENS_WITHOUT_VNNI,
@@ -58,7 +62,7 @@ def mixed_linear(
         x: float ``[..., in]``.
         weight: int8 ``[out, in]`` with its scales and outlier columns.
         bias: ``[out]`` or None.
-        mode: how activations are treated; None: ``mode_for`` the number of tokens.
+        mode: how activations are treated; None: what is fastest, which is at least as exact as ``mode_for`` the number of tokens.
 
     Returns:
         ``[..., out]`` in the dtype of ``x``; accumulated in int32 or float32, rounded once.
@@ -70,7 +74,7 @@ def mixed_linear(
         raise ArgumentError("last axis of x", expected=weight.in_features, found=x.shape[-1])
     check_mode(mode)
     rows = x.reshape(-1, weight.in_features)
-    multiply = implementation(rows, weight, mode or mode_for(rows.shape[0]))
+    multiply = implementation(rows, weight, mode)
     count = -(-rows.shape[0] // TOKENS_AT_ONCE)
     if count <= 1:
         y = _multiplied(rows, weight, bias, multiply)
@@ -91,8 +95,8 @@ def _multiplied(
 
 
 def mode_for(tokens: int) -> Mode:
-    """The default mode for a number of tokens."""
-    return "w8a16" if tokens <= W8A16_TOKENS else "w8a8"
+    """The default mode for a number of tokens on this processor."""
+    return "w8a16" if tokens <= W8A16_TOKENS or not integer.available() else "w8a8"
 
 
 def compiled_tokens() -> int:
@@ -100,13 +104,23 @@ def compiled_tokens() -> int:
     return COMPILED_TOKENS if integer.available() else COMPILED_TOKENS_WITHOUT_VNNI
 
 
-def implementation(rows: Tensor, weight: MixedWeight, mode: Mode) -> Multiply:
-    """The implementation that multiplies activations ``[tokens, in]`` by a weight."""
-    if mode == "w8a16" and _compiled(rows, weight.codes):
+def implementation(rows: Tensor, weight: MixedWeight, mode: Mode | None) -> Multiply:
+    """The implementation that multiplies activations ``[tokens, in]`` by a weight; None: ``mode_for`` their number, or better."""
+    tokens, vnni = rows.shape[0], integer.available()
+    chosen = mode or mode_for(tokens)
+    if chosen == "w8a16" and _compiled(rows, weight.codes):
         return jit.w8a16
-    if mode == "w8a16":
-        return integer.w8a16 if integer.available() else widened.w8a16
-    return integer.w8a8 if integer.available() else widened.w8a8
+    if mode is None and not vnni and tokens > W8A16_TOKENS and int16.available(weight):
+        return int16.linear
+    if chosen == "w8a16":
+        return integer.w8a16 if vnni else widened.w8a16
+    return integer.w8a8 if vnni else widened.w8a8
+
+
+def prepare() -> None:
+    """Compile the code for many tokens, or load it from disk, now rather than at the first prompt."""
+    weight = MixedWeight(torch.ones(16, 64, dtype=torch.int8), torch.ones(16, dtype=torch.float32))
+    mixed_linear(torch.ones(W8A16_TOKENS + 1, 64, dtype=torch.float32), weight)
 
 
 def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .tokens import add_outliers, quantize_tokens, take_large, without_outliers
+from .tokens import add_outliers, rounded_in_blocks, take_large, without_outliers
 from .weight import MixedWeight
 
 
-def w8a8(x: Tensor, weight: MixedWeight) -> Tensor:
-    """int8 activations: float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, outlier columns included, without bias."""
+def w8a8(x: Tensor, weight: MixedWeight, block: int | None = None) -> Tensor:
+    """int8 activations: float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, outlier columns included, without bias.
+
+    A token has one scale, or one per ``block`` channels.
+    """
     if weight.activation_bits == 16:
         return w8a16(x, weight)
     small = without_outliers(x, weight)
     fallback = take_large(small, weight)
-    codes, scale = quantize_tokens(small)
-    products = codes.double() @ weight.codes.double().t()  # integers below 2^53: exact
-    y = products.float() * scale * weight.scale
+    values = rounded_in_blocks(small, block or max(weight.in_features, 1))
+    y = (values.double() @ weight.codes.double().t()).float() * weight.scale
     if fallback is not None:
         y[fallback.rows] += fallback.values @ dequantize(weight).t()
     return add_outliers(y, x, weight)

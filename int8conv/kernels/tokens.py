@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .weight import MixedWeight
@@ -53,6 +54,13 @@ def take_large(x: Tensor, weight: MixedWeight) -> FallbackValues | None:
 def largest_of_tokens(x: Tensor) -> Tensor:
     """``[tokens, in]`` -> ``[tokens, 1]``."""
     return torch.maximum(x.amax(dim=1, keepdim=True), -x.amin(dim=1, keepdim=True))
+
+
+def rounded_in_blocks(x: Tensor, block: int) -> Tensor:
+    """What int8 codes stand for that have a scale per token and block of channels: float32 ``[tokens, in]``, as ``x``."""
+    padded = F.pad(x, (0, -x.shape[1] % block))
+    codes, scale = quantize_tokens(padded.reshape(padded.numel() // block, block))
+    return (codes.float() * scale).view_as(padded)[:, : x.shape[1]]
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from typing_extensions import Unpack  # typing has it from Python 3.11 on
 from ..errors import ArgumentError, GenerationError
 from ..kernels.cpu.fused import prepare
 from ..kernels.dispatch import Mode
+from ..kernels.dispatch import prepare as prepare_linears
 from ..kernels.weight import FallbackCounter
 from ..progress import Progress, silent
 from .backends.gpu.files import Loading
@@ -279,9 +280,10 @@ class Model(PromptReader):
             return score_continuations(self.decoder, tokens, batch_size, progress)
 
     def prepare(self) -> None:
-        """Compile code for single tokens on a CPU, or load it from disk, now rather than at the first token."""
+        """Compile code for a CPU, or load it from disk, now rather than at the first prompt and token."""
         if self.decoder.is_compiled:
             prepare()
+            prepare_linears()
 
     def fallback_report(self) -> FallbackReport:
         """The values that the outlier fallback has handled since the model was loaded."""

@@ -51,7 +51,9 @@ def test_the_default_is_calibrated(source: Path, tmp_path: Path) -> None:
         "put its tokenizer files beside the weights\n"
     )
     assert open_converted(tmp_path / "out").manifest.options["outliers"] == "calibrated"
-    assert all(group.threshold for group in open_converted(tmp_path / "out").manifest.inputs)
+    assert all(
+        group.threshold is not None for group in open_converted(tmp_path / "out").manifest.inputs
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -372,7 +372,7 @@ def test_provenance(tmp_path: Path) -> None:
     assert (value["source"]["id"], value["source"]["revision"]) == ("some-model", None)
     assert value["options"] == {
         "outliers": "calibrated", "dtype": "float16", "max_shard_bytes": 5_000_000_000, "keep": [], "quantize": [], "include": [], "exclude": [],
-        "outlier_rule": "absmax", "max_outliers": 0.01, "heavy_tails": "16bit", "rounding": "nearest",
+        "outlier_rule": "error", "max_outliers": 0.01, "heavy_tails": "16bit", "rounding": "nearest",
         "calibration_tokens": None,
     }  # fmt: skip
     assert value["source"]["tensors"] == {
@@ -386,7 +386,7 @@ def test_provenance(tmp_path: Path) -> None:
     inputs = value["inputs"]
     assert [entry["linears"] for entry in inputs[:4]] == [[Q, K, V], [OUT], [GATE, UP], [DOWN]]
     assert [entry["in_features"] for entry in inputs[:4]] == [64, 64, 64, 160]
-    assert all(entry["threshold"] > 0 for entry in inputs)
+    assert all(entry["threshold"] > 0 for entry in inputs[::4])  # behind norms: no heavy tails
 
 
 def test_checksums_of_what_was_written(example_int8: Path) -> None:

@@ -60,14 +60,14 @@ def test_what_the_options_stand_for() -> None:
     assert options.half == "BF16"
     assert ConvertOptions().half == "F16"
     assert options.patterns == Patterns(("a",), ("b",))
-    assert options.choosing == Choosing("absmax", 0.5, "8bit")
+    assert options.choosing == Choosing("error", 0.5, "8bit")
 
 
 def test_a_folder_gives_back_the_options_it_was_made_with(tmp_path: Path) -> None:
     """All of them, each at a value that is not its default."""
     options = ConvertOptions(
         outliers="data-free", dtype="bfloat16", max_shard_bytes=50_000, keep=("q_proj",), quantize=("lm_head",),
-        include=("model", "lm_head"), exclude=("extra",), outlier_rule="error", max_outliers=0.5, heavy_tails="8bit",
+        include=("model", "lm_head"), exclude=("extra",), outlier_rule="paper", max_outliers=0.5, heavy_tails="8bit",
         rounding="compensated", calibration_tokens=100,
     )  # fmt: skip
     assert all(value != asdict(ConvertOptions())[name] for name, value in asdict(options).items())

@@ -263,9 +263,11 @@ def scaled(stats: Stats, factor: float) -> Stats:
     """Statistics of which the first channels of every input stand out so much more."""
     inputs = {}
     for path, found in stats.inputs.items():
-        absmax = found.absmax.copy()
+        absmax, squares, fourths = (x.copy() for x in (found.absmax, found.squares, found.fourths))
         absmax[:16] *= factor
-        inputs[path] = replace(found, absmax=absmax)
+        squares[:, :16] *= factor**2
+        fourths[:, :16] *= factor**4
+        inputs[path] = replace(found, absmax=absmax, squares=squares, fourths=fourths)
     return replace(stats, inputs=inputs)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from int8conv.errors import ArgumentError
 from int8conv.kernels import dispatch, reference
-from int8conv.kernels.cpu import integer, jit, widened
+from int8conv.kernels.cpu import int16, integer, jit, widened
 from int8conv.kernels.crossovers import (
     COMPILED_TOKENS,
     COMPILED_TOKENS_WITHOUT_VNNI,
@@ -31,7 +31,11 @@ def test_crossovers() -> None:
     assert COMPILED_TOKENS_WITHOUT_VNNI == W8A16_TOKENS
 
 
-def test_few_tokens_take_w8a16_and_many_w8a8() -> None:
+def test_few_tokens_take_w8a16_and_many_w8a8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that is faster: without int8 dot products, it is not."""
+    monkeypatch.setattr(integer, "available", lambda: False)
+    assert {mode_for(tokens) for tokens in (1, 16, 17, 1000)} == {"w8a16"}
+    monkeypatch.setattr(integer, "available", lambda: True)
     assert [mode_for(tokens) for tokens in (1, 16, 17, 1000)] == ["w8a16", "w8a16", "w8a8", "w8a8"]
     weight = make_weight(32, 64)
     for tokens in (16, 17):
@@ -45,7 +49,9 @@ def test_few_tokens_take_w8a16_and_many_w8a8() -> None:
 @pytest.mark.parametrize("numba", [True, False])
 @pytest.mark.parametrize("vnni", [True, False])
 def test_which_implementation(numba: bool, vnni: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of 16-bit integers are for those who ask for no mode: W8A16 is more exact, and W8A8 less."""
     monkeypatch.setattr(jit, "available", lambda: numba)
+    monkeypatch.setattr(jit, "multiplies_int16", lambda: numba)
     monkeypatch.setattr(integer, "available", lambda: vnni)
     weight, plain = make_weight(8, 64), integer if vnni else widened
     for tokens in (0, 1, 4, 5, 16, 17, 200):
@@ -53,6 +59,13 @@ def test_which_implementation(numba: bool, vnni: bool, monkeypatch: pytest.Monke
         few = numba and 1 <= tokens <= (4 if vnni else 16)
         assert implementation(x, weight, "w8a16") is (jit.w8a16 if few else plain.w8a16)
         assert implementation(x, weight, "w8a8") is plain.w8a8
+        fastest = implementation(x, weight, None)
+        if tokens <= 16:
+            assert fastest is implementation(x, weight, "w8a16")
+        elif vnni:
+            assert fastest is integer.w8a8
+        else:
+            assert fastest is (int16.linear if numba else widened.w8a16)
 
 
 @pytest.mark.skipif(not jit.available(), reason="needs numba")
@@ -73,8 +86,9 @@ def test_many_tokens_pass_in_parts(mode: dispatch.Mode | None, monkeypatch: pyte
     """Of one size, each at most ``TOKENS_AT_ONCE``; the result is that of one call, and so is the mode."""
     weight, bias, x = make_weight(12, 64, 16, threshold=2.0), torch.randn(12), activations(130)
     sizes: list[int] = []
-    name = mode or "w8a8"
+    name = mode or "w8a16"
     monkeypatch.setattr(integer, "available", lambda: False)
+    monkeypatch.setattr(jit, "multiplies_int16", lambda: False)
     real = getattr(widened, name)
     monkeypatch.setattr(widened, name, lambda x, w: sizes.append(len(x)) or real(x, w))
     found = mixed_linear(x, weight, bias, mode=mode)

@@ -46,8 +46,13 @@ SHAPES = [
 ]
 
 
-def w8a8_truth(x: Tensor, weight: MixedWeight) -> Tensor:
-    """The formula of the design in float64, from the float32 scale of each token."""
+def block_of(implementation: Any) -> int | None:
+    """Channels with a scale of their own; None: all."""
+    return getattr(implementation, "BLOCK", None)
+
+
+def w8a8_truth(x: Tensor, weight: MixedWeight, block: int | None = None) -> Tensor:
+    """The formula of the design in float64, from the float32 scales of each token."""
     kept = torch.zeros(x.shape[1], dtype=torch.bool)
     if weight.outlier_index is not None:
         kept[weight.outlier_index.long()] = True
@@ -55,7 +60,8 @@ def w8a8_truth(x: Tensor, weight: MixedWeight) -> Tensor:
         x.abs() >= weight.threshold if weight.threshold else torch.zeros_like(x, dtype=torch.bool)
     ) & ~kept
     small = x.masked_fill(kept | fallback, 0.0)
-    scale = small.abs().amax(1, keepdim=True) / 127.0
+    parts = small.split(block or x.shape[1], 1)
+    scale = torch.cat([(p.abs().amax(1, keepdim=True) / 127.0).expand_as(p) for p in parts], 1)
     codes = torch.where(scale > 0, small / scale, 0.0).round()
     exact = x.double().masked_fill(~(kept | fallback), 0.0)
     return (codes.double() * scale.double() + exact) @ dense(weight).t()
@@ -74,7 +80,7 @@ def test_against_float64(
     y = implementation.w8a16(x, weight)
     check(y, x.double() @ dense(weight).t(), x, weight)
     y = implementation.w8a8(x, weight)
-    check(y, w8a8_truth(x, weight), x, weight)
+    check(y, w8a8_truth(x, weight, block_of(implementation)), x, weight)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=NAMES)
@@ -109,7 +115,7 @@ def test_the_outlier_fallback(implementation: Implementation) -> None:
     for threshold in (None, 6.0):
         weight = make_weight(32, 64, threshold=threshold)
         y = implementation.w8a8(x, weight)
-        check(y, w8a8_truth(x, weight), x, weight)
+        check(y, w8a8_truth(x, weight, block_of(implementation)), x, weight)
         errors[threshold] = (y - x.double() @ dense(weight).t())[2].norm()
     assert errors[6.0] < 0.05 * errors[None]
 
@@ -122,7 +128,7 @@ def test_few_and_many_channels_taken(implementation: Implementation, channels: i
     x = torch.randn(20, 64, generator=torch.Generator().manual_seed(1)).clamp(-3, 3)
     x[::3, :channels] = 50.0
     y = implementation.w8a8(x, weight)
-    check(y, w8a8_truth(x, weight), x, weight)
+    check(y, w8a8_truth(x, weight, block_of(implementation)), x, weight)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=NAMES)

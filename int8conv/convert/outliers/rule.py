@@ -2,9 +2,9 @@
 
 The measurements behind the defaults are in docs/fidelity.md.
 
-- ``absmax`` (default): channels whose largest magnitude is at least 4 times the median channel's, largest first; at least
-  16, since kernels read 16 columns at a time, and at most max(16, 1 %). Scale-invariant.
-- ``error``: as many channels as the cap allows, those with the largest expected error (RMS of the activations x weight error).
+- ``error`` (default): as many channels as the cap allows, max(16, 1 %), those with the largest expected error: RMS of the
+  activations x error of the weight's column. Kernels read 16 columns at a time. Scale-invariant.
+- ``absmax``: channels whose largest magnitude is at least 4 times the median channel's, largest first; at least 16.
 - ``paper``: the systematic dimensions of LLM.int8() (arXiv:2208.07339, section 4.1) at inputs that come from a norm; none elsewhere.
 
 The paper's criterion is 6.0 for every input. It was designed for normalised inputs: at the second matrix of a gated FFN it
@@ -26,7 +26,8 @@ from ...formats.int8.stats import InputStats, Stats
 from .collect import systematic_dimensions
 
 Rule = Literal["absmax", "error", "paper"]
-RULES: Final[tuple[Rule, ...]] = ("absmax", "error", "paper")
+RULES: Final[tuple[Rule, ...]] = ("error", "absmax", "paper")
+DEFAULT_RULE: Final[Rule] = "error"
 HeavyTails = Literal["16bit", "8bit"]
 HEAVY_TAILS: Final[tuple[HeavyTails, ...]] = ("16bit", "8bit")
 
@@ -60,7 +61,7 @@ NO_OUTLIERS: Final = OutlierChoice(np.empty(0, np.int32), None)
 class Choosing:
     """The settings of the choice."""
 
-    rule: Rule = "absmax"
+    rule: Rule = DEFAULT_RULE
     max_fraction: float = CAP_FRACTION
     """Largest fraction of an input's columns to keep in 16 bits, or 16 columns if that is more; 0: none, only the fallback."""
     heavy_tails: HeavyTails = "16bit"

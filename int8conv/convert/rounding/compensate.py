@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ...formats.int8.names import MOST_STEPS
+from ...kernels.cpu import jit
 
 LEAST_DAMPING: Final = 0.01
 """Fraction of the mean of ``H``'s diagonal that is added to it; GPTQ's, for many tokens."""
@@ -26,6 +27,8 @@ DAMPING: Final = 0.5
 """The same, for as many tokens as columns: few tokens say little about how columns relate on other texts (docs/fidelity.md)."""
 _WIDE: Final = 2048
 """Width from which there are more columns between two matrix products: there memory is what they wait for."""
+_COMPILED: Final = 64
+"""Columns between two matrix products where numba compiles what is between them."""
 _ROWS: Final = 2048
 """Rows in work at once; a constant, since products of other shapes may be summed in another order."""
 
@@ -97,24 +100,34 @@ class Compensation:
     def _round(self, exact: Tensor, most_steps: int) -> Tensor:
         """Codes in the order of work, as float32 ``[in, rows]``, for weights in units of their scales."""
         factor, count = self._factor, len(exact)
-        nearest = exact.round()
-        lowest = (nearest - most_steps).clamp_(min=-127)
-        highest = (nearest + most_steps).clamp_(max=127)
-        codes, error = nearest, torch.empty_like(exact)
-        block = 32 if count <= _WIDE else 128
+        codes, error = torch.empty_like(exact), torch.empty_like(exact)
+        is_compiled = exact.device.type == "cpu" and jit.available()
+        block = _COMPILED if is_compiled else 32 if count <= _WIDE else 128
+        round_columns = jit.round_columns if is_compiled else _round_columns
         for last in range(count, 0, -block):
-            first = max(last - block, 0)
-            aim = exact[first:last].clone()
+            part = slice(max(last - block, 0), last)
+            aim = exact[part].clone()
             if last < count:
-                aim.addmm_(factor[last:, first:last].t(), error[last:])
-            for j in range(last - 1, first - 1, -1):
-                target = aim[j - first]
-                if j + 1 < last:
-                    target.addmv_(error[j + 1 : last].t(), factor[j + 1 : last, j])
-                torch.round(target, out=codes[j])
-                torch.clamp(codes[j], lowest[j], highest[j], out=codes[j])
-                torch.sub(exact[j], codes[j], out=error[j])
+                aim.addmm_(factor[last:, part].t(), error[last:])
+            round_columns(
+                aim, factor[part, part], exact[part], most_steps, codes[part], error[part]
+            )
         return codes
+
+
+def _round_columns(
+    aim: Tensor, factor: Tensor, exact: Tensor, most_steps: int, codes: Tensor, error: Tensor
+) -> None:
+    """``kernels/cpu/jit_rounding.py`` with PyTorch's operators, on any device."""
+    nearest = exact.round()
+    lowest = (nearest - most_steps).clamp_(min=-127)
+    highest = (nearest + most_steps).clamp_(max=127)
+    for j in range(len(aim) - 1, -1, -1):
+        if j + 1 < len(aim):
+            aim[j].addmv_(error[j + 1 :].t(), factor[j + 1 :, j])
+        torch.round(aim[j], out=codes[j])
+        torch.clamp(codes[j], lowest[j], highest[j], out=codes[j])
+        torch.sub(exact[j], codes[j], out=error[j])
 
 
 def _unit_factor(h: Tensor, damping: float) -> Tensor:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..crossovers import GATHERED_CHANNELS
-from ..tokens import add_outliers, quantize_tokens, take_large, without_outliers
+from ..tokens import add_outliers, take_large, without_outliers
 from ..weight import MixedWeight
 
 Product = Callable[[Tensor, Tensor], Tensor]
-"""``[tokens, in]`` and codes int8 ``[out, in]`` -> float32 ``[tokens, out]``, before the row scales."""
+"""float32 ``[tokens, in]`` and codes int8 ``[out, in]`` -> float32 ``[tokens, out]``, before the row scales."""
 
 
 def w8a8(x: Tensor, weight: MixedWeight, *, int8: Product, int16: Product, exact: Product) -> Tensor:  # fmt: skip
@@ -20,23 +20,22 @@ def w8a8(x: Tensor, weight: MixedWeight, *, int8: Product, int16: Product, exact
     Args:
         x: activations.
         weight: the weight.
-        int8: product with int8 activations.
-        int16: product with float32 activations, at least as exact as 16-bit integers scaled to the token's largest magnitude.
-        exact: product with float32 activations, at least as exact as float32.
+        int8: product with activations that it rounds to int8.
+        int16: product at least as exact as 16-bit integers scaled to the token's largest magnitude.
+        exact: product at least as exact as float32.
     """
     small = without_outliers(x, weight)
     if weight.activation_bits == 16:
         return add_outliers(int16(small, weight.codes).mul_(weight.scale), x, weight)
     fallback = take_large(small, weight)
-    codes, scale = quantize_tokens(small)
-    y = int8(codes, weight.codes).mul_(scale).mul_(weight.scale)
+    y = int8(small, weight.codes).mul_(weight.scale)
     if fallback is not None:
         y[fallback.rows] += _fallback_products(fallback.values, weight, exact)
     return add_outliers(y, x, weight)
 
 
 def w8a16(x: Tensor, weight: MixedWeight, *, exact: Product) -> Tensor:
-    """Like ``w8a8``, but with float activations."""
+    """Like ``w8a8``, but with one product for all activations outside the outlier columns."""
     y = exact(without_outliers(x, weight), weight.codes).mul_(weight.scale)
     return add_outliers(y, x, weight)
 

@@ -1,6 +1,6 @@
 """The mixed linear on a CPU with int8 dot products (VNNI), using ``torch._int_mm``, which is exact and reads the weight as stored.
 
-- ``w8a8``: one int8 code per activation; for an input that keeps 16 bits, two digits (2^-15 of the token's largest magnitude).
+- ``w8a8``: one int8 code per activation and one scale per token; for an input that keeps 16 bits, two digits (2^-15 of the token's largest magnitude).
 - ``w8a16``: an activation becomes a 24-bit integer, ``x = step * (65536 d2 + 256 d1 + d0)`` with int8 digits, and the three
   digits are three rows of one multiplication. The step is 2^-23 of the token's largest magnitude: float32 precision on
   int8 units, with the memory traffic of int8.
@@ -16,7 +16,7 @@ import functools
 import torch
 from torch import Tensor
 
-from ..tokens import largest_of_tokens
+from ..tokens import largest_of_tokens, quantize_tokens
 from ..weight import MixedWeight
 from . import columns
 
@@ -25,7 +25,7 @@ _DIGIT = 256
 
 def w8a8(x: Tensor, weight: MixedWeight) -> Tensor:
     """int8 activations: float32 ``[tokens, in]`` -> float32 ``[tokens, out]``, outlier columns included, without bias."""
-    return columns.w8a8(x, weight, int8=_int8_product, int16=_two_digits, exact=_three_digits)
+    return columns.w8a8(x, weight, int8=_one_digit, int16=_two_digits, exact=_three_digits)
 
 
 def w8a16(x: Tensor, weight: MixedWeight) -> Tensor:
@@ -35,6 +35,11 @@ def w8a16(x: Tensor, weight: MixedWeight) -> Tensor:
 
 def _int8_product(x: Tensor, codes: Tensor) -> Tensor:
     return torch._int_mm(x, codes.t()).float()
+
+
+def _one_digit(x: Tensor, codes: Tensor) -> Tensor:
+    activations, scale = quantize_tokens(x)
+    return _int8_product(activations, codes).mul_(scale)
 
 
 def _two_digits(x: Tensor, codes: Tensor) -> Tensor:

@@ -73,6 +73,41 @@ def w8a16(x: Tensor, weight: MixedWeight) -> Tensor:
     return y
 
 
+@functools.cache
+def multiplies_int16() -> bool:
+    """Whether compiled code has products of 16-bit integers on this processor: numba, and AVX2."""
+    if not available():
+        return False
+    import numba
+    from llvmlite import binding  # type: ignore[import-untyped]
+
+    chosen = numba.config.CPU_NAME or numba.config.CPU_FEATURES  # type: ignore[attr-defined]
+    return not chosen and bool(binding.get_host_cpu_features().get("avx2"))
+
+
+def int16(x: Tensor, codes: Tensor) -> Tensor:
+    """float32 ``[tokens, in]``, rounded to 16 bits per token and block of channels, times codes int8 ``[out, in]``: float32 ``[tokens, out]``."""
+    y = torch.zeros(x.shape[0], codes.shape[0], dtype=torch.float32)
+    if not x.numel():
+        return y
+    with threads() as parts:
+        from .jit_gemm import product  # takes half a second
+
+        product(_array(x), codes.numpy(), parts, y.numpy())
+    return y
+
+
+def round_columns(
+    aim: Tensor, factor: Tensor, exact: Tensor, most_steps: int, codes: Tensor, error: Tensor
+) -> None:
+    """See ``jit_rounding``; ``aim``, ``codes`` and ``error`` are written."""
+    with threads():
+        from .jit_rounding import round_columns as compiled  # takes half a second
+
+        factor, most = factor.contiguous(), np.float32(most_steps)
+        compiled(aim.numpy(), factor.numpy(), exact.numpy(), most, codes.numpy(), error.numpy())
+
+
 def dense(x: Tensor, weight: Tensor) -> Tensor:
     """float32 ``[tokens, in]`` times a float16 or bfloat16 weight ``[out, in]``: float32 ``[tokens, out]``."""
     y = torch.empty(x.shape[0], weight.shape[0], dtype=torch.float32)

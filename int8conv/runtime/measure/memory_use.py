@@ -117,7 +117,7 @@ def _warm_up() -> None:
     with torch.inference_mode():
         for tokens in (1, 64):
             x = torch.ones(tokens, 64)
-            for mode in MODES:
+            for mode in (*MODES, None):
                 mixed_linear(x, weight, mode=mode)
             dense_linear(x, torch.ones(64, 64, dtype=torch.float16))
             F.linear(x, torch.ones(64, 64))

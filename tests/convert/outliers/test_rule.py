@@ -37,8 +37,11 @@ def pair(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.stack([sums, np.zeros_like(sums)])
 
 
+ABSMAX = Choosing("absmax")
+
+
 def choose_outliers(absmax: npt.NDArray[np.float32], **choosing: Any) -> OutlierChoice:
-    return choose(seen(absmax), TOKENS, Choosing(**choosing))
+    return choose(seen(absmax), TOKENS, replace(ABSMAX, **choosing))
 
 
 def channels(count: int, large: dict[int, float], rest: float = 1.0) -> npt.NDArray[np.float32]:
@@ -190,8 +193,10 @@ def test_any_channels(values: list[float]) -> None:
 @pytest.mark.parametrize(("tails", "threshold"), [(3.0, 1.01), (16.0, 1.01), (16.1, 0.0)])
 def test_heavy_tails_are_multiplied_in_16_bits(tails: float, threshold: float) -> None:
     absmax = channels(64, {5: 50.0})
-    assert choose(seen(absmax, tails), TOKENS).threshold == threshold
-    assert choose(seen(absmax, tails), TOKENS, Choosing(heavy_tails="8bit")).threshold == 1.01
+    assert choose(seen(absmax, tails), TOKENS, ABSMAX).threshold == threshold
+    assert (
+        choose(seen(absmax, tails), TOKENS, replace(ABSMAX, heavy_tails="8bit")).threshold == 1.01
+    )
 
 
 def test_columns_that_are_kept_have_no_tails() -> None:
@@ -200,7 +205,7 @@ def test_columns_that_are_kept_have_no_tails() -> None:
     everything = np.arange(64)
     assert kurtosis(found, TOKENS, everything) > 1e4
     assert kurtosis(found, TOKENS, np.delete(everything, 5)) == pytest.approx(3)
-    assert choose(found, TOKENS).threshold == 1.01
+    assert choose(found, TOKENS, ABSMAX).threshold == 1.01
 
 
 def test_kurtosis_is_that_of_the_values() -> None:
@@ -242,12 +247,12 @@ def test_by_expected_error() -> None:
     error = np.ones(64, np.float32)
     error[:16] = 10
     found = replace(seen(absmax), weight_error=error)
-    assert choose(found, TOKENS, Choosing("error")).columns.tolist() == list(range(16))
-    assert choose(found, TOKENS).columns.tolist() == list(range(48, 64))
+    assert choose(found, TOKENS).columns.tolist() == list(range(16))  # by default
+    assert choose(found, TOKENS, ABSMAX).columns.tolist() == list(range(48, 64))
     squares = np.ones(64)
     squares[20:36] = 101.0  # more than ten times the error of the weight makes up for
     steady = replace(found, squares=pair(squares))
-    assert choose(steady, TOKENS, Choosing("error")).columns.tolist() == list(range(20, 36))
+    assert choose(steady, TOKENS).columns.tolist() == list(range(20, 36))
 
 
 def layers(hits: dict[int, tuple[int, int]], count: int = 8) -> Stats:

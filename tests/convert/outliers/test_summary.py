@@ -50,7 +50,7 @@ def test_columns_and_thresholds_are_the_default_rules() -> None:
     stats = make()
     found = summarize_stats(stats).inputs
     assert [(each.columns, each.threshold) for each in found.values()] == [
-        (16, 1.01), (0, 0.0), (0, None),
+        (16, 6.01), (0, 0.0), (0, None),
     ]  # fmt: skip
     choices = choose_all(stats, Choosing())
     assert {path: len(choice.columns) for path, choice in choices.items()} == {

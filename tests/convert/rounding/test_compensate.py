@@ -8,6 +8,7 @@ from torch import Tensor
 
 from int8conv.convert.rounding.compensate import Compensation, Gram, damping_for
 from int8conv.formats.int8.names import MOST_STEPS
+from int8conv.kernels.cpu import jit
 
 WIDTH, ROWS = 150, 40  # more than two blocks of columns
 DAMPING = 0.05
@@ -59,9 +60,15 @@ def error(h: Tensor, weight: Tensor, scale: Tensor, codes: Tensor, columns: list
     return float(((lost @ h.double()) * lost).sum())
 
 
+@pytest.mark.parametrize("numba", [True, False])
 @pytest.mark.parametrize("columns", [[], [3, 77, 149]], ids=["none", "outliers"])
 @pytest.mark.parametrize("most", [1, MOST_STEPS, FREE])
-def test_the_codes_are_those_of_gptq(columns: list[int], most: int) -> None:
+def test_the_codes_are_those_of_gptq(
+    columns: list[int], most: int, numba: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if numba and not jit.available():
+        pytest.skip("needs numba")
+    monkeypatch.setattr(jit, "available", lambda: numba)
     gram = Gram()
     gram.add(inputs(400))
     h = gram.matrix()

@@ -12,6 +12,7 @@ from ..mixed_weights import check, dense, make_weight
 
 G = torch.Generator().manual_seed(3)
 X = torch.randn(4, 40, generator=G)
+LONG = torch.randn(4, 300, generator=G)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float16, torch.bfloat16, torch.float32], ids=str)  # fmt: skip
@@ -59,6 +60,18 @@ def test_weights_without_elements(shape: tuple[int, int]) -> None:
 def test_both_modes(k: int) -> None:
     weight = make_weight(10, 40, k, threshold=1.5)
     check(widened.w8a16(X, weight), X.double() @ dense(weight).t(), X, weight)
-    torch.testing.assert_close(widened.w8a8(X, weight), reference.w8a8(X, weight), rtol=1e-5, atol=1e-5)  # fmt: skip
+    torch.testing.assert_close(widened.w8a8(X, weight), reference.w8a8(X, weight, widened.BLOCK), rtol=1e-5, atol=1e-5)  # fmt: skip
     wide = make_weight(10, 40, k, threshold=1.5, activation_bits=16)
     check(widened.w8a8(X, wide), X.double() @ dense(wide).t(), X, wide)
+
+
+@pytest.mark.parametrize("k", [0, 16])
+def test_blocks_of_channels_have_scales_of_their_own(k: int) -> None:
+    """Of 128, the last one of 44: a large value costs its own block its precision, and no other."""
+    weight, x = make_weight(10, 300, k), LONG.clone()
+    x[:, 130] = 1000.0
+    found, block = widened.w8a8(x, weight), widened.BLOCK
+    torch.testing.assert_close(found, reference.w8a8(x, weight, block), rtol=1e-5, atol=1e-3)
+    exact = x.double() @ dense(weight).t()
+    whole = (reference.w8a8(x, weight).double() - exact).norm()
+    assert (found.double() - exact).norm() < (0.8 * whole if k == 0 else whole + 1e-6)

@@ -94,13 +94,13 @@ def test_where_the_system_says_less(proc: Path, weights: Path) -> None:
 def test_libraries_are_used_once_before_the_start(
     monkeypatch: pytest.MonkeyPatch, numba: bool
 ) -> None:
-    """In both modes, for a token and for several; layers are compiled where they can be."""
+    """In both modes and by default, for a token and for several; layers are compiled where they can be."""
     used: list[object] = []
     monkeypatch.setattr(memory_use, "mixed_linear", lambda x, weight, mode: used.append((len(x), mode)))  # fmt: skip
     monkeypatch.setattr(memory_use, "prepare", lambda: used.append("layers"))
     monkeypatch.setattr(jit, "available", lambda: numba)
     watch_memory(CPU)
-    linears = [(1, "w8a8"), (1, "w8a16"), (64, "w8a8"), (64, "w8a16")]
+    linears = [(tokens, mode) for tokens in (1, 64) for mode in ("w8a8", "w8a16", None)]
     assert used == [*linears, *(["layers"] if numba else [])]
 
 
