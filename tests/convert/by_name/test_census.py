@@ -53,7 +53,7 @@ KEPT_ALL_THE_SAME: dict[str, str] = {
     r"bailing_hybrid \S+\.f_proj\.weight": "the forget gate: its errors carry over from token to token",
     r"fuyu vision_embed_tokens\.weight": "the projector of images",
     r"gemma3n_text model\.altup_(unembed_)?projections\.\*\.weight": "before and behind the layers, of which the release has 35",
-    r"gemma4_unified_assistant pre_projection\.weight": "joins embeddings and another model's states, before the blocks",
+    r"gemma4_unified_assistant (pre|post)_projection\.weight": "from and to another model's states, outside the blocks",
     r"git \S+": "the tower and the embeddings of images",
     r"prophetnet \S+\.relative_pos_embeddings\.weight": "a bias of positions, by its name an embedding",
     r"roc_bert \S+\.map_inputs_layer\.weight": "joins embeddings, before the blocks",
