@@ -351,8 +351,8 @@ def _experts(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator
             yield Module(role, names[role], "router", layer, size, False, bare=True)
     if c.experts.biased:
         bias = names["router_bias"]
-        size = (1, *shape[:1]) if c.experts.bias_row else shape[:1]
-        yield Module("router_bias", bias, "router", layer, size, False, bare=True)
+        row = (1,) if c.experts.bias_row else ()
+        yield Module("router_bias", bias, "router", layer, (*row, shape[0]), False, bare=True)
     for expert in range(c.experts.count):
         here = {
             f"{expert}.{role.removeprefix('expert_')}": name.replace("{}", str(expert))

@@ -81,8 +81,11 @@ def _rows(matrix: Tensor, heads: int, part: slice) -> Tensor:
 def _products(rows: Tensor, vectors: Tensor, turned: bool) -> Tensor:
     """``[heads, n, .]`` times ``[heads, rows, in]`` or its transpose, which is widened some heads at a time."""
     at_once = max(1, FOLDED_AT_ONCE // rows[0].numel())
-    pairs = zip(vectors.split(at_once), rows.split(at_once), strict=True)
-    parts = [v @ (some if turned else some.transpose(1, 2)) for v, some in ((v, r.to(v.dtype)) for v, r in pairs)]  # fmt: skip
+    parts = []
+    for begin in range(0, len(rows), at_once):
+        some = rows[begin : begin + at_once].to(vectors.dtype)
+        few = vectors[begin : begin + at_once]
+        parts.append(few @ (some if turned else some.transpose(1, 2)))
     return torch.cat(parts)
 
 

@@ -49,7 +49,8 @@ def read_config(raw: RawConfig) -> DecoderConfig:
 
 
 _LAYER = "model.layers.{}."
-LFM2_NAMES = NAMES | {
+LFM2_NAMES = {
+    **NAMES,
     "attn_norm": f"{_LAYER}operator_norm", "mlp_norm": f"{_LAYER}ffn_norm", "o": f"{_LAYER}self_attn.out_proj",
     "q_norm": f"{_LAYER}self_attn.q_layernorm", "k_norm": f"{_LAYER}self_attn.k_layernorm",
     "conv_in": f"{_LAYER}conv.in_proj", "conv": f"{_LAYER}conv.conv", "conv_out": f"{_LAYER}conv.out_proj",
