@@ -11,6 +11,7 @@ the folder has to hold. Prints a table and a total; exit code 1 if one is wrong,
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import resource
@@ -114,6 +115,11 @@ def judge(case: Case, cases: Path, work: Path) -> Row:
     if made.code:
         row.wrong.append(f"the script failed: {made.stderr.strip().splitlines()[-1:]}")
         return row
+    if case.model_type:
+        config = source / "config.json"
+        config.write_text(
+            json.dumps(json.loads(config.read_text()) | {"model_type": case.model_type})
+        )
     given: Path | bytes = ROOT / EXAMPLE if case.preload else source
     if case.suffix:
         given = os.fsencode(source) + case.suffix
