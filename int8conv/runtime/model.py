@@ -74,7 +74,7 @@ class Model(PromptReader):
             raise ArgumentError("token_ids", expected="int64 [batch, tokens]",
                                 found=f"{token_ids.dtype} {list(token_ids.shape)}")  # fmt: skip
         self.opened.architecture.head()
-        self._check_tokens(token_ids, new_tokens=0)
+        self._check_tokens(token_ids)
         device = self.decoder.backend.device
         with current(device):
             return self.decoder.forward(token_ids.to(device))
@@ -275,7 +275,7 @@ class Model(PromptReader):
                 raise GenerationError("a prefix has no tokens")
             read, last = [*prefix, *continuation[:-1]], continuation[-1:]  # predicted alone
             for part in (read, last or read):
-                self._check_tokens(torch.tensor([part]), new_tokens=0)
+                self._check_ids(part)
         with current(self.decoder.backend.device), torch.inference_mode():
             return score_continuations(self.decoder, tokens, batch_size, progress)
 

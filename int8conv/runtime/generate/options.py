@@ -75,8 +75,12 @@ class Asked:
         seed = self.sampling.seed
         if seed is None or i == 0:
             return self
-        wrapped = (seed + i + 2**63) % 2**64 - 2**63
-        return replace(self, sampling=replace(self.sampling, seed=wrapped))
+        return replace(self, sampling=replace(self.sampling, seed=following_seed(seed, i)))
+
+
+def following_seed(seed: int, i: int) -> int:
+    """The seed of text ``i`` of several: 64 bits, of which the largest is followed by the smallest."""
+    return (seed + i + 2**63) % 2**64 - 2**63
 
 
 _SAMPLING: Final = SamplingOptions.__annotations__.keys()
