@@ -33,7 +33,7 @@ _EXPERTS: Final = 40
 _FEW: Final[dict[str, Any]] = {
     "num_hidden_layers": 4, "depth": 2, "n_layer": 4, "n_layers": 4, "num_layers": 4, "decoder_layers": 4, "encoder_layers": 4,
     "num_experts": _EXPERTS, "num_local_experts": _EXPERTS, "n_routed_experts": _EXPERTS, "moe_num_experts": _EXPERTS, "num_experts_per_tok": 2,
-    "vocab_size": 1024,
+    "vocab_size": 1024, "vocab_size_per_layer_input": 1024, "num_kv_shared_layers": 2,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 """Keys of all models: few layers and experts, at the width of their class's defaults."""
@@ -44,6 +44,11 @@ _SMALL: Final[dict[str, Any]] = _FEW | {
     "moe_num_experts": 8,
 }  # fmt: skip
 _EXTRA: Final[dict[str, dict[str, Any]]] = {
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    },
+    "dbrx": {"attn_config": {"rope_theta": 1e4}},
+    "zaya": {"num_experts_per_tok": 1},
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "moe_intermediate_size": 1408},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "hunyuan_v1_dense": {"head_dim": 128},
@@ -71,7 +76,7 @@ def causal_types() -> list[str]:
 def built(model_type: str, changes: dict[str, Any], device: str) -> Any:
     """A random model with the changes that its config knows; nothing is allocated on ``meta``."""
     default = AutoConfig.for_model(model_type)
-    known = changed(default, changes) | _EXTRA.get(model_type, {})
+    known = _merged(changed(default, changes), _EXTRA.get(model_type, {}))
     if "num_decoder_layers" in known:
         known.pop("num_hidden_layers", None)
     config = AutoConfig.for_model(model_type, **known)
@@ -82,11 +87,26 @@ def built(model_type: str, changes: dict[str, Any], device: str) -> Any:
         return AutoModelForCausalLM.from_config(config)
 
 
+def _merged(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """``values | more``, section by section."""
+    inner = {
+        key: _merged(values[key], value)
+        for key, value in more.items()
+        if isinstance(value, dict) and isinstance(values.get(key), dict)
+    }
+    return values | more | inner
+
+
 def changed(default: Any, changes: dict[str, Any]) -> dict[str, Any]:
     """The changes that a config knows, in its sections too, with lists of layers to match."""
+    default.allow_global_per_layer_attribute_access = True
     known = {key: value for key, value in changes.items() if hasattr(default, key)}
     layers = known.get("num_hidden_layers")
-    for key in ("layer_types", "layers_block_type", "mlp_layer_types", "attn_type_list", "no_rope_layers"):  # fmt: skip
+    if known.get("num_kv_shared_layers") and not default.num_kv_shared_layers:
+        del known["num_kv_shared_layers"]
+    listed = ("layer_types", "layers_block_type", "mlp_layer_types", "attn_type_list", "no_rope_layers")  # fmt: skip
+    each = [key for key, value in vars(default).items() if isinstance(value, list) and layers and len(value) == default.num_hidden_layers]  # fmt: skip
+    for key in dict.fromkeys((*listed, *each)):
         value, name = getattr(default, key, None), default.attribute_map.get(key, key)
         settable = not isinstance(getattr(type(default), name, None), property)
         if layers and settable and isinstance(value, list) and len(value) > layers:
@@ -94,10 +114,11 @@ def changed(default: Any, changes: dict[str, Any]) -> dict[str, Any]:
     for name in _SECTIONS:
         section = getattr(default, name, None)
         if section is not None and not isinstance(section, dict):
-            few = changed(
-                section, {key: value for key, value in changes.items() if "token" not in key}
-            )
+            few = changed(section, {key: value for key, value in changes.items() if "token" not in key})  # fmt: skip
+            if getattr(section, "pad_token_id", None) is not None:
+                few["pad_token_id"] = 0
             known[name] = section.to_dict() | few
+            known[name].pop("per_layer_config", None)  # follows from the kinds of layers
     return known
 
 

@@ -5,7 +5,8 @@
 
 The cache has c and r alone. The first tokens of a prompt unfold k and v. Later ones fold W_kvb into both sides instead (section 2.1.2
 there): with its rows W_k and W_v of a head, ``score = (W_k^T q_plain) c + ...`` and ``y = W_v (softmax(score) c)``, so that all heads
-read the same c and nothing is unfolded (``Latent.folds``). Folded, an int8 W_kvb is dequantized, as in W8A16. Runs in PyTorch, on a CPU only: a GPU is refused when the model is loaded.
+read the same c and nothing is unfolded (``Latent.folds``). Folded, an int8 W_kvb
+is widened a few heads at a time, as in W8A16 (``weights.projections.by_head``). Runs in PyTorch, on a CPU only: a GPU is refused when the model is loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..backends.torch_attention import attend
 from ..backends.torch_backend import TorchPositions
 from ..models.architecture import Module
 from ..models.config import DecoderConfig
-from ..weights.projections import rows_of
+from ..weights.projections import by_head
 from ..weights.weights import Weights
 from .attention_spec import AttentionSpec
 from .cache import Cache, HostCache, Stored
@@ -99,24 +100,14 @@ class LatentAttention:
         self, q: Tensor, q_turned: Tensor, latents: Tensor, turned: Tensor, positions: TorchPositions
     ) -> Tensor:  # fmt: skip
         c = self.config
-        q = self._by_head(q, 0, c.plain, turned=True)
+        q = by_head(self.unfold, q, slice(0, c.plain), turned=True)
         if q.shape[2] == 1:
             y = self._step(q[:, :, 0], q_turned[:, :, 0], latents[:, 0], turned[:, 0], positions)
         else:
             k = torch.cat([latents, turned], dim=-1)
             spec = replace(self.spec, kv_heads=1)
             y = _attend(torch.cat([q, q_turned], dim=-1), k, k, spec, positions)[..., : c.rank]
-        return self._by_head(y, c.plain, c.unfolded, turned=False)
-
-    def _by_head(self, x: Tensor, first: int, last: int, *, turned: bool) -> Tensor:
-        """Each head's part of ``[b, h, t, .]``, times (``turned``: the transpose of) some of its rows of W_kvb: all rows at once
-        would be the largest tensor of a step by far."""
-        parts = []
-        for head in range(self.spec.heads):
-            begin = head * self.config.unfolded
-            rows = rows_of(self.unfold, slice(begin + first, begin + last)).to(x.dtype)
-            parts.append(x[:, head] @ (rows if turned else rows.t()))
-        return torch.stack(parts, dim=1)
+        return by_head(self.unfold, y, slice(c.plain, None), turned=False)
 
     def _step(
         self, q: Tensor, q_turned: Tensor, latents: Tensor, turned: Tensor, positions: TorchPositions

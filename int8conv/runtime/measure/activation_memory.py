@@ -15,6 +15,7 @@ from typing import Final, Literal
 from ...formats.int8.outlier_cap import most_outliers
 from ...kernels.crossovers import TOKENS_AT_ONCE, W8A16_TOKENS
 from ..decoder.working_sizes import (
+    FOLDED_AT_ONCE,
     PREFILL_TOKENS,
     SCORES_AT_ONCE,
     WIDENED_AT_ONCE,
@@ -122,7 +123,7 @@ class Pass:
         values = t * c.num_heads * a.value * item
         if a.folds(t // self.batch, self.positions):
             width = sum(a.widths)
-            weight = 2 * 4 * a.unfolded * a.rank if self.quantized else 0
+            weight = 4 * max(a.unfolded * a.rank, FOLDED_AT_ONCE) if self.quantized else 0
             wide = 2 * (self.batch * self.positions + t * c.num_heads) * width * item
             yield 2 * self._hidden + queries + weight + wide + self._scores()
         else:

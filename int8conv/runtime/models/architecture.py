@@ -329,6 +329,10 @@ def _ffn(
     c: DecoderConfig, layer: int, names: Mapping[str, str], prefix: str, inner: int
 ) -> Iterator[Module]:
     """The FFN of a layer, an expert, or the shared expert."""
+    if c.activation == "xielu":
+        for role, size in (("rising", (1,)), ("falling", (1,)), ("beta", ()), ("eps", ())):
+            role = f"xielu_{role}"
+            yield Module(role, names[role], "ffn", layer, size, False, bare=True)
     outs = {f"{prefix}gate": inner} if c.gated else {}
     outs |= {f"{prefix}up": inner}
     if c.fused_gate:
@@ -347,7 +351,8 @@ def _experts(c: DecoderConfig, layer: int, names: Mapping[str, str]) -> Iterator
             yield Module(role, names[role], "router", layer, size, False, bare=True)
     if c.experts.biased:
         bias = names["router_bias"]
-        yield Module("router_bias", bias, "router", layer, shape[:1], False, bare=True)
+        row = (1,) if c.experts.bias_row else ()
+        yield Module("router_bias", bias, "router", layer, (*row, shape[0]), False, bare=True)
     for expert in range(c.experts.count):
         here = {
             f"{expert}.{role.removeprefix('expert_')}": name.replace("{}", str(expert))

@@ -72,9 +72,13 @@ class Experts:
     """Inner size of a shared FFN that every token also passes through; 0: none."""
     shared_gated: bool = True
     """Whether the shared FFN has its own gate."""
-    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    scoring: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
+    jitter: float = 0.0
+    """sparsemixer: half of the relative distance to the largest score within which others count."""
     biased: bool = False
     """Whether a bias per expert is added to its score to choose experts, though not to weigh them."""
+    bias_row: bool = False
+    """Whether these biases are stored as a matrix of one row."""
     groups: int = 1
     groups_used: int = 1
     """Experts are chosen from this many of ``groups`` groups, those with the highest sums of their best scores."""

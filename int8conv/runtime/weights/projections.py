@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ...kernels.dispatch import Mode, dense_linear, mixed_linear
-from ...kernels.weight import MixedWeight, dequantized_rows
+from ...kernels.weight import MixedWeight
 from ..backends.parts import Hidden, Projection, tensor_of
+from ..decoder.working_sizes import FOLDED_AT_ONCE
 
 
 class MixedProjection:
@@ -32,12 +34,59 @@ class MixedProjection:
         return y.split_with_sizes(self.sizes, dim=-1) if residual is None else [residual + y]
 
 
-def rows_of(projection: Projection, rows: slice) -> Tensor:
-    """Rows of the weight of a single linear, ``[rows, in]``; dequantized to float32 if it is int8."""
+def by_head(projection: Projection, x: Tensor, part: slice, *, turned: bool) -> Tensor:
+    """Each head's vectors times ``part`` of its own rows of a single linear, as in W8A16.
+
+    int8 rows are widened, some heads at a time, and no more than that: scales and outlier columns are applied to vectors.
+
+    Args:
+        projection: its rows are those of the heads, one after another.
+        x: ``[b, heads, t, in]``; if ``turned``, ``[b, heads, t, rows]``.
+        part: of each head's rows.
+        turned: whether to multiply by the rows themselves, or by their transpose.
+
+    Returns:
+        ``[b, heads, t, rows]``; if ``turned``, ``[b, heads, t, in]``.
+    """
+    batch, heads, tokens, _ = x.shape
+    vectors = x.transpose(0, 1).flatten(1, 2)
     if isinstance(projection, MixedProjection):
-        return dequantized_rows(projection.weight, rows)
-    assert isinstance(projection, DenseProjection)
-    return projection.pairs[0][0][rows]
+        y = _mixed_by_head(projection.weight, vectors, part, turned)
+    else:
+        assert isinstance(projection, DenseProjection)
+        y = _products(_rows(projection.pairs[0][0], heads, part), vectors, turned)
+    return y.view(heads, batch, tokens, -1).transpose(0, 1)
+
+
+def _mixed_by_head(weight: MixedWeight, vectors: Tensor, part: slice, turned: bool) -> Tensor:
+    heads = len(vectors)
+    codes = _rows(weight.codes, heads, part)
+    scale = weight.scale.view(heads, 1, -1)[..., part]
+    y = _products(codes, vectors * scale, True) if turned else _products(codes, vectors, False) * scale  # fmt: skip
+    if weight.outlier_index is None or weight.outlier_weight is None:
+        return y
+    columns = weight.outlier_index.long()
+    exact = _rows(weight.outlier_weight, heads, part).to(y.dtype)
+    if turned:
+        y[..., columns] += vectors @ exact
+        return y
+    return y + vectors[..., columns] @ exact.transpose(1, 2)
+
+
+def _rows(matrix: Tensor, heads: int, part: slice) -> Tensor:
+    """``[out, columns]`` -> ``[heads, rows, columns]``."""
+    return matrix.view(heads, -1, matrix.shape[-1])[:, part]
+
+
+def _products(rows: Tensor, vectors: Tensor, turned: bool) -> Tensor:
+    """``[heads, n, .]`` times ``[heads, rows, in]`` or its transpose, which is widened some heads at a time."""
+    at_once = max(1, FOLDED_AT_ONCE // rows[0].numel())
+    parts = []
+    for begin in range(0, len(rows), at_once):
+        some = rows[begin : begin + at_once].to(vectors.dtype)
+        few = vectors[begin : begin + at_once]
+        parts.append(few @ (some if turned else some.transpose(1, 2)))
+    return torch.cat(parts)
 
 
 class DenseProjection:

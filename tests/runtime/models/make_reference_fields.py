@@ -62,7 +62,7 @@ def page() -> str:
     """The whole module."""
     entries = []
     for model_type in sorted(FAMILIES):
-        lines = textwrap.wrap(" ".join(sorted(fields(model_type))), 114)
+        lines = textwrap.wrap(" ".join(sorted(fields(model_type))), 128)
         strings = [f'        "{line} "' for line in lines[:-1]] + [f'        "{lines[-1]}"']
         entries.append(f'    "{model_type}": (\n' + "\n".join(strings) + "\n    ),\n")
     return _HEAD.format(version=transformers.__version__) + "".join(entries) + _TAIL

@@ -164,6 +164,30 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
         "altup_num_inputs": 2, "altup_active_idx": 1, "altup_correct_scale": False, "num_kv_shared_layers": 0, "hidden_size": 64,
         "num_hidden_layers": 3, "layer_types": _ALTERNATE[:3], "laurel_rank": 4, "intermediate_size": 48,
     }),
+    "apertus": ("apertus", _SIZES_WITHOUT_HEADS | {"attention_bias": True}),
+    "phimoe": ("phimoe", _SIZES_WITHOUT_HEADS | {
+        "num_local_experts": 5, "router_jitter_noise": 0.3, "attention_bias": True, "lm_head_bias": True, "sliding_window": 9,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 96, "short_mscale": 1.2, "long_mscale": 1.2,
+            "short_factor": [1.0, 1.1, 1.3, 1.5, 1.6, 2.0], "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 5.0],
+        },
+    }),
+    "youtu": ("youtu", _SIZES_WITHOUT_HEADS | _LATENT | {"attention_bias": True}),
+    "glm_moe_dsa": (
+        "glm_moe_dsa", _SIZES_WITHOUT_HEADS | _LATENT | _ROUTED
+        | {"num_hidden_layers": 2, "index_topk": 80, "index_n_heads": 2, "index_head_dim": 12},
+    ),
+    "ernie4_5_moe": ("ernie4_5_moe", _SIZES_WITHOUT_HEADS | {
+        "moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 40, "tie_word_embeddings": False,
+    }),
+    "hy_v3": ("hy_v3", _SIZES | {
+        "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "num_shared_experts": 2, "attention_bias": True,
+        "pad_token_id": 0,
+    }),
+    "iquestcoder": ("iquestcoder", _SIZES | _BIASES),
+    "mellum": ("mellum", _SIZES | _WINDOWED | {
+        "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "mlp_layer_types": ["sparse"] * 3,
+    }),
     "granitemoehybrid": ("granitemoehybrid", _SIZES | _MAMBA | _GRANITE | {"num_local_experts": 5, "position_embedding_type": None}),
     "granitemoehybrid, dense, rotary, biases": (
         "granitemoehybrid",

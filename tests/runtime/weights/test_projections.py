@@ -11,7 +11,13 @@ from torch import Tensor
 
 from int8conv.kernels.dispatch import mixed_linear
 from int8conv.runtime.backends.parts import DeferredTensor
-from int8conv.runtime.weights.projections import DenseProjection, MixedProjection, SplitProjection
+from int8conv.runtime.weights import projections
+from int8conv.runtime.weights.projections import (
+    DenseProjection,
+    MixedProjection,
+    SplitProjection,
+    by_head,
+)
 
 from ...kernels.mixed_weights import dense, make_weight
 
@@ -101,3 +107,19 @@ def test_neither_input_nor_residual_is_changed() -> None:
     DenseProjection([(torch.ones(12, 40), BIAS)])(x, residual=residual)
     assert torch.equal(x, X)
     assert torch.equal(residual, RESIDUAL)
+
+
+@pytest.mark.parametrize("at_once", [1, 1 << 18])
+@pytest.mark.parametrize("columns", [0, 16])
+def test_rows_of_heads(columns: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three heads of four rows each; of the first of each, or of the last three."""
+    monkeypatch.setattr(projections, "FOLDED_AT_ONCE", at_once)
+    weight = make_weight(12, 40, columns)
+    truth = dense(weight).view(3, 4, 40)
+    for part in (slice(0, 1), slice(1, None)):
+        rows = truth[:, part]
+        for made in (MixedProjection(weight, None, [12], None), DenseProjection([(truth.view(12, 40).float(), None)])):  # fmt: skip
+            x = torch.randn(2, 3, 5, 40, generator=G)
+            close(by_head(made, x, part, turned=False), torch.einsum("bhti,hri->bhtr", x.double(), rows))  # fmt: skip
+            x = torch.randn(2, 3, 5, rows.shape[1], generator=G)
+            close(by_head(made, x, part, turned=True), torch.einsum("bhtr,hri->bhti", x.double(), rows))  # fmt: skip

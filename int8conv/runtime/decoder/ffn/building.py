@@ -50,7 +50,14 @@ def build_ffn(
         for role in ("router_bias", "expert_scale")
     )
     mixture = MixtureOfExperts(
-        config.experts, projection("router"), experts, shared, gate, weights.backend, bias, scale
+        config.experts,
+        projection("router"),
+        experts,
+        shared,
+        gate,
+        weights.backend,
+        None if bias is None else bias.flatten(),
+        scale,
     )
     if not config.experts.beside_ffn:
         return mixture

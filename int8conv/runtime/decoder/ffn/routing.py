@@ -5,6 +5,9 @@
              (DeepSeek-V2, arXiv:2405.04434, section 2.2.2: whose best expert has the largest s)
     weight = scale * s / sum of s of the chosen experts      (the division only if weights are normalised)
 
+SparseMixer (arXiv:2409.12136, section 2.2) chooses two experts, one after the other, each the one with the largest logit m of those that
+are left; its weight is its share of a softmax over those with (m - z) <= 2 jitter max(|z|, m). Phi-3.5-MoE has it.
+
 The bias balances the load of experts in training; it changes which are chosen, and never their weights, so it stays in float32.
 """
 
@@ -29,6 +32,8 @@ def choose(logits: Tensor, config: Experts, bias: Tensor | None = None) -> tuple
     Returns:
         Weights, float32, and numbers of experts, int64, both ``[tokens, used]``.
     """
+    if config.scoring == "sparsemixer":
+        return _one_by_one(logits, config)
     scores = logits.sigmoid() if config.scoring == "sigmoid" else torch.softmax(logits, dim=-1)
     if bias is None and config.groups == 1:
         weights, chosen = scores.topk(config.used, dim=-1)
@@ -41,6 +46,18 @@ def choose(logits: Tensor, config: Experts, bias: Tensor | None = None) -> tuple
     if config.normalised:
         weights = weights / weights.sum(dim=-1, keepdim=True)
     return (weights if config.scale == 1 else weights * config.scale), chosen
+
+
+def _one_by_one(logits: Tensor, config: Experts) -> tuple[Tensor, Tensor]:
+    weights, chosen, left = [], [], logits
+    for _ in range(config.used):
+        largest, expert = left.max(dim=-1, keepdim=True)
+        distance = (largest - logits) / logits.abs().clamp(min=largest)
+        near = left.masked_fill(distance > 2 * config.jitter, -math.inf)
+        weights.append(torch.softmax(near, dim=-1).gather(-1, expert))
+        chosen.append(expert)
+        left = left.scatter(-1, expert, -math.inf)
+    return torch.cat(weights, dim=-1), torch.cat(chosen, dim=-1)
 
 
 def _within_groups(preferred: Tensor, config: Experts) -> Tensor:

@@ -12,17 +12,20 @@ from typing import Any, Final
 
 from ....errors import UnknownFamilyError
 from . import (
+    apertus,
     bamba,
     bloom,
     cohere,
     deepseek,
     dots,
+    ernie_moe,
     exaone,
     falcon_h1,
     gemma,
     gemma3n,
     gemma4,
     glm,
+    glm_dsa,
     glm_flash,
     gpt,
     gpt_bigcode,
@@ -31,11 +34,13 @@ from . import (
     granite,
     granite_hybrid,
     hunyuan,
+    hunyuan3,
     hyperclovax,
     lfm2,
     lfm2_moe,
     llama,
     llama_like,
+    mellum,
     minimax,
     ministral3,
     mistral,
@@ -45,6 +50,7 @@ from . import (
     olmo,
     opt,
     phi,
+    phimoe,
     qwen,
     qwen_next,
     smollm,
@@ -52,6 +58,7 @@ from . import (
     stablelm,
     starcoder,
     vaultgemma,
+    youtu,
 )
 from .family import Family
 
@@ -65,6 +72,7 @@ FAMILIES: dict[str, Family] = {
         cohere.COHERE2, deepseek.V2, deepseek.V3, deepseek.V32, glm_flash.FAMILY, dots.FAMILY, exaone.EXAONE4, exaone.EXAONE_MOE, glm.GLM, glm.GLM4, glm.GLM4_MOE, gpt_bigcode.FAMILY,
         gpt_neo.FAMILY, gpt_oss.FAMILY, hunyuan.DENSE, hunyuan.MOE, hyperclovax.FAMILY, llama_like.CWM, llama_like.ERNIE4_5,
         llama_like.HELIUM, llama_like.INTERNLM3, llama_like.MINISTRAL, llama_like.SEED_OSS, minimax.FAMILY, ministral3.FAMILY, nemotron.ARCEE,
+        apertus.FAMILY, ernie_moe.FAMILY, glm_dsa.FAMILY, hunyuan3.FAMILY, llama_like.IQUESTCODER, mellum.FAMILY, phimoe.FAMILY, youtu.FAMILY,
         bamba.FAMILY, falcon_h1.FAMILY, granite_hybrid.HYBRID, granite_hybrid.SHARED, lfm2.FAMILY, lfm2_moe.FAMILY, nemotron_h.FAMILY,
         qwen_next.DENSE, qwen_next.MOE, qwen_next.NEXT, nemotron.JAIS2, nemotron.NEMOTRON, olmo.OLMO3, smollm.FAMILY, solar.FAMILY, vaultgemma.FAMILY,
     )

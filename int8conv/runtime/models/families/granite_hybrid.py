@@ -27,11 +27,8 @@ def _read(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:  # fie
     experts = Experts(
         count=raw.integer("num_local_experts", 8),
         used=raw.integer("num_experts_per_tok", 2),
-        intermediate_size=raw.integer("intermediate_size"),
-        normalised=True,
-        shared_size=shared,
-        shared_gated=False,
-    )
+        intermediate_size=raw.integer("intermediate_size"), normalised=True, shared_size=shared, shared_gated=False,
+    )  # fmt: skip
     return read_granite(raw, model_type, fused_gate=True, experts=experts, **more)
 
 

@@ -48,17 +48,12 @@ def read_config(raw: RawConfig) -> DecoderConfig:
     return read_lfm2(raw, "lfm2", read_convolved(raw), intermediate_size=inner)
 
 
+_LAYER = "model.layers.{}."
 LFM2_NAMES = {
     **NAMES,
-    "attn_norm": "model.layers.{}.operator_norm",
-    "mlp_norm": "model.layers.{}.ffn_norm",
-    "q_norm": "model.layers.{}.self_attn.q_layernorm",
-    "k_norm": "model.layers.{}.self_attn.k_layernorm",
-    "o": "model.layers.{}.self_attn.out_proj",
-    "conv_in": "model.layers.{}.conv.in_proj",
-    "conv": "model.layers.{}.conv.conv",
-    "conv_out": "model.layers.{}.conv.out_proj",
-    **{role: f"{FFN}{name}" for role, name in LINEARS},
-    "final_norm": "model.embedding_norm",
-}
+    "attn_norm": f"{_LAYER}operator_norm", "mlp_norm": f"{_LAYER}ffn_norm", "o": f"{_LAYER}self_attn.out_proj",
+    "q_norm": f"{_LAYER}self_attn.q_layernorm", "k_norm": f"{_LAYER}self_attn.k_layernorm",
+    "conv_in": f"{_LAYER}conv.in_proj", "conv": f"{_LAYER}conv.conv", "conv_out": f"{_LAYER}conv.out_proj",
+    **{role: f"{FFN}{name}" for role, name in LINEARS}, "final_norm": "model.embedding_norm",
+}  # fmt: skip
 FAMILY = Family("lfm2", "model.", LFM2_NAMES, read_config, COMPUTED)

@@ -1,6 +1,6 @@
 """Llama with other names of config keys, defaults or pairs of rotated channels.
 
-Seed-OSS, CWM and Ministral 8B (windows), InternLM 3; Helium and ERNIE 4.5 pair adjacent channels.
+Seed-OSS, CWM and Ministral 8B (windows), InternLM 3, IQuest-Coder; Helium and ERNIE 4.5 pair adjacent channels.
 """
 
 from __future__ import annotations
@@ -54,4 +54,5 @@ HELIUM = _family(
     _reader("helium", out="attention_out_bias", theta=1e5, eps=1e-8, head=128, interleaved=True),
 )
 ERNIE4_5 = _family("ernie4_5", _reader("ernie4_5", bias=("use_bias", False), mlp="use_bias", theta=5e5, eps=1e-5, head=128, interleaved=True, tied=True))  # fmt: skip
+IQUESTCODER = _family("iquestcoder", _reader("iquestcoder", eps=1e-5, head=128))
 INTERNLM3 = _family("internlm3", _reader("internlm3", old=("qkv_bias", "bias"), eps=1e-5, head=128))  # fmt: skip

@@ -46,10 +46,9 @@ def read_config(raw: RawConfig) -> DecoderConfig:
         raw, "nemotron_h", num_layers=len(kinds), num_kv_heads=raw.integer("num_key_value_heads", 8),
         head_dim=raw.integer("head_dim", 128), norm_eps=raw.number("layer_norm_epsilon", 1e-5), gated=False,
         activation=raw.choice("mlp_hidden_act", ACTIVATIONS, "relu2"), mlp_bias=raw.flag("mlp_bias", False),
-        rope=Rope(1e4), unrotated=(True,) * len(kinds),
-        recurrence=read_nemotron_mamba(raw), recurrent_layers=tuple(kind == "mamba" for kind in kinds),
-        attention_layers=tuple(kind == "attention" for kind in kinds),
-        ffn_layers=tuple(kind in ("mlp", "moe") for kind in kinds),
+        rope=Rope(1e4), unrotated=(True,) * len(kinds), recurrence=read_nemotron_mamba(raw),
+        recurrent_layers=tuple(kind == "mamba" for kind in kinds),
+        attention_layers=tuple(kind == "attention" for kind in kinds), ffn_layers=tuple(kind in ("mlp", "moe") for kind in kinds),
         experts=experts, sparse_layers=tuple(kind == "moe" for kind in kinds),
     )  # fmt: skip
 

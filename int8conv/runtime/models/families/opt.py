@@ -32,13 +32,9 @@ def read_config(raw: RawConfig) -> DecoderConfig:
         rope=None,
         embedding_size=raw.integer("word_embed_proj_dim", hidden),
         tied=raw.flag("tie_word_embeddings", True),
-        qkv_bias=bias,
-        out_bias=bias,
-        mlp_bias=bias,
-        position_offset=2,
-        norms="before" if pre_norm else "after sum",
+        position_offset=2, norms="before" if pre_norm else "after sum", qkv_bias=bias, out_bias=bias, mlp_bias=bias,
         final_norm=pre_norm and not raw.flag("_remove_final_layer_norm", False),
-    )
+    )  # fmt: skip
 
 
 FAMILY = Family(

@@ -40,3 +40,17 @@ def test_formula(
         assert numbers == expected
         total = sum(scores[e] for e in expected) if normalised else 1.0
         assert found == pytest.approx([2.5 * scores[e] / total for e in expected], rel=1e-5)
+
+
+def test_sparsemixer_chooses_one_after_the_other() -> None:
+    """Each weight is a share among those near the largest one left; what was chosen first does not count for the second."""
+    config = Experts(5, 2, 8, normalised=False, scoring="sparsemixer", jitter=0.1)
+    logits = torch.tensor(
+        [[2.0, 1.7, 1.5, -3.0, 0.0]]
+    )  # within 20 %: of 2.0 the second, of 1.7 the third
+    weights, chosen = choose(logits, config)
+    assert chosen.tolist() == [[0, 1]]
+    expected = [1 / (1 + math.exp(-0.3)), 1 / (1 + math.exp(-0.2))]
+    torch.testing.assert_close(weights, torch.tensor([expected]))
+    alone = choose(torch.tensor([[2.0, 1.0, -5.0, 0.5, 0.1]]), config)
+    assert alone[0].tolist() == [[1.0, 1.0]]
