@@ -214,7 +214,7 @@ async def _events(
 ) -> AsyncIterator[str]:
     """Server-sent events: a part for each piece of text, and a last word."""
     ends, begun = dict[int, Generation](), set[int]()
-    yield _event(reply.chunk(first, first=True))
+    yield _event(reply.chunk(asked, first, first=True))
     begun.add(first.choice)
     try:
         async for piece in pieces:
@@ -222,7 +222,7 @@ async def _events(
                 ends[piece.choice] = piece.end
             is_first = piece.choice not in begun
             begun.add(piece.choice)
-            yield _event(reply.chunk(piece, first=is_first))
+            yield _event(reply.chunk(asked, piece, first=is_first))
         if asked.with_usage:
             yield _event(reply.last(asked, [ends[i] for i in sorted(ends)]))
     except Int8convError as problem:

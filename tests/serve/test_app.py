@@ -87,6 +87,33 @@ def test_completions(client: TestClient, model: Model) -> None:
     assert len(post(client, "completions", prompt=[5])["choices"][0]["text"]) > 5  # 12 tokens
 
 
+def test_a_prompt_is_part_of_the_text_on_request(client: TestClient, model: Model) -> None:
+    """Once for each choice; in a stream, and of token ids, too."""
+    ids = model.tokenizer.encode("A vector is")
+    asked = {"prompt": ["A vector is", ids], "n": 2, "echo": True, "max_tokens": 3}
+    whole = [each["text"] for each in post(client, "completions", **asked)["choices"]]
+    assert whole == ["A vector is" + model.generate(ids, max_new_tokens=3).text] * 4
+    texts = [""] * 4
+    for part in events(client.post("/v1/completions", json={**asked, "stream": True}).text):
+        (choice,) = part["choices"]
+        texts[choice["index"]] += choice["text"]
+    assert texts == whole
+
+
+def test_tokens_that_are_parts_of_characters_have_their_bytes(client: TestClient, model: Model) -> None:  # fmt: skip
+    """Their text would be U+FFFD, whichever they are."""
+    numbers = [
+        model.tokenizer.token_id(each) for each in "ÃÂ"
+    ]  # bytes C3 and C2, as GPT-2 spells them
+    bias = {str(number): 1e9 for number in numbers}
+    asked = {"max_tokens": 1, "logit_bias": bias, "temperature": 0}
+    found = post(client, "chat/completions", messages=MESSAGES, logprobs=True, **asked)
+    (token,) = found["choices"][0]["logprobs"]["content"]
+    assert (token["token"], token["bytes"]) in (("bytes:\\xc3", [0xC3]), ("bytes:\\xc2", [0xC2]))
+    found = post(client, "completions", prompt="A", logprobs=1, **asked)
+    assert found["choices"][0]["logprobs"]["tokens"][0] in ("bytes:\\xc3", "bytes:\\xc2")
+
+
 def test_chats_and_their_streams(client: TestClient, model: Model) -> None:
     ids = model.tokenizer.encode("[user] A list\nlook_up[assistant]", special=False)
     expected = model.generate(ids, max_new_tokens=7)

@@ -96,6 +96,8 @@ def read_options(sampling: Sampling, options: GenerateOptions) -> Asked:
     if not isinstance(sampling, Sampling):
         raise ArgumentError("sampling", expected="a Sampling or None", found=repr(sampling))
     given: dict[str, Any] = dict(options)  # of the types that Asked checks
+    for name in given.keys() - GenerateOptions.__annotations__.keys():
+        raise TypeError(f"there is no option '{name}' of generation")
     chosen = {name: given.pop(name) for name in _SAMPLING if name in given}
     stop = given.pop("stop", None)
     ends = given.pop("end_tokens", None)

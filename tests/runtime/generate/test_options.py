@@ -41,7 +41,7 @@ def test_what_can_be() -> None:
 
 def test_unknown_names_and_samplings() -> None:
     unknown: Any = {"temprature": 1}
-    with pytest.raises(TypeError, match="temprature"):
+    with pytest.raises(TypeError, match="there is no option 'temprature' of generation"):
         read_options(Sampling(), unknown)
     with pytest.raises(ArgumentError, match="sampling: expected a Sampling"):
         read_options({"temperature": 1}, {})  # type: ignore[arg-type]
