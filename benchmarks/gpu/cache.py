@@ -36,7 +36,7 @@ def rows(session: Session) -> Iterator[Row]:
                 took[name] = seconds(calls, session.device)
                 yield of | {
                     "MB": nbytes * 1e-6, "us": took[name] * 1e6, "GB/s": nbytes / took[name] * 1e-9,
-                    "share of copy": nbytes / took[name] / session.copy,
+                    "share of copy": nbytes / took[name] / session.copy, "share of read": nbytes / took[name] / session.read,
                     "against fp16": took["fp16"] / took[name] if "fp16" in took else None,
                 }  # fmt: skip
 

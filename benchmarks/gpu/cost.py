@@ -14,14 +14,14 @@ from int8conv.kernels.gpu.skinny import w8a16
 from int8conv.kernels.weight import MixedWeight
 
 from .gemm import quantized
-from .layers import SHAPES, random_tokens, random_weight
+from .layers import SHAPES, copies_beyond_cache, random_tokens, random_weight
 from .session import F16, Row, Session
 from .timing import seconds
 
 
 def rows(session: Session) -> Iterator[Row]:
     """Percent of the time of the layer without."""
-    linears = list(SHAPES[session.model].values())
+    linears = SHAPES[session.model]
     for m in session.pick([1, 17], [1, 2048, 8192]):
         plain = _layer(session, linears, m, 0.0)
         for name, share in (("0.1 % outliers", 0.001), ("1 % outliers", 0.01)):
@@ -29,12 +29,13 @@ def rows(session: Session) -> Iterator[Row]:
             yield {"M": m, "with": name, "us": took * 1e6, "us without": plain * 1e6, "cost %": 100 * (took / plain - 1)}  # fmt: skip
 
 
-def _layer(session: Session, linears: list[tuple[int, int]], m: int, share: float) -> float:  # fmt: skip
+def _layer(session: Session, linears: dict[str, tuple[int, int]], m: int, share: float) -> float:  # fmt: skip
     """Seconds of the linears, each with copies of its weight so that the L2 cache does not help a step."""
     total = 0.0
-    for out, channels in linears:
-        copies = max(1, session.pick(1, -(-(256 << 20) // (out * channels)) if m == 1 else 1))
-        weights = [random_weight(out, channels, share, F16, session.device) for _ in range(copies)]
+    for name, (out, channels) in linears.items():
+        copies = session.pick(1, copies_beyond_cache(out * channels))
+        heavy = name == "down"
+        weights = [random_weight(out, channels, share, F16, session.device, heavy=heavy) for _ in range(copies)]  # fmt: skip
         x = random_tokens(m, channels, F16, session.device)
         total += seconds([lambda w=w, x=x: _linear(x, w) for w in weights], session.device)  # fmt: skip
     return total

@@ -8,7 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from int8conv.runtime.decoder.cache import Cache
 from int8conv.runtime.decoder.decoder import Decoder
+from int8conv.runtime.generate.prefill import prefill
+from int8conv.runtime.generate.sampler import Request
+from int8conv.runtime.generate.sampling import Sampling
 
 from .random_model import random_decoder
 from .session import F16, Row, Session, out_of_time
@@ -18,7 +22,7 @@ RUNS = 3
 
 
 def rows(session: Session) -> Iterator[Row]:
-    """Prompts of equal length in one pass, then steps; medians of several runs."""
+    """Prompts of equal length, one after the other as the runtime has them, then steps with the sampler; medians of several runs."""
     prompt, steps = session.pick((3, 1), (512, 64))
     for name, share in (("int8", 0.001), ("fp16", None)):
         session.forget()
@@ -39,16 +43,19 @@ def _measured(session: Session, decoder: Decoder, ids: Tensor, steps: int, nbyte
     batch, prompt = ids.shape
     cache = decoder.cache(batch=batch, capacity=prompt + steps + 1)
     step = decoder.backend.steps(decoder, cache)
-    decoder.forward(ids, cache, last_only=True)
-    step(ids[:, :1])  # compiles and captures
+    requests = [Request([0] * prompt, Sampling(temperature=0.8, top_p=0.9, seed=i), logprobs=False) for i in range(batch)]  # fmt: skip
+    sampler = decoder.backend.sampler(requests, decoder.config.vocab_size)
+    everyone = range(batch)
+    _prefilled(decoder, ids, cache)
+    sampler.sample(step(ids[:, :1])[:, -1], everyone)  # compiles and captures
     prefills, decodes = [], []
     for _ in range(1 if session.compiling else session.pick(1, RUNS)):
         cache.truncate(0)
         started = now(session.device)
-        token = decoder.forward(ids, cache, last_only=True)[:, -1].argmax(-1, keepdim=True)
+        token = sampler.sample(_prefilled(decoder, ids, cache), everyone).tokens[:, None]
         prefilled = now(session.device)
         for _ in range(steps):
-            token = step(token)[:, -1].argmax(-1, keepdim=True)
+            token = sampler.sample(step(token)[:, -1], everyone).tokens[:, None]
         decodes.append((now(session.device) - prefilled) / steps)
         prefills.append(prefilled - started)
     prefill, decode = statistics.median(prefills), statistics.median(decodes)
@@ -59,3 +66,9 @@ def _measured(session: Session, decoder: Decoder, ids: Tensor, steps: int, nbyte
         "GB/s": speed * 1e-9, "share of copy": speed / session.copy,
         "peak GiB": torch.cuda.max_memory_allocated() / 2**30 if session.on_gpu else None,
     }  # fmt: skip
+
+
+def _prefilled(decoder: Decoder, ids: Tensor, cache: Cache) -> Tensor:
+    """The prompts in the cache; the last tokens' logits ``[b, vocab]``."""
+    logits = [prefill(decoder, row[None], cache.sequence(i))[0, -1] for i, row in enumerate(ids)]
+    return torch.stack(logits)

@@ -12,7 +12,7 @@ from int8conv.kernels.gpu.gemm import gemm
 from int8conv.kernels.gpu.quantize import QuantizedTokens, quantize
 from int8conv.kernels.weight import MixedWeight
 
-from .layers import SHAPES, block_of, random_tokens, random_weight
+from .layers import SHAPES, block_of, copies_beyond_cache, random_tokens, random_weight
 from .session import F16, Row, Session, out_of_time
 from .timing import seconds
 
@@ -50,9 +50,10 @@ def _rows(session: Session, models: list[str], tokens: list[int], shares: list[f
 def _peers(session: Session, x: Tensor, out: int) -> Row:
     """Microseconds of bf16, and of the plain int8 product, which takes more than 16 tokens."""
     tokens, channels = x.shape
-    dense = torch.randn(out, channels, device=session.device, dtype=torch.bfloat16)
+    copies = session.pick(1, copies_beyond_cache(2 * out * channels) if tokens <= 128 else 1)
+    dense = torch.randn(copies, out, channels, device=session.device, dtype=torch.bfloat16)
     b = x.bfloat16()
-    found: Row = {"us, bf16": 1e6 * seconds([lambda: b @ dense.t()], session.device), "us, _int_mm": None}  # fmt: skip
+    found: Row = {"us, bf16": 1e6 * seconds([lambda w=w: b @ w.t() for w in dense], session.device), "us, _int_mm": None}  # fmt: skip
     if tokens > 16:
         codes = torch.randint(-127, 128, (out, channels), dtype=torch.int8, device=session.device)
         xi = codes[:1].expand(tokens, channels).contiguous()
@@ -62,14 +63,16 @@ def _peers(session: Session, x: Tensor, out: int) -> Row:
 
 def _ours(session: Session, x: Tensor, out: int, share: float, heavy: bool, *, tma: bool) -> Row:
     """Microseconds of the quantizer and the product, with the blocks of a heavy-tailed input or of another one."""
-    weight = random_weight(out, x.shape[1], share, F16, session.device, heavy=heavy)
+    copies = session.pick(1, copies_beyond_cache(out * x.shape[1]) if len(x) <= 128 else 1)
+    weights = [random_weight(out, x.shape[1], share, F16, session.device, heavy=heavy) for _ in range(copies)]  # fmt: skip
+    weight = weights[0]
     q = quantized(x, weight)
-    times = {"": seconds([lambda: gemm(q, weight)], session.device)}
+    times = {"": seconds([lambda w=w: gemm(q, w) for w in weights], session.device)}
     if tma and (not session.on_gpu or launch.capability(session.device) >= 90):
         kind = configs.by_alignment("gemm", x.shape[1])
         row = configs.choose(kind, launch.capability(session.device), tokens=len(x), out=out)
         other = configs.with_tma(row)
-        times["TMA"] = seconds([lambda: gemm(q, weight, config=other)], session.device)
+        times["TMA"] = seconds([lambda w=w: gemm(q, w, config=other) for w in weights], session.device)  # fmt: skip
     took = seconds([lambda: quantized(x, weight)], session.device)
     return {
         "us": times[""] * 1e6, "TOPS": 2e-12 * x.shape[0] * x.shape[1] * out / times[""],

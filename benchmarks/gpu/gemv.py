@@ -33,5 +33,5 @@ def rows(session: Session) -> Iterator[Row]:
                 took = seconds(calls, session.device)
                 yield of | {
                     "M": m, "MB": nbytes * 1e-6, "us": took * 1e6, "GB/s": nbytes / took * 1e-9,
-                    "share of copy": nbytes / took / session.copy,
+                    "share of copy": nbytes / took / session.copy, "share of read": nbytes / took / session.read,
                 }  # fmt: skip

@@ -38,6 +38,11 @@ def random_tokens(tokens: int, channels: int, dtype: torch.dtype, device: torch.
     return torch.randn(tokens, channels, device=device).clamp(-5.9, 5.9).to(dtype)
 
 
+def copies_beyond_cache(nbytes: int) -> int:
+    """How many copies of a matrix no L2 cache holds: launches that take them in turn read from memory, as in a model."""
+    return max(1, -(-(256 << 20) // nbytes))
+
+
 def block_of(weight: MixedWeight) -> int:
     """Channels per scale of its input's activations, as ``linear`` chooses."""
     return HEAVY_BLOCK if weight.activation_bits == 16 else SCALE_BLOCK

@@ -97,6 +97,10 @@ def _registered(session: Session, path: Path, plain: float) -> Row:
     started = now(session.device)
     code = int(runtime.cudaHostRegister(host.data_ptr(), size, 0))
     if code:
+        with contextlib.suppress(
+            RuntimeError
+        ):  # reads the runtime's last error, which the next launch would raise
+            target[:1].fill_(0)
         return skipped(of, f"cudaHostRegister gives error {code}")
     target.copy_(host, non_blocking=True)
     took = now(session.device) - started

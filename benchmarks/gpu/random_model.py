@@ -25,6 +25,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
         "max_position_embeddings": 8192, "rope_theta": 500000.0,
     },
+    "Llama-3.1-70B": {
+        "model_type": "llama", "vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672,
+        "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+        "max_position_embeddings": 8192, "rope_theta": 500000.0,
+    },
+    "Llama-2-7B": {
+        "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "max_position_embeddings": 4096, "rope_theta": 10000.0,
+    },
     "tiny": {
         "model_type": "llama", "vocab_size": 96, "hidden_size": 64, "intermediate_size": 160,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -44,11 +54,14 @@ class RandomWeights:
         self.linear_bytes = 0
         """Read at each step."""
 
-    def tensor(self, module: Module, kind: str = "weight") -> Tensor:
+    def tensor(
+        self, module: Module, kind: str = "weight", dtype: torch.dtype | None = None
+    ) -> Tensor:
         shape = module.shape if kind == "weight" else module.shape[:1]
+        dtype = dtype or self.dtype
         if module.kind == "norm":
-            return torch.ones(shape, dtype=self.dtype, device=self.device)
-        return torch.randn(shape, dtype=self.dtype, device=self.device) * 0.02
+            return torch.ones(shape, dtype=dtype, device=self.device)
+        return torch.randn(shape, dtype=dtype, device=self.device) * 0.02
 
     def lookup(self, module: Module) -> Lookup:
         weight = self.tensor(module)
@@ -56,14 +69,19 @@ class RandomWeights:
 
     def projection(self, modules: Sequence[Module]) -> Projection:
         if self.share is None or modules[0].kind not in ("attention", "ffn"):
-            pairs = [(self.tensor(m), None) for m in modules]
+            biases = [self.tensor(m, "bias") if m.bias else None for m in modules]
+            pairs = list(zip([self.tensor(m) for m in modules], biases, strict=True))
             self.linear_bytes += sum(weight.nbytes for weight, _ in pairs)
             return DenseProjection(pairs)
         sizes = [m.shape[0] for m in modules]
-        weight = random_weight(sum(sizes), modules[0].shape[1], self.share, self.dtype, self.device)
+        heavy = (
+            modules[0].role == "down"
+        )  # as every second matrix of a gated FFN after a conversion
+        weight = random_weight(sum(sizes), modules[0].shape[1], self.share, self.dtype, self.device, heavy=heavy)  # fmt: skip
         tensors = (weight.codes, weight.scale, weight.outlier_weight)
         self.linear_bytes += sum(t.nbytes for t in tensors if t is not None)
-        return QuantizedProjection(weight, None, sizes, None)
+        bias = torch.cat([self.tensor(m, "bias") for m in modules]) if modules[0].bias else None
+        return QuantizedProjection(weight, bias, sizes, None)
 
 
 def random_decoder(

@@ -13,7 +13,8 @@ from .checks import checked
 from .session import Row
 
 _NOTE = """Medians; each figure of a kernel from a CUDA graph of many launches. `python -m benchmarks.gpu.run` made this.
-"share of copy": of what a copy of 1 GiB on the device reads and writes a second. "error": in parts of what is allowed."""
+"share of copy": of what a copy of 1 GiB on the device reads and writes a second; "share of read": of what a sum over 1 GiB reads. fp16 in this
+runtime has PyTorch's linears, and so about 15 kernels per layer for our 9, which flatters int8: `benchmarks.gpu.model` has both fused alike. "error": in parts of what is allowed."""
 
 
 def write(out: Path, result: dict[str, Any]) -> None:

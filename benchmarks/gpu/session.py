@@ -35,6 +35,8 @@ class Session:
     """Which of how many parts of a section, if it is divided."""
     copy: float = 0.0
     """Bytes a second, read and written, of a copy on the device."""
+    read: float = 0.0
+    """Bytes a second that a sum over 1 GiB reads."""
     section_deadline: float = 0.0
 
     @property

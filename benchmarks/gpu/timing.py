@@ -61,6 +61,12 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def read_bandwidth(device: torch.device, nbytes: int) -> float:
+    """Bytes per second that PyTorch's sum reads: what kernels that write next to nothing are compared with."""
+    source = torch.zeros(nbytes // 4, dtype=torch.float32, device=device)
+    return nbytes / seconds([lambda: source.sum()], device)
+
+
 def copy_bandwidth(device: torch.device, nbytes: int) -> float:
     """Bytes read and written a second by a copy on the device: what memory-bound kernels are compared with."""
     source = torch.empty(nbytes, dtype=torch.uint8, device=device)

@@ -45,39 +45,41 @@ def candidates(kernel: str) -> Iterator[Config]:
         for n, k, split, warps, stages in itertools.product((32, 64, 128), (64, 128), (1, 2, 4, 8), (4, 8), (3, 4, 6)):  # fmt: skip
             yield {"block_n": n, "block_k": k, "split": split, "num_warps": warps, "num_stages": stages}  # fmt: skip
     else:
-        for n, k, warps in itertools.product((1, 2, 4, 8, 16), (512, 1024, 2048, 4096), (2, 4, 8)):
-            if 2048 <= n * k <= 16384:
-                yield {"block_n": n, "block_k": k, "num_warps": warps}
+        for n, warps, passes in itertools.product((16, 32), (4, 8, 16), (1, 2, 4)):
+            yield {"block_n": n, "block_k": 64 * warps * passes, "num_warps": warps}
 
 
 def bounds(kernel: str) -> list[dict[str, int]]:
     """The conditions of the rows to write, the last without any."""
     if kernel == "gemm":
         return [{"max_tokens": 64}, {"max_tokens": 256}, {"max_tokens": 1024}, {}]
+    if kernel == "gemv":
+        return [{"max_tokens": 8, "max_out": 8192}, {"max_tokens": 8}, {"max_out": 8192}, {}]
     return [{"max_out": 4096}, {"max_out": 16384}, {}]
 
 
-def calls(kernel: str, row: dict[str, int], shapes: list[tuple[int, int]], device: torch.device) -> list[tuple[Callable[[Config], Tensor], Tensor]]:  # fmt: skip
+def calls(kernel: str, row: dict[str, int], shapes: dict[str, tuple[int, int]], device: torch.device) -> list[tuple[Callable[[Config], Tensor], Tensor]]:  # fmt: skip
     """For each layer that the row is for: the launch, and its right result."""
     found = []
     dtype = torch.float16
-    for out, channels in shapes:
+    for name, (out, channels) in shapes.items():
         if out > row.get("max_out", out):
             continue
         weight = random_weight(out, channels, 0.001, dtype, device)
-        tokens = row.get("max_tokens", 4096 if device.type == "cuda" else 70) if kernel == "gemm" else 16 if kernel == "skinny" else 1  # fmt: skip
+        tokens = row.get("max_tokens", 4096 if device.type == "cuda" else 70) if kernel == "gemm" else 32 if kernel == "skinny" else 1 if "max_tokens" in row else 16  # fmt: skip
         x = random_tokens(tokens, channels, dtype, device)
         if kernel == "gemm":
             q = quantize(x, index=weight.outlier_index, is_outlier=weight.is_outlier)
             found.append((lambda c, q=q, w=weight: gemm(q, w, config=c), gemm(q, weight)))
         else:
-            found.append((lambda c, x=x, w=weight: w8a16(x, w, config=c), w8a16(x, weight)))
+            how = {"activation": "silu" if name == "gate_up" else "none"}
+            found.append((lambda c, x=x, w=weight, h=how: w8a16(x, w, config=c, **h), w8a16(x, weight, **how)))  # fmt: skip
             if device.type == "cpu":
-                torch.testing.assert_close(found[-1][1], reference.w8a16(x, weight), atol=1e-2, rtol=1e-2)  # fmt: skip
+                torch.testing.assert_close(found[-1][1], reference.w8a16(x, weight, **how), atol=1e-2, rtol=1e-2)  # fmt: skip
     return found
 
 
-def best(kernel: str, row: dict[str, int], shapes: list[tuple[int, int]], device: torch.device, limit: int | None) -> Config | None:  # fmt: skip
+def best(kernel: str, row: dict[str, int], shapes: dict[str, tuple[int, int]], device: torch.device, limit: int | None) -> Config | None:  # fmt: skip
     """The candidate with the smallest times on the row's layers."""
     layers = calls(kernel, row, shapes, device)
     times = _measured(itertools.islice(candidates(kernel), limit), layers, device)
@@ -116,7 +118,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="two candidates on tiny layers, on the CPU")  # fmt: skip
     options = parser.parse_args()
     device = torch.device("cpu" if options.tiny else "cuda")
-    shapes = list(SHAPES["tiny" if options.tiny else "Llama-3.1-8B"].values())
+    shapes = SHAPES["tiny" if options.tiny else "Llama-3.1-8B"]
     table: dict[str, Any] = json.loads(resources.files(configs.__package__).joinpath("configs.json").read_text())  # fmt: skip
     gpu = str(configs.generation(launch.capability(device)))
     for kernel in options.kernels.split(","):
@@ -128,8 +130,10 @@ def main() -> None:
         if rows:
             table[kernel][gpu] = rows
             sys.stdout.write(f"{kernel} {gpu}: {json.dumps(rows)}\n")
-    if not options.dry_run and not options.tiny:
-        Path(str(resources.files(configs.__package__))).joinpath("configs.json").write_text(configs.dumps(table))  # fmt: skip
+        if (
+            not options.dry_run and not options.tiny
+        ):  # after each kernel: a later one may be cut off
+            Path(str(resources.files(configs.__package__))).joinpath("configs.json").write_text(configs.dumps(table))  # fmt: skip
 
 
 if __name__ == "__main__":

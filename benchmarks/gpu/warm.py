@@ -13,7 +13,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
 PARTS: dict[str, Sequence[Sequence[str]]] = {
-    "correctness": [["--only", "correctness"]],
+    "correctness": [["--only", "correctness", "--part", f"{i}/4"] for i in range(4)],
     "graphs": [["--only", "graphs"]],
     "end to end": [["--only", "end-to-end"]],
     "gemv": [["--only", "gemv,cost,cache"]],

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import correctness, gemv, peers, run, sanitizer, warm
+from benchmarks.gpu import correctness, gemv, loading, peers, run, sanitizer, warm
 from benchmarks.gpu.checks import CHECKS, checked
 from benchmarks.gpu.session import Session
 
@@ -29,7 +30,7 @@ def read(out: Path) -> dict[str, Any]:
 def test_rehearsal_of_everything(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     out = tmp_path / "results" / "gpu"
-    run.main([*REHEARSAL, "--out", str(out), "--scratch", str(tmp_path)])
+    run.main([*REHEARSAL, "--minutes", "60", "--out", str(out), "--scratch", str(tmp_path)])
     sections = read(out)["sections"]
     assert list(sections) == list(run.SECTIONS)
     for name, rows in sections.items():
@@ -158,6 +159,27 @@ def test_peers_whose_process_dies_are_skipped_with_the_reason(
 def test_peers_that_hang_are_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_python(monkeypatch, tmp_path, "sleep 60")
     assert {row["skipped"] for row in peers.rows(session(1))} == {"no time left"}
+
+
+def test_memory_that_cannot_be_pinned_leaves_no_error_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The next launch raises the runtime's last error, and with that forgets it."""
+    last = ["invalid argument"]
+
+    def fill(x: Tensor, value: float) -> Tensor:
+        if last:
+            raise RuntimeError(f"CUDA error: {last.pop()}")
+        return x
+
+    (tmp_path / "file").write_bytes(bytes(64))
+    runtime = SimpleNamespace(cudaHostRegister=lambda *arguments: 1)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(Tensor, "fill_", fill)
+    on_gpu: Any = SimpleNamespace(on_gpu=True, device=torch.device("cpu"))
+    row = loading._registered(on_gpu, tmp_path / "file", 1.0)
+    assert row["skipped"] == "cudaHostRegister gives error 1"
+    assert not last
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
 
     y_s = act(gate_e x) * (up_e x)   or   w_e x              for slot s, where e = chosen[s] and x is row s // each
 
-``gemv`` for every slot: a program computes ``BLOCK_N`` rows of one slot's expert. The experts' weights stay where they were
+``gemv`` for every slot: a program computes ``ROWS`` rows of one slot's expert. The experts' weights stay where they were
 loaded; a table on the device has the offset of each tensor from a base tensor, so that the host need not know which experts a
 step uses, and a CUDA graph can replay it. Two slots with the same expert read it twice, the second time from L2 if it fits: meant
 for the tokens of a decoding step, not for prompts.
@@ -26,8 +26,8 @@ from ..weight import MixedWeight
 from . import launch as L
 from .configs import Config, choose
 from .gemm import check_contiguous
-from .gemv import rows_times_x
-from .primitives import activate, narrow
+from .gemv import combine, fits, rows_times_x, shape_of, words
+from .primitives import narrow
 
 _UNIT: Final = 16
 """Unit of offsets in bytes: what a thread loads at once, so that the compiler knows the alignment."""
@@ -55,6 +55,8 @@ class ExpertWeights:
         rows = []
         for expert in experts:
             check_contiguous(expert)
+            if not fits(expert.in_features):
+                raise ArgumentError("channels of an expert", expected="a multiple of 4", found=expert.in_features)  # fmt: skip
             if expert.codes.shape != first.codes.shape:
                 raise ArgumentError("shape of an expert", expected=list(first.codes.shape), found=list(expert.codes.shape))  # fmt: skip
             k = 0 if expert.outlier_index is None else expert.outlier_index.shape[0]
@@ -76,14 +78,14 @@ def _distance(expert: MixedWeight, first: MixedWeight, name: str) -> int:
 
 @triton.jit
 def experts_kernel(
-    x, codes_w, scale_w, index, outlier_w, chosen, table, out, N, K, each, x_stride,
-    ACTIVATION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, K_FITS: tl.constexpr,
+    x, words_x, codes_w, scale_w, index, outlier_w, chosen, table, out, N, K, each, x_stride,
+    ACTIVATION: tl.constexpr, ROWS: tl.constexpr, SLICES: tl.constexpr, UNROLL: tl.constexpr, K_FITS: tl.constexpr,
 ):  # fmt: skip
-    """``BLOCK_N`` results of slot ``program_id(1)``."""
+    """The results of ``ROWS`` rows of slot ``program_id(1)``."""
     slot = tl.program_id(1).to(tl.int64)
     entry = table + tl.load(chosen + slot) * 5
-    x_row = x + (slot // each) * x_stride
-    codes = codes_w + tl.load(entry) * 16
+    token = tl.program_id(1) // each
+    codes = codes_w + tl.load(entry) * 4
     scale = scale_w + tl.load(entry + 1) * 4
     channels = index
     columns = outlier_w
@@ -92,13 +94,19 @@ def experts_kernel(
         channels = index + tl.load(entry + 2) * 4
         columns = outlier_w + tl.load(entry + 3) * 8
         num_outliers = tl.load(entry + 4).to(tl.int32)
-    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    n = (row % N).to(tl.int64)
-    y = rows_times_x(x_row, codes, scale, channels, columns, None, n, K, num_outliers, BLOCK_N, BLOCK_K, K_FITS)  # fmt: skip
-    if ACTIVATION != "none":
-        up = rows_times_x(x_row, codes, scale, channels, columns, None, n + N, K, num_outliers, BLOCK_N, BLOCK_K, K_FITS)  # fmt: skip
-        y = activate(y, ACTIVATION) * up
-    tl.store(out + slot * N + row, narrow(y, out.dtype.element_ty), mask=row < N)
+    gated: tl.constexpr = ACTIVATION != "none"
+    results: tl.constexpr = ROWS // 2 if gated else ROWS
+    first = tl.program_id(0) * results
+    y = rows_times_x(
+        x + token * x_stride, words_x + token * (x_stride // 2), codes, scale, channels, columns, None, first, N, 1, K, x_stride,
+        num_outliers, gated, 8, ROWS, SLICES, UNROLL, K_FITS,
+    )  # fmt: skip
+    if gated:
+        y = combine(y, ACTIVATION)
+    n = first + tl.arange(0, results)
+    only = (tl.arange(0, 8) == 0)[None, :] & (n < N)[:, None]
+    where = tl.broadcast_to(n[:, None], (results, 8))
+    tl.store(out + slot * N + where, narrow(y, out.dtype.element_ty), mask=only)
 
 
 def chosen_experts(
@@ -133,16 +141,15 @@ def chosen_experts(
         raise ArgumentError("rows of a gated weight", expected="even", found=first.out_features)
     out_features = first.out_features // halves
     y = L.empty(slots, out_features, like=x, dtype=x.dtype)
-    config = config or choose("gemv", L.capability(x.device), out=out_features)
+    config = config or choose("gemv", L.capability(x.device), out=first.out_features)
     has_outliers = first.outlier_weight is not None and first.outlier_weight.numel() > 0
+    x, two = words(x)
     L.launch(
-        experts_kernel, (L.cdiv(out_features, config["block_n"]), slots),
-        x, first.codes, first.scale,
+        experts_kernel, (L.cdiv(out_features, config["block_n"] // halves), slots),
+        x, two, first.codes.view(torch.int32), first.scale,
         first.outlier_index if has_outliers else None,
         first.outlier_weight if has_outliers else None,
         chosen, weights.table, y, out_features, first.in_features, slots // max(rows, 1), x.stride(0),
-        ACTIVATION=activation, BLOCK_N=config["block_n"], BLOCK_K=config["block_k"],
-        K_FITS=first.in_features % config["block_k"] == 0,
-        num_warps=config["num_warps"], num_stages=1,
+        ACTIVATION=activation, **shape_of(config, first.in_features),
     )  # fmt: skip
     return y

@@ -54,6 +54,74 @@ def halve_codes(codes, dtype: tl.constexpr):
 
 
 @triton.jit
+def four_codes(words, dtype: tl.constexpr):
+    """int32 of four codes each ``[..., n]`` to float16 or bfloat16 ``[..., n, 2, 2]``, exactly, in the order of the codes.
+
+    Five instructions for float16: a byte becomes the end of the mantissa of 1024. bfloat16 has room for seven bits, so that it takes
+    eight: ``(128 + lower bits) - (128, or 256 for a negative code)``.
+    """
+    if INTERPRETED:
+        a, b, c, d = words << 24, words << 16, words << 8, words
+        return tl.join(
+            tl.join((a >> 24).to(tl.float32).to(dtype), (c >> 24).to(tl.float32).to(dtype)),
+            tl.join((b >> 24).to(tl.float32).to(dtype), (d >> 24).to(tl.float32).to(dtype)),
+        )
+    elif dtype == tl.float16:
+        a, b, c, d = tl.inline_asm_elementwise(
+            """
+            {
+            .reg .b32 t, c, lo, hi;
+            xor.b32 t, $4, 0x80808080;
+            mov.b32 c, 0x64646464;
+            prmt.b32 lo, t, c, 0x4140;
+            prmt.b32 hi, t, c, 0x4342;
+            mov.b32 c, 0x64806480;
+            sub.f16x2 lo, lo, c;
+            sub.f16x2 hi, hi, c;
+            mov.b32 {$0, $1}, lo;
+            mov.b32 {$2, $3}, hi;
+            }
+            """, "=h,=h,=h,=h,r", [words], dtype=(tl.float16, tl.float16, tl.float16, tl.float16), is_pure=True, pack=1,
+        )  # fmt: skip
+        return tl.join(tl.join(a, c), tl.join(b, d))
+    else:
+        a, b, c, d = tl.inline_asm_elementwise(
+            """
+            {
+            .reg .b32 c, lo, hi, m, n, one;
+            mov.b32 c, 0x43434343;
+            mov.b32 one, 0x3f803f80;
+            prmt.b32 lo, $4, c, 0x4140;
+            prmt.b32 hi, $4, c, 0x4342;
+            lop3.b32 m, lo, 0x00800080, 0xC300C300, 0xEA;
+            lop3.b32 n, hi, 0x00800080, 0xC300C300, 0xEA;
+            and.b32 lo, lo, 0xFF7FFF7F;
+            and.b32 hi, hi, 0xFF7FFF7F;
+            fma.rn.bf16x2 lo, lo, one, m;
+            fma.rn.bf16x2 hi, hi, one, n;
+            mov.b32 {$0, $1}, lo;
+            mov.b32 {$2, $3}, hi;
+            }
+            """, "=h,=h,=h,=h,r", [words], dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=1,
+        )  # fmt: skip
+        return tl.join(tl.join(a, c), tl.join(b, d))
+
+
+@triton.jit
+def two_values(words, dtype: tl.constexpr):
+    """int32 of two 16-bit values each ``[..., n]`` to ``[..., n, 2]``."""
+    if INTERPRETED:
+        a, b = words.to(tl.int16), (words >> 16).to(tl.int16)
+        return tl.join(a.to(dtype, bitcast=True), b.to(dtype, bitcast=True))
+    elif dtype == tl.float16:
+        a, b = tl.inline_asm_elementwise("mov.b32 {$0, $1}, $2;", "=h,=h,r", [words], dtype=(tl.float16, tl.float16), is_pure=True, pack=1)  # fmt: skip
+        return tl.join(a, b)
+    else:
+        a, b = tl.inline_asm_elementwise("mov.b32 {$0, $1}, $2;", "=h,=h,r", [words], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=1)  # fmt: skip
+        return tl.join(a, b)
+
+
+@triton.jit
 def narrow(x, dtype: tl.constexpr):
     """float32 to the dtype of the result, rounded half to even."""
     if INTERPRETED and dtype == tl.bfloat16:

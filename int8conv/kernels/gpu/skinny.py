@@ -1,6 +1,6 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 # ruff: noqa: N803
-"""W8A16 for few tokens (up to 64): an int8 weight times 16-bit activations on tensor cores.
+"""W8A16 for more tokens than ``gemv`` is for (up to 64): an int8 weight times 16-bit activations on tensor cores.
 
     y = (x @ q_w^T) * s_w + x_O @ w_O^T + bias              then act(y_gate) * y_up if gated; then + residual
 
@@ -27,7 +27,7 @@ from ..weight import MixedWeight
 from . import launch as L
 from .configs import Config, by_alignment, choose
 from .gemm import check_contiguous
-from .gemv import gemv
+from .gemv import MOST_TOKENS, fits, gemv
 from .primitives import activate, dot16, halve_codes, narrow
 from .workspace import take
 
@@ -171,7 +171,7 @@ def w8a16(
     out_features = weight.out_features // halves
     if residual is not None:
         L.check_rows("residual", residual, out_features)
-    if tokens == 1 and (config is None or "split" not in config):
+    if fits(channels) and (tokens <= MOST_TOKENS if config is None else "split" not in config):
         return gemv(x, weight, bias, residual, activation=activation, config=config)
     y = L.empty(tokens, out_features, like=x, dtype=x.dtype)
     kind = by_alignment("skinny", channels)

@@ -39,6 +39,12 @@ class Recorded:
     kernel: Any
     args: tuple[Any, ...]
     meta: dict[str, Any]
+    grid: tuple[int, ...] = ()
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Arguments and constants by name."""
+        return dict(zip(self.kernel.arg_names, self.args, strict=False)) | self.meta
 
 
 @contextmanager
@@ -47,7 +53,7 @@ def recording(capability: int) -> Iterator[list[Recorded]]:
     launches: list[Recorded] = []
 
     def record(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
-        launches.append(Recorded(kernel, args, meta))
+        launches.append(Recorded(kernel, args, meta, grid))
 
     real = launch.launch, launch.capability
     launch.launch, launch.capability = record, lambda device: capability  # type: ignore[assignment]

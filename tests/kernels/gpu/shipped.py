@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.sass import main_loops, whole
+from benchmarks.gpu.work import loop_share
 from int8conv.kernels.gpu import (
     attention,
     configs,
@@ -68,6 +70,15 @@ class Compiled:
     int8_dots: int
     half_dots: int
     ptx: list[str]
+    per_byte: float | None
+    """Instructions of the main loop per byte of weight or cache."""
+    barriers: int
+    """Of the main loop."""
+    narrow_loads: int
+    """Loads of less than 16 bytes in the main loop."""
+    loop_dots: list[str]
+    """Tensor core instructions of the main loop."""
+    fences: int
 
 
 def weight(out: int, channels: int, k: int, dtype: torch.dtype) -> MixedWeight:
@@ -168,7 +179,7 @@ def variants(kernel: str) -> dict[str, Callable[[Any], None]]:
                 for name, *called in GEMM_VARIANTS:
                     add(f"{half} K {channels} {name}", run_gemm, dtype, channels, *called)
         elif kernel.startswith(("gemv", "skinny")):
-            for tokens in (1,) if kernel == "gemv" else (64, 16):
+            for tokens in (1, 16) if kernel == "gemv" else (64, 32):
                 for channels in (4104,) if "unaligned" in kernel else (4096, 4112):
                     for activation in ("silu", "none", "gelu"):
                         add(f"{half} M {tokens} K {channels} {activation}", run_w8a16, tokens, dtype, channels, activation)  # fmt: skip
@@ -252,6 +263,7 @@ def compile_case(case: Case) -> list[Compiled]:
     found = []
     for launched in launches:
         b = compile_for(launched, case.capability)
+        loops, share = main_loops(b.sass), loop_share(launched)
         found.append(Compiled(
             case, launched.kernel.__name__, b.registers, b.spilled, b.shared,
             loads16=sum(n for op, n in b.ops.items() if op.startswith("LDG.E") and ".128" in op),
@@ -259,6 +271,10 @@ def compile_case(case: Case) -> list[Compiled]:
             int8_dots=sum(b.count(op) for op in ("IMMA", "IGMMA", "UTCIMMA")),
             half_dots=sum(b.count(op) for op in ("HMMA", "HGMMA", "UTCHMMA")),
             ptx=[s for s in ("mma.sync", "wgmma.mma_async", "tcgen05.mma") if s in b.ptx],
+            per_byte=sum(c.total for c in loops) / len(loops) / share if share and loops else None,
+            barriers=sum(c.barriers for c in loops), fences=whole(b.sass).fences,
+            narrow_loads=sum(n for c in loops for width, n in c.loads.items() if width < 16),
+            loop_dots=sorted({op.split(".")[0] for c in loops for op in c.tensor}),
         ))  # fmt: skip
     return found
 

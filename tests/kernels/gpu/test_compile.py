@@ -81,10 +81,20 @@ def test_operands_are_copied_asynchronously(compiled: list[dict[str, Any]], kern
             assert c["half_dots"] > 0, c
 
 
-def test_gemv_loads_16_bytes_at_a_time_and_multiplies_without_tensor_cores(compiled: list[dict[str, Any]]) -> None:  # fmt: skip
-    for c in of(compiled, "gemv") + of(compiled, "experts"):
-        assert c["loads16"] > 0, c
-        assert c["half_dots"] == c["int8_dots"] == 0, c
+BOUNDS: dict[tuple[str, int], float] = {
+    ("gemv", 80): 2.7, ("gemv", 90): 2.7, ("gemv", 100): 2.7,
+    ("experts", 80): 2.7, ("experts", 90): 2.7, ("experts", 100): 2.7,
+}  # fmt: skip
+"""Kernel and GPU -> most instructions of the loop per byte of weight; in bfloat16, which takes three per four codes more than float16."""
+
+
+def test_loops_within_bounds(compiled: list[dict[str, Any]]) -> None:
+    found = [c for c in compiled if (c["case"]["kernel"], c["case"]["capability"]) in BOUNDS]
+    assert {(c["case"]["kernel"], c["case"]["capability"]) for c in found} == set(BOUNDS)
+    for c in found:
+        assert 0 < c["per_byte"] <= BOUNDS[c["case"]["kernel"], c["case"]["capability"]], c
+        assert c["barriers"] == c["narrow_loads"] == 0, c
+        assert c["loop_dots"] == ["HMMA"], c
 
 
 def test_no_length_of_a_prompt_compiles_what_another_has_not() -> None:
@@ -92,4 +102,4 @@ def test_no_length_of_a_prompt_compiles_what_another_has_not() -> None:
     found = run_compiler("tests.kernels.gpu.prompt_lengths", "--tokens", "520")
     assert {row["kernel"] for row in found} >= {"gemm_kernel", "skinny_kernel", "rotary_kernel", "attention_kernel"}  # fmt: skip
     assert len(found) == len({(row["kernel"], row["constants"]) for row in found})
-    assert {row["first"] for row in found} <= {1, 2, 17, 33, 65, 129}
+    assert {row["first"] for row in found} <= {1, 2, 9, 17, 33, 65, 129}

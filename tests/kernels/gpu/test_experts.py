@@ -17,7 +17,7 @@ from .tensors import HALVES, check, dense, make_tokens, make_weight
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # to infinity
 
-CONFIG = {"block_n": 16, "block_k": 32, "num_warps": 4}
+CONFIG = {"block_n": 16, "block_k": 64, "num_warps": 1}
 CHOSEN = torch.tensor([[2, 0], [1, 2], [2, 1]])
 
 
@@ -68,6 +68,8 @@ def test_what_does_not_fit() -> None:
         ExpertWeights.of([weights[0], make_weight(16, 64, 1)])
     with pytest.raises(ArgumentError, match="dtype of outlier_weight"):
         ExpertWeights.of([weights[0], make_weight(32, 64, 1, dtype=torch.bfloat16)])
+    with pytest.raises(ArgumentError, match="channels of an expert: expected a multiple of 4, found 66"):  # fmt: skip
+        ExpertWeights.of([make_weight(32, 66, 1)])
     odd = replace(weights[1], codes=shifted(weights[1].codes))
     with pytest.raises(ArgumentError, match="address of codes: expected a multiple of 16"):
         ExpertWeights.of([weights[0], odd])

@@ -1,7 +1,7 @@
 """Attention on a GPU: one new token per sequence with the Triton kernel, prompts with PyTorch; imports triton.
 
-A prompt with plain causal attention goes through PyTorch's ``scaled_dot_product_attention`` at once. Others are split into parts
-of their tokens, to bound the tensors of size tokens x positions. Query heads of one key head are stacked in one matrix, as
+A prompt with plain causal attention goes through PyTorch's ``scaled_dot_product_attention`` at once, after earlier positions with a mask that
+exists as a bias of FlashAttention only (where that runs; a dense one would be written out per head). Others are split into parts of their tokens, to bound the tensors of size tokens x positions. Query heads of one key head are stacked in one matrix, as
 PyTorch's memory-efficient kernel, the one that supports masks, does not support grouped heads.
 
 The Triton kernel reads the codes of an int8 cache directly; for prompts the cache is widened for a block of heads of one sequence
@@ -16,6 +16,8 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
+from torch.nn.attention.bias import causal_lower_right
 
 from ....kernels.gpu.attention import attend
 from ....kernels.gpu.prologue import Prologue
@@ -91,12 +93,15 @@ def _prompt(
     end = past + tokens
     windowed = spec.window is not None and spec.window < end
     plain = slopes is None and spec.softcap is None
-    if plain and not windowed and past == 0:
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), keys[:, :, :end], values[:, :, :end],
-            is_causal=True, scale=spec.scale, enable_gqa=spec.heads != spec.kv_heads,
-        )  # fmt: skip
-        return y.transpose(1, 2).flatten(2)
+    if plain and not windowed:
+        bias = None if past == 0 else causal_lower_right(tokens, end)
+        heads, k, v = q.transpose(1, 2), keys[:, :, :end], values[:, :, :end]
+        grouped = spec.heads != spec.kv_heads
+        if bias is None or can_use_flash_attention(SDPAParams(heads, k, v, None, 0.0, False, grouped)):  # fmt: skip
+            y = F.scaled_dot_product_attention(
+                heads, k, v, bias, is_causal=bias is None, scale=spec.scale, enable_gqa=grouped
+            )
+            return y.transpose(1, 2).flatten(2)
     across = spec.heads // spec.kv_heads if plain else len(q) * spec.heads
     step = max(1, SCORES_ON_GPU // (end * across))
     parts = [

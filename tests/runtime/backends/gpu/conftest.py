@@ -14,7 +14,7 @@ _SMALL = {
     "attention": {"splits": 2},
     "skinny": {"block_n": 256, "split": 1},
     "skinny_unaligned": {"block_n": 256, "split": 1},
-    "gemv": {"block_n": 64, "block_k": 64},
+    "gemv": {"block_n": 64, "block_k": 64, "num_warps": 1},
 }
 
 

@@ -63,6 +63,29 @@ def test_prompts(variant: str, past: int, monkeypatch: pytest.MonkeyPatch) -> No
         close(DeviceAttention(CPU).prompt(q, k, v, past, spec), wanted)
 
 
+@pytest.mark.parametrize("variant", ["plain", "a head each"])
+def test_later_parts_of_a_prompt_have_no_dense_mask(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Where FlashAttention runs, which aligns causal attention with the last position."""
+    asked: list[tuple[int, int]] = []
+
+    def lower_right(tokens: int, end: int) -> Tensor:
+        asked.append((tokens, end))
+        return real(tokens, end)
+
+    def no_parts(*arguments: object) -> Tensor:
+        raise AssertionError("a dense mask")
+
+    real = attention.causal_lower_right
+    monkeypatch.setattr(attention, "causal_lower_right", lower_right)
+    monkeypatch.setattr(attention, "can_use_flash_attention", lambda params: True)
+    monkeypatch.setattr(attention, "_part", no_parts)
+    spec = replace(SPEC, **VARIANTS[variant])
+    for past in (0, 4):
+        q, k, v = inputs(spec, 5, past + 5)
+        close(DeviceAttention(CPU).prompt(q, k, v, past, spec), expected(q, k, v, spec, past))
+    assert asked == [(5, 9)]
+
+
 def quantized(x: Tensor) -> tuple[Quantized, Tensor]:
     """In 8 bits, and the values that it stands for."""
     codes, scale = quantize_heads(x.nan_to_num(7))

@@ -11,13 +11,19 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.gpu.calls import META, cache_of, step_of
+from benchmarks.gpu.random_model import RandomWeights
 from int8conv.convert.converter import convert_checkpoint
 from int8conv.kernels.gpu import skinny, workspace
 from int8conv.runtime.backends.gpu.decode import DecodeSteps
+from int8conv.runtime.decoder.decoder import Decoder
 from int8conv.runtime.generate.session import Session
+from int8conv.runtime.models.architecture import read_architecture
 
 from ....checkpoints import LLAMA, write_checkpoint
 from .rehearsal import decoders, device_cache
+from .test_families import NAMES
+from .test_families import config as family_config
 
 pytestmark = pytest.mark.usefixtures("few_programs")
 
@@ -133,6 +139,7 @@ def test_a_captured_step_uses_its_own_workspace_on_its_own_device(tmp_path: Path
         return workspace.take(*arguments)
 
     monkeypatch.setattr(skinny, "take", take)
+    monkeypatch.setattr(skinny, "MOST_TOKENS", 0)  # gemv takes none
     steps = [captured(decoder, device_cache(decoder, 2, 8), graphs) for _ in range(2)]
     for step in steps:
         graphs.steps = step
@@ -141,3 +148,34 @@ def test_a_captured_step_uses_its_own_workspace_on_its_own_device(tmp_path: Path
         assert set(used) == {step._workspace}
     assert graphs.devices == {torch.device("cpu")}
     assert steps[0]._workspace is not steps[1]._workspace
+
+
+LAUNCHES = {
+    "llama, yarn": (19, 7), "llama, dynamic positions": (19, 7), "mistral, a window, wide heads": (19, 7),
+    "qwen2, windows in later layers, tied": (19, 7), "qwen3": (23, 11), "phi": (21, 7), "phi3, long positions, a window": (19, 7),
+    "gemma": (19, 8), "gemma2": (23, 19), "gemma2, low caps": (23, 19), "gemma3, scaled": (27, 20), "olmo2": (23, 15),
+    "olmoe": (23, 25), "granite, multipliers": (19, 17), "cohere": (19, 7), "stablelm, parallel, biases": (19, 7), "starcoder2": (21, 7),
+    "gpt2": (21, 10), "gptj": (21, 7), "gpt_neox": (21, 13), "gpt_neox, in sequence, no biases": (21, 13), "bloom, six heads": (22, 13),
+    "falcon, one key head": (21, 7), "falcon, groups": (21, 13), "falcon, alibi, in sequence": (21, 13), "mixtral": (19, 29),
+    "qwen2_moe, some layers": (21, 22), "qwen3_moe, every other layer": (23, 22), "ministral3": (19, 23), "smollm3": (19, 7),
+    "jais2": (21, 7), "hunyuan_v1_dense": (23, 51), "glm4_moe": (25, 33),
+}  # fmt: skip
+"""Of a step through two layers: Triton's kernels, PyTorch's operators."""
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_a_step_can_be_captured(name: str) -> None:
+    """On meta tensors, where there is nothing to read: it has no tensor of the host and no shape that depends on values, and later
+    steps launch the same with the same arguments, so that what a graph freezes does not change."""
+    form = read_architecture(family_config(name), ())
+    weights = RandomWeights(form, torch.float16, META, 0.05)
+    decoder = Decoder(form, weights, torch.float16)
+    assert not decoder.needs_host_sync
+    cache = cache_of(decoder, 2, 16)
+    step, later = (step_of(decoder, cache, 90, context) for context in (5, 9))
+    assert step.frozen() == later.frozen()
+    assert (len(step.launches), len(step.operators)) == LAUNCHES[name]
+
+
+def test_every_family_has_been_captured() -> None:
+    assert set(LAUNCHES) == set(NAMES)
