@@ -24,7 +24,7 @@ class _Configs:
         """A config; with ``return_unused_kwargs``, also the other options."""
         found = CONFIG_MAPPING[self.model_type].from_pretrained(*args, **options)
         config = found[0] if isinstance(found, tuple) else found
-        vars(config).pop("auto_map", None)
+        config.__dict__.pop("auto_map", None)
         return found
 
 
