@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,8 @@ class ExpertsPlace:
             return False
         if _GATE in roles and not getattr(module, "is_concatenated", True):
             return False
-        wanted = {(role, number) for role in roles for number in range(int(module.num_experts))}
+        count: Any = module.num_experts
+        wanted = {(role, number) for role in roles for number in range(count)}
         return {(role, number) for role, number, _ in found} == wanted
 
 
@@ -90,8 +91,9 @@ class Int8convExperts(nn.Module):
             _add(self, path, self._empty(role))
         vars(self)["_is_hf_initialized"] = True
 
+    # such modules have no common class
     @property
-    def fused(self) -> nn.Module:
+    def fused(self) -> Any:
         """The module that this replaces, without its weights."""
         return self._fused[0]
 
@@ -115,7 +117,7 @@ class Int8convExperts(nn.Module):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """As the module that this replaces."""
         y = torch.zeros_like(hidden_states)
-        for number in top_k_index.unique().tolist():
+        for number in top_k_index.unique().tolist():  # type: ignore[no-untyped-call]
             if number >= self.num_experts:  # of another rank
                 continue
             token, place = torch.where(top_k_index == number)
@@ -131,14 +133,16 @@ class Int8convExperts(nn.Module):
 
         if not self.fused.has_gate:
             activation: Callable[[Tensor], Tensor] = self.fused.act_fn
-            return linear(_DOWN)(activation(linear(_UP)(x)))
+            y: Tensor = linear(_DOWN)(activation(linear(_UP)(x)))
+            return y
         wide = linear(_WIDE)(x) if _WIDE in self._patterns else torch.cat([linear(_GATE)(x), linear(_UP)(x)], -1)  # fmt: skip
         apply_gate: Callable[[Tensor], Tensor] = self.fused._apply_gate
-        return linear(_DOWN)(apply_gate(wide))
+        y = linear(_DOWN)(apply_gate(wide))
+        return y
 
     def dense(self, dtype: torch.dtype) -> nn.Module:
         """The module that this replaces, with the dequantized weights."""
-        fused = self.fused
+        fused: nn.Module = self.fused
         for name in [name for name, _ in fused.named_parameters()]:
             is_bias = name.endswith(_BIAS)
             down = name.startswith("down")

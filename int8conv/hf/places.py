@@ -70,7 +70,8 @@ class _Names:
 
     def renamed(self, path: str) -> str:
         """A linear's path before anything is fused."""
-        return rename_source_key(f"{path}.weight", self.renamings, [])[0].removesuffix(".weight")
+        name: str = rename_source_key(f"{path}.weight", self.renamings, [])[0]
+        return name.removesuffix(".weight")
 
 
 def find_places(model: PreTrainedModel, paths: Iterable[str]) -> Places:
