@@ -137,8 +137,8 @@ class Int8convExperts(nn.Module):
             return y
         wide = linear(_WIDE)(x) if _WIDE in self._patterns else torch.cat([linear(_GATE)(x), linear(_UP)(x)], -1)  # fmt: skip
         apply_gate: Callable[[Tensor], Tensor] = self.fused._apply_gate
-        y = linear(_DOWN)(apply_gate(wide))
-        return y
+        found: Tensor = linear(_DOWN)(apply_gate(wide))
+        return found
 
     def dense(self, dtype: torch.dtype) -> nn.Module:
         """The module that this replaces, with the dequantized weights."""
