@@ -121,11 +121,11 @@ def check_integer(
 
 
 def _as_float(value: Real) -> float:
-    """Infinite if it is an integer beyond all floats."""
+    """NaN, which fits no option, if it is an integer beyond all floats."""
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value > 0 or -1)
+        return math.nan
 
 
 def _shown(value: object) -> object:
