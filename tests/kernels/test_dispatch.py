@@ -153,3 +153,12 @@ def test_a_dense_linear_equals_one_with_a_widened_weight(
     expected = F.linear(x, weight.float(), bias)
     torch.testing.assert_close(dense_linear(x, weight, bias), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(dense_linear(x, weight), expected - bias, rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_prompt_takes_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[tuple[int, object]] = []
+    monkeypatch.setattr(
+        dispatch, "implementation", lambda x, w, mode: used.append((len(x), mode)) or widened.w8a16
+    )
+    dispatch.prepare()
+    assert used == [(17, None)]

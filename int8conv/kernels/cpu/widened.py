@@ -9,8 +9,8 @@ from ..tokens import rounded_in_blocks
 from ..weight import MixedWeight
 from . import columns
 
-BLOCK = 128
-"""Channels with a scale of their own in ``w8a8``, as on a GPU. Products of float32 would not be faster with fewer scales."""
+BLOCK = 64
+"""Channels with a scale of their own in ``w8a8``. Products of float32 would not be faster with fewer scales."""
 
 _BLOCK_ELEMENTS = 1 << 19
 """2 MiB in float32: a widened block stays in the cache until it is multiplied."""

@@ -67,7 +67,7 @@ def test_both_modes(k: int) -> None:
 
 @pytest.mark.parametrize("k", [0, 16])
 def test_blocks_of_channels_have_scales_of_their_own(k: int) -> None:
-    """Of 128, the last one of 44: a large value costs its own block its precision, and no other."""
+    """Of 64, the last one of 44: a large value costs its own block its precision, and no other."""
     weight, x = make_weight(10, 300, k), LONG.clone()
     x[:, 130] = 1000.0
     found, block = widened.w8a8(x, weight), widened.BLOCK
