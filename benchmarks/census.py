@@ -39,7 +39,7 @@ _FEW: Final[dict[str, Any]] = {
 """Keys of all models: few layers and experts, at the width of their class's defaults."""
 _SMALL: Final[dict[str, Any]] = _FEW | {
     "hidden_size": 64, "d_model": 64, "n_embd": 64, "intermediate_size": 96, "num_attention_heads": 4, "n_head": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "n_positions": 64, "ffn_dim": 96,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "n_positions": 64, "ffn_dim": 96,
     "moe_intermediate_size": 48, "vocab_size": 128, "num_experts": 8, "num_local_experts": 8, "n_routed_experts": 8,
     "moe_num_experts": 8,
 }  # fmt: skip
@@ -87,6 +87,15 @@ def built(model_type: str, changes: dict[str, Any], device: str) -> Any:
         return AutoModelForCausalLM.from_config(config)
 
 
+def _is_settable(config: Any, key: str) -> bool:
+    try:
+        found = hasattr(config, key)
+    except NotImplementedError:  # XLNet has no limit of positions
+        return False
+    computed = getattr(type(config), config.attribute_map.get(key, key), None)
+    return found and not (isinstance(computed, property) and computed.fset is None)
+
+
 def _merged(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     """``values | more``, section by section."""
     inner = {
@@ -100,7 +109,7 @@ def _merged(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 def changed(default: Any, changes: dict[str, Any]) -> dict[str, Any]:
     """The changes that a config knows, in its sections too, with lists of layers to match."""
     default.allow_global_per_layer_attribute_access = True
-    known = {key: value for key, value in changes.items() if hasattr(default, key)}
+    known = {key: value for key, value in changes.items() if _is_settable(default, key)}
     layers = known.get("num_hidden_layers")
     if known.get("num_kv_shared_layers") and not default.num_kv_shared_layers:
         del known["num_kv_shared_layers"]
@@ -260,12 +269,17 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
-    results, failed = each(headers if options.headers else converted, options.types or causal_types())  # fmt: skip
+    types = options.types or causal_types()
     if options.headers:
+        results, failed = each(headers, types)
         sys.stdout.write(json.dumps(results))
     else:
-        for model_type, result in results.items():
-            print(f"{model_type:32} {result}")
+        results, failed = {}, {}
+        for model_type in types:  # told one by one: it takes minutes
+            one, other = each(converted, [model_type])
+            for result in one.values():
+                print(f"{model_type:32} {result}", flush=True)
+            results, failed = results | one, failed | other
     for model_type, reason in failed.items():
         print(f"{model_type:32} {reason}", file=sys.stderr)
     print(f"{len(results)} of {len(results) + len(failed)}", file=sys.stderr)

@@ -192,6 +192,11 @@ _SHOWN: Final = 10
     "--device", default="cpu", show_default=True, help="Device to quantize on: cpu, cuda or cuda:N."
 )
 @click.option("--stream", is_flag=True, help="Stream weights from the hub without storing them.")
+@click.option(
+    "--remote-code",
+    is_flag=True,
+    help="Add a module through which transformers opens OUT with trust_remote_code=True, without 'import int8conv.hf'.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be done; reads headers only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report, or the dry run, as JSON.")
 @click.option(
@@ -206,6 +211,7 @@ def command(
     stream: bool,
     stats: Path | None,
     device: str,
+    remote_code: bool,
     dry_run: bool,
     as_json: bool,
     verbose: bool,
@@ -242,6 +248,7 @@ def command(
             stream=stream,
             stats=stats,
             device=device,
+            remote_code=remote_code,
             progress=progress,
             **choices,
         )

@@ -36,6 +36,7 @@ _BATCHES: Final = (1, 4, 16, 64)
     help="Dtype of the KV cache; default: --dtype.",
 )
 @click.option("--mode", type=click.Choice(["w8a8", "w8a16"]), help="Activations in 8 or 16 bits; default: chosen by the number of tokens.")  # fmt: skip
+@click.option("--tensor-parallel", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Predict for one of N ranks, as vLLM splits the model.")  # fmt: skip
 @click.option("--unconverted", is_flag=True, help="Predict for the source itself instead of its converted form.")  # fmt: skip
 @click.option(
     "--vram", type=parse_size, metavar="SIZE",
@@ -64,7 +65,8 @@ def command(
         predictor = open_predictor(path, device=device, convert=not unconverted, **options)
     except UnsupportedModelError as error:
         on_another = isinstance(error, UnsupportedOnDeviceError)
-        if on_another or lone_config(Path(path)) is not None:  # not even weights
+        split = options["tensor_parallel"] > 1
+        if on_another or split or lone_config(Path(path)) is not None:  # not even weights
             raise
         _show_weights_alone(path, error, vram, convert=not unconverted, as_json=as_json)
         return
@@ -96,8 +98,9 @@ def _show(name: str, footprint: Footprint) -> None:
         for kind, n in f.weights.items()
     ]
     parts = [size(n) for n in of_16_bits]
+    name = f"{name}, converted" if f.estimated else name
     table(
-        ["", f"{name}, converted" if f.estimated else name, "fp16"],
+        ["", name if f.ranks == 1 else f"{name}, 1 of {f.ranks} ranks", "fp16"],
         [
             ["weights", size(sum(f.weights.values())), parts[0]],
             *rows,

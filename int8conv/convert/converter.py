@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,10 @@ from ..formats.int8.layout import ShardLayout, plan_layout
 from ..formats.int8.manifest import Manifest
 from ..formats.int8.outlier_cap import CAP_FRACTION
 from ..formats.int8.workspace import Workspace, open_workspace
+from ..formats.source.checkpoint import CONFIG_FILE
 from ..progress import Progress, counted, silent
 from ..runtime.devices import DeviceLike
+from .exchange.remote_code import FILE, with_remote_code
 from .journal import Journal
 from .memory import DEFAULT_MAX_MEMORY
 from .metadata_files import make_manifest, write_metadata_files
@@ -56,6 +58,7 @@ def convert_checkpoint(
     max_memory: int = DEFAULT_MAX_MEMORY,
     stream: bool = False,
     device: DeviceLike = "cpu",
+    remote_code: bool = False,
     progress: Progress = silent,
 ) -> ConvertReport:
     """Convert a checkpoint folder to int8 (see ``formats/SPEC.md``).
@@ -92,6 +95,8 @@ def convert_checkpoint(
             calibrated outliers, once to run the model).
         device: device to quantize on: ``"cpu"``, or any PyTorch device such as ``"cuda"`` (which needs memory of its own).
             Does not affect the output, except for compensated codes.
+        remote_code: also write the module through which transformers opens the folder with ``trust_remote_code=True``, without
+            ``import int8conv.hf``.
         progress: called as the work proceeds.
 
     Raises:
@@ -127,7 +132,7 @@ def convert_checkpoint(
         open_workspace(out, force=force, source=prepared.resolved.folder) as workspace,
         closing(Journal(workspace.path, prepared.fingerprint)) as journal,
     ):
-        written = _write(prepared, workspace, journal, watch, progress)
+        written = _write(prepared, workspace, journal, watch, progress, remote_code)
         _check_readable(workspace.folder, out)
         workspace.commit()
         watch.lap("flush")
@@ -164,6 +169,7 @@ def _write(
     journal: Journal,
     watch: Stopwatch,
     progress: Progress,
+    remote_code: bool,
 ) -> _Written:
     """Choose the outlier columns, then stream every tensor; what an earlier attempt left is used."""
     opened, options = prepared.opened, prepared.options
@@ -188,9 +194,14 @@ def _write(
         progress=counted(progress, "convert", plan.source_bytes), chosen=second_pass,
     )  # fmt: skip
     manifest = make_manifest(prepared.resolved, options, plan, results, calibration)
+    checkpoint, code = opened.checkpoint, {}
+    if remote_code:
+        known = opened.architecture is not None
+        config, code[FILE] = with_remote_code(checkpoint.config, known, CONFIG_FILE)
+        checkpoint = replace(checkpoint, config=config)
     with prepared.source_watch.named_errors(opened.checkpoint):
         write_metadata_files(
-            workspace.folder, opened.checkpoint, options, layouts, manifest, results
+            workspace.folder, checkpoint, options, layouts, manifest, results, code
         )
     prepared.source_watch.check(opened.checkpoint, plan.tasks, results)
     return _Written(plan, layouts, results, manifest, notes)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from .. import __version__
@@ -64,8 +66,19 @@ def write_metadata_files(
     layouts: list[ShardLayout],
     manifest: Manifest,
     results: list[TaskResult],
+    code: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
-    """Write everything except the shards, the manifest last."""
+    """Write everything except the shards, the manifest last.
+
+    Args:
+        staging: the folder.
+        checkpoint: the source.
+        options: of the conversion.
+        layouts: the shards.
+        manifest: without files.
+        results: of the tasks, with checksums.
+        code: modules to add, by name.
+    """
     groups = describe_groups(
         manifest.inputs, {t.name: t.dtype for each in layouts for t in each.tensors}
     )
@@ -75,8 +88,12 @@ def write_metadata_files(
     }
     total = sum(layout.nbytes - len(layout.header) for layout in layouts)
     files[INDEX_FILE] = dump_json({"metadata": {"total_size": total}, "weight_map": weight_map})
+    files |= code
     copied = find_metadata_files(checkpoint.folder, checkpoint.config).names
-    records = {name: copy_metadata_file(checkpoint.folder, name, staging) for name in copied}
+    records = {
+        name: copy_metadata_file(checkpoint.folder, name, staging)
+        for name in copied if name not in code
+    }  # fmt: skip
     records |= {name: FileRecord(len(data), checksum(data)) for name, data in files.items()}
     sums = {name: value for result in results for name, value in result.checksums.items()}
     for layout in layouts:

@@ -25,6 +25,7 @@ from ..runtime.weights.mapping import TORCH_DTYPES
 from .compiled_layer import compile_steps, release_steps
 from .config import Int8convConfig
 from .dequantize import converters, dequantizing
+from .experts import put_experts, restore_experts
 from .head import narrow_head, widen_head
 from .linear import Int8convLinear, int8_linears
 from .places import Places, find_places
@@ -48,6 +49,7 @@ class Int8convQuantizer(HfQuantizer):
         self._places = Places({})
         self._dtypes: dict[str, torch.dtype] = {}
         self._replaced: list[tuple[WeightConverter, WeightConverter | None]] = []
+        self._unused: list[WeightConverter] = []
 
     def take_over(self, groups: Sequence[Group]) -> None:
         """Groups of a model whose linears are already int8, under its own names."""
@@ -71,6 +73,7 @@ class Int8convQuantizer(HfQuantizer):
                 f"int8conv: {len(dequantized)} of {len(self._by_path)} int8 linears are dequantized while loading, the first is "
                 f"'{dequantized[0]}': transformers has no linear for them"
             )
+        put_experts(model, self._places.experts)
         for path, name in self._places.linears.items():
             _put_linear(model, name, self._by_path[path], self.quantization_config)
         _expect_padding(model)
@@ -102,6 +105,9 @@ class Int8convQuantizer(HfQuantizer):
         for conversion in weight_conversions:
             changed = conversion
             if isinstance(conversion, WeightConverter):
+                if self._places.unfused & set(conversion.source_patterns):
+                    self._unused.append(conversion)
+                    continue
                 changed = dequantizing(conversion, self, self._places)
             if changed is not conversion:
                 self._replaced.append((changed, conversion))
@@ -148,6 +154,9 @@ class Int8convQuantizer(HfQuantizer):
         return None, {}
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:  # fmt: skip
+        restore_experts(model, dtype)
+        if self._unused:  # what is saved from now on is fused
+            model._weight_conversions = [*(getattr(model, "_weight_conversions", None) or ()), *self._unused]  # fmt: skip
         for name, linear in int8_linears(model).items():
             model.set_submodule(name, dense(linear, dtype))
         release_steps(model)

@@ -26,8 +26,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3_text": _SIZES | {"head_dim": 16, "sliding_window": 8},
     "falcon": {"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2},
     "mixtral": _SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": _SIZES | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "head_dim": 16},
+    "gpt_oss": _SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 8},
 }  # fmt: skip
-"""By ``model_type``; gpt2 has ``Conv1D``, phi3 fused linears, mixtral experts that transformers fuses."""
+"""By ``model_type``; gpt2 has ``Conv1D``, phi3 fused linears, the last three have experts that transformers fuses."""
+EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss")
 
 
 DEQUANTIZES = transformers_version() >= DEQUANTIZES_ON_LOAD

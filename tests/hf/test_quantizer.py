@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
 )
 
@@ -27,11 +28,13 @@ from int8conv.errors import (
     UnsupportedFeatureError,
 )
 from int8conv.hf import set_mode
+from int8conv.hf.experts import KEEPS_EXPERTS
 from int8conv.hf.linear import int8_linears
 from int8conv.hf.quantizer import dense
+from int8conv.kernels.dispatch import Mode
 
 from ..formats.damage import edit_json
-from .models import CONFIGS, DEQUANTIZES, convert, load, logits, token_ids
+from .models import CONFIGS, DEQUANTIZES, EXPERTS, convert, load, logits, token_ids
 
 Family = Callable[[str], Path]
 
@@ -49,17 +52,17 @@ def greedy(own: int8conv.Model, ids: Tensor, count: int) -> list[int]:
 def test_a_family(name: str, family: Family, tmp_path: Path) -> None:
     """Logits in every mode, greedy text, saved and loaded again, dequantized."""
     folder = family(name)
-    if name == "mixtral" and not DEQUANTIZES:
-        with pytest.raises(UnsupportedFeatureError, match="too old to dequantize it on load"):
+    if name in EXPERTS and not KEEPS_EXPERTS:
+        with pytest.raises(UnsupportedFeatureError, match=r"too old to dequantize|in one tensor"):
             load(folder)
         return
     model = load(folder)
     ids = token_ids()
     found = {}
-    # transformers fuses experts: they are dequantized, and their activations stay in float
-    for mode in ("w8a16",) if name == "mixtral" else ("w8a8", None, "w8a16"):
-        set_mode(model, mode)  # type: ignore[arg-type]
-        own = int8conv.load(folder, mode=mode)  # type: ignore[arg-type]
+    modes: tuple[Mode | None, ...] = ("w8a8", None, "w8a16")
+    for mode in modes:
+        set_mode(model, mode)
+        own = int8conv.load(folder, mode=mode)
         found[mode] = logits(model, ids)
         assert (found[mode] - own.logits(ids)).abs().max() <= TOLERANCE, mode
     assert found["w8a16"].std() > 0.1
@@ -114,6 +117,43 @@ def test_an_embedding_in_int8_is_dequantized(tmp_path: Path) -> None:
     again = load(tmp_path / "saved")
     set_mode(again, "w8a16")
     assert torch.equal(logits(again, token_ids()), found)
+
+
+@pytest.mark.skipif(not DEQUANTIZES, reason="of transformers 5.21 and newer")
+def test_some_experts_in_16_bits(tmp_path: Path) -> None:
+    """All are in one tensor then: those in int8 are dequantized, unless transformers knows no names of single experts."""
+    some = {"outliers": "none", "keep": [r"layers\.1\..*experts\.2\."]}
+    folder = convert("mixtral", tmp_path / "a", **some)
+    model = load(folder)
+    assert len(int8_linears(model)) == 8  # of attention
+    set_mode(model, "w8a16")
+    own = int8conv.load(folder, mode="w8a16").logits(token_ids())
+    assert (logits(model, token_ids()) - own).abs().max() <= TOLERANCE
+    with pytest.raises(UnsupportedFeatureError, match=r"experts\.0\..*in one tensor"):
+        load(convert("gpt_oss", tmp_path / "b", **some))
+
+
+def test_the_text_part_of_a_multimodal_model(tmp_path: Path) -> None:
+    """Gemma 3 with its tower of images, under both names that transformers has for it."""
+    torch.manual_seed(0)
+    text = CONFIGS["gemma3_text"] | {"model_type": "gemma3_text"}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}  # fmt: skip
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4,
+                                  image_token_index=90, boi_token_index=91, eoi_token_index=92)  # fmt: skip
+    source = AutoModelForImageTextToText.from_config(config)
+    for parameter in source.parameters():
+        parameter.data *= 4 if parameter.ndim > 1 else 1
+    source.half().save_pretrained(tmp_path / "source")
+    int8conv.convert_checkpoint(tmp_path / "source", tmp_path / "int8")
+    ids = token_ids(1, 12) % 90
+    own = int8conv.load(tmp_path / "int8", mode="w8a16").logits(ids)
+    for kind in (AutoModelForImageTextToText, AutoModelForCausalLM):
+        model = kind.from_pretrained(tmp_path / "int8", dtype=torch.float32)
+        set_mode(model, "w8a16")
+        assert len(int8_linears(model)) == 14
+        assert (logits(model, ids) - own).abs().max() <= TOLERANCE
+        made = model.generate(ids, max_new_tokens=4, do_sample=False)[0, 12:].tolist()
+        assert made == greedy(int8conv.load(tmp_path / "int8", mode="w8a16"), ids, len(made))
 
 
 def test_a_head_in_int8(tmp_path: Path) -> None:

@@ -15,6 +15,13 @@ from int8conv.kernels.torch_operator import mixed_weight
 from int8conv.vllm.linear import Int8convLinearMethod
 
 
+@pytest.fixture(autouse=True)
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a process group, which vLLM's parameters ask for their rank."""
+    for name, value in (("rank", 0), ("world_size", 1)):
+        monkeypatch.setattr(f"vllm.model_executor.parameter.get_tensor_model_parallel_{name}", lambda v=value: v)  # fmt: skip
+
+
 @pytest.mark.parametrize("outliers", [0, 4])
 def test_a_layer(outliers: int) -> None:
     group = Group(("a",), outliers, "F16" if outliers else None, 6.0)

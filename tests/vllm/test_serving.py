@@ -110,6 +110,5 @@ def test_fifty_at_once_and_a_client_that_goes(client: openai.OpenAI) -> None:
     stream.close()
     with ThreadPoolExecutor(50) as pool:
         texts = list(pool.map(lambda _: complete(client, PROMPTS[0], max_tokens=16).choices[0].text, range(50)))  # fmt: skip
-    assert set(texts) == {
-        expected
-    }  # in W8A16 a token does not depend on what is computed beside it, but for rounding
+    # in W8A16 a token does not depend on what is computed beside it, but for rounding
+    assert set(texts) == {expected}

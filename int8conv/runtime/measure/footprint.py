@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...errors import ArgumentError, GenerationError
+from ...formats.int8.folder import ConvertedFolder
 from ...formats.int8.names import MANIFEST_FILE
 from ...formats.json_file import read_json
 from ...formats.source.checkpoint import CONFIG_FILE
@@ -32,6 +33,7 @@ from .footprint_weights import (
     parameter_count,
     unread_rows,
 )
+from .tensor_parallel import rank_architecture, rank_weights
 
 SCALE_BYTES: Final = 2
 """Bytes of the scale of one head and token in an int8 cache."""
@@ -61,6 +63,8 @@ class Footprint:
     kv_cache_16bit: int
     activations_16bit: int
     """Cache and activations with 16-bit weights, activations and cache on the same device."""
+    ranks: int = 1
+    """All of it is that of one rank among these of tensor parallelism."""
 
     @property
     def total(self) -> int:
@@ -74,7 +78,7 @@ class Footprint:
         """All figures, including sums."""
         return {
             "context": self.context, "batch": self.batch, "device": self.device, "dtype": self.dtype,
-            "kv_dtype": self.kv_dtype,
+            "kv_dtype": self.kv_dtype, **({"tensor_parallel": self.ranks} if self.ranks > 1 else {}),
             "weights": self.weights, "weights_total": sum(self.weights.values()),
             "estimated": [ESTIMATED] if self.estimated else [],
             "kv_cache": self.kv_cache, "activations": self.activations, "total": self.total,
@@ -93,11 +97,13 @@ class Setup:
     dtype: str = "float32"
     kv_cache: str = "float32"
     mode: str | None = None
+    ranks: int = 1
+    """Of tensor parallelism, as vLLM splits models."""
 
     @classmethod
     def of(
-        cls, device: DeviceLike, dtype: str | None, kv_cache: str | None, mode: str | None
-    ) -> Setup:
+        cls, device: DeviceLike, dtype: str | None, kv_cache: str | None, mode: str | None, ranks: int = 1
+    ) -> Setup:  # fmt: skip
         """From user arguments; None has the same meaning as in ``load``.
 
         Raises:
@@ -110,7 +116,7 @@ class Setup:
         kv_cache = kv_cache or dtype
         if kv_cache not in CACHE_BYTES:
             raise ArgumentError("kv_cache", expected=" or ".join(CACHE_BYTES), found=kv_cache)
-        return cls(kind, dtype, kv_cache, mode)
+        return cls(kind, dtype, kv_cache, mode, ranks)
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ class Predictor:
     @property
     def mapped(self) -> bool:
         """Whether weights stay in the file, where unread parts take no memory."""
-        return self.quantized and self.setup.device == "cpu"
+        return self.quantized and self.setup.device == "cpu" and self.setup.ranks == 1
 
     @property
     def config(self) -> DecoderConfig:
@@ -167,7 +173,7 @@ class Predictor:
             kv_cache_bytes(config, context, batch, setup.kv_cache),
             activations(FLOAT_BYTES[setup.dtype], setup.kv_cache != setup.dtype, self.quantized),
             2 * parameter_count(self.architecture),
-            kv_cache_bytes(config, context, batch, "float16"), activations(2, False, False),
+            kv_cache_bytes(config, context, batch, "float16"), activations(2, False, False), setup.ranks,
         )  # fmt: skip
 
     def largest_context(self, memory: int, batch: int) -> int:
@@ -207,9 +213,10 @@ def open_predictor(
     kv_cache: str | None = None,
     mode: str | None = None,
     convert: bool = True,
+    tensor_parallel: int = 1,
 ) -> Predictor:
     """Read the headers for a prediction; the arguments are those of ``predict_footprint``."""
-    setup = Setup.of(device, dtype, kv_cache, mode)
+    setup = Setup.of(device, dtype, kv_cache, mode, tensor_parallel)
     config_file = lone_config(Path(path))
     if config_file is None:
         return predictor_of(open_model(path, headers_only=True), setup, convert=convert)
@@ -223,6 +230,8 @@ def predictor_of(opened: OpenedModel, setup: Setup, *, convert: bool) -> Predict
     architecture = opened.architecture
     check_device(architecture.config, setup.device)
     if opened.converted is not None:
+        if setup.ranks > 1:
+            return _split(opened.folder, architecture, setup, opened.converted)
         weights = converted_weights(opened.converted, architecture)
         if setup.device == "cuda":  # each file is one buffer there
             files = {t.file: t.file.size() for t in opened.checkpoint.tensors.values()}
@@ -232,14 +241,26 @@ def predictor_of(opened: OpenedModel, setup: Setup, *, convert: bool) -> Predict
         find_tensor(opened.checkpoint, module)
     if convert:
         return _as_converted(opened.folder, architecture, setup)
+    architecture = rank_architecture(architecture, setup.ranks)
     weights = loaded_weights(architecture, FLOAT_BYTES[setup.dtype])
     return Predictor(opened.folder, architecture, setup, weights, quantized=False)
 
 
 def _as_converted(where: Path, architecture: Architecture, setup: Setup) -> Predictor:
     """The model as ``convert_checkpoint`` would convert it."""
+    if setup.ranks > 1:
+        return _split(where, architecture, setup, None)
     weights = estimated_weights(architecture)
     return Predictor(where, architecture, setup, weights, quantized=True, estimated=True)
+
+
+def _split(
+    where: Path, whole: Architecture, setup: Setup, converted: ConvertedFolder | None
+) -> Predictor:
+    """One rank of tensor parallelism."""
+    rank = rank_architecture(whole, setup.ranks)
+    weights = rank_weights(whole, rank, FLOAT_BYTES[setup.dtype], converted)
+    return Predictor(where, rank, setup, weights, quantized=True, estimated=converted is None)
 
 
 def lone_config(path: Path) -> Path | None:
@@ -264,6 +285,7 @@ def predict_footprint(
     kv_cache: str | None = None,
     mode: str | None = None,
     convert: bool = True,
+    tensor_parallel: int = 1,
 ) -> Footprint:
     """Predict the memory that a model needs, from headers alone; reads no weights, and does not download those of a source.
 
@@ -277,19 +299,21 @@ def predict_footprint(
         kv_cache: dtype of the KV cache, or ``"int8"``; None: the dtype of activations.
         mode: as in ``load``.
         convert: whether to predict for a source as ``convert_checkpoint`` would convert it, instead of as loaded.
+        tensor_parallel: number of ranks that a model is split over, as vLLM splits it; the prediction is for one of them.
 
     Raises:
         NotFoundError: there is no such folder.
         HubError: it cannot be downloaded.
-        ArgumentError: an unknown device or dtype; a batch below 1.
+        ArgumentError: an unknown device or dtype; a batch below 1; a size of the model that the number of ranks does not divide.
         GenerationError: a context longer than the model's.
         AlreadyQuantizedError: a source that another tool has quantized.
         MissingTensorError, ShapeError: a source whose tensors are not what its config implies.
         UnsupportedModelError: a family, or a feature of its config, that the runtime does not know, or not on that device.
     """
     predictor = open_predictor(
-        path, device=device, dtype=dtype, kv_cache=kv_cache, mode=mode, convert=convert
-    )
+        path, device=device, dtype=dtype, kv_cache=kv_cache, mode=mode, convert=convert,
+        tensor_parallel=tensor_parallel,
+    )  # fmt: skip
     return predictor.at(context, batch)
 
 

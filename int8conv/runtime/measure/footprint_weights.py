@@ -27,6 +27,11 @@ ESTIMATED: Final = "outlier columns"
 """The kind that is unknown before the conversion and estimated by its upper bound."""
 
 
+def label(module: Module) -> str:
+    """The kind of a module that is not quantized."""
+    return _LABELS[module.kind]
+
+
 def converted_weights(converted: ConvertedFolder, architecture: Architecture) -> Counter[str]:
     """Bytes of a converted folder's tensors."""
     module_kind: dict[str, Kind] = {m.path: m.kind for m in architecture.modules}
@@ -49,7 +54,7 @@ def loaded_weights(architecture: Architecture, item: int) -> Counter[str]:
     """Bytes of a source loaded with ``item`` bytes per element."""
     sizes: Counter[str] = Counter()
     for module in architecture.modules:
-        sizes[_LABELS[module.kind]] += prod(module.shape) * item
+        sizes[label(module)] += prod(module.shape) * item
         sizes["biases"] += module.shape[0] * item if module.bias else 0
     return sizes
 
@@ -60,7 +65,7 @@ def estimated_weights(architecture: Architecture) -> Counter[str]:
     for module in architecture.modules:
         sizes["biases"] += module.shape[0] * 2 if module.bias else 0
         if not module.group:
-            sizes[_LABELS[module.kind]] += prod(module.shape) * 2
+            sizes[label(module)] += prod(module.shape) * 2
             continue
         out_features, in_features = module.shape
         columns = most_outliers(in_features)

@@ -27,6 +27,7 @@ __all__ = [
     "Kind",
     "Module",
     "find_tensor",
+    "modules_of",
     "read_architecture",
     "shape_error",
 ]
@@ -117,7 +118,7 @@ def read_architecture(
     passed_over = raw.finish(FIELDS[family.model_type])
     _check_sizes(decoder, raw)
     stored = as_stored(family, decoder, tensors, file, wrapped=wrapped)
-    modules = _modules(stored.config, stored.family.names)
+    modules = modules_of(stored.config, stored.family.names)
     if stored.headless:
         modules = (module for module in modules if module.kind != "head")
     notes = [_TEXT_ONLY] if wrapped else []
@@ -211,7 +212,8 @@ def _check_groups(experts: Experts, raw: RawConfig) -> None:
         raise raw.unsupported("topk_group", experts.groups_used, f"{least} to {experts.groups}")
 
 
-def _modules(config: DecoderConfig, names: Mapping[str, str]) -> Iterator[Module]:
+def modules_of(config: DecoderConfig, names: Mapping[str, str]) -> Iterator[Module]:
+    """The modules of a decoder, head included, under a family's names."""
     c = config
     hidden = c.hidden_size
     yield Module(
