@@ -15,7 +15,7 @@ def rows(session: Session) -> Iterator[Row]:
     source, converted = folders(session.scratch, session.model, session.pick(2, 4), session.device)
     cases = [(512, 16, 1), (2048, 16, 8), (8000, 16, 1)]
     for name, folder in (("int8", converted), ("fp16", source)):
-        for prompt, new, batch in session.pick([(5, 2, 2)], cases):
+        for prompt, new, batch in session.pick([(3, 1, 1)], cases):
             of = {"weights": name, "batch": batch, "prompt": prompt}
             if session.left() < 0:
                 yield out_of_time(of)

@@ -165,19 +165,20 @@ class Chat:
         room = min(_LEAST_ROOM if self._limit is None else self._limit, _LEAST_ROOM, most // 2)
         first = 1 if messages[0]["role"] in ("system", "developer") else 0
         ids = self._encode([*messages[:first], *messages[first + self.dropped :]])
-        target = most
+        target, dropped = most, self.dropped
         while len(ids) + room > target:
             target = most - most // 4
-            following = _next_user(messages, first + self.dropped + 1)
+            following = _next_user(messages, first + dropped + 1)
             if following is None:
                 break
-            self.dropped = following - first
+            dropped = following - first
             ids = self._encode([*messages[:first], *messages[following:]])
         if len(ids) + min(room, 1) > most:
             raise GenerationError(
                 "the message, with what the template adds, does not fit the context",
                 expected=f"less than {most} tokens", found=len(ids), hint="send a shorter message",
             )  # fmt: skip
+        self.dropped = dropped
         return ids
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:

@@ -38,6 +38,7 @@ from .opening import OpenedModel
 from .prompts import Prompt, PromptReader
 
 _ENDED: Final = object()
+_INTEGERS: Final = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class Model(PromptReader):
@@ -70,14 +71,14 @@ class Model(PromptReader):
             ArgumentError: ``token_ids`` is not a matrix of integers.
             GenerationError: a token is outside the vocabulary, or there are more tokens than positions.
         """
-        if token_ids.ndim != 2 or token_ids.is_floating_point():
+        if token_ids.ndim != 2 or token_ids.dtype not in _INTEGERS or not len(token_ids):
             raise ArgumentError("token_ids", expected="int64 [batch, tokens]",
                                 found=f"{token_ids.dtype} {list(token_ids.shape)}")  # fmt: skip
         self.opened.architecture.head()
-        self._check_tokens(token_ids, new_tokens=0)
+        self._check_tokens(token_ids)
         device = self.decoder.backend.device
         with current(device):
-            return self.decoder.forward(token_ids.to(device))
+            return self.decoder.forward(token_ids.to(device, torch.int64))
 
     def prompt_logprobs(self, prompt: Prompt, *, top_logprobs: int = 0) -> PromptLogprobs:
         """Log-probabilities of a text's tokens in the model's own distribution.
@@ -275,7 +276,7 @@ class Model(PromptReader):
                 raise GenerationError("a prefix has no tokens")
             read, last = [*prefix, *continuation[:-1]], continuation[-1:]  # predicted alone
             for part in (read, last or read):
-                self._check_tokens(torch.tensor([part]), new_tokens=0)
+                self._check_ids(part)
         with current(self.decoder.backend.device), torch.inference_mode():
             return score_continuations(self.decoder, tokens, batch_size, progress)
 

@@ -8,7 +8,6 @@ from functools import cached_property
 from operator import index
 from typing import Final, Literal
 
-import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, GenerationError, TokenizerError
@@ -159,19 +158,27 @@ class PromptReader:
         left = self.config.max_positions - len(ids)
         default = self.defaults.max_new_tokens or DEFAULT_NEW_TOKENS
         limit = max(0, min(default, left)) if max_new_tokens is None else max_new_tokens
-        self._check_tokens(torch.tensor([ids]), limit)
+        self._check_ids(ids, limit)
         return limit
 
-    def _check_tokens(self, token_ids: Tensor, new_tokens: int) -> None:
+    def _check_tokens(self, token_ids: Tensor) -> None:
+        """Of a matrix."""
+        empty = token_ids.numel() == 0
+        low, high = (0, 0) if empty else (int(token_ids.min()), int(token_ids.max()))
+        self._check_range(token_ids.shape[1], 0, low, high)
+
+    def _check_ids(self, ids: Sequence[int], new_tokens: int = 0) -> None:
+        """Of integers of any size."""
+        self._check_range(len(ids), new_tokens, min(ids, default=0), max(ids, default=0))
+
+    def _check_range(self, length: int, new_tokens: int, low: int, high: int) -> None:
         self.check_files()
-        length = token_ids.shape[1]
         if length + new_tokens > self.config.max_positions or length == 0:
             raise GenerationError(
                 f"{length} prompt tokens and {new_tokens} new tokens do not fit the context",
                 expected=f"1 to {self.config.max_positions} positions",
                 found=length + new_tokens,
             )  # fmt: skip
-        low, high = int(token_ids.min()), int(token_ids.max())
         if low < 0 or high >= self.config.vocab_size:
             raise GenerationError(
                 "token outside the vocabulary", expected=f"0..{self.config.vocab_size - 1}",

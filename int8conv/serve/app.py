@@ -13,6 +13,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -27,6 +28,9 @@ from .replies import Reply, error
 from .worker import Job, Worker
 
 _SHUT: Final = "the server is full: too many requests wait"
+_FAILED: Final = "the server failed at this request; its log says why"
+_GONE: Final = 499
+"""The status of what nobody will read, as nginx has it."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Server:
                 Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
                 Route("/v1/embeddings", self._guarded(self._embeddings), methods=["POST"]),
             ],
-            lifespan=self._lifespan,
+            lifespan=self._lifespan, exception_handlers={HTTPException: _no_route, Exception: _broken},
         )  # fmt: skip
 
     @asynccontextmanager
@@ -115,7 +119,9 @@ class Server:
         if not asked.stream:
             ends = {p.choice: p.end async for p in pieces if p.end is not None}
             return JSONResponse(reply.whole(asked, [ends[i] for i in sorted(ends)]))
-        first = await anext(pieces)  # an error before it has a status of its own
+        first = await anext(pieces, None)  # an error before it has a status of its own
+        if first is None:
+            raise RequestError("the client has gone", _GONE)
         return StreamingResponse(
             _events(reply, asked, first, pieces), media_type="text/event-stream"
         )
@@ -149,9 +155,12 @@ class Server:
     def _is_ours(self, request: Request) -> bool:
         """Whether no other web page can have made this request in a browser of this machine."""
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
-        if self._hosts and _host_of(host) not in self._hosts:  # a name that leads here
+        try:
+            if self._hosts and _host_of(host) not in self._hosts:  # a name that leads here
+                return False
+            return origin is None or urlsplit(origin).netloc == host
+        except ValueError:  # a malformed one
             return False
-        return origin is None or urlsplit(origin).netloc == host
 
     def _guarded(
         self, route: Callable[[Request], Awaitable[Response]]
@@ -183,6 +192,16 @@ def _host_of(address: str) -> str:
     return urlsplit(address if "//" in address else f"//{address}").hostname or ""
 
 
+async def _no_route(_request: Request, problem: Exception) -> Response:
+    assert isinstance(problem, HTTPException)
+    shown = error(problem.detail, "invalid_request_error")
+    return JSONResponse(shown, problem.status_code, problem.headers)
+
+
+async def _broken(_request: Request, _problem: Exception) -> Response:
+    return JSONResponse(error(_FAILED, "server_error"), 500)
+
+
 async def _gone(request: Request, job: Job) -> None:
     """Cancel a job when its client has gone."""
     while (await request.receive())["type"] != "http.disconnect":
@@ -195,7 +214,7 @@ async def _events(
 ) -> AsyncIterator[str]:
     """Server-sent events: a part for each piece of text, and a last word."""
     ends, begun = dict[int, Generation](), set[int]()
-    yield _event(reply.chunk(first, first=True))
+    yield _event(reply.chunk(asked, first, first=True))
     begun.add(first.choice)
     try:
         async for piece in pieces:
@@ -203,11 +222,14 @@ async def _events(
                 ends[piece.choice] = piece.end
             is_first = piece.choice not in begun
             begun.add(piece.choice)
-            yield _event(reply.chunk(piece, first=is_first))
+            yield _event(reply.chunk(asked, piece, first=is_first))
         if asked.with_usage:
             yield _event(reply.last(asked, [ends[i] for i in sorted(ends)]))
     except Int8convError as problem:
         yield _event(error(str(problem), "server_error"))
+    except Exception:
+        yield _event(error(_FAILED, "server_error"))
+        raise
     yield "data: [DONE]\n\n"
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from ..runtime.generate.batch import Batch
 from ..runtime.generate.generation import Generation
-from ..runtime.generate.options import GenerateOptions
+from ..runtime.generate.options import GenerateOptions, following_seed
 from ..runtime.model import Model
 from ..runtime.prompts import Prompt
 from ..runtime.text.chat_template import ChatTemplate
@@ -117,9 +117,9 @@ class Generating:
         limit = limit if self._most is None else min(limit, self._most)
         seed = options.get("seed")
         changed: GenerateOptions = {**options, "max_new_tokens": limit}
-        return (
-            changed if seed is None or type(seed) is not int else {**changed, "seed": seed + choice}
-        )
+        if choice and type(seed) is int and -(2**63) <= seed < 2**63:  # else it is refused
+            changed["seed"] = following_seed(seed, choice)
+        return changed
 
     def _chat_prompt(self, asked: Asked) -> list[int]:
         text = self._chat_template.render(

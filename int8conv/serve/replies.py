@@ -9,6 +9,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from ..runtime.generate.generation import Generation
+from ..runtime.text.detokenizer import token_bytes
 from ..runtime.text.tokenizer import Tokenizer
 from .asking import Asked
 from .generating import Piece
@@ -31,7 +32,7 @@ class Reply:
         choices = [self._choice(i, asked, each) for i, each in enumerate(found)]
         return self._head(chunk=False) | {"choices": choices, "usage": usage(found, asked.n)}
 
-    def chunk(self, piece: Piece, *, first: bool) -> dict[str, Any]:
+    def chunk(self, asked: Asked, piece: Piece, *, first: bool) -> dict[str, Any]:
         """A part of a stream."""
         reason = None if piece.end is None else _REASONS[piece.end.finish_reason]
         shown: dict[str, Any] = {
@@ -40,7 +41,7 @@ class Reply:
             "logprobs": None if piece.tokens is None else self._logprobs(piece.tokens),
         }
         if self.kind == "text":
-            shown["text"] = piece.text
+            shown["text"] = (self._echo(asked, piece.choice) if first else "") + piece.text
         else:
             shown["delta"] = ({"role": "assistant"} if first else {}) | (
                 {"content": piece.text} if piece.text or first else {}
@@ -70,9 +71,12 @@ class Reply:
         }
         if self.kind == "chat":
             return common | {"message": {"role": "assistant", "content": found.text}}
-        prompt = asked.prompts[i // asked.n]
-        before = prompt if asked.echo and isinstance(prompt, str) else ""
-        return common | {"text": before + found.text}
+        return common | {"text": self._echo(asked, i) + found.text}
+
+    def _echo(self, asked: Asked, choice: int) -> str:
+        """The prompt, if it is part of the text."""
+        prompt = asked.prompts[choice // asked.n] if asked.echo else ""
+        return prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)
 
     def _logprobs(self, found: Generation) -> dict[str, Any]:
         tops = found.top_logprobs or [()] * len(found.token_ids)
@@ -90,11 +94,19 @@ class Reply:
         }
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._text(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        data = token_bytes(self.tokenizer.keeping_special, token)
+        return {"token": _shown(data), "logprob": logprob, "bytes": list(data)}
 
     def _text(self, token: int) -> str:
-        return self.tokenizer.keeping_special.decode([token])
+        return _shown(token_bytes(self.tokenizer.keeping_special, token))
+
+
+def _shown(data: bytes) -> str:
+    """A token's text; of parts of characters, which all look alike as text, the bytes, as OpenAI writes them."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def usage(found: Sequence[Generation], n: int) -> dict[str, int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
@@ -39,6 +39,10 @@ class Job:
         """Nobody waits for it any more."""
         self._cancelled.set()
 
+    @property
+    def is_cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
     async def results(self) -> Any:  # an asynchronous iterator over what the work gives
         """Each result as it comes.
 
@@ -53,7 +57,7 @@ class Job:
     def advance(self) -> bool:
         """In the worker's thread: pass on what has come since -> whether more will come."""
         try:
-            if not self._cancelled.is_set():
+            if not self.is_cancelled:
                 self._work = self._work or self._begin()
                 for found in next(self._work):
                     self._tell(found)
@@ -85,7 +89,11 @@ class Worker:
     """Runs jobs: they begin in their order, as soon as there is a place, and go on together."""
 
     def __init__(self, most_waiting: int, shared: Shared) -> None:
-        self._jobs: queue.Queue[Job | None] = queue.Queue(most_waiting)
+        self._most_waiting = most_waiting
+        self._jobs: deque[Job] = deque()
+        """Those that wait, guarded by ``_changed``."""
+        self._changed = threading.Condition()
+        self._closed = False
         self._shared = shared
         self._running: list[Job] = []
         self._thread = threading.Thread(target=self._run, name="int8conv", daemon=True)
@@ -93,37 +101,47 @@ class Worker:
 
     def submit(self, job: Job) -> bool:
         """Whether there was room to wait."""
-        try:
-            self._jobs.put_nowait(job)
-        except queue.Full:
-            return False
+        with self._changed:
+            self._dismiss_cancelled()
+            if len(self._jobs) >= self._most_waiting:
+                return False
+            self._jobs.append(job)
+            self._changed.notify()
         return True
 
     @property
     def waiting(self) -> int:
         """Requests that have not begun."""
-        return self._jobs.qsize()
+        with self._changed:
+            self._dismiss_cancelled()
+            return len(self._jobs)
 
     def close(self) -> None:
         """End, once what waits is done."""
-        self._jobs.put(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
         self._thread.join()
+
+    def _dismiss_cancelled(self) -> None:
+        """Clients that have gone take no room of those that wait."""
+        for job in [each for each in self._jobs if each.is_cancelled]:
+            self._jobs.remove(job)
+            job.advance()  # ends it
 
     def _run(self) -> None:
         while self._begin():
-            self._go_on()
-        while self._running:
             self._go_on()
 
     def _begin(self) -> bool:
         """Begin what has a place, and wait for something if nothing runs -> False at the end."""
         while not self._running or self._shared.has_place:
-            try:
-                job = self._jobs.get(block=not self._running)
-            except queue.Empty:
-                return True
-            if job is None:
-                return False
+            with self._changed:
+                while not (self._jobs or self._running or self._closed):
+                    self._changed.wait()
+                if not self._jobs:
+                    return bool(self._running)
+                job = self._jobs.popleft()
             if job.advance():
                 self._running.append(job)
         return True

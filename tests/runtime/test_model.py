@@ -218,7 +218,8 @@ def test_impossible_prompts_are_refused(
 
 
 def test_logits_want_two_axes_of_integers(model: Model) -> None:
-    for wrong in (torch.zeros(3, dtype=torch.int64), torch.zeros(1, 3)):
+    long, yes = torch.zeros(3, dtype=torch.int64), torch.ones(1, 3, dtype=torch.bool)
+    for wrong in (long, torch.zeros(1, 3), yes, yes.to(torch.complex64), long.reshape(-1, 3)[:0]):
         with pytest.raises(ArgumentError, match=r"int64 \[batch, tokens\]"):
             model.logits(wrong)
 
@@ -227,6 +228,7 @@ def test_logits_are_float32_of_every_position(model: Model) -> None:
     logits = model.logits(torch.tensor([[1, 2, 3], [4, 5, 6]]))
     assert logits.dtype == torch.float32
     assert logits.shape == (2, 3, 8192)
+    assert torch.equal(model.logits(torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=torch.uint8)), logits)  # fmt: skip
 
 
 def test_half_activations(example_int8: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -20,6 +20,8 @@ from starlette.testclient import TestClient
 
 from int8conv.runtime.generate.generation import Continuation
 from int8conv.serve.app import Limits, Server
+from int8conv.serve.asking import Asked
+from int8conv.serve.generating import Generating, Piece
 
 from .conftest import running
 
@@ -59,7 +61,8 @@ def test_a_key_and_what_needs_none(client: TestClient) -> None:
         ({"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000"}, 200),
         ({"host": "rebound.example:8000"}, 403),
         ({"host": "127.0.0.1:8000", "origin": "http://elsewhere.example"}, 403),
-        ({"host": "127.0.0.1:8000", "origin": "null"}, 403),
+        ({"host": "127.0.0.1:8000", "origin": "null"}, 403), ({"host": "[::1"}, 403),
+        ({"host": "127.0.0.1:8000", "origin": "http://[::1"}, 403),
     ],
 )  # fmt: skip
 def test_pages_of_other_sites_cannot_use_it(model: Model, headers: dict[str, str], status: int) -> None:  # fmt: skip
@@ -73,7 +76,7 @@ def test_completions(client: TestClient, model: Model) -> None:
     found = post(client, "completions", prompt=["A vector is", [5, 6]], max_tokens=5, logprobs=2, echo=True)  # fmt: skip
     first, second = found["choices"]
     assert first["text"] == "A vector is" + expected[0].text
-    assert (second["text"], second["index"], second["finish_reason"]) == (expected[1].text, 1, "length")  # fmt: skip
+    assert (second["text"], second["index"], second["finish_reason"]) == (model.tokenizer.decode([5, 6]) + expected[1].text, 1, "length")  # fmt: skip
     assert first["logprobs"]["token_logprobs"] == pytest.approx(expected[0].logprobs, abs=1e-3)
     assert [len(top) for top in first["logprobs"]["top_logprobs"]] == [2] * 5
     prompt = sum(each.prompt_tokens for each in expected)
@@ -82,6 +85,33 @@ def test_completions(client: TestClient, model: Model) -> None:
     alone = [model.generate("A", max_new_tokens=4, temperature=1.0, seed=3 + i).text for i in range(2)]  # fmt: skip
     assert [each["text"] for each in drawn["choices"]] == alone
     assert len(post(client, "completions", prompt=[5])["choices"][0]["text"]) > 5  # 12 tokens
+
+
+def test_a_prompt_is_part_of_the_text_on_request(client: TestClient, model: Model) -> None:
+    """Once for each choice; in a stream, and of token ids, too."""
+    ids = model.tokenizer.encode("A vector is")
+    asked = {"prompt": ["A vector is", ids], "n": 2, "echo": True, "max_tokens": 3}
+    whole = [each["text"] for each in post(client, "completions", **asked)["choices"]]
+    assert whole == ["A vector is" + model.generate(ids, max_new_tokens=3).text] * 4
+    texts = [""] * 4
+    for part in events(client.post("/v1/completions", json={**asked, "stream": True}).text):
+        (choice,) = part["choices"]
+        texts[choice["index"]] += choice["text"]
+    assert texts == whole
+
+
+def test_tokens_that_are_parts_of_characters_have_their_bytes(client: TestClient, model: Model) -> None:  # fmt: skip
+    """Their text would be U+FFFD, whichever they are."""
+    numbers = [
+        model.tokenizer.token_id(each) for each in "ÃÂ"
+    ]  # bytes C3 and C2, as GPT-2 spells them
+    bias = {str(number): 1e9 for number in numbers}
+    asked = {"max_tokens": 1, "logit_bias": bias, "temperature": 0}
+    found = post(client, "chat/completions", messages=MESSAGES, logprobs=True, **asked)
+    (token,) = found["choices"][0]["logprobs"]["content"]
+    assert (token["token"], token["bytes"]) in (("bytes:\\xc3", [0xC3]), ("bytes:\\xc2", [0xC2]))
+    found = post(client, "completions", prompt="A", logprobs=1, **asked)
+    assert found["choices"][0]["logprobs"]["tokens"][0] in ("bytes:\\xc3", "bytes:\\xc2")
 
 
 def test_chats_and_their_streams(client: TestClient, model: Model) -> None:
@@ -164,6 +194,9 @@ def test_embeddings(client: TestClient, model: Model) -> None:
         ("chat/completions", {"messages": MESSAGES, "response_format": 3}, "response_format"),
         ("chat/completions", {"messages": [{"role": "user", "content": [{"image_url": "x"}]}]}, "parts of text"),
         ("embeddings", {"input": 3}, "input: expected text"),
+        ("completions", {"prompt": [10**25]}, "token outside the vocabulary"), ("embeddings", {"input": [[-(10**25)]]}, "token outside the vocabulary"),
+        ("completions", {"prompt": "a", "temperature": 10**400}, "temperature: expected 0 or more, found an integer of 1329 bits"),
+        ("completions", {"prompt": "a", "stop": {"a": 1}}, "stop: expected strings"), ("completions", {"prompt": "a", "logit_bias": {"3": 1e300}}, "logit_bias"),
     ],
 )  # fmt: skip
 def test_one_clear_error_each(client: TestClient, path: str, body: Any, words: str) -> None:
@@ -175,7 +208,40 @@ def test_what_is_no_request(client: TestClient) -> None:
     assert client.post(url, content=b"{").status_code == 400
     assert client.post(url, content=b"[]").json()["error"]["message"].endswith("expected an object")
     assert client.post(url, content=b" " * 6000).status_code == 413
-    assert client.get(url).status_code == 405
+    found = [client.get(url), client.post("/v1/nothing")]
+    assert [each.status_code for each in found] == [405, 404]
+    assert all(each.json()["error"]["type"] == "invalid_request_error" for each in found)
+    lone = client.post(url, content=rb'{"prompt": "\ud800"}')  # JSON that is no Unicode
+    assert "half a surrogate pair" in lone.json()["error"]["message"]
+    stop = client.post(url, content=rb'{"prompt": "a", "stop": "\ud800", "max_tokens": 1}')
+    assert stop.json()["usage"]["completion_tokens"] == 1  # never found, and no failure
+    odd = post(client, "completions", prompt="a", seed=2**63 - 1, n=2, max_tokens=1, temperature=1)
+    assert len(odd["choices"]) == 2  # the second has a seed of 64 bits too
+
+
+def test_what_goes_wrong_in_the_server_is_told_as_json(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the middle of a stream, and to a client that has gone before its turn."""
+    client = TestClient(Server(model, "small").app, raise_server_exceptions=False)
+    asked: dict[str, Any] = {"prompt": "a", "max_tokens": 2}
+    real = Generating.work
+
+    def broken(self: Generating, asked: Asked) -> Callable[[], Iterator[list[Piece]]]:
+        def work() -> Iterator[list[Piece]]:
+            yield from [[Piece(0, "")]] if asked.stream else []
+            raise ZeroDivisionError
+
+        return work
+
+    monkeypatch.setattr(Generating, "work", broken)
+    assert "its log says why" in post(client, "completions", 500, **asked)["error"]["message"]
+    text = client.post("/v1/completions", json={**asked, "stream": True}).text
+    assert "its log says why" in json.loads(text.split("data: ")[-1])["error"]["message"]
+    monkeypatch.setattr(Generating, "work", lambda self, asked: lambda: iter(()))
+    assert post(client, "completions", 499, **asked, stream=True)["error"]["message"] == "the client has gone"  # fmt: skip
+    monkeypatch.setattr(Generating, "work", real)
+    assert post(client, "completions", **asked)["usage"]["completion_tokens"] == 2
 
 
 def test_a_client_of_a_real_server_that_hangs_up(

@@ -114,6 +114,33 @@ def test_one_that_went_before_its_turn_never_begins() -> None:
     assert not begun
 
 
+def test_clients_that_have_gone_take_no_room_of_those_that_wait() -> None:
+    begun: list[int] = []
+
+    async def clients() -> list[list[Any]]:
+        worker = Worker(2, Steps(0))
+        ready, going = threading.Event(), threading.Event()
+        hold = Job(lambda: iter([[going.set(), ready.wait()]]))  # type: ignore[func-returns-value]
+        assert worker.submit(hold)
+        await asyncio.to_thread(going.wait)
+        gone = [Job(lambda: iter([[begun.append(1)]])) for _ in range(2)]  # type: ignore[func-returns-value]
+        assert all(map(worker.submit, gone))
+        assert worker.waiting == 2
+        for job in gone:
+            job.cancel()
+        assert worker.waiting == 0
+        late = Job(lambda: iter([[3]]))
+        assert worker.submit(late)
+        found = [await all_of(job) for job in gone]  # they end, while others are computed
+        ready.set()
+        found.append(await all_of(late))
+        await asyncio.to_thread(worker.close)
+        return found
+
+    assert asyncio.run(clients()) == [[], [], [3]]
+    assert not begun
+
+
 def test_errors_go_to_whom_they_belong() -> None:
     """One of a job to its client; one of the step that all share to everybody; then others are served."""
     seen: list[str] = []

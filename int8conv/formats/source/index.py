@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...errors import DuplicateTensorError, JsonFileError, MissingTensorError, UnsafePathError
-from ..int8.names import is_plain_file_name
+from ..int8.names import is_padding, is_plain_file_name
 from ..json_file import INDEX, read_json
 from ..safetensors.header import Header
 from .weight_files import some
@@ -83,7 +83,7 @@ def shard_of_each(
             notes.append(
                 f"tensors listed in the index but in no file ({len(stale)}): {some(stale)}"
             )
-        if unlisted := [name for name in found if name not in weight_map]:
+        if unlisted := [name for name in found if name not in weight_map and not is_padding(name)]:
             notes.append(
                 f"tensors used although the index does not list them ({len(unlisted)}): {some(unlisted)}"
             )

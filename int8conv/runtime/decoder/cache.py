@@ -112,11 +112,12 @@ class Cache:
         self.advance(length)
 
     def enlarge(self, capacity: int) -> None:
-        """Move to larger memory, keeping the contents."""
-        for number, old in enumerate(self._parts):
-            part = old.new_zeros(*old.shape[:-2], capacity, old.shape[-1])
-            part[..., : self.length, :] = old[..., : self.length, :]
-            self._parts[number] = part
+        """Move to larger memory, keeping the contents; where there is none, nothing changes."""
+        length = self.length
+        parts = [old.new_zeros(*old.shape[:-2], capacity, old.shape[-1]) for old in self._parts]
+        for part, old in zip(parts, self._parts, strict=True):
+            part[..., :length, :] = old[..., :length, :]
+        self._parts[:] = parts
 
 
 def state_of(cache: Cache | None, number: int, kind: Recurrence, x: Tensor) -> State:

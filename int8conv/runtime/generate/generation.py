@@ -104,6 +104,8 @@ class Continuation:
         self.done = True
         rest = "" if self._detokenizer is None else self._detokenizer.finish()
         self._show(self._scanner.push(rest) + self._scanner.finish())
+        if self._scanner.stopped and self._finish_reason == "length":
+            self._finish_reason = "stop"  # in what was held back until now
 
     def _show(self, text: str) -> None:
         if text:

@@ -75,8 +75,12 @@ class Asked:
         seed = self.sampling.seed
         if seed is None or i == 0:
             return self
-        wrapped = (seed + i + 2**63) % 2**64 - 2**63
-        return replace(self, sampling=replace(self.sampling, seed=wrapped))
+        return replace(self, sampling=replace(self.sampling, seed=following_seed(seed, i)))
+
+
+def following_seed(seed: int, i: int) -> int:
+    """The seed of text ``i`` of several: 64 bits, of which the largest is followed by the smallest."""
+    return (seed + i + 2**63) % 2**64 - 2**63
 
 
 _SAMPLING: Final = SamplingOptions.__annotations__.keys()
@@ -92,6 +96,8 @@ def read_options(sampling: Sampling, options: GenerateOptions) -> Asked:
     if not isinstance(sampling, Sampling):
         raise ArgumentError("sampling", expected="a Sampling or None", found=repr(sampling))
     given: dict[str, Any] = dict(options)  # of the types that Asked checks
+    for name in given.keys() - GenerateOptions.__annotations__.keys():
+        raise TypeError(f"there is no option '{name}' of generation")
     chosen = {name: given.pop(name) for name in _SAMPLING if name in given}
     stop = given.pop("stop", None)
     ends = given.pop("end_tokens", None)

@@ -14,7 +14,10 @@ from torch import Tensor
 from ...errors import ArgumentError, GenerationError
 
 LARGEST: Final = 1e30
-"""Above this and below its inverse, options are applied in float64: in float32 they could become 0 or infinite, and 0 / 0 NaN."""
+"""Above this and below its inverse, options are applied in float64: in float32 they could become 0 or infinite, and 0 / 0 NaN.
+Penalties and biases cannot be larger."""
+_LONGEST: Final = 128
+"""Bits of an integer that an error shows."""
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -62,7 +65,7 @@ class Sampling:
             "repetition_penalty", self.repetition_penalty, lambda x: 0 < x < math.inf, "above 0"
         )
         for name in ("presence_penalty", "frequency_penalty"):
-            check_number(name, getattr(self, name), math.isfinite, "a finite number")
+            check_number(name, getattr(self, name), lambda x: abs(x) <= LARGEST, f"a number of at most {LARGEST:g}")  # fmt: skip
         if self.top_k is not None:
             check_integer("top_k", self.top_k, 0)
         if self.top_p is not None:
@@ -102,7 +105,7 @@ def check_number(
     """Raises:
     ArgumentError: no number, or not one that fits.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not fits(float(value)):
+    if isinstance(value, bool) or not isinstance(value, Real) or not fits(_as_float(value)):
         raise ArgumentError(name, expected=expected, found=_shown(value))
 
 
@@ -117,7 +120,17 @@ def check_integer(
         raise ArgumentError(name, expected=expected or f"{least} or more", found=_shown(value))
 
 
+def _as_float(value: Real) -> float:
+    """NaN, which fits no option, if it is an integer beyond all floats."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
+
+
 def _shown(value: object) -> object:
+    if isinstance(value, int) and value.bit_length() > _LONGEST:
+        return f"an integer of {value.bit_length()} bits"
     return value if isinstance(value, int | float) else repr(value)
 
 
@@ -126,7 +139,7 @@ def _check_bias(bias: object) -> None:
         raise ArgumentError("logit_bias", expected="a mapping of token ids to numbers", found=repr(bias))  # fmt: skip
     for token, amount in bias.items():
         check_integer("logit_bias", token, 0, expected="token ids")
-        check_number("logit_bias", amount, lambda x: x < math.inf, "numbers below infinity")
+        check_number("logit_bias", amount, lambda x: x <= LARGEST, f"numbers of at most {LARGEST:g}")  # fmt: skip
 
 
 def penalised(logits: Tensor, penalty: float | Tensor, seen: Tensor) -> Tensor:

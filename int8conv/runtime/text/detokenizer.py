@@ -121,6 +121,18 @@ class Detokenizer:
         return self._tokenizer.decode([*self._shown, *waiting])[self._before :]
 
 
+def token_bytes(tokenizer: Decoder, token: int) -> bytes:
+    """What a token adds to the text before it, in UTF-8: part of a character if it is one; empty if ``decode`` skips it."""
+    text = tokenizer.visible(token)
+    if text is None:
+        return b""
+    data = _spelling(tokenizer)(text)
+    if data is not None:
+        return data
+    alone = tokenizer.decode([token])  # may lack the space that it begins with
+    return tokenizer.decode([token, token])[len(alone) :].encode()
+
+
 def _spelling(tokenizer: Decoder) -> Callable[[str], bytes | None]:
     """Token text -> its bytes, if the tokenizer's tokens are bytes; None if they are characters."""
     if tokenizer.byte_fallback:

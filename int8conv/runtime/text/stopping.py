@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ...errors import ArgumentError
 
@@ -14,7 +14,7 @@ def read_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
         ArgumentError: one is empty or not a string.
     """
     expected = "strings that are not empty"
-    if stop is not None and not isinstance(stop, Iterable):
+    if isinstance(stop, Mapping) or (stop is not None and not isinstance(stop, Iterable)):
         raise ArgumentError("stop", expected=expected, found=repr(stop))
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     for each in stops:

@@ -82,6 +82,8 @@ class Tokenizer:
         Raises:
             TokenizerError: the tokenizer fails on this text, as many do on some texts.
         """
+        if not _is_unicode(text):
+            raise TokenizerError("the text has half a surrogate pair", expected="Unicode", found=ascii(text)[:60])  # fmt: skip
         with unbroken(self._folder, "the tokenizer fails on this text"):
             return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
@@ -98,7 +100,7 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         """The id of a token given its text, such as ``<s>``; None if there is no such token."""
-        found: int | None = self._tokenizer.token_to_id(token)
+        found: int | None = self._tokenizer.token_to_id(token) if _is_unicode(token) else None
         return found
 
     def is_special(self, token_id: int) -> bool:
@@ -121,6 +123,15 @@ class Tokenizer:
             return None
         spelling: str | None = self._tokenizer.id_to_token(token_id)
         return spelling
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be encoded: JSON and shells can make strings that cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class HasBackend(Protocol):

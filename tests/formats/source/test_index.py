@@ -122,6 +122,12 @@ def test_headers_count_and_what_differs_is_said_in_this_order() -> None:
     )
 
 
+def test_padding_of_converted_folders_is_in_no_index() -> None:
+    names = ("a", "int8conv.padding.0")
+    header = Header({name: TensorInfo(name, "U8", (0,), 0, 0) for name in names})
+    assert shard_of_each({"one": header}, {"a": "one"}, FOLDER)[1] == ()
+
+
 def test_of_many_names_the_first_are_shown() -> None:
     _, notes = shard_of_each(headers(one="abcdef"), dict.fromkeys("aXYZW", "one"), FOLDER)
     assert notes == (

@@ -121,6 +121,26 @@ def test_a_larger_memory_has_what_was_there() -> None:
     assert numbers(found)[:3] == [100, 101, 102]
 
 
+def test_where_no_larger_memory_is_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the memory of the first layers alone."""
+    config = replace(CONFIG, heads=(Heads(2, 4), Heads(1, 8)))
+    made = KVCache(config, batch=1, capacity=3, dtype=torch.float32)
+    real, calls = Tensor.new_zeros, list[int]()
+
+    def scarce(old: Tensor, *shape: int) -> Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        return real(old, *shape)
+
+    monkeypatch.setattr(Tensor, "new_zeros", scarce)
+    with pytest.raises(MemoryError):
+        made.enlarge(8)
+    assert [part.shape[4] for part in made._parts] == [3, 3]
+    made.enlarge(8)
+    assert [part.shape[4] for part in made._parts] == [8, 8]
+
+
 def test_two_sequences_change_places() -> None:
     """Each with its length; the first ones are a part of the same memory."""
     made = cache(batch=3)

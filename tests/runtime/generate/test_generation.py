@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 
 import int8conv
+from benchmarks.streamed_text import byte_fallback
 from int8conv.runtime.decoder.cache import Cache
 from int8conv.runtime.decoder.decoder import Decoder
+from int8conv.runtime.generate.generation import Continuation
+from int8conv.runtime.generate.sampler import Choice
+from int8conv.runtime.generate.sampling import Sampling
+from int8conv.runtime.text.detokenizer import Detokenizer
 
 
 @pytest.mark.parametrize("folder", ["example", "example_int8"])
@@ -36,3 +41,15 @@ def test_a_sequence_that_ends_at_the_end_of_the_context_lets_the_others_go_on(
     (cache,) = caches
     assert cache.capacity == 1024
     assert cache.lengths.tolist() == [104, 129]
+
+
+def test_a_stop_string_that_the_last_token_completes() -> None:
+    """A line break of Llama 2 is a byte, which is only text once it is known what follows."""
+    tokenizer, _ = byte_fallback(strip=True)
+    found = Continuation(
+        [256], 2, Sampling(), end_tokens=frozenset(), detokenizer=Detokenizer(tokenizer, [256]),
+        stops=["\n"],
+    )  # fmt: skip
+    for token in (256, ord("\n")):
+        found.take(Choice(token))
+    assert (found.result().text, found.result().finish_reason) == (" the", "stop")

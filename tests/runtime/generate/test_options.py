@@ -17,7 +17,8 @@ from int8conv.runtime.generate.sampling import Sampling
     [
         ("temperature", "hot"), ("temperature", [1]), ("temperature", True), ("top_k", 1.5), ("top_k", "3"), ("top_k", -1), ("top_p", "a"),
         ("min_p", object()), ("repetition_penalty", "x"), ("presence_penalty", float("nan")), ("frequency_penalty", "x"), ("seed", 0.5),
-        ("seed", 2**64), ("logit_bias", [1]), ("logit_bias", {"a": 1}), ("logit_bias", {1: "a"}), ("logit_bias", {-1: 1.0}),
+        ("seed", 2**64), ("seed", 10**4000), ("temperature", 10**400), ("logit_bias", {1: 10**400}), ("logit_bias", {1: 1e31}), ("presence_penalty", 1e39),
+        ("frequency_penalty", -(10**400)), ("stop", {"a": 1}), ("logit_bias", [1]), ("logit_bias", {"a": 1}), ("logit_bias", {1: "a"}), ("logit_bias", {-1: 1.0}),
         ("max_new_tokens", "5"), ("max_new_tokens", -1), ("max_new_tokens", 1.0), ("min_new_tokens", -1), ("stop", 3), ("stop", [3]), ("stop", [""]),
         ("end_tokens", 1.5), ("end_tokens", [1.5]), ("end_tokens", [-1]), ("top_logprobs", -1), ("top_logprobs", 10**6), ("logits_processor", 3),
     ],
@@ -40,7 +41,7 @@ def test_what_can_be() -> None:
 
 def test_unknown_names_and_samplings() -> None:
     unknown: Any = {"temprature": 1}
-    with pytest.raises(TypeError, match="temprature"):
+    with pytest.raises(TypeError, match="there is no option 'temprature' of generation"):
         read_options(Sampling(), unknown)
     with pytest.raises(ArgumentError, match="sampling: expected a Sampling"):
         read_options({"temperature": 1}, {})  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from tokenizers import decoders
 from tokenizers.models import WordLevel
 
 from benchmarks.streamed_text import KINDS, U_FFFD, byte_fallback, byte_level, stream
-from int8conv.runtime.text.detokenizer import Detokenizer
+from int8conv.runtime.text.detokenizer import Detokenizer, token_bytes
 from int8conv.runtime.text.tokenizer import Tokenizer
 
 TEXT = "A list of names: größer, 日本語, naïve 🙂.\n\tdef f(x): return x"
@@ -44,6 +44,17 @@ def test_a_replacement_character_of_the_model_is_kept() -> None:
     token = next(t for t, d in data.items() if d == U_FFFD.encode())
     assert stream(tokenizer, [*b"", token]) == U_FFFD
     assert Detokenizer(tokenizer).push(token) == U_FFFD
+
+
+def test_the_bytes_of_each_token(example: Path) -> None:
+    """Of all tokens they are the text's, with spaces that a token alone loses, and parts of characters."""
+    tokenizer, data = byte_level()
+    assert all(token_bytes(tokenizer, token) == expected for token, expected in data.items())
+    fallback, _ = byte_fallback(strip=True)
+    assert [token_bytes(fallback, token) for token in (256, 0xE2)] == [b" the", b"\xe2"]
+    own = Tokenizer.load(example)
+    assert b"".join(token_bytes(own, token) for token in own.encode(TEXT)) == TEXT.encode()
+    assert token_bytes(own, 0) == b"" != token_bytes(own.keeping_special, 0)
 
 
 def test_bytes_that_are_no_text_do_not_hold_it_up() -> None:

@@ -34,7 +34,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     source = write_checkpoint(tmp_path / "source", LLAMA | {"num_hidden_layers": 2})
     letters = {chr(32 + i): i for i in range(96)}
     Tokenizer(BPE(letters, [])).save(str(source / "tokenizer.json"))
-    convert_checkpoint(source, tmp_path / "int8", max_outliers=0)
+    convert_checkpoint(source, tmp_path / "int8", max_outliers=0, outlier_rule="absmax")
     return source, tmp_path / "int8"
 
 

@@ -63,10 +63,9 @@ def config(name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Random weights, converted."""
-    convert_checkpoint(
-        write_checkpoint(tmp_path / "source", config(request.param)), tmp_path / "int8"
-    )
+    """Random weights, converted; with columns after which no router's choice hangs on the rounding to float16."""
+    source = write_checkpoint(tmp_path / "source", config(request.param))
+    convert_checkpoint(source, tmp_path / "int8", outlier_rule="absmax")
     return tmp_path / "int8"
 
 

@@ -25,7 +25,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nothing in int8 but o": (LLAMA, {"keep": ["mlp", "[qkv]_proj"]}),
     "up of an ungated FFN kept": (OPT, {"keep": ["fc1"]}),
     "gate and up, in one, kept": (config("phi3"), {"keep": ["gate_up"]}),
-    "gates of experts kept": (config("mixtral"), {"keep": [r"experts\.[12]\.w1"]}),
+    "gates of experts kept": (config("mixtral"), {"keep": [r"experts\.[12]\.w1"], "outlier_rule": "absmax"}),
     "head and embedding in int8": (LLAMA, {"quantize": ["lm_head", "embed_tokens"]}),
     "tied embedding in int8": (LLAMA | {"tie_word_embeddings": True}, {"quantize": ["embed_tokens"]}),
 }  # fmt: skip
