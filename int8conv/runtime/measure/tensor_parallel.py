@@ -28,7 +28,7 @@ def rank_architecture(architecture: Architecture, ranks: int) -> Architecture:
 
     Raises:
         ArgumentError: a size of the model is not a multiple of the number of ranks.
-        UnsupportedFeatureError: there are recurrent layers, whose split is unknown.
+        UnsupportedFeatureError: there are recurrent layers, or layers of different sizes, whose split is unknown.
     """
     if ranks == 1:
         return architecture
@@ -45,7 +45,17 @@ def _rank_config(config: DecoderConfig, ranks: int) -> DecoderConfig:
         raise UnsupportedFeatureError(
             f"the memory of {config.model_type} by rank is not known: it has recurrent layers"
         )
-    dense = not all(config.is_sparse(layer) for layer in range(config.num_layers))
+    if (
+        config.heads
+        or config.ffn_sizes
+        or config.layer_input is not None
+        or config.altup is not None
+    ):
+        raise UnsupportedFeatureError(
+            f"the memory of {config.model_type} by rank is not known: its layers differ in their sizes"
+        )
+    beside = config.experts is not None and config.experts.beside_ffn
+    dense = beside or not all(config.is_sparse(layer) for layer in range(config.num_layers))
     sizes = {"heads": config.num_heads, "FFN channels": config.intermediate_size if dense else 0}
     if (experts := config.experts) is not None:
         sizes |= {"channels per expert": experts.intermediate_size,

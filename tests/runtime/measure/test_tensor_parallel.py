@@ -51,9 +51,10 @@ def test_what_does_not_divide_is_refused_in_a_line() -> None:
         with pytest.raises(ArgumentError, match=text) as caught:
             rank_architecture(read_architecture(RELEASES[name], ()), ranks)
         assert "\n" not in str(caught.value)
-    hybrid = read_architecture({"model_type": "lfm2"} | NEWER["lfm2"][1], ())
-    with pytest.raises(UnsupportedFeatureError, match="recurrent layers"):
-        rank_architecture(hybrid, 2)
+    for name, text in (("lfm2", "recurrent layers"), ("gemma4_text", "differ in their sizes")):
+        other = read_architecture({"model_type": name} | NEWER[name][1], ())
+        with pytest.raises(UnsupportedFeatureError, match=text):
+            rank_architecture(other, 2)
 
 
 def test_ranks_have_all_of_a_folder_between_them(example_int8: Path) -> None:

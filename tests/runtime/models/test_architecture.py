@@ -45,7 +45,7 @@ def test_a_checkpoint_of_the_base_model_lacks_the_prefix() -> None:
 
 @pytest.mark.parametrize("model_type", ["gpt_of_2031", None, 7, ["llama"]])
 def test_unknown_families_are_named(model_type: object) -> None:
-    with pytest.raises(UnknownFamilyError, match="expected one of arcee, bamba, bloom"):
+    with pytest.raises(UnknownFamilyError, match="expected one of apertus, arcee, bamba"):
         read_architecture(LLAMA | {"model_type": model_type}, (), "some/config.json")
 
 
