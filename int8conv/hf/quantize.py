@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -18,6 +18,7 @@ from ..convert.by_name.linear_names import is_kept_by_name, is_numbered, is_visi
 from ..convert.outliers.calibrate import Sums
 from ..convert.outliers.rule import NO_OUTLIERS, Choosing, OutlierChoice, choose_outliers
 from ..convert.outliers.selection import matches
+from ..convert.outliers.source_weights import column_errors
 from ..convert.rounding.float16_bits import round_to_half
 from ..convert.rounding.quantize import NonFiniteRowError, QuantizedRows, RowQuantizer
 from ..errors import (
@@ -87,8 +88,7 @@ def quantize_model(
     for members in inputs:
         choice = NO_OUTLIERS
         if members.sums is not None and token_ids is not None:
-            width = int(next(iter(members.paths.values())))
-            found = members.sums.finish(torch.zeros(width))
+            found = members.sums.finish(_weight_error(model, members.paths))
             choice = choose_outliers(found, token_ids.numel(), choosing)
         for path in members.paths:
             _replace(model, path, choice, mode)
@@ -113,8 +113,7 @@ def _candidates(model: PreTrainedModel, keep: Sequence[str]) -> Iterator[tuple[s
 class _Input:
     """Linears that share an activation."""
 
-    paths: dict[str, int] = field(default_factory=dict)
-    """With their width."""
+    paths: list[str] = field(default_factory=list)
     sums: Sums | None = None
 
 
@@ -123,12 +122,12 @@ def _observe(
 ) -> list[_Input]:
     """Linears that share an input, with its statistics; without tokens each linear is separate."""
     if token_ids is None:
-        return [_Input({path: 0}) for path in linears]
+        return [_Input([path]) for path in linears]
     inputs: list[_Input] = []
     with _hooks(linears, inputs), torch.inference_mode():
         model(token_ids.to(model.device))
     seen = {path for each in inputs for path in each.paths}
-    return inputs + [_Input({path: 0}) for path in linears if path not in seen]
+    return inputs + [_Input([path]) for path in linears if path not in seen]
 
 
 @contextmanager
@@ -144,7 +143,8 @@ def _hooks(linears: dict[str, nn.Linear], inputs: list[_Input]) -> Iterator[None
             if channel is not None:
                 raise CalibrationError(f"activation is NaN or infinite in channel {channel}",
                                        tensor=f"{path}.weight")  # fmt: skip
-        last[2].paths[path] = x.shape[-1]
+        if path not in last[2].paths:
+            last[2].paths.append(path)
 
     handles = [
         module.register_forward_pre_hook(lambda m, args, path=path: observe(path, m, args[0]))
@@ -155,6 +155,13 @@ def _hooks(linears: dict[str, nn.Linear], inputs: list[_Input]) -> Iterator[None
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _weight_error(model: PreTrainedModel, paths: Iterable[str]) -> Tensor:
+    """Error of each column of all linears of an input, float32 ``[in]``."""
+    modules = [model.get_submodule(path) for path in paths]
+    weights = [each.weight.t() if isinstance(each, Conv1D) else each.weight for each in modules]
+    return torch.stack([column_errors(each.detach()) for each in weights]).sum(0).sqrt().float()
 
 
 def _replace(model: PreTrainedModel, path: str, choice: OutlierChoice, mode: Mode | None) -> None:

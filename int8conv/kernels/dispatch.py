@@ -90,7 +90,7 @@ def _multiplied(
 ) -> Tensor:
     y = multiply(rows.float(), weight)
     if bias is not None:
-        y += bias.float()
+        y += bias.detach().float()
     return y.to(rows.dtype)
 
 

@@ -41,7 +41,7 @@ class SourceWeights(CheckpointWeights):
         self._check(tensor, module, kind)
         if self._errors and module.group and kind == "weight":
             first = module.group[0]
-            self._squares[first] = self._squares.get(first, 0) + _column_errors(
+            self._squares[first] = self._squares.get(first, 0) + column_errors(
                 tensor.t() if module.transposed else tensor
             )
         return tensor if module.layer is None else tensor.to(self._device)
@@ -75,10 +75,11 @@ class SourceWeights(CheckpointWeights):
             raise non_finite_weight(find_tensor(self.checkpoint, module, kind), row)
 
 
-def _column_errors(weight: Tensor) -> Tensor:
-    """Squared error of int8 rows summed over rows, float64 ``[in]``, for a weight ``[out, in]``."""
+def column_errors(weight: Tensor) -> Tensor:
+    """Squared error of int8 rows summed over rows, float64 ``[in]`` on the CPU, for a float weight ``[out, in]`` on any device."""
     total = torch.zeros(weight.shape[1], dtype=torch.float64)
     for rows in torch.split(weight, max(1, _ROWS_AT_ONCE // max(weight.shape[1], 1))):
+        rows = rows.float().cpu()
         scale = torch.linalg.vector_norm(rows, torch.inf, dim=1) / 127
         steps = rows / scale.masked_fill(scale == 0, 1.0)[:, None]
         steps -= steps.round()
