@@ -39,6 +39,7 @@ from .models import CONFIGS, DEQUANTIZES, EXPERTS, convert, load, logits, token_
 Family = Callable[[str], Path]
 
 TOLERANCE = 1e-5
+ROUNDED = 1e-3
 
 
 def greedy(own: int8conv.Model, ids: Tensor, count: int) -> list[int]:
@@ -64,7 +65,11 @@ def test_a_family(name: str, family: Family, tmp_path: Path) -> None:
         set_mode(model, mode)
         own = int8conv.load(folder, mode=mode)
         found[mode] = logits(model, ids)
-        assert (found[mode] - own.logits(ids)).abs().max() <= TOLERANCE, mode
+        # without VNNI, more than 16 tokens are rounded in blocks then, some to the next code if inputs differ in their last bits
+        within = TOLERANCE if mode is not None else ROUNDED
+        assert (found[mode] - own.logits(ids)).abs().max() <= within, mode
+        few = ids[:1, :12]
+        assert (logits(model, few) - own.logits(few)).abs().max() <= TOLERANCE, mode
     assert found["w8a16"].std() > 0.1
     text = model.generate(ids[:1], max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
     assert text.tolist() == greedy(own, ids[:1], len(text))
