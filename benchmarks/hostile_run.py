@@ -85,6 +85,7 @@ class Watch:
         self._readable = {path.resolve() for path in readable}
         self.inside = False
         self.trespasses: list[str] = []
+        sys.dont_write_bytecode = True  # a module's own file is none of an input's
         sys.addaudithook(self._audit)
 
     def _audit(self, event: str, args: tuple[Any, ...]) -> None:

@@ -538,7 +538,7 @@ def test_a_source_that_cannot_be_run(
 
 
 UNRUNNABLE: dict[str, tuple[Damage, list[str]]] = {
-    "unknown model_type": (after_config(model_type="mamba"), ["/config.json", "'mamba'", "expected one of arcee, bamba"]),
+    "unknown model_type": (after_config(model_type="mamba"), ["/config.json", "'mamba'", "expected one of apertus, arcee"]),
     "no model_type": (after_config(model_type=None), ["/config.json", "model_type None"]),
     "rope_scaling": (
         after_config(rope_scaling={"rope_type": "ntk", "factor": 8.0}),

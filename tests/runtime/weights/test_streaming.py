@@ -38,5 +38,6 @@ def test_hidden_states(name: str, tmp_path: Path) -> None:
         expected = model(window[None], output_hidden_states=True)
         # transformers' last hidden state has the final norm on it, where there is one
         for layer, states in enumerate(expected.hidden_states[:-1]):
-            assert (found[layer][number] - states).abs().max() <= TOLERANCE
+            scale = max(1, float(states.abs().max()))  # 70 in one family
+            assert (found[layer][number] - states).abs().max() <= TOLERANCE * scale
         assert (output(found[-1][number]) - expected.logits).abs().max() <= TOLERANCE
