@@ -2,8 +2,8 @@
 
     python benchmarks/hf.py OUT [--new 16] [--runs 3]
 
-A converted folder with float32 activations in W8A16, one prompt of 32 tokens, greedy; tokens per second of processor time, of the new tokens
-alone. ``OMP_NUM_THREADS`` and ``NUMBA_NUM_THREADS`` say with how many threads.
+A converted folder with float32 activations in W8A16, one prompt of 32 tokens, greedy; tokens per second of the new tokens
+alone, on a machine that should be idle. ``OMP_NUM_THREADS`` and ``NUMBA_NUM_THREADS`` say with how many threads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PROMPT = torch.arange(3, 35)[None]
 
 
 def rate(generate: Callable[[int], object], new: int) -> float:
-    """Tokens per second of processor time, without the prompt's."""
+    """Tokens per second, without the prompt's time."""
     spent = []
     for count in (2, new + 2):
         start = time.perf_counter()
