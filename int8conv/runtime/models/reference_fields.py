@@ -11,489 +11,327 @@ from typing import Final
 
 VERSION: Final = "5.23.0"
 
-_WORDS: Final = {
-    "apertus": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters "
-        "tie_word_embeddings use_cache vocab_size"
-    ),
-    "arcee": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "max_position_embeddings mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps "
-        "rope_parameters tie_word_embeddings use_cache vocab_size"
-    ),
-    "bamba": (
-        "attention_bias attention_dropout attn_layer_indices bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range "
-        "intermediate_size layer_types layers_block_type mamba_chunk_size mamba_conv_bias mamba_d_conv mamba_d_head mamba_d_state "
-        "mamba_expand mamba_n_groups mamba_n_heads mamba_proj_bias max_position_embeddings mlp_bias num_attention_heads num_hidden_layers "
-        "num_key_value_heads num_logits_to_keep pad_token_id rms_norm_eps rope_parameters tie_word_embeddings time_step_limit use_cache "
-        "vocab_size z_loss_coefficient"
-    ),
-    "bloom": (
-        "apply_residual_connection_post_layernorm attention_dropout bos_token_id classifier_dropout eos_token_id hidden_dropout "
-        "hidden_size initializer_range layer_norm_epsilon n_embed n_head n_layer num_attention_heads num_hidden_layers num_labels "
-        "output_attentions pad_token_id pretraining_tp slow_but_exact tie_word_embeddings use_cache vocab_size"
-    ),
-    "cohere": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "layer_norm_eps logit_scale max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id "
-        "rope_parameters tie_word_embeddings use_cache use_qk_norm vocab_size"
-    ),
-    "cohere2": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "layer_norm_eps layer_types logit_scale max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads "
-        "pad_token_id rope_parameters sliding_window sliding_window_pattern tie_word_embeddings use_cache vocab_size"
-    ),
-    "cwm": (
-        "attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size layer_types "
-        "max_position_embeddings mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id pretraining_tp "
-        "rms_norm_eps rope_parameters sliding_window tie_word_embeddings use_cache vocab_size"
-    ),
-    "deepseek_v2": (
-        "attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace head_dim hidden_act hidden_size "
-        "initializer_range intermediate_size kv_lora_rank max_position_embeddings mlp_bias moe_intermediate_size n_group n_routed_experts "
-        "n_shared_experts norm_topk_prob num_attention_heads num_experts num_experts_per_tok num_hidden_layers num_key_value_heads "
-        "output_router_logits pad_token_id pretraining_tp q_lora_rank qk_nope_head_dim qk_rope_head_dim rms_norm_eps rope_parameters "
-        "routed_scaling_factor tie_word_embeddings topk_group topk_method use_cache v_head_dim vocab_size"
-    ),
-    "deepseek_v3": (
-        "attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace head_dim hidden_act hidden_size "
-        "initializer_range intermediate_size kv_lora_rank max_position_embeddings moe_intermediate_size n_group n_routed_experts "
-        "n_shared_experts norm_topk_prob num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts "
-        "num_mtp_layers output_router_logits pad_token_id pretraining_tp q_lora_rank qk_nope_head_dim qk_rope_head_dim rms_norm_eps "
-        "rope_interleave rope_parameters routed_scaling_factor tie_word_embeddings topk_group use_cache v_head_dim vocab_size"
-    ),
-    "deepseek_v32": (
-        "attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace head_dim hidden_act hidden_size index_head_dim "
-        "index_n_heads index_topk initializer_range intermediate_size kv_lora_rank layer_types max_position_embeddings mlp_bias "
-        "mlp_layer_types moe_intermediate_size n_group n_routed_experts n_shared_experts norm_topk_prob num_attention_heads num_experts "
-        "num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts output_router_logits pad_token_id q_lora_rank "
-        "qk_nope_head_dim qk_rope_head_dim rms_norm_eps rope_parameters routed_scaling_factor tie_word_embeddings topk_group use_cache "
-        "v_head_dim vocab_size"
-    ),
-    "dots1": (
-        "attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace head_dim hidden_act hidden_size "
-        "initializer_range intermediate_size layer_types max_position_embeddings max_window_layers moe_intermediate_size n_group "
-        "n_routed_experts n_shared_experts norm_topk_prob num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads "
-        "num_local_experts output_router_logits pad_token_id rms_norm_eps rope_parameters routed_scaling_factor sliding_window "
-        "tie_word_embeddings topk_group use_cache vocab_size"
-    ),
-    "ernie4_5": (
-        "bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size max_position_embeddings "
-        "num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters tie_word_embeddings use_bias "
-        "use_cache vocab_size"
-    ),
-    "ernie4_5_moe": (
-        "bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size max_position_embeddings "
-        "moe_intermediate_size moe_k moe_layer_end_index moe_layer_interval moe_layer_start_index moe_norm_min moe_num_experts "
-        "moe_num_shared_experts num_attention_heads num_experts num_experts_per_tok num_hidden_layers num_key_value_heads "
-        "output_router_logits pad_token_id rms_norm_eps rope_parameters router_aux_loss_coef tie_word_embeddings use_bias use_cache "
-        "vocab_size"
-    ),
-    "exaone4": (
-        "attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size layer_types "
-        "max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters "
-        "sliding_window sliding_window_pattern tie_word_embeddings use_cache vocab_size"
-    ),
-    "exaone_moe": (
-        "attention_dropout bos_token_id eos_token_id first_k_dense_replace head_dim hidden_act hidden_size initializer_range "
-        "intermediate_size layer_types max_position_embeddings mlp_layer_types moe_intermediate_size n_group norm_topk_prob "
-        "num_attention_heads num_experts num_experts_per_tok num_hidden_layers num_key_value_heads num_shared_experts "
-        "output_router_logits pad_token_id rms_norm_eps rope_parameters routed_scaling_factor sliding_window sliding_window_pattern "
-        "tie_word_embeddings topk_group use_cache vocab_size"
-    ),
-    "falcon": (
-        "activation alibi attention_dropout bias bos_token_id classifier_dropout eos_token_id ffn_hidden_size head_dim hidden_dropout "
-        "hidden_size initializer_range layer_norm_epsilon max_position_embeddings multi_query n_embed new_decoder_architecture "
-        "num_attention_heads num_hidden_layers num_kv_heads num_labels num_ln_in_parallel_attn output_attentions pad_token_id "
-        "parallel_attn rope_parameters tie_word_embeddings use_cache vocab_size"
-    ),
-    "falcon_h1": (
-        "attention_bias attention_dropout attention_in_multiplier attention_out_multiplier bos_token_id embedding_multiplier eos_token_id "
-        "head_dim hidden_act hidden_size initializer_range intermediate_size key_multiplier layer_types lm_head_multiplier "
-        "mamba_chunk_size mamba_conv_bias mamba_d_conv mamba_d_head mamba_d_ssm mamba_d_state mamba_expand mamba_n_groups mamba_n_heads "
-        "mamba_norm_before_gate mamba_proj_bias mamba_rms_norm max_position_embeddings mlp_bias mlp_multipliers num_attention_heads "
-        "num_hidden_layers num_key_value_heads num_logits_to_keep pad_token_id projectors_bias rms_norm_eps rope_parameters "
-        "ssm_in_multiplier ssm_multipliers ssm_out_multiplier tie_word_embeddings time_step_limit use_cache vocab_size"
-    ),
-    "gemma": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters "
-        "tie_word_embeddings use_bidirectional_attention use_cache vocab_size"
-    ),
-    "gemma2": (
-        "attention_bias attention_dropout attn_logit_softcapping bos_token_id eos_token_id final_logit_softcapping head_dim "
-        "hidden_activation hidden_size initializer_range intermediate_size layer_types max_position_embeddings num_attention_heads "
-        "num_hidden_layers num_key_value_heads pad_token_id query_pre_attn_scalar rms_norm_eps rope_parameters sliding_window "
-        "tie_word_embeddings use_bidirectional_attention use_cache vocab_size"
-    ),
-    "gemma3_text": (
-        "attention_bias attention_dropout attn_logit_softcapping bos_token_id eos_token_id final_logit_softcapping head_dim "
-        "hidden_activation hidden_size image_token_id initializer_range intermediate_size layer_types max_position_embeddings "
-        "mm_tokens_per_image num_attention_heads num_hidden_layers num_key_value_heads pad_token_id query_pre_attn_scalar rms_norm_eps "
-        "rope_local_base_freq rope_parameters rope_scaling rope_theta sliding_window sliding_window_pattern text_config "
-        "tie_word_embeddings use_bidirectional_attention use_cache vision_config vocab_size"
-    ),
-    "gemma3n_text": (
-        "activation_sparsity_pattern altup_active_idx altup_coef_clip altup_correct_scale altup_num_inputs attention_bias "
-        "attention_dropout audio_config audio_soft_tokens_per_image audio_token_id bos_token_id conf_attention_chunk_size "
-        "conf_attention_context_left conf_attention_context_right conf_attention_logit_cap conf_conv_kernel_size conf_num_attention_heads "
-        "conf_num_hidden_layers conf_reduction_factor conf_residual_weight eos_token_id final_logit_softcapping gradient_clipping "
-        "head_dim hidden_activation hidden_size hidden_size_per_layer_input image_token_id initializer_range input_feat_size "
-        "intermediate_size kv_sharing_modes laurel_rank layer_types max_position_embeddings num_attention_heads num_hidden_layers "
-        "num_key_value_heads num_kv_shared_layers num_labels pad_token_id rms_norm_eps rope_local_base_freq rope_parameters rope_scaling "
-        "rope_theta sliding_window sscp_conv_channel_size sscp_conv_group_norm_eps sscp_conv_kernel_size sscp_conv_stride_size "
-        "text_config tie_word_embeddings use_cache vision_config vision_soft_tokens_per_image vocab_offset vocab_size "
-        "vocab_size_per_layer_input"
-    ),
-    "gemma4_text": (
-        "attention_bias attention_chunk_size attention_context_left attention_context_right attention_dropout "
-        "attention_invalid_logits_value attention_k_eq_v attention_logit_cap audio_config audio_token_id bos_token_id conv_kernel_size "
-        "enable_moe_block eos_token_id final_logit_softcapping global_head_dim gradient_clipping head_dim hidden_act hidden_activation "
-        "hidden_size hidden_size_per_layer_input image_token_id initializer_range intermediate_size kv_sharing_modes layer_types "
-        "max_position_embeddings moe_intermediate_size num_attention_heads num_experts num_global_key_value_heads num_hidden_layers "
-        "num_key_value_heads num_kv_shared_layers output_proj_dims pad_token_id patch_size per_layer_config pooling_kernel_size "
-        "position_embedding_size residual_weight rms_norm_eps rope_parameters sliding_window standardize subsampling_conv_channels "
-        "text_config tie_word_embeddings top_k_experts use_bidirectional_attention use_cache use_clipped_linears use_double_wide_mlp "
-        "video_token_id vision_config vocab_size vocab_size_per_layer_input"
-    ),
-    "gemma4_unified_text": (
-        "attention_bias attention_dropout attention_k_eq_v audio_config audio_token_id bos_token_id eos_token_id final_logit_softcapping "
-        "global_head_dim head_dim hidden_activation hidden_size image_token_id initializer_range intermediate_size kv_sharing_modes "
-        "layer_types max_position_embeddings mm_embed_dim mm_posemb_size model_patch_size num_attention_heads num_global_key_value_heads "
-        "num_hidden_layers num_key_value_heads num_kv_shared_layers output_proj_dims pad_token_id per_layer_config rms_norm_eps "
-        "rope_parameters sliding_window text_config tie_word_embeddings use_bidirectional_attention use_cache use_double_wide_mlp "
-        "video_token_id vision_config vocab_size"
-    ),
-    "glm": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters "
-        "tie_word_embeddings use_cache vocab_size"
-    ),
-    "glm4": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters "
-        "tie_word_embeddings use_cache vocab_size"
-    ),
-    "glm4_moe": (
-        "attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace head_dim hidden_act hidden_size "
-        "initializer_range intermediate_size max_position_embeddings moe_intermediate_size n_group n_routed_experts n_shared_experts "
-        "norm_topk_prob num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts num_mtp_layers "
-        "output_router_logits pad_token_id rms_norm_eps rope_parameters routed_scaling_factor tie_word_embeddings topk_group use_cache "
-        "use_qk_norm vocab_size"
-    ),
-    "glm4_moe_lite": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "kv_lora_rank max_position_embeddings mlp_layer_types moe_intermediate_size n_group n_routed_experts n_shared_experts "
-        "norm_topk_prob num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts "
-        "output_router_logits pad_token_id pretraining_tp q_lora_rank qk_nope_head_dim qk_rope_head_dim rms_norm_eps rope_interleave "
-        "rope_parameters routed_scaling_factor tie_word_embeddings topk_group use_cache v_head_dim vocab_size"
-    ),
-    "glm_moe_dsa": (
-        "attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace head_dim hidden_act hidden_size index_head_dim "
-        "index_n_heads index_skip_topk_offset index_topk index_topk_freq index_topk_pattern indexer_types initializer_range "
-        "intermediate_size kv_lora_rank layer_types max_position_embeddings mlp_bias mlp_layer_types moe_intermediate_size n_group "
-        "n_routed_experts n_shared_experts norm_topk_prob num_attention_heads num_experts num_experts_per_tok num_hidden_layers "
-        "num_key_value_heads num_local_experts output_router_logits pad_token_id q_lora_rank qk_nope_head_dim qk_rope_head_dim "
-        "rms_norm_eps rope_parameters routed_scaling_factor tie_word_embeddings topk_group use_cache v_head_dim vocab_size"
-    ),
-    "gpt2": (
-        "activation_function add_cross_attention attn_pdrop bos_token_id classifier_dropout embd_pdrop eos_token_id hidden_dropout "
-        "hidden_size initializer_range layer_norm_epsilon max_position_embeddings n_embd n_head n_inner n_layer n_positions "
-        "num_attention_heads num_hidden_layers num_labels pad_token_id reorder_and_upcast_attn resid_pdrop "
-        "scale_attn_by_inverse_layer_idx scale_attn_weights summary_activation summary_first_dropout summary_last_dropout "
-        "summary_proj_to_labels summary_type summary_use_proj tie_word_embeddings use_cache vocab_size"
-    ),
-    "gpt_bigcode": (
-        "activation_function add_cross_attention attention_softmax_in_fp32 attn_pdrop bos_token_id classifier_dropout embd_pdrop "
-        "eos_token_id hidden_dropout hidden_size initializer_range layer_norm_epsilon max_position_embeddings multi_query n_embd n_head "
-        "n_inner n_layer n_positions num_attention_heads num_hidden_layers num_labels pad_token_id resid_pdrop "
-        "scale_attention_softmax_in_fp32 scale_attn_weights tie_word_embeddings use_cache vocab_size"
-    ),
-    "gpt_neo": (
-        "activation_function attention_dropout attention_layers attention_types bos_token_id classifier_dropout embed_dropout "
-        "eos_token_id hidden_size initializer_range intermediate_size layer_norm_epsilon max_position_embeddings num_attention_heads "
-        "num_heads num_hidden_layers num_labels num_layers output_attentions pad_token_id resid_dropout tie_word_embeddings use_cache "
-        "vocab_size window_size"
-    ),
-    "gpt_neox": (
-        "attention_bias attention_dropout bos_token_id classifier_dropout eos_token_id head_dim hidden_act hidden_dropout hidden_size "
-        "initializer_range intermediate_size is_decoder layer_norm_eps max_position_embeddings num_attention_heads num_hidden_layers "
-        "num_labels pad_token_id rope_parameters rope_scaling rotary_emb_base rotary_pct tie_word_embeddings use_cache "
-        "use_parallel_residual vocab_size"
-    ),
-    "gpt_oss": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "layer_types max_position_embeddings num_attention_heads num_experts num_experts_per_tok num_hidden_layers num_key_value_heads "
-        "num_local_experts output_router_logits pad_token_id rms_norm_eps rope_parameters router_aux_loss_coef sliding_window "
-        "swiglu_alpha swiglu_limit tie_word_embeddings use_cache vocab_size"
-    ),
-    "gptj": (
-        "activation_function attn_pdrop bos_token_id embd_pdrop eos_token_id hidden_size initializer_range layer_norm_epsilon "
-        "max_position_embeddings n_embd n_head n_inner n_layer n_positions num_attention_heads num_hidden_layers num_labels "
-        "output_attentions pad_token_id resid_pdrop rotary_dim tie_word_embeddings use_cache vocab_size"
-    ),
-    "granite": (
-        "attention_bias attention_dropout attention_multiplier bos_token_id embedding_multiplier eos_token_id head_dim hidden_act "
-        "hidden_size initializer_range intermediate_size logits_scaling max_position_embeddings mlp_bias num_attention_heads "
-        "num_hidden_layers num_key_value_heads pad_token_id residual_multiplier rms_norm_eps rope_parameters tie_word_embeddings "
-        "use_cache vocab_size"
-    ),
-    "granitemoe": (
-        "attention_bias attention_dropout attention_multiplier bos_token_id embedding_multiplier eos_token_id head_dim hidden_act "
-        "hidden_size initializer_range intermediate_size logits_scaling max_position_embeddings num_attention_heads num_experts_per_tok "
-        "num_hidden_layers num_key_value_heads num_local_experts output_router_logits pad_token_id residual_multiplier rms_norm_eps "
-        "rope_parameters router_aux_loss_coef tie_word_embeddings use_cache vocab_size"
-    ),
-    "granitemoehybrid": (
-        "attention_bias attention_dropout attention_multiplier bos_token_id embedding_multiplier eos_token_id head_dim hidden_act "
-        "hidden_size initializer_range intermediate_size layer_types layers_block_type logits_scaling mamba_chunk_size mamba_conv_bias "
-        "mamba_d_conv mamba_d_head mamba_d_state mamba_expand mamba_n_groups mamba_n_heads mamba_proj_bias max_position_embeddings "
-        "num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts output_router_logits "
-        "pad_token_id position_embedding_type residual_multiplier rms_norm_eps rope_parameters router_aux_loss_coef "
-        "shared_intermediate_size tie_word_embeddings time_step_limit use_cache vocab_size"
-    ),
-    "granitemoeshared": (
-        "attention_bias attention_dropout attention_multiplier bos_token_id embedding_multiplier eos_token_id head_dim hidden_act "
-        "hidden_size initializer_range intermediate_size logits_scaling max_position_embeddings num_attention_heads num_experts_per_tok "
-        "num_hidden_layers num_key_value_heads num_local_experts output_router_logits pad_token_id residual_multiplier rms_norm_eps "
-        "rope_parameters router_aux_loss_coef shared_intermediate_size tie_word_embeddings use_cache vocab_size"
-    ),
-    "helium": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "max_position_embeddings mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps "
-        "rope_parameters tie_word_embeddings use_cache vocab_size"
-    ),
-    "hunyuan_v1_dense": (
-        "attention_bias attention_dropout bos_token_id eod_token_id eos_token_id head_dim hidden_act hidden_size initializer_range "
-        "intermediate_size max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id pretraining_tp "
-        "rms_norm_eps rope_parameters tie_word_embeddings use_cache vocab_size"
-    ),
-    "hunyuan_v1_moe": (
-        "attention_bias attention_dropout bos_token_id eod_token_id eos_token_id head_dim hidden_act hidden_size initializer_range "
-        "intermediate_size max_position_embeddings moe_topk num_attention_heads num_experts num_experts_per_tok num_hidden_layers "
-        "num_key_value_heads num_local_experts output_router_logits pad_token_id pretraining_tp rms_norm_eps rope_parameters sep_token_id "
-        "tie_word_embeddings use_cache vocab_size"
-    ),
-    "hy_v3": (
-        "attention_bias attention_dropout bos_token_id enable_moe_fp32_combine eos_token_id head_dim hidden_act hidden_size "
-        "initializer_range intermediate_size max_position_embeddings mlp_bias mlp_layer_types moe_intermediate_size num_attention_heads "
-        "num_experts num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts num_shared_experts output_router_logits "
-        "pad_token_id rms_norm_eps rope_parameters router_scaling_factor tie_word_embeddings use_cache vocab_size"
-    ),
-    "hyperclovax": (
-        "attention_bias attention_dropout attention_multiplier bos_token_id embedding_multiplier eos_token_id head_dim hidden_act "
-        "hidden_size initializer_range intermediate_size logits_scaling max_position_embeddings mlp_bias num_attention_heads "
-        "num_hidden_layers num_key_value_heads pad_token_id residual_multiplier rms_norm_eps rope_parameters tie_word_embeddings "
-        "use_cache use_post_norm vocab_size"
-    ),
-    "internlm3": (
-        "attention_bias attention_dropout bias bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range "
-        "intermediate_size max_position_embeddings mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id "
-        "qkv_bias rms_norm_eps rope_parameters tie_word_embeddings use_cache vocab_size"
-    ),
-    "iquestcoder": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "max_position_embeddings mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps "
-        "rope_parameters tie_word_embeddings use_cache vocab_size"
-    ),
-    "jais2": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "layer_norm_eps max_position_embeddings mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id "
-        "rope_parameters tie_word_embeddings use_cache vocab_size"
-    ),
-    "lfm2": (
-        "block_auto_adjust_ff_dim block_ff_dim block_ffn_dim_multiplier block_multiple_of bos_token_id conv_L_cache conv_bias "
-        "eos_token_id full_attn_idxs head_dim hidden_size initializer_range intermediate_size layer_types max_position_embeddings "
-        "norm_eps num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rope_parameters tie_embedding "
-        "tie_word_embeddings use_cache vocab_size"
-    ),
-    "lfm2_moe": (
-        "bos_token_id conv_L_cache conv_bias eos_token_id head_dim hidden_size initializer_range intermediate_size layer_types "
-        "max_position_embeddings moe_intermediate_size norm_eps norm_topk_prob num_attention_heads num_dense_layers num_experts "
-        "num_experts_per_tok num_hidden_layers num_key_value_heads output_router_logits pad_token_id rope_parameters "
-        "routed_scaling_factor tie_embedding tie_word_embeddings use_cache use_expert_bias vocab_size"
-    ),
-    "llama": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "max_position_embeddings mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id pretraining_tp "
-        "rms_norm_eps rope_parameters tie_word_embeddings use_cache vocab_size"
-    ),
-    "mellum": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "layer_types max_position_embeddings mlp_layer_types moe_intermediate_size mtp_layer_types mtp_mlp_layer_types norm_topk_prob "
-        "num_attention_heads num_experts num_experts_per_tok num_hidden_layers num_key_value_heads num_mtp_layers output_router_logits "
-        "pad_token_id rms_norm_eps rope_parameters router_aux_loss_coef sliding_window tie_word_embeddings use_cache vocab_size"
-    ),
-    "minimax_m2": (
-        "attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "max_position_embeddings num_attention_heads num_experts num_experts_per_tok num_hidden_layers num_key_value_heads "
-        "num_local_experts output_router_logits pad_token_id rms_norm_eps rope_parameters rotary_dim router_aux_loss_coef "
-        "router_jitter_noise tie_word_embeddings use_cache vocab_size"
-    ),
-    "ministral": (
-        "attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size layer_types "
-        "max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters "
-        "sliding_window tie_word_embeddings use_cache vocab_size"
-    ),
-    "ministral3": (
-        "attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters "
-        "sliding_window tie_word_embeddings use_cache vocab_size"
-    ),
-    "mistral": (
-        "attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters "
-        "sliding_window tie_word_embeddings use_cache vocab_size"
-    ),
-    "mixtral": (
-        "attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "max_position_embeddings num_attention_heads num_experts num_experts_per_tok num_hidden_layers num_key_value_heads "
-        "num_local_experts output_router_logits pad_token_id rms_norm_eps rope_parameters router_aux_loss_coef router_jitter_noise "
-        "sliding_window tie_word_embeddings use_cache vocab_size"
-    ),
-    "nemotron": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "max_position_embeddings mlp_bias norm_eps num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rope_parameters "
-        "tie_word_embeddings use_cache vocab_size"
-    ),
-    "nemotron_h": (
-        "attention_bias attention_dropout bos_token_id chunk_size conv_kernel eos_token_id expand head_dim hidden_dropout hidden_size "
-        "hybrid_override_pattern initializer_range intermediate_size layer_norm_epsilon layer_types layers_block_type mamba_chunk_size "
-        "mamba_conv_bias mamba_d_conv mamba_dt_init_floor mamba_dt_limit mamba_dt_max mamba_dt_min mamba_expand mamba_head_dim "
-        "mamba_hidden_act mamba_n_groups mamba_num_heads mamba_proj_bias mamba_ssm_cache_dtype max_position_embeddings mlp_bias "
-        "mlp_hidden_act moe_intermediate_size moe_latent_size moe_shared_expert_intermediate_size moe_shared_expert_overlap "
-        "mtp_hybrid_override_pattern mtp_layers_block_type n_group n_groups n_routed_experts n_shared_experts norm_topk_prob "
-        "num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts num_logits_to_keep "
-        "num_nextn_predict_layers output_router_logits pad_token_id rescale_prenorm_residual residual_in_fp32 routed_scaling_factor "
-        "sliding_window ssm_state_size tie_word_embeddings time_step_floor time_step_limit time_step_max time_step_min topk_group "
-        "use_bias use_cache use_conv_bias use_mamba_kernels vocab_size"
-    ),
-    "olmo2": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters "
-        "tie_word_embeddings use_cache vocab_size"
-    ),
-    "olmo3": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "layer_types max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps "
-        "rope_parameters rope_scaling rope_theta sliding_window tie_word_embeddings use_cache vocab_size"
-    ),
-    "olmoe": (
-        "attention_bias attention_dropout bos_token_id clip_qkv eos_token_id head_dim hidden_act hidden_size initializer_range "
-        "intermediate_size max_position_embeddings norm_topk_prob num_attention_heads num_experts num_experts_per_tok num_hidden_layers "
-        "num_key_value_heads num_local_experts output_router_logits pad_token_id rms_norm_eps rope_parameters router_aux_loss_coef "
-        "sliding_window tie_word_embeddings use_cache vocab_size"
-    ),
-    "opt": (
-        "activation_function attention_dropout bos_token_id do_layer_norm_before dropout enable_bias eos_token_id ffn_dim hidden_size "
-        "init_std layer_norm_elementwise_affine layerdrop max_position_embeddings num_attention_heads num_hidden_layers num_labels "
-        "pad_token_id tie_word_embeddings use_cache vocab_size word_embed_proj_dim"
-    ),
-    "phi": (
-        "attention_dropout bos_token_id embd_pdrop eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "layer_norm_eps max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id "
-        "partial_rotary_factor qk_layernorm resid_pdrop rope_parameters tie_word_embeddings use_cache vocab_size"
-    ),
-    "phi3": (
-        "attention_dropout bos_token_id embd_pdrop eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads original_max_position_embeddings pad_token_id "
-        "partial_rotary_factor resid_pdrop rms_norm_eps rope_parameters rope_scaling rope_theta sliding_window tie_word_embeddings "
-        "use_cache vocab_size"
-    ),
-    "phimoe": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range input_jitter_noise "
-        "intermediate_size lm_head_bias max_position_embeddings num_attention_heads num_experts_per_tok num_hidden_layers "
-        "num_key_value_heads num_local_experts original_max_position_embeddings output_router_logits pad_token_id rms_norm_eps "
-        "rope_parameters router_aux_loss_coef router_jitter_noise sliding_window tie_word_embeddings use_cache vocab_size"
-    ),
-    "qwen2": (
-        "attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size layer_types "
-        "max_position_embeddings max_window_layers num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps "
-        "rope_parameters sliding_window tie_word_embeddings use_cache use_sliding_window vocab_size"
-    ),
-    "qwen2_moe": (
-        "attention_dropout bos_token_id decoder_sparse_step eos_token_id head_dim hidden_act hidden_size initializer_range "
-        "intermediate_size layer_types max_position_embeddings max_window_layers mlp_only_layers moe_intermediate_size norm_topk_prob "
-        "num_attention_heads num_experts num_experts_per_tok num_hidden_layers num_key_value_heads output_router_logits pad_token_id "
-        "qkv_bias rms_norm_eps rope_parameters router_aux_loss_coef shared_expert_intermediate_size sliding_window tie_word_embeddings "
-        "use_cache use_sliding_window vocab_size"
-    ),
-    "qwen3": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "layer_types max_position_embeddings max_window_layers num_attention_heads num_hidden_layers num_key_value_heads pad_token_id "
-        "rms_norm_eps rope_parameters sliding_window tie_word_embeddings use_cache use_sliding_window vocab_size"
-    ),
-    "qwen3_5_moe_text": (
-        "attention_bias attention_dropout bos_token_id depth eos_token_id full_attention_interval head_dim hidden_act hidden_size "
-        "image_token_id in_channels initializer_range intermediate_size layer_types linear_conv_kernel_dim linear_key_head_dim "
-        "linear_num_key_heads linear_num_value_heads linear_value_head_dim max_position_embeddings moe_intermediate_size "
-        "num_attention_heads num_experts num_experts_per_tok num_heads num_hidden_layers num_key_value_heads num_position_embeddings "
-        "out_hidden_size output_router_logits pad_token_id patch_size rms_norm_eps rope_parameters router_aux_loss_coef "
-        "shared_expert_intermediate_size spatial_merge_size temporal_patch_size text_config tie_word_embeddings use_cache video_token_id "
-        "vision_config vocab_size"
-    ),
-    "qwen3_5_text": (
-        "attention_bias attention_dropout bos_token_id depth eos_token_id full_attention_interval head_dim hidden_act hidden_size "
-        "image_token_id in_channels initializer_range intermediate_size layer_types linear_conv_kernel_dim linear_key_head_dim "
-        "linear_num_key_heads linear_num_value_heads linear_value_head_dim max_position_embeddings num_attention_heads num_heads "
-        "num_hidden_layers num_key_value_heads num_position_embeddings out_hidden_size pad_token_id patch_size rms_norm_eps "
-        "rope_parameters spatial_merge_size temporal_patch_size text_config tie_word_embeddings use_cache video_token_id vision_config "
-        "vocab_size"
-    ),
-    "qwen3_moe": (
-        "attention_bias attention_dropout bos_token_id decoder_sparse_step eos_token_id head_dim hidden_act hidden_size initializer_range "
-        "intermediate_size max_position_embeddings mlp_only_layers moe_intermediate_size norm_topk_prob num_attention_heads num_experts "
-        "num_experts_per_tok num_hidden_layers num_key_value_heads output_router_logits pad_token_id rms_norm_eps rope_parameters "
-        "router_aux_loss_coef sliding_window tie_word_embeddings use_cache use_sliding_window vocab_size"
-    ),
-    "qwen3_next": (
-        "attention_bias attention_dropout bos_token_id decoder_sparse_step eos_token_id full_attention_interval head_dim hidden_act "
-        "hidden_size initializer_range intermediate_size layer_types linear_conv_kernel_dim linear_key_head_dim linear_num_key_heads "
-        "linear_num_value_heads linear_value_head_dim max_position_embeddings mlp_only_layers moe_intermediate_size norm_topk_prob "
-        "num_attention_heads num_experts num_experts_per_tok num_hidden_layers num_key_value_heads output_router_logits pad_token_id "
-        "rms_norm_eps rope_parameters router_aux_loss_coef shared_expert_intermediate_size tie_word_embeddings use_cache vocab_size"
-    ),
-    "seed_oss": (
-        "attention_bias attention_dropout attention_out_bias bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range "
-        "intermediate_size max_position_embeddings mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id "
-        "pretraining_tp residual_dropout rms_norm_eps rope_parameters tie_word_embeddings use_cache vocab_size"
-    ),
-    "smollm3": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "layer_types max_position_embeddings mlp_bias no_rope_layer_interval no_rope_layers num_attention_heads num_hidden_layers "
-        "num_key_value_heads pad_token_id rms_norm_eps rope_parameters sliding_window tie_word_embeddings use_cache use_sliding_window "
-        "vocab_size"
-    ),
-    "solar_open": (
-        "attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size "
-        "max_position_embeddings moe_intermediate_size n_group n_routed_experts n_shared_experts norm_topk_prob num_attention_heads "
-        "num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts output_router_logits pad_token_id rms_norm_eps "
-        "rope_parameters routed_scaling_factor tie_word_embeddings topk_group use_cache vocab_size"
-    ),
-    "stablelm": (
-        "attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_dropout hidden_size initializer_range intermediate_size "
-        "layer_norm_eps max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id "
-        "partial_rotary_factor qk_layernorm rope_parameters tie_word_embeddings use_cache use_parallel_residual use_qkv_bias vocab_size"
-    ),
-    "starcoder2": (
-        "attention_dropout bos_token_id embedding_dropout eos_token_id head_dim hidden_act hidden_size initializer_range "
-        "intermediate_size max_position_embeddings norm_epsilon num_attention_heads num_hidden_layers num_key_value_heads pad_token_id "
-        "residual_dropout rope_parameters sliding_window tie_word_embeddings use_bias use_cache vocab_size"
-    ),
-    "vaultgemma": (
-        "attention_bias attention_dropout attn_logit_softcapping bos_token_id eos_token_id final_logit_softcapping head_dim "
-        "hidden_activation hidden_size initializer_range intermediate_size layer_types max_position_embeddings num_attention_heads "
-        "num_hidden_layers num_key_value_heads pad_token_id query_pre_attn_scalar rms_norm_eps rope_parameters sliding_window "
-        "tie_word_embeddings use_cache vocab_size"
-    ),
-    "youtu": (
-        "attention_bias attention_dropout bos_token_id embedding_initializer_range eos_token_id head_dim hidden_act hidden_size "
-        "initializer_range intermediate_size kv_lora_rank max_position_embeddings num_attention_heads num_hidden_layers "
-        "num_key_value_heads pad_token_id q_lora_rank qk_nope_head_dim qk_rope_head_dim rms_norm_eps rope_interleave rope_parameters "
-        "tie_word_embeddings use_cache v_head_dim vocab_size"
-    ),
-}
+_TABLE: Final = """
+apertus: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters
+    tie_word_embeddings use_cache vocab_size;
+arcee: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    max_position_embeddings mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters
+    tie_word_embeddings use_cache vocab_size;
+bamba: attention_bias attention_dropout attn_layer_indices bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range
+    intermediate_size layer_types layers_block_type mamba_chunk_size mamba_conv_bias mamba_d_conv mamba_d_head mamba_d_state mamba_expand
+    mamba_n_groups mamba_n_heads mamba_proj_bias max_position_embeddings mlp_bias num_attention_heads num_hidden_layers
+    num_key_value_heads num_logits_to_keep pad_token_id rms_norm_eps rope_parameters tie_word_embeddings time_step_limit use_cache
+    vocab_size z_loss_coefficient;
+bloom: apply_residual_connection_post_layernorm attention_dropout bos_token_id classifier_dropout eos_token_id hidden_dropout hidden_size
+    initializer_range layer_norm_epsilon n_embed n_head n_layer num_attention_heads num_hidden_layers num_labels output_attentions
+    pad_token_id pretraining_tp slow_but_exact tie_word_embeddings use_cache vocab_size;
+cohere: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    layer_norm_eps logit_scale max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id
+    rope_parameters tie_word_embeddings use_cache use_qk_norm vocab_size;
+cohere2: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    layer_norm_eps layer_types logit_scale max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id
+    rope_parameters sliding_window sliding_window_pattern tie_word_embeddings use_cache vocab_size;
+cwm: attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size layer_types
+    max_position_embeddings mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id pretraining_tp rms_norm_eps
+    rope_parameters sliding_window tie_word_embeddings use_cache vocab_size;
+deepseek_v2: attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace head_dim hidden_act hidden_size
+    initializer_range intermediate_size kv_lora_rank max_position_embeddings mlp_bias moe_intermediate_size n_group n_routed_experts
+    n_shared_experts norm_topk_prob num_attention_heads num_experts num_experts_per_tok num_hidden_layers num_key_value_heads
+    output_router_logits pad_token_id pretraining_tp q_lora_rank qk_nope_head_dim qk_rope_head_dim rms_norm_eps rope_parameters
+    routed_scaling_factor tie_word_embeddings topk_group topk_method use_cache v_head_dim vocab_size;
+deepseek_v3: attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace head_dim hidden_act hidden_size
+    initializer_range intermediate_size kv_lora_rank max_position_embeddings moe_intermediate_size n_group n_routed_experts
+    n_shared_experts norm_topk_prob num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts
+    num_mtp_layers output_router_logits pad_token_id pretraining_tp q_lora_rank qk_nope_head_dim qk_rope_head_dim rms_norm_eps
+    rope_interleave rope_parameters routed_scaling_factor tie_word_embeddings topk_group use_cache v_head_dim vocab_size;
+deepseek_v32: attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace head_dim hidden_act hidden_size
+    index_head_dim index_n_heads index_topk initializer_range intermediate_size kv_lora_rank layer_types max_position_embeddings mlp_bias
+    mlp_layer_types moe_intermediate_size n_group n_routed_experts n_shared_experts norm_topk_prob num_attention_heads num_experts
+    num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts output_router_logits pad_token_id q_lora_rank
+    qk_nope_head_dim qk_rope_head_dim rms_norm_eps rope_parameters routed_scaling_factor tie_word_embeddings topk_group use_cache
+    v_head_dim vocab_size;
+dots1: attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace head_dim hidden_act hidden_size initializer_range
+    intermediate_size layer_types max_position_embeddings max_window_layers moe_intermediate_size n_group n_routed_experts
+    n_shared_experts norm_topk_prob num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts
+    output_router_logits pad_token_id rms_norm_eps rope_parameters routed_scaling_factor sliding_window tie_word_embeddings topk_group
+    use_cache vocab_size;
+ernie4_5: bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size max_position_embeddings
+    num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters tie_word_embeddings use_bias
+    use_cache vocab_size;
+ernie4_5_moe: bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size max_position_embeddings
+    moe_intermediate_size moe_k moe_layer_end_index moe_layer_interval moe_layer_start_index moe_norm_min moe_num_experts
+    moe_num_shared_experts num_attention_heads num_experts num_experts_per_tok num_hidden_layers num_key_value_heads output_router_logits
+    pad_token_id rms_norm_eps rope_parameters router_aux_loss_coef tie_word_embeddings use_bias use_cache vocab_size;
+exaone4: attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size layer_types
+    max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters
+    sliding_window sliding_window_pattern tie_word_embeddings use_cache vocab_size;
+exaone_moe: attention_dropout bos_token_id eos_token_id first_k_dense_replace head_dim hidden_act hidden_size initializer_range
+    intermediate_size layer_types max_position_embeddings mlp_layer_types moe_intermediate_size n_group norm_topk_prob num_attention_heads
+    num_experts num_experts_per_tok num_hidden_layers num_key_value_heads num_shared_experts output_router_logits pad_token_id
+    rms_norm_eps rope_parameters routed_scaling_factor sliding_window sliding_window_pattern tie_word_embeddings topk_group use_cache
+    vocab_size;
+falcon: activation alibi attention_dropout bias bos_token_id classifier_dropout eos_token_id ffn_hidden_size head_dim hidden_dropout
+    hidden_size initializer_range layer_norm_epsilon max_position_embeddings multi_query n_embed new_decoder_architecture
+    num_attention_heads num_hidden_layers num_kv_heads num_labels num_ln_in_parallel_attn output_attentions pad_token_id parallel_attn
+    rope_parameters tie_word_embeddings use_cache vocab_size;
+falcon_h1: attention_bias attention_dropout attention_in_multiplier attention_out_multiplier bos_token_id embedding_multiplier
+    eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size key_multiplier layer_types lm_head_multiplier
+    mamba_chunk_size mamba_conv_bias mamba_d_conv mamba_d_head mamba_d_ssm mamba_d_state mamba_expand mamba_n_groups mamba_n_heads
+    mamba_norm_before_gate mamba_proj_bias mamba_rms_norm max_position_embeddings mlp_bias mlp_multipliers num_attention_heads
+    num_hidden_layers num_key_value_heads num_logits_to_keep pad_token_id projectors_bias rms_norm_eps rope_parameters ssm_in_multiplier
+    ssm_multipliers ssm_out_multiplier tie_word_embeddings time_step_limit use_cache vocab_size;
+gemma: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters
+    tie_word_embeddings use_bidirectional_attention use_cache vocab_size;
+gemma2: attention_bias attention_dropout attn_logit_softcapping bos_token_id eos_token_id final_logit_softcapping head_dim
+    hidden_activation hidden_size initializer_range intermediate_size layer_types max_position_embeddings num_attention_heads
+    num_hidden_layers num_key_value_heads pad_token_id query_pre_attn_scalar rms_norm_eps rope_parameters sliding_window
+    tie_word_embeddings use_bidirectional_attention use_cache vocab_size;
+gemma3_text: attention_bias attention_dropout attn_logit_softcapping bos_token_id eos_token_id final_logit_softcapping head_dim
+    hidden_activation hidden_size image_token_id initializer_range intermediate_size layer_types max_position_embeddings
+    mm_tokens_per_image num_attention_heads num_hidden_layers num_key_value_heads pad_token_id query_pre_attn_scalar rms_norm_eps
+    rope_local_base_freq rope_parameters rope_scaling rope_theta sliding_window sliding_window_pattern text_config tie_word_embeddings
+    use_bidirectional_attention use_cache vision_config vocab_size;
+gemma3n_text: activation_sparsity_pattern altup_active_idx altup_coef_clip altup_correct_scale altup_num_inputs attention_bias
+    attention_dropout audio_config audio_soft_tokens_per_image audio_token_id bos_token_id conf_attention_chunk_size
+    conf_attention_context_left conf_attention_context_right conf_attention_logit_cap conf_conv_kernel_size conf_num_attention_heads
+    conf_num_hidden_layers conf_reduction_factor conf_residual_weight eos_token_id final_logit_softcapping gradient_clipping head_dim
+    hidden_activation hidden_size hidden_size_per_layer_input image_token_id initializer_range input_feat_size intermediate_size
+    kv_sharing_modes laurel_rank layer_types max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads
+    num_kv_shared_layers num_labels pad_token_id rms_norm_eps rope_local_base_freq rope_parameters rope_scaling rope_theta sliding_window
+    sscp_conv_channel_size sscp_conv_group_norm_eps sscp_conv_kernel_size sscp_conv_stride_size text_config tie_word_embeddings use_cache
+    vision_config vision_soft_tokens_per_image vocab_offset vocab_size vocab_size_per_layer_input;
+gemma4_text: attention_bias attention_chunk_size attention_context_left attention_context_right attention_dropout
+    attention_invalid_logits_value attention_k_eq_v attention_logit_cap audio_config audio_token_id bos_token_id conv_kernel_size
+    enable_moe_block eos_token_id final_logit_softcapping global_head_dim gradient_clipping head_dim hidden_act hidden_activation
+    hidden_size hidden_size_per_layer_input image_token_id initializer_range intermediate_size kv_sharing_modes layer_types
+    max_position_embeddings moe_intermediate_size num_attention_heads num_experts num_global_key_value_heads num_hidden_layers
+    num_key_value_heads num_kv_shared_layers output_proj_dims pad_token_id patch_size per_layer_config pooling_kernel_size
+    position_embedding_size residual_weight rms_norm_eps rope_parameters sliding_window standardize subsampling_conv_channels text_config
+    tie_word_embeddings top_k_experts use_bidirectional_attention use_cache use_clipped_linears use_double_wide_mlp video_token_id
+    vision_config vocab_size vocab_size_per_layer_input;
+gemma4_unified_text: attention_bias attention_dropout attention_k_eq_v audio_config audio_token_id bos_token_id eos_token_id
+    final_logit_softcapping global_head_dim head_dim hidden_activation hidden_size image_token_id initializer_range intermediate_size
+    kv_sharing_modes layer_types max_position_embeddings mm_embed_dim mm_posemb_size model_patch_size num_attention_heads
+    num_global_key_value_heads num_hidden_layers num_key_value_heads num_kv_shared_layers output_proj_dims pad_token_id per_layer_config
+    rms_norm_eps rope_parameters sliding_window text_config tie_word_embeddings use_bidirectional_attention use_cache use_double_wide_mlp
+    video_token_id vision_config vocab_size;
+glm: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters
+    tie_word_embeddings use_cache vocab_size;
+glm4: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters
+    tie_word_embeddings use_cache vocab_size;
+glm4_moe: attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace head_dim hidden_act hidden_size
+    initializer_range intermediate_size max_position_embeddings moe_intermediate_size n_group n_routed_experts n_shared_experts
+    norm_topk_prob num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts num_mtp_layers
+    output_router_logits pad_token_id rms_norm_eps rope_parameters routed_scaling_factor tie_word_embeddings topk_group use_cache
+    use_qk_norm vocab_size;
+glm4_moe_lite: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range
+    intermediate_size kv_lora_rank max_position_embeddings mlp_layer_types moe_intermediate_size n_group n_routed_experts n_shared_experts
+    norm_topk_prob num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts output_router_logits
+    pad_token_id pretraining_tp q_lora_rank qk_nope_head_dim qk_rope_head_dim rms_norm_eps rope_interleave rope_parameters
+    routed_scaling_factor tie_word_embeddings topk_group use_cache v_head_dim vocab_size;
+glm_moe_dsa: attention_bias attention_dropout bos_token_id eos_token_id first_k_dense_replace head_dim hidden_act hidden_size
+    index_head_dim index_n_heads index_skip_topk_offset index_topk index_topk_freq index_topk_pattern indexer_types initializer_range
+    intermediate_size kv_lora_rank layer_types max_position_embeddings mlp_bias mlp_layer_types moe_intermediate_size n_group
+    n_routed_experts n_shared_experts norm_topk_prob num_attention_heads num_experts num_experts_per_tok num_hidden_layers
+    num_key_value_heads num_local_experts output_router_logits pad_token_id q_lora_rank qk_nope_head_dim qk_rope_head_dim rms_norm_eps
+    rope_parameters routed_scaling_factor tie_word_embeddings topk_group use_cache v_head_dim vocab_size;
+gpt2: activation_function add_cross_attention attn_pdrop bos_token_id classifier_dropout embd_pdrop eos_token_id hidden_dropout
+    hidden_size initializer_range layer_norm_epsilon max_position_embeddings n_embd n_head n_inner n_layer n_positions num_attention_heads
+    num_hidden_layers num_labels pad_token_id reorder_and_upcast_attn resid_pdrop scale_attn_by_inverse_layer_idx scale_attn_weights
+    summary_activation summary_first_dropout summary_last_dropout summary_proj_to_labels summary_type summary_use_proj tie_word_embeddings
+    use_cache vocab_size;
+gpt_bigcode: activation_function add_cross_attention attention_softmax_in_fp32 attn_pdrop bos_token_id classifier_dropout embd_pdrop
+    eos_token_id hidden_dropout hidden_size initializer_range layer_norm_epsilon max_position_embeddings multi_query n_embd n_head n_inner
+    n_layer n_positions num_attention_heads num_hidden_layers num_labels pad_token_id resid_pdrop scale_attention_softmax_in_fp32
+    scale_attn_weights tie_word_embeddings use_cache vocab_size;
+gpt_neo: activation_function attention_dropout attention_layers attention_types bos_token_id classifier_dropout embed_dropout eos_token_id
+    hidden_size initializer_range intermediate_size layer_norm_epsilon max_position_embeddings num_attention_heads num_heads
+    num_hidden_layers num_labels num_layers output_attentions pad_token_id resid_dropout tie_word_embeddings use_cache vocab_size
+    window_size;
+gpt_neox: attention_bias attention_dropout bos_token_id classifier_dropout eos_token_id head_dim hidden_act hidden_dropout hidden_size
+    initializer_range intermediate_size is_decoder layer_norm_eps max_position_embeddings num_attention_heads num_hidden_layers num_labels
+    pad_token_id rope_parameters rope_scaling rotary_emb_base rotary_pct tie_word_embeddings use_cache use_parallel_residual vocab_size;
+gpt_oss: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    layer_types max_position_embeddings num_attention_heads num_experts num_experts_per_tok num_hidden_layers num_key_value_heads
+    num_local_experts output_router_logits pad_token_id rms_norm_eps rope_parameters router_aux_loss_coef sliding_window swiglu_alpha
+    swiglu_limit tie_word_embeddings use_cache vocab_size;
+gptj: activation_function attn_pdrop bos_token_id embd_pdrop eos_token_id hidden_size initializer_range layer_norm_epsilon
+    max_position_embeddings n_embd n_head n_inner n_layer n_positions num_attention_heads num_hidden_layers num_labels output_attentions
+    pad_token_id resid_pdrop rotary_dim tie_word_embeddings use_cache vocab_size;
+granite: attention_bias attention_dropout attention_multiplier bos_token_id embedding_multiplier eos_token_id head_dim hidden_act
+    hidden_size initializer_range intermediate_size logits_scaling max_position_embeddings mlp_bias num_attention_heads num_hidden_layers
+    num_key_value_heads pad_token_id residual_multiplier rms_norm_eps rope_parameters tie_word_embeddings use_cache vocab_size;
+granitemoe: attention_bias attention_dropout attention_multiplier bos_token_id embedding_multiplier eos_token_id head_dim hidden_act
+    hidden_size initializer_range intermediate_size logits_scaling max_position_embeddings num_attention_heads num_experts_per_tok
+    num_hidden_layers num_key_value_heads num_local_experts output_router_logits pad_token_id residual_multiplier rms_norm_eps
+    rope_parameters router_aux_loss_coef tie_word_embeddings use_cache vocab_size;
+granitemoehybrid: attention_bias attention_dropout attention_multiplier bos_token_id embedding_multiplier eos_token_id head_dim hidden_act
+    hidden_size initializer_range intermediate_size layer_types layers_block_type logits_scaling mamba_chunk_size mamba_conv_bias
+    mamba_d_conv mamba_d_head mamba_d_state mamba_expand mamba_n_groups mamba_n_heads mamba_proj_bias max_position_embeddings
+    num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts output_router_logits pad_token_id
+    position_embedding_type residual_multiplier rms_norm_eps rope_parameters router_aux_loss_coef shared_intermediate_size
+    tie_word_embeddings time_step_limit use_cache vocab_size;
+granitemoeshared: attention_bias attention_dropout attention_multiplier bos_token_id embedding_multiplier eos_token_id head_dim hidden_act
+    hidden_size initializer_range intermediate_size logits_scaling max_position_embeddings num_attention_heads num_experts_per_tok
+    num_hidden_layers num_key_value_heads num_local_experts output_router_logits pad_token_id residual_multiplier rms_norm_eps
+    rope_parameters router_aux_loss_coef shared_intermediate_size tie_word_embeddings use_cache vocab_size;
+helium: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    max_position_embeddings mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters
+    tie_word_embeddings use_cache vocab_size;
+hunyuan_v1_dense: attention_bias attention_dropout bos_token_id eod_token_id eos_token_id head_dim hidden_act hidden_size
+    initializer_range intermediate_size max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id
+    pretraining_tp rms_norm_eps rope_parameters tie_word_embeddings use_cache vocab_size;
+hunyuan_v1_moe: attention_bias attention_dropout bos_token_id eod_token_id eos_token_id head_dim hidden_act hidden_size initializer_range
+    intermediate_size max_position_embeddings moe_topk num_attention_heads num_experts num_experts_per_tok num_hidden_layers
+    num_key_value_heads num_local_experts output_router_logits pad_token_id pretraining_tp rms_norm_eps rope_parameters sep_token_id
+    tie_word_embeddings use_cache vocab_size;
+hy_v3: attention_bias attention_dropout bos_token_id enable_moe_fp32_combine eos_token_id head_dim hidden_act hidden_size
+    initializer_range intermediate_size max_position_embeddings mlp_bias mlp_layer_types moe_intermediate_size num_attention_heads
+    num_experts num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts num_shared_experts output_router_logits
+    pad_token_id rms_norm_eps rope_parameters router_scaling_factor tie_word_embeddings use_cache vocab_size;
+hyperclovax: attention_bias attention_dropout attention_multiplier bos_token_id embedding_multiplier eos_token_id head_dim hidden_act
+    hidden_size initializer_range intermediate_size logits_scaling max_position_embeddings mlp_bias num_attention_heads num_hidden_layers
+    num_key_value_heads pad_token_id residual_multiplier rms_norm_eps rope_parameters tie_word_embeddings use_cache use_post_norm
+    vocab_size;
+internlm3: attention_bias attention_dropout bias bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range
+    intermediate_size max_position_embeddings mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id qkv_bias
+    rms_norm_eps rope_parameters tie_word_embeddings use_cache vocab_size;
+iquestcoder: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range
+    intermediate_size max_position_embeddings mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps
+    rope_parameters tie_word_embeddings use_cache vocab_size;
+jais2: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    layer_norm_eps max_position_embeddings mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rope_parameters
+    tie_word_embeddings use_cache vocab_size;
+lfm2: block_auto_adjust_ff_dim block_ff_dim block_ffn_dim_multiplier block_multiple_of bos_token_id conv_L_cache conv_bias eos_token_id
+    full_attn_idxs head_dim hidden_size initializer_range intermediate_size layer_types max_position_embeddings norm_eps
+    num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rope_parameters tie_embedding tie_word_embeddings use_cache
+    vocab_size;
+lfm2_moe: bos_token_id conv_L_cache conv_bias eos_token_id head_dim hidden_size initializer_range intermediate_size layer_types
+    max_position_embeddings moe_intermediate_size norm_eps norm_topk_prob num_attention_heads num_dense_layers num_experts
+    num_experts_per_tok num_hidden_layers num_key_value_heads output_router_logits pad_token_id rope_parameters routed_scaling_factor
+    tie_embedding tie_word_embeddings use_cache use_expert_bias vocab_size;
+llama: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    max_position_embeddings mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id pretraining_tp rms_norm_eps
+    rope_parameters tie_word_embeddings use_cache vocab_size;
+mellum: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    layer_types max_position_embeddings mlp_layer_types moe_intermediate_size mtp_layer_types mtp_mlp_layer_types norm_topk_prob
+    num_attention_heads num_experts num_experts_per_tok num_hidden_layers num_key_value_heads num_mtp_layers output_router_logits
+    pad_token_id rms_norm_eps rope_parameters router_aux_loss_coef sliding_window tie_word_embeddings use_cache vocab_size;
+minimax_m2: attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    max_position_embeddings num_attention_heads num_experts num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts
+    output_router_logits pad_token_id rms_norm_eps rope_parameters rotary_dim router_aux_loss_coef router_jitter_noise tie_word_embeddings
+    use_cache vocab_size;
+ministral: attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size layer_types
+    max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters
+    sliding_window tie_word_embeddings use_cache vocab_size;
+ministral3: attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters
+    sliding_window tie_word_embeddings use_cache vocab_size;
+mistral: attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters
+    sliding_window tie_word_embeddings use_cache vocab_size;
+mixtral: attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    max_position_embeddings num_attention_heads num_experts num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts
+    output_router_logits pad_token_id rms_norm_eps rope_parameters router_aux_loss_coef router_jitter_noise sliding_window
+    tie_word_embeddings use_cache vocab_size;
+nemotron: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    max_position_embeddings mlp_bias norm_eps num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rope_parameters
+    tie_word_embeddings use_cache vocab_size;
+nemotron_h: attention_bias attention_dropout bos_token_id chunk_size conv_kernel eos_token_id expand head_dim hidden_dropout hidden_size
+    hybrid_override_pattern initializer_range intermediate_size layer_norm_epsilon layer_types layers_block_type mamba_chunk_size
+    mamba_conv_bias mamba_d_conv mamba_dt_init_floor mamba_dt_limit mamba_dt_max mamba_dt_min mamba_expand mamba_head_dim mamba_hidden_act
+    mamba_n_groups mamba_num_heads mamba_proj_bias mamba_ssm_cache_dtype max_position_embeddings mlp_bias mlp_hidden_act
+    moe_intermediate_size moe_latent_size moe_shared_expert_intermediate_size moe_shared_expert_overlap mtp_hybrid_override_pattern
+    mtp_layers_block_type n_group n_groups n_routed_experts n_shared_experts norm_topk_prob num_attention_heads num_experts_per_tok
+    num_hidden_layers num_key_value_heads num_local_experts num_logits_to_keep num_nextn_predict_layers output_router_logits pad_token_id
+    rescale_prenorm_residual residual_in_fp32 routed_scaling_factor sliding_window ssm_state_size tie_word_embeddings time_step_floor
+    time_step_limit time_step_max time_step_min topk_group use_bias use_cache use_conv_bias use_mamba_kernels vocab_size;
+olmo2: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_parameters
+    tie_word_embeddings use_cache vocab_size;
+olmo3: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    layer_types max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps
+    rope_parameters rope_scaling rope_theta sliding_window tie_word_embeddings use_cache vocab_size;
+olmoe: attention_bias attention_dropout bos_token_id clip_qkv eos_token_id head_dim hidden_act hidden_size initializer_range
+    intermediate_size max_position_embeddings norm_topk_prob num_attention_heads num_experts num_experts_per_tok num_hidden_layers
+    num_key_value_heads num_local_experts output_router_logits pad_token_id rms_norm_eps rope_parameters router_aux_loss_coef
+    sliding_window tie_word_embeddings use_cache vocab_size;
+opt: activation_function attention_dropout bos_token_id do_layer_norm_before dropout enable_bias eos_token_id ffn_dim hidden_size init_std
+    layer_norm_elementwise_affine layerdrop max_position_embeddings num_attention_heads num_hidden_layers num_labels pad_token_id
+    tie_word_embeddings use_cache vocab_size word_embed_proj_dim;
+phi: attention_dropout bos_token_id embd_pdrop eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    layer_norm_eps max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id partial_rotary_factor
+    qk_layernorm resid_pdrop rope_parameters tie_word_embeddings use_cache vocab_size;
+phi3: attention_dropout bos_token_id embd_pdrop eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads original_max_position_embeddings pad_token_id
+    partial_rotary_factor resid_pdrop rms_norm_eps rope_parameters rope_scaling rope_theta sliding_window tie_word_embeddings use_cache
+    vocab_size;
+phimoe: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range input_jitter_noise
+    intermediate_size lm_head_bias max_position_embeddings num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads
+    num_local_experts original_max_position_embeddings output_router_logits pad_token_id rms_norm_eps rope_parameters router_aux_loss_coef
+    router_jitter_noise sliding_window tie_word_embeddings use_cache vocab_size;
+qwen2: attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size layer_types
+    max_position_embeddings max_window_layers num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps
+    rope_parameters sliding_window tie_word_embeddings use_cache use_sliding_window vocab_size;
+qwen2_moe: attention_dropout bos_token_id decoder_sparse_step eos_token_id head_dim hidden_act hidden_size initializer_range
+    intermediate_size layer_types max_position_embeddings max_window_layers mlp_only_layers moe_intermediate_size norm_topk_prob
+    num_attention_heads num_experts num_experts_per_tok num_hidden_layers num_key_value_heads output_router_logits pad_token_id qkv_bias
+    rms_norm_eps rope_parameters router_aux_loss_coef shared_expert_intermediate_size sliding_window tie_word_embeddings use_cache
+    use_sliding_window vocab_size;
+qwen3: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    layer_types max_position_embeddings max_window_layers num_attention_heads num_hidden_layers num_key_value_heads pad_token_id
+    rms_norm_eps rope_parameters sliding_window tie_word_embeddings use_cache use_sliding_window vocab_size;
+qwen3_5_moe_text: attention_bias attention_dropout bos_token_id depth eos_token_id full_attention_interval head_dim hidden_act hidden_size
+    image_token_id in_channels initializer_range intermediate_size layer_types linear_conv_kernel_dim linear_key_head_dim
+    linear_num_key_heads linear_num_value_heads linear_value_head_dim max_position_embeddings moe_intermediate_size num_attention_heads
+    num_experts num_experts_per_tok num_heads num_hidden_layers num_key_value_heads num_position_embeddings out_hidden_size
+    output_router_logits pad_token_id patch_size rms_norm_eps rope_parameters router_aux_loss_coef shared_expert_intermediate_size
+    spatial_merge_size temporal_patch_size text_config tie_word_embeddings use_cache video_token_id vision_config vocab_size;
+qwen3_5_text: attention_bias attention_dropout bos_token_id depth eos_token_id full_attention_interval head_dim hidden_act hidden_size
+    image_token_id in_channels initializer_range intermediate_size layer_types linear_conv_kernel_dim linear_key_head_dim
+    linear_num_key_heads linear_num_value_heads linear_value_head_dim max_position_embeddings num_attention_heads num_heads
+    num_hidden_layers num_key_value_heads num_position_embeddings out_hidden_size pad_token_id patch_size rms_norm_eps rope_parameters
+    spatial_merge_size temporal_patch_size text_config tie_word_embeddings use_cache video_token_id vision_config vocab_size;
+qwen3_moe: attention_bias attention_dropout bos_token_id decoder_sparse_step eos_token_id head_dim hidden_act hidden_size
+    initializer_range intermediate_size max_position_embeddings mlp_only_layers moe_intermediate_size norm_topk_prob num_attention_heads
+    num_experts num_experts_per_tok num_hidden_layers num_key_value_heads output_router_logits pad_token_id rms_norm_eps rope_parameters
+    router_aux_loss_coef sliding_window tie_word_embeddings use_cache use_sliding_window vocab_size;
+qwen3_next: attention_bias attention_dropout bos_token_id decoder_sparse_step eos_token_id full_attention_interval head_dim hidden_act
+    hidden_size initializer_range intermediate_size layer_types linear_conv_kernel_dim linear_key_head_dim linear_num_key_heads
+    linear_num_value_heads linear_value_head_dim max_position_embeddings mlp_only_layers moe_intermediate_size norm_topk_prob
+    num_attention_heads num_experts num_experts_per_tok num_hidden_layers num_key_value_heads output_router_logits pad_token_id
+    rms_norm_eps rope_parameters router_aux_loss_coef shared_expert_intermediate_size tie_word_embeddings use_cache vocab_size;
+seed_oss: attention_bias attention_dropout attention_out_bias bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range
+    intermediate_size max_position_embeddings mlp_bias num_attention_heads num_hidden_layers num_key_value_heads pad_token_id
+    pretraining_tp residual_dropout rms_norm_eps rope_parameters tie_word_embeddings use_cache vocab_size;
+smollm3: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    layer_types max_position_embeddings mlp_bias no_rope_layer_interval no_rope_layers num_attention_heads num_hidden_layers
+    num_key_value_heads pad_token_id rms_norm_eps rope_parameters sliding_window tie_word_embeddings use_cache use_sliding_window
+    vocab_size;
+solar_open: attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size initializer_range intermediate_size
+    max_position_embeddings moe_intermediate_size n_group n_routed_experts n_shared_experts norm_topk_prob num_attention_heads
+    num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts output_router_logits pad_token_id rms_norm_eps
+    rope_parameters routed_scaling_factor tie_word_embeddings topk_group use_cache vocab_size;
+stablelm: attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_dropout hidden_size initializer_range intermediate_size
+    layer_norm_eps max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads pad_token_id partial_rotary_factor
+    qk_layernorm rope_parameters tie_word_embeddings use_cache use_parallel_residual use_qkv_bias vocab_size;
+starcoder2: attention_dropout bos_token_id embedding_dropout eos_token_id head_dim hidden_act hidden_size initializer_range
+    intermediate_size max_position_embeddings norm_epsilon num_attention_heads num_hidden_layers num_key_value_heads pad_token_id
+    residual_dropout rope_parameters sliding_window tie_word_embeddings use_bias use_cache vocab_size;
+vaultgemma: attention_bias attention_dropout attn_logit_softcapping bos_token_id eos_token_id final_logit_softcapping head_dim
+    hidden_activation hidden_size initializer_range intermediate_size layer_types max_position_embeddings num_attention_heads
+    num_hidden_layers num_key_value_heads pad_token_id query_pre_attn_scalar rms_norm_eps rope_parameters sliding_window
+    tie_word_embeddings use_cache vocab_size;
+youtu: attention_bias attention_dropout bos_token_id embedding_initializer_range eos_token_id head_dim hidden_act hidden_size
+    initializer_range intermediate_size kv_lora_rank max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads
+    pad_token_id q_lora_rank qk_nope_head_dim qk_rope_head_dim rms_norm_eps rope_interleave rope_parameters tie_word_embeddings use_cache
+    v_head_dim vocab_size;
+"""
 FIELDS: Final[Mapping[str, frozenset[str]]] = {
-    family: frozenset(words.split()) for family, words in _WORDS.items()
+    family.strip(): frozenset(words.split())
+    for family, _, words in (entry.partition(":") for entry in _TABLE.split(";")[:-1])
 }

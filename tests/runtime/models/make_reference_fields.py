@@ -32,14 +32,15 @@ from typing import Final
 
 VERSION: Final = "{version}"
 
-_WORDS: Final = {{
+_TABLE: Final = """
 '''
-_TAIL = """\
-}
-FIELDS: Final[Mapping[str, frozenset[str]]] = {
-    family: frozenset(words.split()) for family, words in _WORDS.items()
-}
+_TAIL = '''\
 """
+FIELDS: Final[Mapping[str, frozenset[str]]] = {
+    family.strip(): frozenset(words.split())
+    for family, _, words in (entry.partition(":") for entry in _TABLE.split(";")[:-1])
+}
+'''
 _READ_BY_MODEL = (r"config\.(\w+)\b(?! *\()", r'getattr\((?:self\.)?config, "(\w+)"')
 _READ_BY_CONFIG = (r'kwargs\.(?:pop|get)\("(\w+)"',)
 
@@ -62,9 +63,8 @@ def page() -> str:
     """The whole module."""
     entries = []
     for model_type in sorted(FAMILIES):
-        lines = textwrap.wrap(" ".join(sorted(fields(model_type))), 128)
-        strings = [f'        "{line} "' for line in lines[:-1]] + [f'        "{lines[-1]}"']
-        entries.append(f'    "{model_type}": (\n' + "\n".join(strings) + "\n    ),\n")
+        text = f"{model_type}: {' '.join(sorted(fields(model_type)))};"
+        entries.append(textwrap.fill(text, 138, subsequent_indent="    ") + "\n")
     return _HEAD.format(version=transformers.__version__) + "".join(entries) + _TAIL
 
 
