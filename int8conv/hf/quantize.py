@@ -159,16 +159,19 @@ def _hooks(linears: dict[str, nn.Linear], inputs: list[_Input]) -> Iterator[None
 
 def _weight_error(model: PreTrainedModel, paths: Iterable[str]) -> Tensor:
     """Error of each column of all linears of an input, float32 ``[in]``."""
-    modules = [model.get_submodule(path) for path in paths]
-    weights = [each.weight.t() if isinstance(each, Conv1D) else each.weight for each in modules]
-    return torch.stack([column_errors(each.detach()) for each in weights]).sum(0).sqrt().float()
+    squares = [column_errors(_matrix(model.get_submodule(path))) for path in paths]
+    return torch.stack(squares).sum(0).sqrt().float()
+
+
+def _matrix(linear: nn.Module) -> Tensor:
+    """The weight ``[out, in]``."""
+    weight: Tensor = linear.weight.detach()  # type: ignore[operator]
+    return weight.t() if isinstance(linear, Conv1D) else weight
 
 
 def _replace(model: PreTrainedModel, path: str, choice: OutlierChoice, mode: Mode | None) -> None:
     old = model.get_submodule(path)
-    conv1d = isinstance(old, Conv1D)
-    weight = old.weight.detach()
-    weight = weight.t() if conv1d else weight
+    weight = _matrix(old)
     out_features, in_features = weight.shape
     kind = _NAMES[weight.dtype]
     half = TORCH_DTYPES["F16" if kind == "F32" else kind]
@@ -176,7 +179,7 @@ def _replace(model: PreTrainedModel, path: str, choice: OutlierChoice, mode: Mod
     with torch.device("meta"):
         linear = Int8convLinear(
             in_features, out_features, bias=False, outliers=len(columns), half=half if len(columns) else None,
-            threshold=choice.threshold, mode=mode, conv1d=conv1d,
+            threshold=choice.threshold, mode=mode, conv1d=isinstance(old, Conv1D),
         )  # fmt: skip
     linear.to_empty(device=old.weight.device)
     if linear.outlier_index is not None:

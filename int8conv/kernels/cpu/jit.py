@@ -87,9 +87,9 @@ def multiplies_int16() -> bool:
 
 def int16(x: Tensor, codes: Tensor) -> Tensor:
     """float32 ``[tokens, in]``, rounded to 16 bits per token and block of channels, times codes int8 ``[out, in]``: float32 ``[tokens, out]``."""
-    y = torch.zeros(x.shape[0], codes.shape[0], dtype=torch.float32)
+    y = torch.empty(x.shape[0], codes.shape[0], dtype=torch.float32)
     if not x.numel():
-        return y
+        return y.zero_()
     with threads() as parts:
         from .jit_gemm import product  # takes half a second
 

@@ -20,8 +20,7 @@ class Rotary:
 
     def __init__(self, rope: Rope, head_dim: int) -> None:
         self.rope = rope
-        whole = rope.kind == "proportional"
-        self.size = head_dim if whole else int(head_dim * rope.rotary_fraction)
+        self.size = rope.rotated(head_dim)
         self._steps = torch.arange(0, self.size, 2, dtype=torch.int64).float() / self.size
 
     @property

@@ -193,7 +193,7 @@ def _check_sizes(config: DecoderConfig, raw: RawConfig) -> None:
 
 
 def _check_rotated(rope: Rope, size: int, raw: RawConfig) -> None:
-    rotated = size if rope.kind == "proportional" else int(size * rope.rotary_fraction)
+    rotated = rope.rotated(size)
     if rotated % 2 or not 0 < rotated <= size:
         raise raw.unsupported("head_dim", size, "an even number of rotated channels")
     if rope.kind == "dynamic" and rotated == 2:

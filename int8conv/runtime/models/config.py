@@ -57,6 +57,11 @@ class Rope:
     interleaved: bool = False
     """Whether channels 2 i and 2 i + 1 form a pair; otherwise i and i + half."""
 
+    def rotated(self, head_dim: int) -> int:
+        """Number of a head's channels that are rotated; proportional: all of them, most by 0."""
+        whole = self.kind == "proportional"
+        return head_dim if whole else int(head_dim * self.rotary_fraction)
+
 
 @dataclass(frozen=True)
 class Experts:
