@@ -12,7 +12,8 @@ from ...models.config import DecoderConfig
 class DeviceCache(Cache):
     """Keys and values of every layer, each ``[batch, kv_heads, capacity, head_dim]``, in 16 bits or int8 with scales.
 
-    The host also tracks the longest length (``length``): prompts are not captured and need it.
+    The host also tracks the longest length (``length``): prompts are not captured and need it. Capacities are rounded up, so that no tensor's
+    address or stride is less aligned in one cache than in another, for which Triton would compile kernels anew.
     """
 
     length = 0
@@ -20,6 +21,7 @@ class DeviceCache(Cache):
     def __init__(
         self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> None:  # fmt: skip
+        capacity = _rounded(capacity)
         if dtype == torch.int8:
             parts = quantized_parts(config, batch=batch, capacity=capacity, device=device)
         else:
@@ -36,6 +38,9 @@ class DeviceCache(Cache):
         first, *scales = (part[layer, kind] for part in self._parts)
         return Quantized(first, *scales) if scales else first
 
+    def enlarge(self, capacity: int) -> None:
+        super().enlarge(_rounded(capacity))
+
     def recount(self) -> None:
         self.length = int(self.lengths.max())
 
@@ -46,3 +51,8 @@ class DeviceCache(Cache):
     def truncate(self, length: int) -> None:
         super().truncate(length)
         self.length = min(self.length, length)
+
+
+def _rounded(capacity: int) -> int:
+    """To a multiple of 16 positions."""
+    return -(-capacity // 16) * 16
