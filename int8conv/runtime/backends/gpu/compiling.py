@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-call"
+# mypy: disable-error-code="no-untyped-call, import-untyped"
 """Triton's compiler apart from launches: ahead of time, and what it says of its work; imports triton.
 
 Triton itself tells one launch from another here, by its own keys, so that what is compiled ahead of time is what a launch finds in the
@@ -113,7 +113,7 @@ def listening(on_compiled: OnCompiled) -> Iterator[None]:
 def listen(on_compiled: OnCompiled) -> None:
     """Hear of every kernel that Triton compiles or finds in its cache from now on."""
 
-    def listener(*, metadata: Mapping[str, object], times: triton.knobs.CompileTimes, cache_hit: bool, **rest: object) -> None:  # fmt: skip
+    def listener(*, metadata: Mapping[str, object], times: triton.knobs.CompileTimes, cache_hit: bool, **_rest: object) -> None:  # fmt: skip
         on_compiled(str(metadata["name"]), 0.0 if cache_hit else times.total / 1e6)
 
     triton.knobs.compilation.listener = listener

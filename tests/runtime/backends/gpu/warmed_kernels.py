@@ -1,3 +1,4 @@
+# mypy: disable-error-code="import-untyped"
 """What ``warm`` compiles, beside what loading and running the same model launches: ``python -m tests.runtime.backends.gpu.warmed_kernels``.
 
 Runs without ``TRITON_INTERPRET``, as a process of its own. Triton is told of a GPU that is not there; its hook is called with the key of
