@@ -194,6 +194,8 @@ def cache_of(decoder: Decoder, batch: int, context: int, kv: torch.dtype | None 
     return decoder.backend.cache(decoder.config, batch=batch, capacity=context + 64, dtype=kv)
 
 
-def model_of(name: str, dtype: torch.dtype, share: float | None, layers: int | None = 1) -> Decoder:
+def model_of(
+    name: str, dtype: torch.dtype, share: float | None, layers: int | None = 1, *, int8_head: bool = False
+) -> Decoder:  # fmt: skip
     """Of a known shape, on meta tensors; its layers are all alike, so that one stands for all."""
-    return random_decoder(name, dtype, META, share, layers=layers)[0]
+    return random_decoder(name, dtype, META, share, layers=layers, int8_head=int8_head)[0]

@@ -44,9 +44,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 class RandomWeights:
-    """Every linear of attention and FFN in int8 with ``share`` outlier columns, or (None) in 16 bits like the rest."""
+    """Every linear of attention and FFN in int8 with ``share`` outlier columns, or (None) in 16 bits like the rest.
 
-    def __init__(self, form: Architecture, dtype: torch.dtype, device: torch.device, share: float | None) -> None:  # fmt: skip
+    ``int8_head``: the head in int8 too, without columns, as ``convert --head int8`` has it.
+    """
+
+    def __init__(
+        self, form: Architecture, dtype: torch.dtype, device: torch.device, share: float | None, *, int8_head: bool = False
+    ) -> None:  # fmt: skip
+        self.int8_head = int8_head
         self.dtype = dtype
         self.device = device
         self.share = share
@@ -68,16 +74,18 @@ class RandomWeights:
         return lambda rows: F.embedding(rows, weight)
 
     def projection(self, modules: Sequence[Module]) -> Projection:
-        if self.share is None or modules[0].kind not in ("attention", "ffn"):
+        is_head = self.int8_head and modules[0].kind == "head"
+        if self.share is None or not (is_head or modules[0].kind in ("attention", "ffn")):
             biases = [self.tensor(m, "bias") if m.bias else None for m in modules]
             pairs = list(zip([self.tensor(m) for m in modules], biases, strict=True))
             self.linear_bytes += sum(weight.nbytes for weight, _ in pairs)
             return DenseProjection(pairs)
         sizes = [m.shape[0] for m in modules]
         heavy = (
-            modules[0].role == "down"
+            modules[0].role == "down" or is_head
         )  # as every second matrix of a gated FFN after a conversion
-        weight = random_weight(sum(sizes), modules[0].shape[1], self.share, self.dtype, self.device, heavy=heavy)  # fmt: skip
+        share = 0.0 if is_head else self.share
+        weight = random_weight(sum(sizes), modules[0].shape[1], share, self.dtype, self.device, heavy=heavy)  # fmt: skip
         tensors = (weight.codes, weight.scale, weight.outlier_weight)
         self.linear_bytes += sum(t.nbytes for t in tensors if t is not None)
         bias = torch.cat([self.tensor(m, "bias") for m in modules]) if modules[0].bias else None
@@ -85,13 +93,13 @@ class RandomWeights:
 
 
 def random_decoder(
-    name: str, dtype: torch.dtype, device: torch.device, share: float | None, layers: int | None = None
+    name: str, dtype: torch.dtype, device: torch.device, share: float | None, layers: int | None = None, *, int8_head: bool = False
 ) -> tuple[Decoder, int]:  # fmt: skip
     """The decoder, of ``layers`` or all of its layers, and the bytes of weights that a step reads."""
     config = dict(CONFIGS[name])
     if layers is not None:
         config["num_hidden_layers"] = layers
     form = read_architecture(config, ())
-    weights = RandomWeights(form, dtype, device, share)
+    weights = RandomWeights(form, dtype, device, share, int8_head=int8_head)
     decoder = Decoder(form, weights, dtype)
     return decoder, weights.linear_bytes
