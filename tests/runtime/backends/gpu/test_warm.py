@@ -11,7 +11,8 @@ import triton
 
 from int8conv.errors import ArgumentError, UnsupportedOnDeviceError
 from int8conv.kernels.gpu import configs, launch
-from int8conv.runtime.backends.gpu import compiling, weights
+from int8conv.runtime.backends.gpu import compiling
+from int8conv.runtime.backends.gpu import warm as warming
 from int8conv.runtime.backends.gpu.warm import lengths, warm
 from int8conv.runtime.devices import Target
 
@@ -69,13 +70,12 @@ def test_nothing_is_compiled_where_triton_interprets(tmp_path: Path) -> None:
         warm(source, GPU, mode="w8a8")
 
 
-def test_a_model_for_the_cpu_alone_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    monkeypatch.setattr(launch, "INTERPRETED", False)
-
-    def refuse(config: object, device: str) -> None:
+def test_an_error_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
         raise UnsupportedOnDeviceError("its attention runs on a CPU only")
 
-    monkeypatch.setattr(weights, "check_device", refuse)
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(warming, "launch_everything", refuse)
     source = write_checkpoint(tmp_path / "source")
     before = compiling.driver._active
     with pytest.raises(UnsupportedOnDeviceError, match="its attention runs on a CPU only"):
