@@ -9,12 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from int8conv.kernels.gpu.linear import Operand
+from int8conv.kernels.gpu.prologue import Prologue
 from int8conv.runtime.backends.gpu.backend import GpuBackend
-from int8conv.runtime.backends.gpu.projections import DenseProjection, QuantizedProjection
+from int8conv.runtime.backends.gpu.deferred import operand_of
+from int8conv.runtime.backends.gpu.projections import DeviceProjection, QuantizedProjection
 from int8conv.runtime.backends.interface import Backend
-from int8conv.runtime.backends.parts import Projection
+from int8conv.runtime.backends.parts import Hidden, Projection
 from int8conv.runtime.decoder.decoder import Decoder
 from int8conv.runtime.models.architecture import Architecture, Module, read_architecture
+from int8conv.runtime.models.config import Activation
 from int8conv.runtime.weights.weights import Lookup
 
 from .layers import random_weight
@@ -41,6 +45,30 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 64,
     },
 }  # fmt: skip
+
+
+class FusedDense(DeviceProjection):
+    """Linears of one input as one 16-bit matrix, which also adds a residual, as the int8 ones do: what 16 bits could be at best.
+
+    The runtime itself keeps 16-bit linears apart, as they are in a checkpoint.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, sizes: Sequence[int]) -> None:
+        self.weight, self.bias, self.sizes = weight, bias, list(sizes)
+
+    def __call__(self, x: Hidden, *, residual: Tensor | None = None) -> Sequence[Tensor]:
+        rows, shape = operand_of(x)
+        if residual is None or self.bias is not None:
+            y = F.linear(rows.value(), self.weight, self.bias)
+            y = y if residual is None else y + residual.reshape(y.shape)
+        else:  # one product
+            y = torch.addmm(residual.reshape(-1, residual.shape[-1]), rows.value(), self.weight.t())
+        return y.view(*shape, -1).split_with_sizes(self.sizes, dim=-1)
+
+    def inner(self, x: Operand, activation: Activation, gated: bool) -> Operand:
+        y = F.linear(x.value(), self.weight, self.bias)
+        gate, *up = y.chunk(2, dim=1) if gated else (y,)
+        return Operand(gate, Prologue(activation=activation, times=up[0] if up else None))
 
 
 class RandomWeights:
@@ -76,10 +104,10 @@ class RandomWeights:
     def projection(self, modules: Sequence[Module]) -> Projection:
         is_head = self.int8_head and modules[0].kind == "head"
         if self.share is None or not (is_head or modules[0].kind in ("attention", "ffn")):
-            biases = [self.tensor(m, "bias") if m.bias else None for m in modules]
-            pairs = list(zip([self.tensor(m) for m in modules], biases, strict=True))
-            self.linear_bytes += sum(weight.nbytes for weight, _ in pairs)
-            return DenseProjection(pairs)
+            weights = torch.cat([self.tensor(m) for m in modules])
+            bias = torch.cat([self.tensor(m, "bias") for m in modules]) if modules[0].bias else None
+            self.linear_bytes += weights.nbytes
+            return FusedDense(weights, bias, [m.shape[0] for m in modules])
         sizes = [m.shape[0] for m in modules]
         heavy = (
             modules[0].role == "down" or is_head
