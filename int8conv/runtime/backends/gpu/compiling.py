@@ -71,13 +71,14 @@ class AheadOfTime:
 
 
 @contextmanager
-def ahead_of_time(target: Target, jobs: int) -> Iterator[AheadOfTime]:
+def ahead_of_time(target: Target, jobs: int, *, ignore_errors: bool = False) -> Iterator[AheadOfTime]:  # fmt: skip
     """Launches within the block are compiled instead, by ``jobs`` threads, as nearly all the work is done outside of Python; when it
     ends, all of them are.
 
     Args:
         target: a GPU that is PyTorch's current one, or one that need not be here.
         jobs: number of threads.
+        ignore_errors: leave kernels that cannot be compiled, or loaded, to those who launch them.
 
     Raises:
         ArgumentError: Triton interprets.
@@ -92,9 +93,12 @@ def ahead_of_time(target: Target, jobs: int) -> Iterator[AheadOfTime]:
         if target.device is None:
             left.callback(driver.set_active, before)
             driver.set_active(AbsentGpu(target.capability))
-        with ThreadPoolExecutor(jobs) as pool, triton.AsyncCompileMode(pool):
+        with (
+            ThreadPoolExecutor(jobs) as pool,
+            triton.AsyncCompileMode(pool, ignore_errors=ignore_errors),
+        ):
             yield compiler
-        if target.device is not None:
+        if target.device is not None and not ignore_errors:
             compiler.prepare_starts()
 
 
