@@ -25,7 +25,7 @@ from ...models.config import Activation, DecoderConfig
 from ..interface import Forward, FusedLayer, Positions
 from ..parts import BlockParts, FeedForwardParts, Hidden, Projection
 from .attention import DeviceAttention, normed, rotated, tensors_of
-from .cache import DeviceCache
+from .cache import DeviceCache, rounded
 from .decode import DecodeSteps
 from .deferred import Deferred, operand_of
 from .experts import FewTokens
@@ -65,7 +65,7 @@ class GpuBackend:
         self._attention = DeviceAttention(device)
 
     def cache(self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype) -> DeviceCache:  # fmt: skip
-        return DeviceCache(config, batch=batch, capacity=capacity, dtype=dtype, device=self.device)
+        return DeviceCache(config, batch=batch, capacity=rounded(capacity), dtype=dtype, device=self.device)  # fmt: skip
 
     def steps(self, decoder: Forward, cache: Cache) -> DecodeSteps:
         assert isinstance(cache, DeviceCache)

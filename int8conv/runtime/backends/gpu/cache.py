@@ -12,8 +12,7 @@ from ...models.config import DecoderConfig
 class DeviceCache(Cache):
     """Keys and values of every layer, each ``[batch, kv_heads, capacity, head_dim]``, in 16 bits or int8 with scales.
 
-    The host also tracks the longest length (``length``): prompts are not captured and need it. Capacities are rounded up, so that no tensor's
-    address or stride is less aligned in one cache than in another, for which Triton would compile kernels anew.
+    The host also tracks the longest length (``length``): prompts are not captured and need it.
     """
 
     length = 0
@@ -21,7 +20,6 @@ class DeviceCache(Cache):
     def __init__(
         self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> None:  # fmt: skip
-        capacity = _rounded(capacity)
         if dtype == torch.int8:
             parts = quantized_parts(config, batch=batch, capacity=capacity, device=device)
         else:
@@ -39,7 +37,7 @@ class DeviceCache(Cache):
         return Quantized(first, *scales) if scales else first
 
     def enlarge(self, capacity: int) -> None:
-        super().enlarge(_rounded(capacity))
+        super().enlarge(rounded(capacity))
 
     def recount(self) -> None:
         self.length = int(self.lengths.max())
@@ -53,6 +51,7 @@ class DeviceCache(Cache):
         self.length = min(self.length, length)
 
 
-def _rounded(capacity: int) -> int:
-    """To a multiple of 16 positions."""
+def rounded(capacity: int) -> int:
+    """To a multiple of 16 positions: no tensor's address or stride is then less aligned in one cache than in another, for which Triton would
+    compile kernels anew."""
     return -(-capacity // 16) * 16
