@@ -21,7 +21,7 @@ from ..rounding.float16_bits import round_to_half
 from ..stream import to_half
 from .parts import BLOCK_ELEMENTS, Block, Part
 
-_EXPERT: Final = re.compile(r"\.([0-9]+)\.([^.]+)$")
+_NUMBER: Final = re.compile(r"\.[0-9]+\.([^.]+)$")
 _BIASES: Final = "_bias"
 
 
@@ -30,8 +30,8 @@ def stacked_experts(architecture: Architecture | None) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     if architecture is not None and architecture.family.transposed_stacks:
         for module in architecture.modules:
-            if _EXPERT.search(module.path):
-                found.setdefault(_EXPERT.sub(r".\2", module.path), []).append(module.path)
+            if module.role.partition(".")[0].isdecimal():
+                found.setdefault(_NUMBER.sub(r".\1", module.path), []).append(module.path)
     return found
 
 
