@@ -14,8 +14,9 @@ from torch import Tensor
 from ..kernels.dispatch import check_mode
 from ..kernels.torch_operator import mixed_weight, multiply
 from ..kernels.weight import MixedWeight
-from ..runtime.backends.torch_backend import ACTIVATIONS
+from ..runtime.backends import torch_backend
 
+_ACTIVATIONS: Final = {str(name): act for name, act in torch_backend.ACTIVATIONS.items()}
 UNGATED: Final = "_no_mul"
 """How vLLM's names of activations end if nothing is multiplied by them."""
 NO_THRESHOLD: Final = -1.0
@@ -24,7 +25,7 @@ NO_THRESHOLD: Final = -1.0
 
 def knows(activation: str) -> bool:
     """Whether experts can have an activation, by vLLM's name for it."""
-    return activation.removesuffix(UNGATED) in ACTIVATIONS
+    return activation.removesuffix(UNGATED) in _ACTIVATIONS
 
 
 @torch.library.custom_op("int8conv::mixed_experts", mutates_args=())
@@ -58,7 +59,7 @@ def mixed_experts(
         mode: as for ``mixed_linear``.
     """
     check_mode(mode)
-    act, gated = ACTIVATIONS[activation.removesuffix(UNGATED)], not activation.endswith(UNGATED)
+    act, gated = _ACTIVATIONS[activation.removesuffix(UNGATED)], not activation.endswith(UNGATED)
     y = x.new_zeros(x.shape, dtype=torch.float32)
     for expert in chosen.unique().tolist():  # type: ignore[no-untyped-call]
         if expert < 0:
@@ -90,5 +91,7 @@ def _weight(
 ) -> MixedWeight:
     codes, scale, index, kept = (stack[expert] for stack in stacks)
     count, threshold = columns[expert], thresholds[expert]
-    some = (index[:count], kept[:, :count].contiguous()) if count else (None, None)
-    return mixed_weight(codes, scale, *some, None if threshold == NO_THRESHOLD else threshold)
+    of_all = None if threshold == NO_THRESHOLD else threshold
+    if not count:
+        return mixed_weight(codes, scale, None, None, of_all)
+    return mixed_weight(codes, scale, index[:count], kept[:, :count].contiguous(), of_all)

@@ -35,8 +35,9 @@ def stacks(rows: int, columns: int, seed: int) -> list[Tensor]:
 def one(parts: list[Tensor], expert: int, x: Tensor, mode: Mode | None) -> Tensor:
     codes, scale, index, kept = (part[expert] for part in parts)
     k = COLUMNS[expert]
-    columns = (index[:k], kept[:, :k].contiguous()) if k else (None, None)
-    return mixed_linear(x, mixed_weight(codes, scale, *columns, None), mode=mode)
+    some = index[:k] if k else None
+    columns = kept[:, :k].contiguous() if k else None
+    return mixed_linear(x, mixed_weight(codes, scale, some, columns, None), mode=mode)
 
 
 @pytest.mark.parametrize("activation", ["silu", "relu2_no_mul"])

@@ -41,7 +41,7 @@ _KINDS: Final = {None: _Q8_0, "float16": "F16", "bfloat16": "BF16", "float32": "
 """Types of matrices by the name of a dtype."""
 _FILES: Final = {_Q8_0: 7, "F16": 1, "BF16": 32, "F32": 0}
 """``general.file_type``: what most matrices are."""
-_ITEMS: Final = {"F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
+_ITEMS: Final[dict[str, np.dtype[Any]]] = {"F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
 
 
 @dataclass(frozen=True)
