@@ -56,3 +56,6 @@ class LatentCache(LatentParts, HostCache):
         super().__init__(
             latent_parts(config, batch=batch, capacity=capacity, dtype=dtype, device=device)
         )
+
+    def _put(self, part: Tensor, new: Tensor) -> Tensor:
+        return HostCache._put(self, part, new)

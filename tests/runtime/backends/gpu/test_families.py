@@ -22,10 +22,7 @@ from ...models.newer_configs import NEWER
 from ...models.test_families import CONFIGS, config_of
 from .rehearsal import (
     check,
-    cpu_cache,
     decoders,
-    device_cache,
-    quantized_cache,
     tokens,
     without_the_host,
 )
@@ -80,13 +77,39 @@ def test_every_family_is_here() -> None:
     assert run | alike == set(FAMILIES)
 
 
-@pytest.mark.parametrize("folder", NAMES, indirect=True)
+INTERPRETED = [
+    "llama, dynamic positions", "phi3, long positions, a window", "gemma2", "gemma3, scaled", "gptj", "bloom, six heads",
+    "falcon, alibi, in sequence", "qwen2_moe, some layers", "mixtral", "starcoder2", "qwen3", "olmo2", "gpt2", "gpt_neox", "cohere",
+    "ministral3", "glm4_moe", "gpt_oss", "nemotron_h", "qwen3_5_text", "gemma4_text",
+]  # fmt: skip
+"""What kernels are called with that no other one here calls them with; the rest by formulas."""
+
+
+@pytest.mark.parametrize("folder", INTERPRETED, indirect=True)
 def test_prompts_then_steps(folder: Path) -> None:
     """Prompts of different length, one of them in parts, then a token of each together, as a CUDA graph would have it."""
+    check_steps(folder, without_the_host)
+
+
+@pytest.mark.usefixtures("formulas")
+@pytest.mark.parametrize("folder", [n for n in NAMES if n not in INTERPRETED], indirect=True)
+def test_prompts_then_steps_by_formulas(folder: Path) -> None:
+    """That no step needs the host: ``test_decode``."""
+    check_steps(folder)
+
+
+def check_steps(folder: Path, watch: Any = nullcontext) -> None:
     logits = []
     for decoder in decoders(folder, "w8a16"):
         cache = decoder.cache(batch=2, capacity=16)
-        logits.append(run(decoder, cache, [(4, 3), (2,)]))
+        logits.append(
+            run(
+                decoder,
+                cache,
+                [(4, 3), (2,)],
+                watch if isinstance(cache, StaticCache) else nullcontext,
+            )
+        )
     check(*logits)
 
 
@@ -98,18 +121,35 @@ NARROW = [
     "phi3, long positions, a window",
     "qwen3_moe",
 ]
+NARROW_BY_FORMULAS = ["deepseek_v3", "gemma4_text", "qwen3_next"]
 
 
 @pytest.mark.parametrize("folder", NARROW, indirect=True)
 def test_an_int8_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in 16 bits; prompts have it widened a head at a time."""
     monkeypatch.setattr(gpu_attention, "WIDENED_ON_GPU", 1)
+    check_int8_cache(folder, without_the_host)
+
+
+@pytest.mark.usefixtures("formulas")
+@pytest.mark.parametrize("folder", NARROW_BY_FORMULAS, indirect=True)
+def test_an_int8_cache_by_formulas(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_attention, "WIDENED_ON_GPU", 1)
+    check_int8_cache(folder, nullcontext)
+
+
+def check_int8_cache(folder: Path, watch: Any) -> None:
     gpu, cpu, wide = decoders(folder, "w8a16")
     prompts = [(4, 3), (2,)]
     check(
-        run(gpu, device_cache(gpu, 2, 16, torch.int8), prompts),
-        run(cpu, quantized_cache(cpu, 2, 16), prompts),
-        run(wide, cpu_cache(wide, 2, 16), prompts),
+        run(
+            gpu,
+            gpu.backend.cache(gpu.config, batch=2, capacity=16, dtype=torch.int8),
+            prompts,
+            watch,
+        ),
+        run(cpu, cpu.backend.cache(cpu.config, batch=2, capacity=16, dtype=torch.int8), prompts),
+        run(wide, wide.cache(batch=2, capacity=16), prompts),
     )
 
 
@@ -126,18 +166,16 @@ def test_the_watch_sees_the_host() -> None:
             use()
 
 
-def run(decoder: Decoder, cache: Any, prompts: list[tuple[int, ...]]) -> Tensor:
-    """Logits ``[1, all tokens, vocab]``."""
+def run(
+    decoder: Decoder, cache: Any, prompts: list[tuple[int, ...]], watch: Any = nullcontext
+) -> Tensor:
+    """Logits ``[1, all tokens, vocab]``; the step is within ``watch``."""
     ids, logits = tokens(2, 32), []
     for i, parts in enumerate(prompts):
         part = cache.sequence(i)
         for first, count in zip(accumulate(parts, initial=0), parts, strict=False):
             logits.append(decoder.forward(ids[i : i + 1, first : first + count], part))
-    with (
-        without_the_host()
-        if isinstance(cache, StaticCache) and not decoder.needs_host_sync
-        else nullcontext()
-    ):
+    with watch():
         logits += decoder.forward(ids[:, -1:], cache).split(1)
     return torch.cat(logits, dim=1)
 
