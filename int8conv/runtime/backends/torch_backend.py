@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from ..models.config import Activation, DecoderConfig
 from .interface import Forward, FusedExperts, FusedLayer, Positions, Step
 from .parts import BlockParts, FeedForwardParts, Hidden, Projection
 from .torch_attention import attend
+
+if TYPE_CHECKING:
+    from ...kernels.cpu.fused import Tables as Arrays
 
 ACTIVATIONS: Final[dict[Activation, Callable[[Tensor], Tensor]]] = {
     "silu": F.silu,
@@ -40,6 +43,8 @@ class TorchPositions:
     """cos and sin of each rotary embedding."""
     biases: dict[int | None, Tensor | None]
     """Biases of scores by window; filled by ``attend`` on demand."""
+    arrays: dict[int | None, Arrays] = field(default_factory=dict)
+    """Tables as compiled layers take them, by number of the rotary embedding; filled by numba's backend."""
 
     def to(self, device: torch.device) -> TorchPositions:
         if device == self.ids.device:

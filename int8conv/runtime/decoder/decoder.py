@@ -164,12 +164,13 @@ class Decoder:
             batch, tokens = token_ids.shape
             cache = self.backend.cache(self.config, batch=batch, capacity=tokens, dtype=self.dtype)
         x, positions, own = self.embedding(token_ids, cache)
-        for i, (block, given) in enumerate(zip(self.blocks, own, strict=True)):
-            if last_only and i >= self.tail:
-                if i == self.tail:
-                    x, positions = x[..., -1:, :], positions.last()
-                given = None if given is None else given[:, -1:]
+        whole = self.tail if last_only and token_ids.shape[1] > 1 else len(self.blocks)
+        for block, given in zip(self.blocks[:whole], own[:whole], strict=True):
             x = block(x, positions, cache, given)
+        if whole < len(self.blocks):
+            x, positions = x[..., -1:, :], positions.last()
+            for block, given in zip(self.blocks[whole:], own[whole:], strict=True):
+                x = block(x, positions, cache, None if given is None else given[:, -1:])
         return x
 
 
