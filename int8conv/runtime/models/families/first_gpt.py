@@ -13,7 +13,7 @@ _OF_TRAINING: Final = (
 )  # fmt: skip
 
 
-def read_first_gpt(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:
+def read_first_gpt(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:  # fields of it
     """Read the config keys of the first GPTs."""
     hidden, heads = raw.integer("n_embd"), raw.integer("n_head")
     if hidden % heads:

@@ -11,7 +11,9 @@ from .standard import NAMES, POST_NORMS, read_decoder
 AROUND: Final = {**NAMES, **POST_NORMS, "mlp_norm": "model.layers.{}.pre_feedforward_layernorm"}
 
 
-def read_like_gemma(raw: RawConfig, model_type: str, activation: str, **more: Any) -> DecoderConfig:
+def read_like_gemma(
+    raw: RawConfig, model_type: str, activation: str, **more: Any
+) -> DecoderConfig:  # fields of it
     bias = raw.flag("attention_bias", False)
     raw.fixed("use_bidirectional_attention", False)
     return read_decoder(
@@ -22,7 +24,7 @@ def read_like_gemma(raw: RawConfig, model_type: str, activation: str, **more: An
     )  # fmt: skip
 
 
-def read_around(raw: RawConfig, model_type: str, windows: tuple[int | None, ...], **more: Any) -> DecoderConfig:  # fmt: skip
+def read_around(raw: RawConfig, model_type: str, windows: tuple[int | None, ...], **more: Any) -> DecoderConfig:  # fmt: skip  # fields of it
     return read_like_gemma(
         raw, model_type, "hidden_activation",
         norms="around", windows=windows,

@@ -22,5 +22,5 @@ def _windows(raw: RawConfig) -> tuple[int | None, ...]:
     return windows
 
 
-def read_qwen(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:
+def read_qwen(raw: RawConfig, model_type: str, **more: Any) -> DecoderConfig:  # fields of it
     return read_decoder(raw, model_type, windows=_windows(raw), **more)
