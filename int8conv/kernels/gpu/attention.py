@@ -56,6 +56,17 @@ def _block_scores(
     return tl.where(here[None, :], scores, float("-inf"))
 
 
+@triton.jit
+def _before_any(sinks, head, part, ROWS: tl.constexpr):
+    """The running maximum and sum before any position; the first part begins with that of the sinks."""
+    peak = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    if sinks is not None:
+        peak = tl.where(part == 0, tl.load(sinks + head), peak)
+        total += tl.where(part == 0, 1.0, 0.0)
+    return peak, total
+
+
 @triton.jit(do_not_specialize=["scale_batch_stride", "scale_head_stride"])
 def attention_kernel(
     q, keys, values, key_scales, value_scales, lengths, slopes, sinks, partial, state,
@@ -84,11 +95,7 @@ def attention_kernel(
     base = batch * batch_stride + kv_head * head_stride
     scale_base = batch * scale_batch_stride + kv_head * scale_head_stride
     step_base = None if key_scales is None else key_scales + scale_base
-    peak = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    if sinks is not None:  # the first part begins with that position
-        peak = tl.where(part == 0, tl.load(sinks + head_or_first), peak)
-        total += tl.where(part == 0, 1.0, 0.0)
+    peak, total = _before_any(sinks, head_or_first, part, ROWS)
     out = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for start in tl.range(begin, end, BLOCK_S, num_stages=STAGES):
         s = start + tl.arange(0, BLOCK_S)

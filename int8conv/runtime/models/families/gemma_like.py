@@ -12,8 +12,9 @@ AROUND: Final = {**NAMES, **POST_NORMS, "mlp_norm": "model.layers.{}.pre_feedfor
 
 
 def read_like_gemma(
-    raw: RawConfig, model_type: str, activation: str, **more: Any
-) -> DecoderConfig:  # fields of it
+    raw: RawConfig, model_type: str, activation: str,
+    **more: Any,  # fields of it
+) -> DecoderConfig:  # fmt: skip
     bias = raw.flag("attention_bias", False)
     raw.fixed("use_bidirectional_attention", False)
     return read_decoder(
@@ -24,7 +25,10 @@ def read_like_gemma(
     )  # fmt: skip
 
 
-def read_around(raw: RawConfig, model_type: str, windows: tuple[int | None, ...], **more: Any) -> DecoderConfig:  # fmt: skip  # fields of it
+def read_around(
+    raw: RawConfig, model_type: str, windows: tuple[int | None, ...],
+    **more: Any,  # fields of it
+) -> DecoderConfig:  # fmt: skip
     return read_like_gemma(
         raw, model_type, "hidden_activation",
         norms="around", windows=windows,

@@ -15,8 +15,9 @@ def read_width(raw: RawConfig) -> int:
 
 
 def read_grouped(
-    raw: RawConfig, model_type: str, heads: int, layers: int, **more: Any
-) -> DecoderConfig:
+    raw: RawConfig, model_type: str, heads: int, layers: int,
+    **more: Any,  # fields of it
+) -> DecoderConfig:  # fmt: skip
     hidden = read_width(raw)
     if hidden % heads:
         raise raw.unsupported("num_attention_heads", heads, f"a divisor of hidden_size {hidden}")
