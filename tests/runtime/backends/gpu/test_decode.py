@@ -50,6 +50,7 @@ class Graphs:
         self.captured += 1
         cache, counters = self.steps.cache, self.steps.counters
         kept = [cache.lengths, *(c.counts for c in counters.values())]
+        kept += [part for state in cache.states for part in state.parts]
         before = [each.clone() for each in kept]
         yield
         for now, then in zip(kept, before, strict=True):
@@ -106,6 +107,23 @@ def test_capturing_leaves_no_trace(decoder: Any, graphs: Graphs) -> None:
 
 
 @torch.inference_mode()
+def test_capturing_leaves_recurrent_states_as_they_were(tmp_path: Path, graphs: Graphs) -> None:
+    """Unlike keys and values, what the step before a capture does to them is not overwritten."""
+    source = write_checkpoint(tmp_path / "source", family_config("qwen3_5_text"))
+    convert_checkpoint(source, tmp_path / "int8", max_outliers=0)
+    decoder: Any = decoders(tmp_path / "int8", "w8a16")[0]
+    found = []
+    for capture in (False, True):
+        cache = decoder.cache(batch=2, capacity=8)
+        decoder.forward(torch.tensor([[5, 6], [7, 8]]), cache)
+        step = captured(decoder, cache, graphs) if capture else DecodeSteps(decoder, cache, {})
+        logits = [step(torch.tensor([[token], [token + 1]])).clone() for token in (3, 9)]
+        found.append([*logits, *cache.states[0].parts])
+    assert graphs.captured == 1
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int8], ids=str)
 def test_a_cache_that_grew_is_captured_anew(decoder: Any, graphs: Graphs, dtype: torch.dtype) -> None:  # fmt: skip
     cache = device_cache(decoder, 1, 4, dtype)
@@ -159,8 +177,11 @@ LAUNCHES = {
     "falcon, one key head": (21, 7), "falcon, groups": (21, 13), "falcon, alibi, in sequence": (21, 13), "mixtral": (19, 29),
     "qwen2_moe, some layers": (21, 22), "qwen3_moe, every other layer": (23, 22), "ministral3": (19, 23), "smollm3": (19, 7),
     "jais2": (21, 7), "hunyuan_v1_dense": (23, 51), "glm4_moe": (25, 33),
+    "qwen3_next": (22, 107), "qwen3_5_text": (18, 71), "falcon_h1, a norm, multipliers": (27, 113), "granitemoehybrid": (20, 82),
+    "nemotron_h": (23, 117), "lfm2": (18, 21), "deepseek_v2, plain queries, wide values": (15, 152), "deepseek_v3": (17, 179),
+    "gemma4_text": (64, 77), "gemma4_text, experts, own keys, biases": (58, 95), "gemma3n_text": (80, 236), "apertus": (23, 35), "phimoe": (19, 65), "gpt_oss": (19, 51),
 }  # fmt: skip
-"""Of a step through two layers: Triton's kernels, PyTorch's operators."""
+"""Of a step through two layers (Gemma 3n and 4, Nemotron-H: all of theirs): Triton's kernels, PyTorch's operators."""
 
 
 @pytest.mark.parametrize("name", LAUNCHES)
