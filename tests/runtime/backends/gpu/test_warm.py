@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import triton
 
 from int8conv.errors import ArgumentError, UnsupportedOnDeviceError
@@ -83,31 +82,3 @@ def test_an_error_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert launch.compiler.get() is None
     assert compiling.driver._active is before
     assert triton.knobs.compilation.listener is None
-
-
-def test_kernels_are_loaded_on_a_gpu_that_is_there() -> None:
-    """Where some releases of Triton compile what starts them."""
-
-    class Kernel:
-        loaded = 0
-
-        def warmup(self, *args: object, **meta: object) -> Kernel:
-            return self
-
-        def __getitem__(self, grid: tuple[int, ...]) -> Any:
-            raise AssertionError("it ran")
-
-        def _init_handles(self) -> None:
-            self.loaded += 1
-
-    kernel = Kernel()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "INTERPRETED", False)
-        with compiling.ahead_of_time(Target(90, torch.device("cuda", 0)), 1) as compiler:
-            for _ in range(2):
-                launch.launch(kernel, (1,), 1, BLOCK=2)
-            launch.launch(kernel, (0,), 1)
-        assert (compiler.count, kernel.loaded) == (1, 1)
-        with compiling.ahead_of_time(Target(90, torch.device("cuda", 0)), 1, ignore_errors=True):
-            launch.launch(kernel, (1,), 1)
-    assert kernel.loaded == 1  # who launches it will see
