@@ -115,16 +115,13 @@ def run_experts(row: Any, dtype: torch.dtype, channels: int, activation: str) ->
     experts.chosen_experts(empty(2, channels, dtype=dtype), weights, chosen, activation=activation, config=row)  # fmt: skip
 
 
-def run_attention(row: Any, dtype: torch.dtype, size: int, **options: Any) -> None:
-    cache = empty(2, 8, 4096, size, dtype=dtype)
-    lengths = empty(2, dtype=I32)
-    attention.attend(empty(2, 32, size, dtype=dtype), cache, cache, lengths, scale=0.1, config=row, **options)  # fmt: skip
-
-
-def run_int8_attention(row: Any, dtype: torch.dtype, size: int, **options: Any) -> None:
-    cache, scales = empty(2, 8, 4096, size, dtype=I8), empty(2, 8, 4096, 1)
-    q, lengths = empty(2, 32, size, dtype=dtype), empty(2, dtype=I32)
-    attention.attend(q, cache, cache, lengths, scale=0.1, scales=(scales, scales), config=row, **options)  # fmt: skip
+def run_attention(row: Any, dtype: torch.dtype, size: int, *, int8: bool = False, rotated: int | None = None, **options: Any) -> None:  # fmt: skip
+    cache = empty(2, 8, 4096, size, dtype=I8 if int8 else dtype)
+    scales = (empty(2, 8, 4096, 1),) * 2 if int8 else None
+    qkv = empty(2, 48 * size, dtype=dtype).split([32 * size, 8 * size, 8 * size], 1)
+    tables = (empty(4096, (size if rotated is None else rotated) // 2, dtype=F32),) * 2
+    rope = None if rotated == 0 else tables
+    attention.attend(*qkv, rope, empty(2, dtype=I32), cache, cache, scale=0.1, scales=scales, config=row, **options)  # fmt: skip
 
 
 def run_rotary(dtype: torch.dtype, size: int, rotated: int, interleaved: bool, int8: bool = False) -> None:  # fmt: skip
@@ -193,16 +190,37 @@ def variants(kernel: str) -> dict[str, Callable[[Any], None]]:
                         channels,
                         activation,
                     )
-        elif kernel == "attention":
+        elif kernel in ("attention", "int8 attention"):
+            int8 = kernel != "attention"
             for size in (128, 64, 80, 256):
-                add(f"{half} head {size}", run_attention, dtype, size)
-            add(f"{half} alibi", run_attention, dtype, 128, slopes=empty(32, dtype=F32))
-            add(f"{half} softcap window", run_attention, dtype, 128, softcap=30.0, window=4096)
-        elif kernel == "int8 attention":
-            for size in (128, 64, 80, 256):
-                add(f"{half} head {size}", run_int8_attention, dtype, size)
-            add(f"{half} alibi", run_int8_attention, dtype, 128, slopes=empty(32, dtype=F32))
-            add(f"{half} softcap window", run_int8_attention, dtype, 128, softcap=30.0, window=4096)
+                add(f"{half} head {size}", run_attention, dtype, size, int8=int8)
+            add(
+                f"{half} alibi",
+                run_attention,
+                dtype,
+                128,
+                int8=int8,
+                rotated=0,
+                slopes=empty(32, dtype=F32),
+            )
+            add(
+                f"{half} softcap window",
+                run_attention,
+                dtype,
+                128,
+                int8=int8,
+                softcap=30.0,
+                window=4096,
+            )
+            add(
+                f"{half} neighbours, in part",
+                run_attention,
+                dtype,
+                80,
+                int8=int8,
+                rotated=32,
+                interleaved=True,
+            )
         elif kernel == "quantize":
             for norm, activation in (("rms", "none"), ("layer", "none"), ("none", "silu"), ("none", "gelu"), ("none", "gelu_tanh"), ("none", "relu"), ("none", "none")):  # fmt: skip
                 for channels in (4096, 1000):
@@ -230,7 +248,7 @@ def _rows(kernel: str, capability: int) -> list[int]:
         return [0]
     if kernel == "gemm TMA" and capability < 90:
         return []
-    ignored = {"max_tokens", "max_out", "splits"}
+    ignored = {"max_tokens", "max_out"}
     seen: dict[str, int] = {}
     for i, row in enumerate(configs.shipped(TABLE_OF.get(kernel, kernel), capability)):
         seen.setdefault(str({k: v for k, v in row.items() if k not in ignored}), i)

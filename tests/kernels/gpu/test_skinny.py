@@ -10,6 +10,8 @@ from torch import Tensor
 
 from int8conv.errors import ArgumentError
 from int8conv.kernels.gpu import configs, gemv, primitives, reference, skinny, workspace
+from int8conv.kernels.gpu.prologue import Prologue
+from int8conv.kernels.gpu.quantize import apply
 from int8conv.kernels.weight import MixedWeight
 
 from .tensors import HALVES, check, dense, make_tokens, make_weight
@@ -125,6 +127,36 @@ def test_gated(activation: str, tokens: int, config: dict[str, int], dtype: torc
     options = {"activation": activation, "config": config}
     check(skinny.w8a16(x, weight, bias, residual, **options), expected, magnitude)
     check(reference.w8a16(x, weight, bias, residual, activation=activation), expected, magnitude)
+
+
+@pytest.mark.parametrize("tokens", [1, gemv.NORM_TOKENS])
+@pytest.mark.parametrize("norm", ["rms", "rms, gain of 32 bits", "rms, no gain", "layer"])
+def test_a_norm_in_the_prologue_is_that_of_a_launch_of_its_own(norm: str, tokens: int) -> None:
+    """Bit for bit, in one block or in several, in rows of a wider matrix, with as many copies as programs or fewer."""
+    g = torch.Generator().manual_seed(5)
+    for dtype, channels, out, k in ((torch.float16, 300, 41, 16), (torch.bfloat16, 2100, 300, 0)):
+        weight = make_weight(2 * out, channels, k, dtype=dtype)
+        x = make_tokens(tokens, 2 * channels, dtype, large=30.0)[:, channels:]
+        gain, shift = torch.rand(2, channels, generator=g).to(dtype)
+        prologue = {
+            "rms": Prologue("rms", gain, eps=1e-5), "rms, gain of 32 bits": Prologue("rms", gain.float() + 1, eps=1e-5),
+            "rms, no gain": Prologue("rms", eps=1e-5), "layer": Prologue("layer", gain, shift, 1e-5),
+        }[norm]  # fmt: skip
+        assert skinny.takes_norm(tokens, channels, prologue)
+        for activation in ("none", "silu"):
+            how = {"activation": activation, "config": GEMV}
+            found = skinny.w8a16(x, weight, norm=prologue, **how)
+            assert torch.equal(found, skinny.w8a16(apply(x, prologue), weight, **how))
+
+
+def test_which_norms_come_first() -> None:
+    norm = Prologue("rms", eps=1e-5)
+    assert not skinny.takes_norm(gemv.NORM_TOKENS + 1, 64, norm)
+    assert not skinny.takes_norm(1, 66, norm)
+    assert not skinny.takes_norm(1, 64, Prologue(activation="silu"))
+    assert not skinny.takes_norm(1, 64, Prologue("rms", activation="silu"))
+    with pytest.raises(ArgumentError, match="norm: expected none, found rms"):
+        skinny.w8a16(make_tokens(1, 66, torch.float16), make_weight(8, 66), norm=norm)
 
 
 @pytest.mark.parametrize("kernel", ["gemv", "skinny"])

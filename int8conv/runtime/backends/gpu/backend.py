@@ -143,12 +143,13 @@ class GpuBackend:
             heads = q.view(batch, tokens, spec.heads, spec.size)
             q = spec.grown(heads, positions.ids).view(len(q), -1)
         k = normed(k, spec.key_norm, spec.size, spec.by_head)
+        if tokens == 1 and cache is not None:
+            y = self._attention.step((q, k, v), tables, keys, values, positions.filled, spec)
+            return y.view(batch, 1, -1)
         stored_keys, stored_values, scales = tensors_of(keys, values)
         q = rotate_and_store(
             q, k, v, tables, positions.ids.flatten(), stored_keys, stored_values,
             scales=scales, interleaved=spec.interleaved,
         )  # fmt: skip
-        if tokens == 1 and cache is not None:
-            return self._attention.step(q, keys, values, positions.filled, spec).view(batch, 1, -1)
         q = q.view(batch, tokens, spec.heads, spec.size)
         return self._attention.prompt(q, keys, values, positions.past, spec)
