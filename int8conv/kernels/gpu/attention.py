@@ -105,7 +105,7 @@ def _join(partial, state, out, head, count, D, GROUP: tl.constexpr, PARTS: tl.co
     inside = (p < count)[:, None] & (row < GROUP)[None, :]
     peaks = tl.load(where, mask=inside, other=float("-inf"), cache_modifier=".cg")
     totals = tl.load(where + 1, mask=inside, other=0.0, cache_modifier=".cg")
-    highest = tl.max(peaks, 0)
+    highest = tl.where(row < GROUP, tl.max(peaks, 0), 0.0)
     total = tl.sum(tl.where(inside, tl.exp(peaks - highest[None, :]), 0.0) * totals, 0)
     y = tl.zeros((triton.next_power_of_2(GROUP), BLOCK_D), tl.float32)
     at = tl.arange(0, AT_ONCE)

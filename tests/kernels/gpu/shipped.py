@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from int8conv.kernels.gpu import (
     sampling,
     skinny,
 )
-from int8conv.kernels.gpu.prologue import Prologue
+from int8conv.kernels.gpu.prologue import NO_PROLOGUE, Prologue
 from int8conv.kernels.gpu.quantize import QuantizedTokens
 from int8conv.kernels.weight import MixedWeight
 
@@ -100,11 +100,11 @@ def run_gemm(row: Any, dtype: torch.dtype, channels: int, k: int, bias: bool, re
     gemm.gemm(x, weight(out, channels, k, dtype), added, rest, config=row)
 
 
-def run_w8a16(row: Any, tokens: int, dtype: torch.dtype, channels: int, activation: str) -> None:
+def run_w8a16(row: Any, tokens: int, dtype: torch.dtype, channels: int, activation: str, norm: Prologue = NO_PROLOGUE) -> None:  # fmt: skip
     out = 4096 if activation == "none" else 8192
     w = weight(out, channels, 32, dtype)
-    residual = empty(tokens, 4096, dtype=dtype)
-    skinny.w8a16(empty(tokens, channels, dtype=dtype), w, empty(out, dtype=dtype), residual, activation=activation, config=row)  # fmt: skip
+    residual = empty(tokens, 4096, dtype=dtype) if norm.is_empty else None
+    skinny.w8a16(empty(tokens, channels, dtype=dtype), w, empty(out, dtype=dtype), residual, activation=activation, norm=norm, config=row)  # fmt: skip
 
 
 def run_experts(row: Any, dtype: torch.dtype, channels: int, activation: str) -> None:
@@ -179,7 +179,13 @@ def variants(kernel: str) -> dict[str, Callable[[Any], None]]:
             for tokens in (1, 16) if kernel == "gemv" else (64, 32):
                 for channels in (4104,) if "unaligned" in kernel else (4096, 4112):
                     for activation in ("silu", "none", "gelu"):
-                        add(f"{half} M {tokens} K {channels} {activation}", run_w8a16, tokens, dtype, channels, activation)  # fmt: skip
+                        name = f"{half} M {tokens} K {channels} {activation}"
+                        gain = empty(channels, dtype=dtype)
+                        if tokens == 1 and activation == "silu":  # what a step launches most
+                            rms = Prologue("rms", gain, eps=1e-5)
+                            add(f"{name}, rms", run_w8a16, tokens, dtype, channels, activation, rms)
+                            add(f"{name}, layer", run_w8a16, tokens, dtype, channels, activation, replace(rms, norm="layer", bias=gain))  # fmt: skip
+                        add(name, run_w8a16, tokens, dtype, channels, activation)
         elif kernel == "experts":
             for channels in (4096, 4112):
                 for activation in ("silu", "none", "gelu"):
