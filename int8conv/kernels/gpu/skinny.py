@@ -139,7 +139,7 @@ def skinny_kernel(
 
 def takes_norm(tokens: int, channels: int, prologue: Prologue) -> bool:
     """Whether ``w8a16`` applies it to so many tokens itself."""
-    return prologue.norm != "none" and prologue.activation == "none" and tokens <= NORM_TOKENS and fits(channels)  # fmt: skip
+    return prologue.norm != "none" and prologue.activation == "none" and tokens <= min(NORM_TOKENS, MOST_TOKENS) and fits(channels)  # fmt: skip
 
 
 def w8a16(

@@ -14,7 +14,7 @@ import torch
 from benchmarks.gpu.calls import META, cache_of, step_of
 from benchmarks.gpu.random_model import RandomWeights
 from int8conv.convert.converter import convert_checkpoint
-from int8conv.kernels.gpu import skinny, workspace
+from int8conv.kernels.gpu import attention, skinny, workspace
 from int8conv.runtime.backends.gpu.decode import DecodeSteps
 from int8conv.runtime.decoder.decoder import Decoder
 from int8conv.runtime.generate.session import Session
@@ -138,7 +138,8 @@ def test_a_captured_step_uses_its_own_workspace_on_its_own_device(tmp_path: Path
         used.append(workspace._used.get())
         return workspace.take(*arguments)
 
-    monkeypatch.setattr(skinny, "take", take)
+    for kernel in (attention, skinny):
+        monkeypatch.setattr(kernel, "take", take)
     monkeypatch.setattr(skinny, "MOST_TOKENS", 0)  # gemv takes none
     steps = [captured(decoder, device_cache(decoder, 2, 8), graphs) for _ in range(2)]
     for step in steps:
