@@ -1,11 +1,12 @@
 """Real trained models against their float32 selves: int8conv as users run it, beside the methods of its peers.
 
-    python benchmarks/real_models.py [smollm2] [gemma3] [--text KIND=FILE]... [--tokens 1024] [--only REGEX] [--out FILE.md]
+    python benchmarks/real_models.py [smollm2] [gemma3] [--text KIND=FILE]... [--tokens 1024] [--only REGEX] [--vnni] [--out FILE.md]
 
 Makes the models once (see real_checkpoints.py), converts them with the options of each row and the built-in calibration text, and
 compares every row with the source in float32 over the same windows. By default the texts are Python's help topics (English), a story
 (german) and argparse.py (code), all different from the calibration text. The methods of peers are simulated in float32, for attention and
 FFN linears only, as int8conv leaves the head in 16 bits as well; those that look at activations run the built-in calibration text.
+``--vnni`` adds int8conv's W8A8 as on a CPU with int8 dot products (VNNI): the same code, with its integer products computed in float32.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,12 @@ from fidelity_calibrated import CALIBRATED_METHODS, CalibratedWeights, inputs_of
 from fidelity_methods import BLOCK_METHODS, METHODS, MethodWeights
 from real_checkpoints import PACKAGES, make_checkpoint
 from tabulate import tabulate
+from torch import Tensor
 
 import int8conv
 from int8conv.formats.int8.folder import open_converted
 from int8conv.formats.source.checkpoint import open_checkpoint
+from int8conv.kernels.cpu import integer
 from int8conv.runtime.weights.weights import CheckpointWeights, ConvertedWeights, Weights
 
 CONVERTED: dict[str, dict[str, Any]] = {
@@ -59,31 +64,51 @@ def texts(arguments: argparse.Namespace) -> dict[str, str]:
     }
 
 
+VNNI = " with VNNI"
+
+
+@contextmanager
+def vnni(wanted: bool) -> Iterator[None]:
+    """Linears as on a CPU with int8 dot products: sums of 256 products of codes are exact in float32."""
+    before = integer.available, integer._int8_product
+    if wanted:
+        integer.available, integer._int8_product = lambda: True, _float_product  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        integer.available, integer._int8_product = before  # type: ignore[assignment]
+
+
+def _float_product(x: Tensor, codes: Tensor) -> Tensor:
+    return x.float() @ codes.float().t()
+
+
 def candidates(
-    source: Path, work: Path, only: re.Pattern[str]
+    source: Path, work: Path, only: re.Pattern[str], suffix: str
 ) -> tuple[dict[str, Weights], dict[str, dict[str, float]]]:
     """The weights of every row, and the shares of 16-bit columns of those that have any."""
     checkpoint = open_checkpoint(source)
     found: dict[str, Weights] = {}
     extra: dict[str, dict[str, float]] = {}
-    if only.search(BFLOAT16):
+    modes = ("W8A8",) if suffix else ("W8A16", "W8A8")
+    if only.search(BFLOAT16) and not suffix:
         found[BFLOAT16] = CheckpointWeights(checkpoint, torch.bfloat16)
-    for name, method in PEERS.items():
+    for name, method in ({} if suffix else PEERS).items():
         if only.search(name):
             found[name] = MethodWeights(checkpoint, method)
-    if chosen := {name: m for name, m in CALIBRATED_METHODS.items() if only.search(name)}:
+    if not suffix and (chosen := {n: m for n, m in CALIBRATED_METHODS.items() if only.search(n)}):
         inputs = inputs_of(checkpoint)
         found |= {name: CalibratedWeights(checkpoint, m, inputs) for name, m in chosen.items()}
     for name, options in CONVERTED.items():
-        modes = [m for m in ("W8A16", "W8A8") if only.search(f"int8conv {m}, {name}")]
-        if not modes:
+        rows = {f"int8conv {m}{suffix}, {name}": m for m in modes}
+        rows = {row: mode for row, mode in rows.items() if only.search(row)}
+        if not rows:
             continue
         out = work / re.sub(r"\W+", "-", f"{source.name} {name}")
         if not out.exists():
             report = int8conv.convert_checkpoint(source, out, **options)  # type: ignore[operator]
             print(f"{source.name}, {name}: converted in {report.seconds:.1f} s", file=sys.stderr)
-        for mode in modes:
-            row = f"int8conv {mode}, {name}"
+        for row, mode in rows.items():
             found[row] = ConvertedWeights(open_converted(out), torch.float32, mode.lower())  # type: ignore[arg-type]
             extra[row] = shares(out)
     return found, extra
@@ -95,16 +120,19 @@ def measure(model: str, arguments: argparse.Namespace, work: Path) -> list[dict[
     rows = []
     for kind, text in texts(arguments).items():
         windows = windows_of(source, text, arguments.tokens, arguments.window)
-        found, extra = candidates(source, work, re.compile(arguments.only))
-        figures = score(source, found, windows)
-        about = {"model": model, "text": kind, "tokens": windows.numel()}
-        rows += [
-            about | {"method": name} | value | extra.get(name, {})
-            for name, value in figures.items()
-        ]
-        print(as_table(rows[-len(figures) :]), file=sys.stderr, flush=True)
-        del found
-        gc.collect()
+        for suffix in ("", VNNI) if arguments.vnni else ("",):
+            found, extra = candidates(source, work, re.compile(arguments.only), suffix)
+            with vnni(bool(suffix)):
+                figures = score(source, found, windows) if found else {}
+            about = {"model": model, "text": kind, "tokens": windows.numel()}
+            rows += [
+                about | {"method": name} | value | extra.get(name, {})
+                for name, value in figures.items()
+                if name != "source" or not suffix
+            ]
+            del found
+            gc.collect()
+        print(as_table(rows), file=sys.stderr, flush=True)
     return rows
 
 
@@ -193,6 +221,7 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=1024, help="Per text.")
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--only", default="", metavar="REGEX", help="Rows whose name matches.")
+    parser.add_argument("--vnni", action="store_true", help="Also as with int8 dot products.")
     parser.add_argument(
         "--models", type=Path, default=Path.home() / ".cache" / "int8conv-real-models"
     )

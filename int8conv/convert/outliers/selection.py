@@ -210,8 +210,21 @@ def _notes(
     ]  # fmt: skip
     if beyond:
         yield f"{_some(beyond)}: in layers beyond the config's {count}; kept but not used (transformers ignores them too)"
+    if shared := list(_shared(architecture, names)):
+        yield f"{_some(shared)}: in layers that attend to keys of an earlier one; kept but not used (transformers ignores them too)"
     if predictors := [name for name in names if _PREDICTOR.match(name)]:
         yield f"{_some(predictors)}: for predicting several tokens at once; kept but not used (transformers ignores them too)"
+
+
+def _shared(architecture: Architecture, names: Sequence[str]) -> Iterator[str]:
+    """Tensors of keys and values of layers that have none of their own, which releases of Gemma 3n and 4 have all the same."""
+    config, roles = architecture.config, architecture.family.names
+    layers = [i for i in range(config.num_layers) if config.key_source(i) != i]
+    paths = {
+        roles[role].replace("{}", str(layer), 1)
+        for layer in layers for role in ("k", "v", "k_norm", "v_norm") if role in roles
+    }  # fmt: skip
+    return (name for name in names if name.rpartition(".")[0] in paths)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -34,6 +34,8 @@ from .primitives import after_previous, dot16, halve_codes, narrow, tanh
 from .rotary import in_codes, turned
 from .workspace import take
 
+_WIDEST: Final = 256
+"""Channels of a head from which on fewer positions at once fit into shared memory (Gemma 4 has 512)."""
 _SMALLEST_SCALE = tl.constexpr(2.0**-14)
 """Smallest scale stored in an int8 cache."""
 _JOINED_AT_ONCE: Final = 8192
@@ -61,6 +63,17 @@ def _block_scores(
 
 
 @triton.jit
+def _before_any(sinks, head, has_sinks, ROWS: tl.constexpr):
+    """The running maximum and sum before any position; one part begins with that of the sinks."""
+    peak = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    if sinks is not None:
+        peak = tl.where(has_sinks, tl.load(sinks + head), peak)
+        total += tl.where(has_sinks, 1.0, 0.0)
+    return peak, total
+
+
+@triton.jit
 def _newest(
     query, k_head, v_head, cos, sin, keys, values, key_scales, value_scales, where, scale_where, position, capacity, D,
     scale, softcap, peak, total, out,
@@ -70,7 +83,7 @@ def _newest(
     d = tl.arange(0, BLOCK_D)
     key = turned(k_head, d, d < D, cos, sin, position, ROTATED, INTERLEAVED)
     value = tl.load(v_head + d, mask=d < D, other=0.0)
-    width = tl.where(position < capacity, D, 0)
+    width = tl.where(position < 0, 0, tl.where(position < capacity, D, 0))
     if key_scales is None:
         wide_key = key.to(tl.float32)
         wide_value = value.to(tl.float32)
@@ -94,6 +107,12 @@ def _newest(
 
 
 @triton.jit
+def _divisor(total):
+    """Sums of weights; 1 without any."""
+    return tl.where(total == 0.0, 1.0, total)
+
+
+@triton.jit
 def _join(partial, state, out, head, count, D, GROUP: tl.constexpr, PARTS: tl.constexpr, MOST: tl.constexpr, BLOCK_D: tl.constexpr,
           AT_ONCE: tl.constexpr):  # fmt: skip
     """Outputs of the ``GROUP`` heads from ``head`` on, from ``count`` parts."""
@@ -105,7 +124,10 @@ def _join(partial, state, out, head, count, D, GROUP: tl.constexpr, PARTS: tl.co
     inside = (p < count)[:, None] & (row < GROUP)[None, :]
     peaks = tl.load(where, mask=inside, other=float("-inf"), cache_modifier=".cg")
     totals = tl.load(where + 1, mask=inside, other=0.0, cache_modifier=".cg")
-    highest = tl.where(row < GROUP, tl.max(peaks, 0), 0.0)
+    highest = tl.max(peaks, 0)
+    highest = tl.where(
+        highest > float("-inf"), highest, 0.0
+    )  # beyond the last head, or without positions
     total = tl.sum(tl.where(inside, tl.exp(peaks - highest[None, :]), 0.0) * totals, 0)
     y = tl.zeros((triton.next_power_of_2(GROUP), BLOCK_D), tl.float32)
     at = tl.arange(0, AT_ONCE)
@@ -118,14 +140,14 @@ def _join(partial, state, out, head, count, D, GROUP: tl.constexpr, PARTS: tl.co
         wanted = here[:, :, None] & (d < D)[None, None, :]
         values = tl.load(partial + slots[:, :, None] * D + d[None, None, :], mask=wanted, other=0.0, cache_modifier=".cg")  # fmt: skip
         y += tl.sum(values * weight[:, :, None], 0)
-    y = y / tl.where(row < GROUP, total, 1.0)[:, None]
+    y = y / _divisor(total)[:, None]
     wanted = (row < GROUP)[:, None] & (d < D)[None, :]
     tl.store(out + (head + row)[:, None] * D + d[None, :], narrow(y, out.dtype.element_ty), mask=wanted)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["capacity", "scale_batch_stride", "scale_head_stride"])
 def attention_kernel(
-    q, k, v, cos, sin, keys, values, key_scales, value_scales, lengths, slopes, partial, state, arrived, y,
+    q, k, v, cos, sin, keys, values, key_scales, value_scales, lengths, slopes, sinks, partial, state, arrived, y,
     scale, softcap, window, D, kv_heads, capacity, q_stride, k_stride, v_stride, batch_stride, head_stride, position_stride,
     scale_batch_stride, scale_head_stride,
     GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, PARTS: tl.constexpr, MOST: tl.constexpr,
@@ -139,7 +161,8 @@ def attention_kernel(
     part = tl.program_id(1)
     position = tl.load(lengths + batch) - 1
     first = tl.maximum(position + 1 - window, 0) if WINDOW else position * 0
-    last = tl.maximum(tl.minimum(position, capacity), first)
+    cached = position + 1 if k is None else position
+    last = tl.maximum(tl.minimum(cached, capacity), first)
     step = tl.cdiv(tl.cdiv(last - first, PARTS), BLOCK_S) * BLOCK_S
     begin = first + part * step
     end = tl.minimum(begin + step, last)
@@ -153,8 +176,16 @@ def attention_kernel(
     base = batch * batch_stride + kv_head * head_stride
     scale_base = batch * scale_batch_stride + kv_head * scale_head_stride
     step_base = None if key_scales is None else key_scales + scale_base
-    peak = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
+    busy = tl.cdiv(last - first, tl.maximum(step, 1))
+    if k is None:
+        others = tl.maximum(busy - 1, 0)
+        slot = part
+        is_last = part == others
+    else:
+        others = tl.minimum(busy, PARTS - 1)
+        slot = tl.minimum(part, others)
+        is_last = part == PARTS - 1
+    peak, total = _before_any(sinks, head_or_first, is_last, ROWS)
     out = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for start in tl.range(begin, end, BLOCK_S, num_stages=STAGES):
         s = start + tl.arange(0, BLOCK_S)
@@ -181,23 +212,23 @@ def attention_kernel(
             out = out * shrink[:, None] + part_out * unit
         peak = higher
 
-    if part == PARTS - 1:
-        peak, total, out = _newest(
-            query, k + batch * k_stride + kv_head * D, v + batch * v_stride + kv_head * D, cos, sin, keys, values,
-            key_scales, value_scales, base + position.to(tl.int64) * position_stride, scale_base + position, position, capacity, D,
-            scale, softcap, peak, total, out, BLOCK_D, SOFTCAP, ROTATED, INTERLEAVED,
-        )  # fmt: skip
+    if k is not None:  # noqa: SIM102  (the one is decided by the compiler)
+        if is_last:
+            peak, total, out = _newest(
+                query, k + batch * k_stride + kv_head * D, v + batch * v_stride + kv_head * D, cos, sin, keys, values,
+                key_scales, value_scales, base + position.to(tl.int64) * position_stride, scale_base + position, position, capacity, D,
+                scale, softcap, peak, total, out, BLOCK_D, SOFTCAP, ROTATED, INTERLEAVED,
+            )  # fmt: skip
     first_head = batch * kv_heads * GROUP + kv_head * GROUP
     if PARTS == 1:
-        result = narrow(out / total[:, None], y.dtype.element_ty)
+        result = narrow(out / _divisor(total)[:, None], y.dtype.element_ty)
         tl.store(y + (first_head + row)[:, None] * D + d[None, :], result, mask=inside)
     else:
-        others = tl.minimum(tl.cdiv(last - first, tl.maximum(step, 1)), PARTS - 1)
-        if (part < others) | (part == PARTS - 1):
-            slot = (first_head + row) * PARTS + tl.minimum(part, others)
-            tl.store(partial + slot[:, None] * D + d[None, :], out, mask=inside)
-            tl.store(state + slot * 2, peak, mask=row < GROUP)
-            tl.store(state + slot * 2 + 1, total, mask=row < GROUP)
+        if (part < others) | is_last:
+            slots = (first_head + row) * PARTS + slot
+            tl.store(partial + slots[:, None] * D + d[None, :], out, mask=inside)
+            tl.store(state + slots * 2, peak, mask=row < GROUP)
+            tl.store(state + slots * 2 + 1, total, mask=row < GROUP)
             tl.debug_barrier()  # all threads' numbers are written before one of them counts
             before = tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel", scope="gpu")
             if before == others:
@@ -208,8 +239,8 @@ def attention_kernel(
 
 def attend(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     tables: tuple[Tensor, Tensor] | None,
     lengths: Tensor,
     keys: Tensor,
@@ -220,6 +251,7 @@ def attend(
     slopes: Tensor | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
     interleaved: bool = False,
     config: Config | None = None,
 ) -> Tensor:
@@ -227,7 +259,7 @@ def attend(
 
     Args:
         q: 16-bit ``[batch, heads * head_dim]``; may be part of a wider matrix.
-        k: 16-bit ``[batch, kv_heads * head_dim]``.
+        k: 16-bit ``[batch, kv_heads * head_dim]``; None: the new token's key and value are in the cache, of which nothing is written.
         v: like ``k``.
         tables: cos and sin, float32 ``[positions, rotated / 2]``, contiguous; None: nothing is rotated.
         lengths: int32 ``[batch]``: number of positions filled, including the new token; if that is more than the cache's capacity,
@@ -239,6 +271,7 @@ def attend(
         slopes: float32 ``[heads]``: ALiBi (arXiv:2108.12409).
         window: number of most recent positions attended to; None: all.
         softcap: scores become ``softcap * tanh(scores / softcap)``.
+        sinks: float32 ``[heads]``: the score of one more position, whose value is zero (arXiv:2508.10925, section 2).
         interleaved: whether pairs that are rotated are adjacent elements.
         config: the launch configuration; None: from the table.
 
@@ -265,6 +298,8 @@ def attend(
     y = L.empty(batch, heads, size, like=q, dtype=q.dtype)
     group, block_d = heads // kv_heads, max(L.power_of_two(size), 16)
     block_s, warps = config["block_s"], config["num_warps"]
+    if block_d > _WIDEST:
+        block_s, warps = block_s * _WIDEST // block_d, 2 * warps
     if scales is not None:  # widened codes take registers, and masks take more of them
         block_s, warps = block_s if block_d == size else block_s // 2, 2 * warps
     most = L.power_of_two(parts)
@@ -272,9 +307,9 @@ def attend(
     cos, sin = (None, None) if tables is None else tables
     L.launch(
         attention_kernel, (batch * kv_heads, parts),
-        q, k, v, cos, sin, keys, values, key_scales, value_scales, lengths, slopes, partial, state, arrived, y,
+        q, k, v, cos, sin, keys, values, key_scales, value_scales, lengths, slopes, sinks, partial, state, arrived, y,
         float(scale), float(softcap or 0.0), window or 0, size, kv_heads, capacity,
-        q.stride(0), k.stride(0), v.stride(0), keys.stride(0), keys.stride(1), keys.stride(2), *scale_strides,
+        q.stride(0), 0 if k is None else k.stride(0), 0 if v is None else v.stride(0), keys.stride(0), keys.stride(1), keys.stride(2), *scale_strides,
         GROUP=group, ROWS=max(L.power_of_two(group), 16), BLOCK_D=block_d, BLOCK_S=block_s, PARTS=parts, MOST=most, AT_ONCE=at_once,
         D_FITS=block_d == size, SOFTCAP=softcap is not None, WINDOW=window is not None, ROTATED=rotated, INTERLEAVED=interleaved,
         STAGES=config["num_stages"], PDL=L.overlaps(q.device), num_warps=warps, num_stages=config["num_stages"],

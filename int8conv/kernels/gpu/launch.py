@@ -75,7 +75,7 @@ def check_rows(name: str, x: Tensor, columns: int) -> None:
 
 
 def check_heads(
-    q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor] | None, keys: Tensor, values: Tensor
+    q: Tensor, k: Tensor | None, v: Tensor | None, tables: tuple[Tensor, Tensor] | None, keys: Tensor, values: Tensor
 ) -> int:  # fmt: skip
     """Check rows of queries, keys and values of new tokens for a cache; how many elements of a head are rotated.
 
@@ -84,7 +84,8 @@ def check_heads(
     """
     kv_heads, size = keys.shape[1], keys.shape[3]
     for name, x, columns in (("q", q, q.shape[1] // size), ("k", k, kv_heads), ("v", v, kv_heads)):
-        check_rows(name, x, columns * size)
+        if x is not None:
+            check_rows(name, x, columns * size)
     if values.shape != keys.shape or values.stride() != keys.stride() or keys.stride(3) != 1:
         raise ArgumentError("layout of values", expected="that of keys, last axis contiguous", found=values.stride())  # fmt: skip
     rotated = 0 if tables is None else 2 * tables[0].shape[1]

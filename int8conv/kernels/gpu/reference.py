@@ -141,8 +141,8 @@ def _finished(y: Tensor, bias: Tensor | None, residual: Tensor | None, dtype: to
 
 def attend(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     tables: tuple[Tensor, Tensor] | None,
     lengths: Tensor,
     keys: Tensor,
@@ -153,16 +153,24 @@ def attend(
     slopes: Tensor | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
     interleaved: bool = False,
     config: object = None,
 ) -> Tensor:
     """Attention of a new token of each sequence over its cache, to which it is added."""
     positions, capacity = lengths - 1, keys.shape[2]
     longer = [_with_room(x, int(lengths.max())) for x in (keys, values, *(scales or ()))]
-    rows = (q, k, v, tables, positions)
-    rotate_and_store(*rows, keys, values, scales=scales, interleaved=interleaved)
-    new_scales = (longer[2], longer[3]) if scales is not None else None
-    queries = rotate_and_store(*rows, longer[0], longer[1], scales=new_scales, interleaved=interleaved)  # fmt: skip
+    if k is None or v is None:
+        size = keys.shape[3]
+        queries = q.reshape(len(q), -1, size)
+        if tables is not None:
+            cos, sin = (table[positions.long()].double()[:, None] for table in tables)
+            queries = _rotate(queries, cos, sin, interleaved)
+    else:
+        rows = (q, k, v, tables, positions)
+        rotate_and_store(*rows, keys, values, scales=scales, interleaved=interleaved)
+        new_scales = (longer[2], longer[3]) if scales is not None else None
+        queries = rotate_and_store(*rows, longer[0], longer[1], scales=new_scales, interleaved=interleaved)  # fmt: skip
     y, group = torch.empty_like(queries), queries.shape[1] // keys.shape[1]
     for i, position in enumerate(positions.tolist()):
         first = 0 if window is None else max(position + 1 - window, 0)
@@ -174,7 +182,9 @@ def attend(
             scores = softcap * torch.tanh(scores / softcap)
         if slopes is not None:
             scores += slopes.double()[:, None] * (seen - position)
-        y[i] = (scores.softmax(-1)[:, None] @ wide_values).squeeze(1).to(q.dtype)
+        if sinks is not None:  # a position without a value
+            scores = torch.cat([scores, sinks.double()[:, None]], dim=1)
+        y[i] = (scores.softmax(-1)[:, None, : len(seen)] @ wide_values).squeeze(1).to(q.dtype)
     return y
 
 

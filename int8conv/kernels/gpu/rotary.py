@@ -120,7 +120,7 @@ def turned(head, d, inside, cos, sin, position, ROTATED: tl.constexpr, INTERLEAV
             pair = d % half
             is_first = d < half
         y = tl.load(head + other, mask=inside & turns, other=0.0).to(tl.float32)
-        row = position.to(tl.int64) * half
+        row = tl.maximum(position, 0).to(tl.int64) * half
         c = tl.load(cos + row + pair, mask=turns, other=1.0)
         s = tl.load(sin + row + pair, mask=turns, other=0.0)
         rotated = narrow(x.to(tl.float32) * c + y * tl.where(is_first, -s, s), x.dtype)

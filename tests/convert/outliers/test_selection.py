@@ -49,7 +49,7 @@ def checkpoint(config: dict[str, Any] = LLAMA, changes: Shapes | None = None) ->
     shapes: Shapes = {}
     for module in read_architecture(config, ()).modules:
         shape = module.shape[::-1] if module.transposed else module.shape
-        shapes[f"{module.path}.weight"] = ("F16", shape)
+        shapes[module.tensor_name()] = ("F16", shape)
         if module.bias:
             shapes[f"{module.path}.bias"] = ("F16", module.shape[:1])
     shapes |= changes or {}
@@ -184,6 +184,25 @@ def test_layers_beyond_the_configs_are_kept_with_a_note() -> None:
     assert found.notes == (
         f"{names[0]} and 1 more: in layers beyond the config's 2; kept but not used (transformers ignores them too)",
     )
+
+
+SHARING: dict[str, Any] = {
+    "model_type": "gemma4_text", "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 24, "vocab_size": 90, "vocab_size_per_layer_input": 90,
+    "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def test_keys_of_layers_that_use_an_earlier_ones_are_kept_with_a_note() -> None:
+    """As releases of Gemma 3n and 4 have them; what other layers have is not named."""
+    names = [f"{A.format(i)}{name}.weight" for i in (2, 3) for name in ("k_proj", "v_proj", "k_norm")]  # fmt: skip
+    found = select(SHARING, dict.fromkeys(names, ("F16", (32,))))
+    assert told(found)[-6:] == names
+    assert found.notes == (
+        f"{names[0]} and 5 more: in layers that attend to keys of an earlier one; kept but not used (transformers ignores them too)",
+    )
+    assert select(SHARING).notes == ()
 
 
 def test_predictors_of_several_tokens_are_kept_with_a_note() -> None:

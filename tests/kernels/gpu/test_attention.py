@@ -32,6 +32,35 @@ def inputs(batch: int, heads: int, kv_heads: int, capacity: int, size: int, leng
     return (q, k, v, rope, torch.tensor(lengths, dtype=torch.int32)), [keys, values]
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(8, 2, 64), (3, 1, 512)])
+def test_a_sink_takes_its_share(heads: int, kv_heads: int, size: int) -> None:
+    """Of parts without positions too, where it is far above all scores, and far below."""
+    step, cache = inputs(4, heads, kv_heads, 80, size, [1, 70, 33, 16], torch.float16)
+    how = {"scale": size**-0.5, "sinks": torch.linspace(-60, 60, heads), "window": 40}
+    y, truth, largest = run(step, cache, CONFIG | {"block_s": 32}, **how)
+    check(y, truth, largest)
+    assert (y[:, -1].abs() < 1e-6).all()
+    assert (y[:, 0].abs().amax(-1) > 0.1).all()
+
+
+@pytest.mark.parametrize("config", [CONFIG, WHOLE], ids=["parts", "whole"])
+def test_a_cache_that_has_the_token_is_only_read(config: Any) -> None:
+    """Of another layer: as if the token came with it; an empty sequence gives zeros."""
+    how: dict[str, Any] = {"scale": 0.25, "sinks": torch.tensor([-9.0, 0.0, 1.0, 9.0])}
+    (q, k, v, rope, lengths), cache = inputs(3, 4, 2, 80, 16, [80, 16, 33], torch.float16, 16)
+    y = attention.attend(q, k, v, rope, lengths, *cache, config=config, **how)
+    before = [x.clone() for x in cache]
+    again = attention.attend(q, None, None, rope, lengths, *cache, config=config, **how)
+    assert (again.double() - y.double()).abs().max() <= 3 * HALF_STEP[q.dtype] * cache[1].nan_to_num().abs().max()  # fmt: skip
+    truth = reference.attend(q, None, None, rope, lengths, *cache, **how)
+    check(again, truth, cache[1].nan_to_num().abs().max().item())
+    for found, wanted in zip(cache, before, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+    lengths[1] = 0
+    empty = attention.attend(q, None, None, rope, lengths, *cache, config=config, scale=0.25)
+    assert (empty[1] == 0).all()
+
+
 def in_eight_bits(x: Tensor, spread: float = 0.0) -> tuple[Tensor, Tensor]:
     """Codes and scales of a head and token; positions without numbers get the largest, and an infinite scale.
 

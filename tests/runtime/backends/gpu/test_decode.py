@@ -50,6 +50,7 @@ class Graphs:
         self.captured += 1
         cache, counters = self.steps.cache, self.steps.counters
         kept = [cache.lengths, *(c.counts for c in counters.values())]
+        kept += [part for state in cache.states for part in state.parts]
         before = [each.clone() for each in kept]
         yield
         for now, then in zip(kept, before, strict=True):
@@ -106,6 +107,23 @@ def test_capturing_leaves_no_trace(decoder: Any, graphs: Graphs) -> None:
 
 
 @torch.inference_mode()
+def test_capturing_leaves_recurrent_states_as_they_were(tmp_path: Path, graphs: Graphs) -> None:
+    """Unlike keys and values, what the step before a capture does to them is not overwritten."""
+    source = write_checkpoint(tmp_path / "source", family_config("qwen3_5_text"))
+    convert_checkpoint(source, tmp_path / "int8", max_outliers=0)
+    decoder: Any = decoders(tmp_path / "int8", "w8a16")[0]
+    found = []
+    for capture in (False, True):
+        cache = decoder.cache(batch=2, capacity=8)
+        decoder.forward(torch.tensor([[5, 6], [7, 8]]), cache)
+        step = captured(decoder, cache, graphs) if capture else DecodeSteps(decoder, cache, {})
+        logits = [step(torch.tensor([[token], [token + 1]])).clone() for token in (3, 9)]
+        found.append([*logits, *cache.states[0].parts])
+    assert graphs.captured == 1
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int8], ids=str)
 def test_a_cache_that_grew_is_captured_anew(decoder: Any, graphs: Graphs, dtype: torch.dtype) -> None:  # fmt: skip
     cache = device_cache(decoder, 1, 4, dtype)
@@ -159,9 +177,13 @@ LAUNCHES = {
     "gptj": (13, 7), "gpt_neox": (13, 13), "gpt_neox, in sequence, no biases": (13, 13), "bloom, six heads": (14, 13),
     "falcon, one key head": (13, 7), "falcon, groups": (13, 13), "falcon, alibi, in sequence": (13, 13), "mixtral": (13, 29),
     "qwen2_moe, some layers": (14, 22), "qwen3_moe, every other layer": (16, 22), "ministral3": (11, 23), "smollm3": (11, 7),
-    "jais2": (13, 7), "hunyuan_v1_dense": (15, 51), "glm4_moe": (18, 33),
+    "jais2": (13, 7), "hunyuan_v1_dense": (15, 51), "glm4_moe": (18, 33), "qwen3_next": (19, 107), "qwen3_5_text": (13, 71),
+    "falcon_h1, a norm, multipliers": (19, 113), "granitemoehybrid": (17, 82), "nemotron_h": (19, 117), "lfm2": (13, 21),
+    "deepseek_v2, plain queries, wide values": (14, 152), "deepseek_v3": (16, 179), "gemma4_text": (50, 55),
+    "gemma4_text, experts, own keys, biases": (46, 95), "gemma3n_text": (66, 214), "apertus": (15, 35), "phimoe": (13, 65),
+    "gpt_oss": (13, 51),
 }  # fmt: skip
-"""Of a step through two layers: Triton's kernels, PyTorch's operators."""
+"""Of a step through two layers (Gemma 3n and 4, Nemotron-H: all of theirs): Triton's kernels, PyTorch's operators."""
 
 
 @pytest.mark.parametrize("name", LAUNCHES)
