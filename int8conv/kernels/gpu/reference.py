@@ -102,9 +102,11 @@ def w8a16(
     residual: Tensor | None = None,
     *,
     activation: str = "none",
+    norm: Prologue = Prologue(),  # noqa: B008  (frozen)
     config: object = None,
 ) -> Tensor:
     """16-bit tokens times an int8 weight with outlier columns; gated by an activation if the weight is ``[gate; up]``."""
+    x = x if norm.is_empty else apply(x, norm)
     dense = weight.codes.double() * weight.scale.double()[:, None]
     if weight.outlier_index is not None and weight.outlier_weight is not None:
         dense[:, weight.outlier_index.long()] = weight.outlier_weight.double()
