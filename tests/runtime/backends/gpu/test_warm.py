@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import triton
 
-from int8conv.errors import ArgumentError, UnsupportedOnDeviceError
+from int8conv.errors import ArgumentError, UnsupportedModelError
 from int8conv.kernels.gpu import configs, launch
 from int8conv.runtime.backends.gpu import compiling
 from int8conv.runtime.backends.gpu import warm as warming
@@ -71,13 +71,13 @@ def test_nothing_is_compiled_where_triton_interprets(tmp_path: Path) -> None:
 
 def test_an_error_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
-        raise UnsupportedOnDeviceError("its attention runs on a CPU only")
+        raise UnsupportedModelError("its attention runs on a CPU only")
 
     monkeypatch.setattr(launch, "INTERPRETED", False)
     monkeypatch.setattr(warming, "launch_everything", refuse)
     source = write_checkpoint(tmp_path / "source")
     before = compiling.driver._active
-    with pytest.raises(UnsupportedOnDeviceError, match="its attention runs on a CPU only"):
+    with pytest.raises(UnsupportedModelError, match="its attention runs on a CPU only"):
         warm(source, GPU)
     assert launch.compiler.get() is None
     assert compiling.driver._active is before
