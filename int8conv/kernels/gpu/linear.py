@@ -109,7 +109,7 @@ def _few(
     operand: Operand, weight: MixedWeight, bias: Tensor | None, residual: Tensor | None, activation: str
 ) -> Tensor:  # fmt: skip
     """Any number of tokens in ``w8a16``, ``MAX_TOKENS`` at a time."""
-    if takes_norm(*operand.x.shape, operand.prologue):
+    if takes_norm(operand.x, operand.prologue):
         return w8a16(operand.x, weight, bias, residual, activation=activation, norm=operand.prologue)  # fmt: skip
     x = operand.value()
     if x.shape[0] <= MAX_TOKENS:

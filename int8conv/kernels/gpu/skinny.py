@@ -137,8 +137,9 @@ def skinny_kernel(
         tl.store(out + m[None, :] * out_stride + row[:, None], narrow(y, out.dtype.element_ty), mask=inside)  # fmt: skip
 
 
-def takes_norm(tokens: int, channels: int, prologue: Prologue) -> bool:
+def takes_norm(x: Tensor, prologue: Prologue) -> bool:
     """Whether ``w8a16`` applies it to so many tokens itself."""
+    tokens, channels = x.shape
     return prologue.norm != "none" and prologue.activation == "none" and tokens <= min(NORM_TOKENS, MOST_TOKENS) and fits(channels)  # fmt: skip
 
 

@@ -144,7 +144,7 @@ def test_a_norm_in_the_prologue_is_that_of_a_launch_of_its_own(norm: str) -> Non
         "rms": Prologue("rms", gain, eps=1e-5), "rms, gain of 32 bits": Prologue("rms", gain.float() + 1, eps=1e-5),
         "layer": Prologue("layer", gain, shift, 1e-5),
     }[norm]  # fmt: skip
-    assert skinny.takes_norm(tokens, channels, prologue)
+    assert skinny.takes_norm(x, prologue)
     config = {"block_n": 16, "block_k": 64, "num_warps": 1}
     found = skinny.w8a16(x, weight, norm=prologue, activation=activation, config=config)
     wanted = skinny.w8a16(apply(x, prologue), weight, activation=activation, config=config)
@@ -152,11 +152,12 @@ def test_a_norm_in_the_prologue_is_that_of_a_launch_of_its_own(norm: str) -> Non
 
 
 def test_which_norms_come_first() -> None:
-    norm = Prologue("rms", eps=1e-5)
-    assert not skinny.takes_norm(gemv.NORM_TOKENS + 1, 64, norm)
-    assert not skinny.takes_norm(1, 66, norm)
-    assert not skinny.takes_norm(1, 64, Prologue(activation="silu"))
-    assert not skinny.takes_norm(1, 64, Prologue("rms", activation="silu"))
+    norm, x = Prologue("rms", eps=1e-5), torch.zeros(gemv.NORM_TOKENS, 64)
+    assert skinny.takes_norm(x, norm)
+    assert not skinny.takes_norm(torch.cat([x, x[:1]]), norm)
+    assert not skinny.takes_norm(x[:, :62], norm)
+    assert not skinny.takes_norm(x, Prologue(activation="silu"))
+    assert not skinny.takes_norm(x, Prologue("rms", activation="silu"))
     with pytest.raises(ArgumentError, match="norm: expected none, found rms"):
         skinny.w8a16(make_tokens(1, 66, torch.float16), make_weight(8, 66), norm=norm)
 
