@@ -145,6 +145,61 @@ def _join(partial, state, out, head, count, D, GROUP: tl.constexpr, PARTS: tl.co
     tl.store(out + (head + row)[:, None] * D + d[None, :], narrow(y, out.dtype.element_ty), mask=wanted)  # fmt: skip
 
 
+@triton.jit
+def _over_cache(
+    query, keys, values, key_scales, value_scales, slopes, head, begin, end, position, scale, softcap, D, position_stride, peak, total, out,
+    ROWS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, D_FITS: tl.constexpr, SOFTCAP: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The running maximum, sum and output after positions ``begin`` to ``end`` of one head's cache."""
+    d = tl.arange(0, BLOCK_D)
+    for start in tl.range(begin, end, BLOCK_S, num_stages=STAGES):
+        s = start + tl.arange(0, BLOCK_S)
+        here = s < end
+        wanted = here[:, None] if D_FITS else here[:, None] & (d < D)[None, :]
+        where = s.to(tl.int64)[:, None] * position_stride + d[None, :]
+        key = tl.load(keys + where, mask=wanted, other=0)
+        scores = _block_scores(
+            query, key, key_scales, slopes, head, s, here, position, scale, softcap, ROWS, BLOCK_S, SOFTCAP,
+        )  # fmt: skip
+        higher = tl.maximum(peak, tl.max(scores, 1))
+        shrink = tl.exp(peak - higher)
+        weights = tl.exp(scores - higher[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        value = tl.load(values + where, mask=wanted, other=0)
+        if value_scales is None:
+            out = dot16(narrow(weights, value.dtype), value, out * shrink[:, None])
+        else:
+            each = tl.load(value_scales + s, mask=here, other=0.0).to(tl.float32)
+            unit = tl.maximum(tl.max(each, 0), _SMALLEST_SCALE)
+            scaled = narrow(weights * (each / unit)[None, :], query.dtype)
+            value = halve_codes(value, query.dtype)
+            part_out = dot16(scaled, value, tl.zeros((ROWS, BLOCK_D), tl.float32))
+            out = out * shrink[:, None] + part_out * unit
+        peak = higher
+    return peak, total, out
+
+
+@triton.jit
+def _arrive(
+    partial, state, arrived, y, peak, total, out, first_head, slot, count, D,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr, MOST: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """Write one of ``count`` parts to its ``slot``; the last one to arrive joins them and resets the counter."""
+    row = tl.arange(0, ROWS)
+    d = tl.arange(0, BLOCK_D)
+    slots = (first_head + row) * PARTS + slot
+    inside = (row < GROUP)[:, None] & (d < D)[None, :]
+    tl.store(partial + slots[:, None] * D + d[None, :], out, mask=inside)
+    tl.store(state + slots * 2, peak, mask=row < GROUP)
+    tl.store(state + slots * 2 + 1, total, mask=row < GROUP)
+    tl.debug_barrier()  # all threads' numbers are written before one of them counts
+    before = tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu")
+    if before == count - 1:
+        tl.debug_barrier()
+        tl.store(arrived, 0)
+        _join(partial, state, y, first_head, count, D, GROUP, PARTS, MOST, BLOCK_D, AT_ONCE)
+
+
 @triton.jit(do_not_specialize=["capacity", "scale_batch_stride", "scale_head_stride"])
 def attention_kernel(
     q, k, v, cos, sin, keys, values, key_scales, value_scales, lengths, slopes, sinks, partial, state, arrived, y,
@@ -175,7 +230,6 @@ def attention_kernel(
     query = turned(q + batch * q_stride + head[:, None] * D, d[None, :], inside, cos, sin, position, ROTATED, INTERLEAVED)  # fmt: skip
     base = batch * batch_stride + kv_head * head_stride
     scale_base = batch * scale_batch_stride + kv_head * scale_head_stride
-    step_base = None if key_scales is None else key_scales + scale_base
     busy = tl.cdiv(last - first, tl.maximum(step, 1))
     if k is None:
         others = tl.maximum(busy - 1, 0)
@@ -187,31 +241,11 @@ def attention_kernel(
         is_last = part == PARTS - 1
     peak, total = _before_any(sinks, head_or_first, is_last, ROWS)
     out = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    for start in tl.range(begin, end, BLOCK_S, num_stages=STAGES):
-        s = start + tl.arange(0, BLOCK_S)
-        here = s < end
-        wanted = here[:, None] if D_FITS else here[:, None] & (d < D)[None, :]
-        where = s.to(tl.int64)[:, None] * position_stride + d[None, :]
-        key = tl.load(keys + base + where, mask=wanted, other=0)
-        scores = _block_scores(
-            query, key, step_base, slopes, head_or_first, s, here, position, scale, softcap, ROWS, BLOCK_S, SOFTCAP,
-        )  # fmt: skip
-        higher = tl.maximum(peak, tl.max(scores, 1))
-        shrink = tl.exp(peak - higher)
-        weights = tl.exp(scores - higher[:, None])
-        total = total * shrink + tl.sum(weights, 1)
-        value = tl.load(values + base + where, mask=wanted, other=0)
-        if value_scales is None:
-            out = dot16(narrow(weights, value.dtype), value, out * shrink[:, None])
-        else:
-            each = tl.load(value_scales + scale_base + s, mask=here, other=0.0).to(tl.float32)
-            unit = tl.maximum(tl.max(each, 0), _SMALLEST_SCALE)
-            scaled = narrow(weights * (each / unit)[None, :], query.dtype)
-            value = halve_codes(value, query.dtype)
-            part_out = dot16(scaled, value, tl.zeros((ROWS, BLOCK_D), tl.float32))
-            out = out * shrink[:, None] + part_out * unit
-        peak = higher
-
+    peak, total, out = _over_cache(
+        query, keys + base, values + base, None if key_scales is None else key_scales + scale_base,
+        None if value_scales is None else value_scales + scale_base, slopes, head_or_first, begin, end, position, scale, softcap, D,
+        position_stride, peak, total, out, ROWS, BLOCK_D, BLOCK_S, D_FITS, SOFTCAP, STAGES,
+    )  # fmt: skip
     if k is not None:  # noqa: SIM102  (the one is decided by the compiler)
         if is_last:
             peak, total, out = _newest(
@@ -223,18 +257,11 @@ def attention_kernel(
     if PARTS == 1:
         result = narrow(out / _divisor(total)[:, None], y.dtype.element_ty)
         tl.store(y + (first_head + row)[:, None] * D + d[None, :], result, mask=inside)
-    else:
-        if (part < others) | is_last:
-            slots = (first_head + row) * PARTS + slot
-            tl.store(partial + slots[:, None] * D + d[None, :], out, mask=inside)
-            tl.store(state + slots * 2, peak, mask=row < GROUP)
-            tl.store(state + slots * 2 + 1, total, mask=row < GROUP)
-            tl.debug_barrier()  # all threads' numbers are written before one of them counts
-            before = tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel", scope="gpu")
-            if before == others:
-                tl.debug_barrier()
-                tl.store(arrived + tl.program_id(0), 0)
-                _join(partial, state, y, first_head, others + 1, D, GROUP, PARTS, MOST, BLOCK_D, AT_ONCE)  # fmt: skip
+    elif (part < others) | is_last:
+        _arrive(
+            partial, state, arrived + tl.program_id(0), y, peak, total, out, first_head, slot, others + 1, D,
+            GROUP, ROWS, BLOCK_D, PARTS, MOST, AT_ONCE,
+        )  # fmt: skip
 
 
 def attend(

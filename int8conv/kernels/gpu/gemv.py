@@ -162,9 +162,7 @@ def rows_times_x(x, words_x, codes_w, scale_w, index, outlier_w, bias, first, N,
     row = ((first + row % results) % N + (row // results) * N).to(tl.int64)
     w_words = (slice_ * UNROLL + unroll) * 16 + i
     w_tile = codes_w + row * (K // 4) + w_words
-    token = tl.minimum(
-        (part // 2) * 8 + lane, M - 1
-    )  # what columns of no token have is never stored
+    token = tl.minimum((part // 2) * 8 + lane, M - 1)  # columns of no token are never stored
     x_words = (slice_ * UNROLL + unroll) * 32 + (i // 4) * 8 + (part % 2) * 4 + i % 4
     x_tile = words_x + token * (x_stride // 2) + x_words
     sums = tl.zeros((SLICES, ROWS, BLOCK_M), tl.float32)
