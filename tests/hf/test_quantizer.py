@@ -164,7 +164,7 @@ def test_the_text_part_of_a_multimodal_model(tmp_path: Path) -> None:
 
 
 def test_a_head_in_int8(tmp_path: Path) -> None:
-    folder = convert("llama", tmp_path, outliers="none", quantize=["lm_head"])
+    folder = convert("llama", tmp_path, outliers="none", head="int8")
     model = load(folder)
     assert "lm_head" in int8_linears(model)
     own = int8conv.load(folder).logits(token_ids())

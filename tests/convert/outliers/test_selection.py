@@ -57,7 +57,7 @@ def checkpoint(config: dict[str, Any] = LLAMA, changes: Shapes | None = None) ->
     return Checkpoint(Path("source"), config, tensors, {}, None)
 
 
-def select(config: dict[str, Any] = LLAMA, changes: Shapes | None = None, **patterns: tuple[str, ...]) -> Selection:  # fmt: skip
+def select(config: dict[str, Any] = LLAMA, changes: Shapes | None = None, **patterns: Any) -> Selection:  # fmt: skip
     source = checkpoint(config, changes)
     return select_modules(source, read_architecture(config, source.tensors), Patterns(**patterns))
 
@@ -124,6 +124,25 @@ def test_further_matrices_may_become_int8_each_an_input_of_its_own() -> None:
     last = found.items[-1]
     assert isinstance(last, Group)
     assert (last.kind, last.input, last.linears[0].path) == ("head", "lm_head", "lm_head")
+
+
+def test_the_head_may_be_int8_with_an_input_in_16_bits() -> None:
+    last = select(head="int8").items[-1]
+    assert isinstance(last, Group)
+    assert (last.kind, last.linears[0].path, last.exact_input) == ("head", "lm_head", True)
+    assert select(head="int8-tied").items[-1] == last
+    assert [x for x in told(select(head="int8")) if "lm_head" not in x] == [
+        x for x in told(select()) if "lm_head.weight" not in x
+    ]
+
+
+def test_a_head_that_is_the_embedding_is_int8_where_that_is_asked_for() -> None:
+    tied = LLAMA | {"tie_word_embeddings": True}
+    first = select(tied, head="int8-tied").items[0]
+    assert isinstance(first, Group)
+    assert (first.linears[0].path, first.exact_input) == ("model.embed_tokens", True)
+    with rejected(ArgumentError, "head: expected 16bit, or int8-tied", "model.embed_tokens.weight"):
+        select(tied, head="int8")
 
 
 def test_learned_positions_and_norms_cannot() -> None:

@@ -40,10 +40,11 @@ PARAMETERS = {
     "google/gemma-4-31B-it (text)": 30.7,
 }
 """In billions, as their publishers say; V3 without its 14 for predicting several tokens."""
-ALIKE = {"google/gemma-4-E4B-it (text)", "google/gemma-4-31B-it (text)"}
-"""With the features of smaller or larger ones of the same release."""
-RUNNABLE = [name for name in RELEASES if name not in {*REFUSED, *ALIKE} and not name.endswith("V3")]
-"""Not V3: with weights of random size, int8 changes which of its experts a token uses."""
+READ_ONLY = {
+    "deepseek-ai/DeepSeek-V3", "google/gemma-4-26B-A4B-it (text)", "google/gemma-4-E4B-it (text)",
+}  # fmt: skip
+"""With weights of random size, int8 changes which experts of the first two a token uses; the third has the features of E2B."""
+RUNNABLE = [name for name in RELEASES if name not in {*REFUSED, *READ_ONLY}]
 
 NOTED = {
     "unsloth/Llama-3.2-1B-Instruct": "unsloth_fixed",

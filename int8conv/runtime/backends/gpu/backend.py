@@ -25,7 +25,7 @@ from ...models.config import Activation, DecoderConfig
 from ..interface import Forward, FusedLayer, Positions
 from ..parts import BlockParts, FeedForwardParts, Hidden, Projection
 from .attention import DeviceAttention, normed, rotated, tensors_of, turned
-from .cache import DeviceCache, DeviceLatentCache, StaticCache
+from .cache import DeviceCache, DeviceLatentCache, StaticCache, rounded
 from .decode import DecodeSteps
 from .deferred import Deferred, operand_of
 from .experts import FewTokens
@@ -69,7 +69,7 @@ class GpuBackend:
 
     def cache(self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype) -> StaticCache:  # fmt: skip
         kind = DeviceCache if config.latent is None else DeviceLatentCache
-        return kind(config, batch=batch, capacity=capacity, dtype=dtype, device=self.device)
+        return kind(config, batch=batch, capacity=rounded(capacity), dtype=dtype, device=self.device)  # fmt: skip
 
     def steps(self, decoder: Forward, cache: Cache) -> DecodeSteps:
         assert isinstance(cache, StaticCache)

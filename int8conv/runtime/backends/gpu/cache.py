@@ -17,6 +17,9 @@ class StaticCache(Cache):
 
     length = 0
 
+    def enlarge(self, capacity: int) -> None:
+        super().enlarge(rounded(capacity))
+
     def recount(self) -> None:
         self.length = int(self.lengths.max())
 
@@ -30,6 +33,12 @@ class StaticCache(Cache):
             self.recount()
         else:
             self.length = min(self.length, length)
+
+
+def rounded(capacity: int) -> int:
+    """To a multiple of 16 positions: no tensor's address or stride is then less aligned in one cache than in another, for which Triton would
+    compile kernels anew."""
+    return -(-capacity // 16) * 16
 
 
 class DeviceCache(StaticCache):

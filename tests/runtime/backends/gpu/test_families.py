@@ -12,15 +12,20 @@ import torch
 from torch import Tensor
 
 from int8conv.convert.converter import convert_checkpoint
+from int8conv.formats.source.checkpoint import open_checkpoint
 from int8conv.runtime.backends.gpu import attention as gpu_attention
 from int8conv.runtime.backends.gpu.cache import StaticCache
+from int8conv.runtime.backends.gpu.weights import DeviceCheckpoint
 from int8conv.runtime.decoder.decoder import Decoder
+from int8conv.runtime.models.architecture import read_architecture
 from int8conv.runtime.models.families import FAMILIES
+from int8conv.runtime.weights.weights import CheckpointWeights
 
 from ....checkpoints import write_checkpoint
 from ...models.newer_configs import NEWER
 from ...models.test_families import CONFIGS, config_of
 from .rehearsal import (
+    CPU,
     check,
     decoders,
     tokens,
@@ -187,3 +192,20 @@ EIGHT_BITS = ["qwen2_moe, some layers", "phi", "phi3, long positions, a window",
 @pytest.mark.parametrize("folder", EIGHT_BITS, indirect=True)
 def test_eight_bit_activations(folder: Path) -> None:
     check(*(decoder.forward(tokens(1, 4)) for decoder in decoders(folder, "w8a8")))
+
+
+@pytest.mark.usefixtures("formulas")
+@pytest.mark.parametrize("name", ["deepseek_v3", "gemma4_text", "qwen3_next", "gpt_oss"])
+def test_sources_in_16_bits_by_formulas(name: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, config(name)))
+    form, half = read_architecture(checkpoint.config, checkpoint.tensors), torch.float16
+    gpu = Decoder(form, DeviceCheckpoint(checkpoint, form.config, half, CPU), half)
+    cpu = Decoder(form, CheckpointWeights(checkpoint, half), half)
+    wide = Decoder(form, CheckpointWeights(checkpoint, torch.float32), torch.float32)
+    prompts = [(4, 3), (2,)]
+    check(
+        *(
+            run(decoder, decoder.cache(batch=2, capacity=16), prompts)
+            for decoder in (gpu, cpu, wide)
+        )
+    )
