@@ -43,6 +43,7 @@ CONVERTED: dict[str, dict[str, Any]] = {
     "default": {},
     "--outlier-rule absmax": {"outlier_rule": "absmax"},
     "--rounding compensated": {"rounding": "compensated"},
+    "--head int8-tied": {"head": "int8-tied"},
 }
 """Name of a conversion -> its options. Each is measured in both modes."""
 PEERS = BLOCK_METHODS | {

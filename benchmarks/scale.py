@@ -24,9 +24,9 @@ from tabulate import tabulate
 from int8conv.cli.output import parse_size, size
 from int8conv.convert.options import ConvertOptions
 from int8conv.convert.preview import preview
-from int8conv.errors import ArgumentError, UnsupportedOnDeviceError
+from int8conv.errors import ArgumentError
 from int8conv.formats.safetensors.header import TensorInfo, build_header
-from int8conv.runtime.measure.footprint import Predictor, open_predictor
+from int8conv.runtime.measure.footprint import open_predictor
 from int8conv.runtime.measure.footprint_weights import parameter_count
 from int8conv.runtime.models.architecture import read_architecture
 
@@ -102,7 +102,7 @@ def rank_rows(name: str, vram: int, context: int) -> list[list[str]]:
         config.write_text(json.dumps(SHAPES[name]))
         for ranks in RANKS:
             try:
-                predictor = _predictor(config, ranks)
+                predictor = open_predictor(config, device="cuda", tensor_parallel=ranks)
             except ArgumentError as error:
                 rows.append([name, str(ranks), error.problem, "", "", ""])
                 continue
@@ -116,14 +116,6 @@ def rank_rows(name: str, vram: int, context: int) -> list[list[str]]:
             if most >= 8:
                 break
     return rows
-
-
-def _predictor(config: Path, ranks: int) -> Predictor:
-    """On a GPU; of a family that int8conv's runtime has on a CPU only, with 16-bit activations there."""
-    try:
-        return open_predictor(config, device="cuda", tensor_parallel=ranks)
-    except UnsupportedOnDeviceError:
-        return open_predictor(config, dtype="float16", tensor_parallel=ranks)
 
 
 def main() -> None:

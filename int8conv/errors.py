@@ -51,7 +51,6 @@
     |- UnsupportedModelError (NotImplementedError)  The runtime cannot run this model
     |  |- UnknownFamilyError                        The runtime does not know this model_type
     |  `- UnsupportedFeatureError                   The config uses a feature that the runtime lacks
-    |     `- UnsupportedOnDeviceError               The runtime lacks a feature of this model on this device
     |- TokenizerError (ValueError)                  Tokenizer files are missing or unusable
     |- CalibrationError (ValueError)                Calibration cannot run on this input
     |- StatsError (ValueError)                      A statistics file is malformed, or belongs to another checkpoint
@@ -372,10 +371,6 @@ class UnknownFamilyError(UnsupportedModelError):
 
 class UnsupportedFeatureError(UnsupportedModelError):
     """The config uses a feature that the runtime lacks."""
-
-
-class UnsupportedOnDeviceError(UnsupportedFeatureError):
-    """The runtime lacks a feature of this model on this device."""
 
 
 class TokenizerError(Int8convError, ValueError):

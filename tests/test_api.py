@@ -18,7 +18,7 @@ FUNCTIONS = {
     "calibrate": ["source", "out", "texts", "tokens", "context", "seed", "device", "progress"],
     "compare": ["path", "source", "jobs", "progress"],
     "convert_checkpoint": ["source", "out", "outliers", "dtype", "max_shard_bytes", "keep", "quantize", "include", "exclude",
-                           "outlier_rule", "max_outliers", "heavy_tails", "rounding", "calibration_tokens", "stats", "force", "jobs",
+                           "outlier_rule", "max_outliers", "heavy_tails", "rounding", "calibration_tokens", "head", "stats", "force", "jobs",
                            "max_memory", "stream", "device", "remote_code", "progress"],
     "evaluate": ["path", "text", "against", "mode", "outlier_fallback", "kv_cache", "device", "window", "stride", "tokens", "progress"],
     "export_checkpoint": ["path", "out", "to", "dtype", "fold_outliers", "max_shard_bytes", "progress"],

@@ -67,7 +67,7 @@ NEEDS_TORCH = {
 
 HEAVY = {"torch", "triton", "tokenizers", "huggingface_hub"}
 
-ROOM_MODULES, MEDIAN_LINES, MODULE_LINES, FUNCTION_LINES = 16, 120, 400, 60
+ROOM_MODULES, MEDIAN_LINES, MODULE_LINES, FUNCTION_LINES, PAGE_LINES = 16, 120, 400, 60, 60
 
 
 def modules() -> list[Path]:
@@ -242,6 +242,10 @@ def test_rooms_modules_and_functions_stay_small() -> None:
     rooms = Counter(path.parent for path in modules() if path.name != "__init__.py")
     crowded = {room.name for room, count in rooms.items() if count > ROOM_MODULES}
     assert crowded <= {"families"}  # a file a family
+    pages = {path: path.read_text() for path in modules() if path.parent.name == "families"}
+    pages = {path: text for path, text in pages.items() if re.search(r"^[A-Z0-9_]+ = Family\(", text, re.MULTILINE)}  # fmt: skip
+    assert len(pages) > 40
+    assert [path.name for path, text in pages.items() if len(text.splitlines()) > PAGE_LINES] == []
     long = defaultdict[str, int](int)
     for name, path in NAMES.items():
         for node in ast.walk(ast.parse(path.read_text())):

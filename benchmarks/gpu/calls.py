@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -55,6 +56,8 @@ class Calls:
     """In the order of their launches."""
 
     found: list[Call] = field(default_factory=list)
+    made: list[tuple[str, StorageWeakRef]] = field(default_factory=list)
+    """The memory that was allocated, and by which operator."""
 
     @property
     def launches(self) -> list[Recorded]:
@@ -63,6 +66,12 @@ class Calls:
     @property
     def operators(self) -> list[Operator]:
         return [call for call in self.found if isinstance(call, Operator)]
+
+    def outliving(self, *results: Tensor) -> list[str]:
+        """Which operators' memory is still in use, but for that of results: in a capture it would belong to the graph, and hold nothing
+        until a replay."""
+        kept = {StorageWeakRef(x.untyped_storage()) for x in results}
+        return [name for name, memory in self.made if not memory.expired() and memory not in kept]
 
     def frozen(self) -> list[Any]:
         """Everything that a CUDA graph would keep as it is: grids, numbers, constants; tensors by shape."""
@@ -102,6 +111,10 @@ class Strict(TorchDispatchMode):
                 raise NotCapturableError("a mask as an index: its shape depends on values")
         tensors = [x for x in given if isinstance(x, Tensor)]
         memory = {x.untyped_storage()._cdata for x in tensors}
+        self._calls.made += [
+            (name, StorageWeakRef(x.untyped_storage()))
+            for x in made if x.untyped_storage()._cdata not in memory
+        ]  # fmt: skip
         is_view = made and made[0].untyped_storage()._cdata in memory and not name.endswith("_")
         if made and not is_view and name not in _NO_KERNEL:
             scalars = tuple(x for x in given if isinstance(x, (int, float, bool, torch.dtype)))
@@ -134,8 +147,12 @@ class _Attention(TorchFunctionMode):
 
 
 @contextmanager
-def recorded(capability: int, device: torch.device | None = META) -> Iterator[Calls]:
+def recorded(
+    capability: int, device: torch.device | None = META, *, arguments: bool = True
+) -> Iterator[Calls]:
     """Records everything that is launched within, for a GPU of this capability; tensors have to be on ``device``, unless it is None.
+
+    Without ``arguments``, kernels are not recorded, and what they are given lives no longer than it otherwise does.
 
     Raises:
         NotCapturableError: within the block, at an operator that a CUDA graph could not capture.
@@ -143,7 +160,7 @@ def recorded(capability: int, device: torch.device | None = META) -> Iterator[Ca
     calls = Calls()
 
     def record(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
-        if all(grid):
+        if arguments and all(grid):
             calls.found.append(Recorded(kernel, args, meta, grid))
 
     real = launch.launch, launch.capability
@@ -160,13 +177,18 @@ def step_of(decoder: Decoder, cache: Cache, capability: int, context: int) -> Ca
     """A decode step of a decoder on meta tensors, one token for each of the cache's sequences, after ``context - 1`` positions.
 
     Raises:
-        NotCapturableError: a CUDA graph could not capture it.
+        NotCapturableError: a CUDA graph could not capture it, or would own memory that something else keeps.
     """
     ids = torch.empty(len(cache.lengths), 1, dtype=torch.int64, device=META)
     cache.truncate(0)
     cache.advance(context - 1)
     with recorded(capability, None):  # makes what is made once, as the step before a capture does
         decoder.forward(ids, cache, last_only=True)
+    cache.advance(-1)
+    with recorded(capability, arguments=False) as allocated:
+        logits = decoder.forward(ids, cache, last_only=True)
+    if left := allocated.outliving(logits):
+        raise NotCapturableError(f"memory of {', '.join(left)} outlives the step")
     cache.advance(-1)
     with recorded(capability) as calls:
         decoder.forward(ids, cache, last_only=True)
@@ -175,7 +197,7 @@ def step_of(decoder: Decoder, cache: Cache, capability: int, context: int) -> Ca
 
 @torch.inference_mode()
 def prompt_of(decoder: Decoder, capability: int, *, tokens: int) -> Calls:
-    """A prompt in one part."""
+    """A prompt in one part; in a mixture of experts, through all of them."""
     cache = decoder.backend.cache(
         decoder.config, batch=1, capacity=tokens + 64, dtype=decoder.dtype
     )
@@ -194,6 +216,8 @@ def cache_of(decoder: Decoder, batch: int, context: int, kv: torch.dtype | None 
     return decoder.backend.cache(decoder.config, batch=batch, capacity=context + 64, dtype=kv)
 
 
-def model_of(name: str, dtype: torch.dtype, share: float | None, layers: int | None = 1) -> Decoder:
+def model_of(
+    name: str, dtype: torch.dtype, share: float | None, layers: int | None = 1, *, int8_head: bool = False
+) -> Decoder:  # fmt: skip
     """Of a known shape, on meta tensors; its layers are all alike, so that one stands for all."""
-    return random_decoder(name, dtype, META, share, layers=layers)[0]
+    return random_decoder(name, dtype, META, share, layers=layers, int8_head=int8_head)[0]

@@ -55,9 +55,9 @@ def _peers(session: Session, x: Tensor, out: int) -> Row:
     b = x.bfloat16()
     found: Row = {"us, bf16": 1e6 * seconds([lambda w=w: b @ w.t() for w in dense], session.device), "us, _int_mm": None}  # fmt: skip
     if tokens > 16:
-        codes = torch.randint(-127, 128, (out, channels), dtype=torch.int8, device=session.device)
-        xi = codes[:1].expand(tokens, channels).contiguous()
-        found["us, _int_mm"] = 1e6 * seconds([lambda: torch._int_mm(xi, codes.t())], session.device)
+        codes = torch.randint(-127, 128, (2 * copies, out, channels), dtype=torch.int8, device=session.device)  # fmt: skip
+        xi = codes[0, :1].expand(tokens, channels).contiguous()
+        found["us, _int_mm"] = 1e6 * seconds([lambda w=w: torch._int_mm(xi, w.t()) for w in codes], session.device)  # fmt: skip
     return found
 
 

@@ -1,6 +1,6 @@
 """Predicts from machine code what a GPU would do that is not there: nothing here runs on one.
 
-    python -m benchmarks.gpu.model [--gpu A100,H200] [--model Llama-3.1-8B] [--only counts,decode,prompt,published,assumptions]
+    python -m benchmarks.gpu.model [--gpu A100,H200] [--model Llama-3.1-8B] [--only counts,decode,head,prompt,published,assumptions]
 
 Compiles what models launch (recorded from the real decoder, on meta tensors), with the Triton that is installed (3.6 on), for each
 GPU's instruction set; counts what their loops consist of (``sass``), and predicts their times (``predict``, ``totals``) from
@@ -72,6 +72,15 @@ def decode(gpus: Sequence[Gpu], model: str) -> Table:
     return f"Decode, {model}, {CONTEXT} positions, head in 16 bits", headers, rows
 
 
+def int8_heads(gpus: Sequence[Gpu], model: str) -> Table:
+    """One sequence, beside a head in 16 bits."""
+    rows: list[list[object]] = []
+    for gpu in gpus:
+        half, int8 = (totals.step(gpu, model, 1, CONTEXT, int8_head=head) for head in (False, True))
+        rows.append([gpu.name, f"{1 / half.seconds:.0f}", f"{1 / int8.seconds:.0f}", f"{half.seconds / int8.seconds:.2f}"])  # fmt: skip
+    return f"Decode, {model}, batch 1, by the head's dtype: tok/s", ["GPU", "16 bits", "int8", "times"], rows  # fmt: skip
+
+
 def prompts(gpus: Sequence[Gpu], model: str) -> Table:
     rows: list[list[object]] = []
     for gpu in gpus:
@@ -97,7 +106,7 @@ def assumptions(_gpus: Sequence[Gpu], _model: str) -> Table:
 
 
 SECTIONS: dict[str, Callable[[Sequence[Gpu], str], Table]] = {
-    "assumptions": assumptions, "published": published, "decode": decode, "prompt": prompts, "counts": counts,
+    "assumptions": assumptions, "published": published, "decode": decode, "head": int8_heads, "prompt": prompts, "counts": counts,
 }  # fmt: skip
 
 

@@ -9,12 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from int8conv.kernels.gpu.linear import Operand
+from int8conv.kernels.gpu.prologue import Prologue
 from int8conv.runtime.backends.gpu.backend import GpuBackend
-from int8conv.runtime.backends.gpu.projections import DenseProjection, QuantizedProjection
+from int8conv.runtime.backends.gpu.deferred import operand_of
+from int8conv.runtime.backends.gpu.projections import DeviceProjection, QuantizedProjection
 from int8conv.runtime.backends.interface import Backend
-from int8conv.runtime.backends.parts import Projection
+from int8conv.runtime.backends.parts import Hidden, Projection
 from int8conv.runtime.decoder.decoder import Decoder
 from int8conv.runtime.models.architecture import Architecture, Module, read_architecture
+from int8conv.runtime.models.config import Activation
 from int8conv.runtime.weights.weights import Lookup
 
 from .layers import random_weight
@@ -43,10 +47,40 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class RandomWeights:
-    """Every linear of attention and FFN in int8 with ``share`` outlier columns, or (None) in 16 bits like the rest."""
+class FusedDense(DeviceProjection):
+    """Linears of one input as one 16-bit matrix, which also adds a residual, as the int8 ones do: what 16 bits could be at best.
 
-    def __init__(self, form: Architecture, dtype: torch.dtype, device: torch.device, share: float | None) -> None:  # fmt: skip
+    The runtime itself keeps 16-bit linears apart, as they are in a checkpoint.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, sizes: Sequence[int]) -> None:
+        self.weight, self.bias, self.sizes = weight, bias, list(sizes)
+
+    def __call__(self, x: Hidden, *, residual: Tensor | None = None) -> Sequence[Tensor]:
+        rows, shape = operand_of(x)
+        if residual is None or self.bias is not None:
+            y = F.linear(rows.value(), self.weight, self.bias)
+            y = y if residual is None else y + residual.reshape(y.shape)
+        else:  # one product
+            y = torch.addmm(residual.reshape(-1, residual.shape[-1]), rows.value(), self.weight.t())
+        return y.view(*shape, -1).split_with_sizes(self.sizes, dim=-1)
+
+    def inner(self, x: Operand, activation: Activation, gated: bool) -> Operand:
+        y = F.linear(x.value(), self.weight, self.bias)
+        gate, *up = y.chunk(2, dim=1) if gated else (y,)
+        return Operand(gate, Prologue(activation=activation, times=up[0] if up else None))
+
+
+class RandomWeights:
+    """Every linear of attention and FFN in int8 with ``share`` outlier columns, or (None) in 16 bits like the rest.
+
+    ``int8_head``: the head in int8 too, without columns, as ``convert --head int8`` has it.
+    """
+
+    def __init__(
+        self, form: Architecture, dtype: torch.dtype, device: torch.device, share: float | None, *, int8_head: bool = False
+    ) -> None:  # fmt: skip
+        self.int8_head = int8_head
         self.dtype = dtype
         self.device = device
         self.share = share
@@ -68,16 +102,18 @@ class RandomWeights:
         return lambda rows: F.embedding(rows, weight)
 
     def projection(self, modules: Sequence[Module]) -> Projection:
-        if self.share is None or modules[0].kind not in ("attention", "ffn"):
-            biases = [self.tensor(m, "bias") if m.bias else None for m in modules]
-            pairs = list(zip([self.tensor(m) for m in modules], biases, strict=True))
-            self.linear_bytes += sum(weight.nbytes for weight, _ in pairs)
-            return DenseProjection(pairs)
+        is_head = self.int8_head and modules[0].kind == "head"
+        if self.share is None or not (is_head or modules[0].kind in ("attention", "ffn")):
+            weights = torch.cat([self.tensor(m) for m in modules])
+            bias = torch.cat([self.tensor(m, "bias") for m in modules]) if modules[0].bias else None
+            self.linear_bytes += weights.nbytes
+            return FusedDense(weights, bias, [m.shape[0] for m in modules])
         sizes = [m.shape[0] for m in modules]
         heavy = (
-            modules[0].role == "down"
+            modules[0].role == "down" or is_head
         )  # as every second matrix of a gated FFN after a conversion
-        weight = random_weight(sum(sizes), modules[0].shape[1], self.share, self.dtype, self.device, heavy=heavy)  # fmt: skip
+        share = 0.0 if is_head else self.share
+        weight = random_weight(sum(sizes), modules[0].shape[1], share, self.dtype, self.device, heavy=heavy)  # fmt: skip
         tensors = (weight.codes, weight.scale, weight.outlier_weight)
         self.linear_bytes += sum(t.nbytes for t in tensors if t is not None)
         bias = torch.cat([self.tensor(m, "bias") for m in modules]) if modules[0].bias else None
@@ -85,13 +121,13 @@ class RandomWeights:
 
 
 def random_decoder(
-    name: str, dtype: torch.dtype, device: torch.device, share: float | None, layers: int | None = None
+    name: str, dtype: torch.dtype, device: torch.device, share: float | None, layers: int | None = None, *, int8_head: bool = False
 ) -> tuple[Decoder, int]:  # fmt: skip
     """The decoder, of ``layers`` or all of its layers, and the bytes of weights that a step reads."""
     config = dict(CONFIGS[name])
     if layers is not None:
         config["num_hidden_layers"] = layers
     form = read_architecture(config, ())
-    weights = RandomWeights(form, dtype, device, share)
+    weights = RandomWeights(form, dtype, device, share, int8_head=int8_head)
     decoder = Decoder(form, weights, dtype)
     return decoder, weights.linear_bytes

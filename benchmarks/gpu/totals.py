@@ -57,11 +57,13 @@ def add(totals: Iterable[tuple[int, Total]]) -> Total:
 
 
 @functools.cache
-def step(gpu: Gpu, model: str, batch: int, context: int, kv: torch.dtype | None = None) -> Total:
+def step(
+    gpu: Gpu, model: str, batch: int, context: int, kv: torch.dtype | None = None, *, int8_head: bool = False
+) -> Total:  # fmt: skip
     """One token per sequence."""
 
     def calls(layers: int) -> Calls:
-        decoder = _model(model, layers)
+        decoder = _model(model, layers, int8_head)
         return step_of(decoder, cache_of(decoder, batch, context, kv), gpu.capability, context)
 
     return _whole(gpu, model, calls, context)
@@ -73,8 +75,8 @@ def prompt(gpu: Gpu, model: str, tokens: int) -> Total:
 
 
 @functools.cache
-def _model(name: str, layers: int) -> Decoder:
-    return model_of(name, torch.float16, SHARE, layers)
+def _model(name: str, layers: int, int8_head: bool = False) -> Decoder:
+    return model_of(name, torch.float16, SHARE, layers, int8_head=int8_head)
 
 
 def _whole(gpu: Gpu, model: str, calls: Callable[[int], Calls], context: int) -> Total:

@@ -10,6 +10,7 @@ spills or is wrong drops out. ``TRITON_INTERPRET=1 ... --tiny`` rehearses it wit
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import sys
@@ -21,10 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from int8conv.errors import ArgumentError
+from int8conv.host import processors
 from int8conv.kernels.gpu import configs, launch, reference
 from int8conv.kernels.gpu.gemm import gemm
 from int8conv.kernels.gpu.quantize import quantize
 from int8conv.kernels.gpu.skinny import w8a16
+from int8conv.runtime.backends.gpu.compiling import ahead_of_time
+from int8conv.runtime.devices import Target
 
 from .layers import SHAPES, random_tokens, random_weight
 from .timing import seconds
@@ -82,6 +87,7 @@ def calls(kernel: str, row: dict[str, int], shapes: dict[str, tuple[int, int]], 
 def best(kernel: str, row: dict[str, int], shapes: dict[str, tuple[int, int]], device: torch.device, limit: int | None) -> Config | None:  # fmt: skip
     """The candidate with the smallest times on the row's layers."""
     layers = calls(kernel, row, shapes, device)
+    _compiled(itertools.islice(candidates(kernel), limit), layers, device)
     times = _measured(itertools.islice(candidates(kernel), limit), layers, device)
     if not times or not layers:
         return None
@@ -90,6 +96,17 @@ def best(kernel: str, row: dict[str, int], shapes: dict[str, tuple[int, int]], d
         times |= _measured((dict(configs.with_tma(config)) for config in fastest), layers, device)
     found: Config = json.loads(_sorted(times)[0])
     return found
+
+
+def _compiled(trials: Iterable[Config], layers: list[tuple[Callable[[Config], Tensor], Tensor]], device: torch.device) -> None:  # fmt: skip
+    """Compile all trials at once, on all processors; those that cannot be drop out where they are measured."""
+    if device.type != "cuda":
+        return
+    target = Target(launch.capability(device), device)
+    with ahead_of_time(target, processors(), ignore_errors=True):
+        for config, (run, _) in itertools.product(trials, layers):
+            with contextlib.suppress(ArgumentError):
+                run(config)
 
 
 def _measured(trials: Iterable[Config], layers: list[tuple[Callable[[Config], Tensor], Tensor]], device: torch.device) -> dict[str, list[float]]:  # fmt: skip

@@ -35,7 +35,10 @@ _COMMANDS = {
     "chat": "Chat with a model.",
     "serve": "Serve a model to OpenAI clients.",
     "bench": "Measure speed, loading and memory.",
+    "warm": "Compile the GPU kernels of a model ahead of time.",
 }
+_ROOMS = {"warm": "gpu"}
+"""Rooms of the commands that are in one."""
 
 
 class Commands(click.Group):
@@ -48,7 +51,8 @@ class Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         name = cmd_name + "_" * keyword.iskeyword(cmd_name)
-        module = importlib.import_module(f".{name}", __name__)
+        room = f".{_ROOMS[cmd_name]}" if cmd_name in _ROOMS else ""
+        module = importlib.import_module(f"{room}.{name}", __name__)
         command: click.Command = module.command
         return command
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .gpu.compiling import note_compilations
 from .output import echo, print_json, progress_bars, size, table
 from .threads import threads_option
 
@@ -59,6 +60,7 @@ def command(path: str, as_json: bool, **options: Any) -> None:  # checked by cli
     """
     from ..runtime.measure.bench import benchmark
 
+    note_compilations(options["device"])
     with progress_bars("it") as progress:
         result = benchmark(path, progress=progress, **options)
     if as_json:

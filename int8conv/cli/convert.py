@@ -161,6 +161,13 @@ _SHOWN: Final = 10
     help="Also quantize the head, embeddings or other matrices whose path matches; repeatable.",
 )
 @click.option(
+    "--head",
+    type=click.Choice(["16bit", "int8", "int8-tied"]),
+    default="16bit",
+    show_default=True,
+    help="Also quantize the head, and with int8-tied one that is the token embedding, whose rows are then looked up in int8.",
+)
+@click.option(
     "--include",
     multiple=True,
     metavar="REGEX",
@@ -222,7 +229,7 @@ def command(
 
     SRC may also be a hub id (org/name or org/name@revision); the required files are downloaded to the hub library's cache.
 
-    Linear layers of attention and FFN become int8 with one scale per row; embeddings, head, norms and biases stay in 16 bits.
+    Linear layers of attention and FFN become int8 with one scale per row; embeddings, head (without --head), norms and biases stay in 16 bits.
     OUT appears complete or not at all; to resume an interrupted conversion, run the same command again.
     """
     from ..convert.converter import convert_checkpoint

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..runtime.dtypes import CACHE_BYTES
+from .gpu.compiling import note_compilations
 from .output import echo, print_json, progress_bars, table
 from .threads import threads_option
 
@@ -78,6 +79,7 @@ def command(
     """
     from ..runtime.measure.evaluate import evaluate
 
+    note_compilations(device)
     with progress_bars("it") as progress:
         result = evaluate(
             path,

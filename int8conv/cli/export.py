@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option(
     "--to", type=click.Choice(["dense", "compressed-tensors", "gguf"]), required=True,
-    help="Layout to write: a plain checkpoint of the dequantized weights, a W8A8 one for vLLM and transformers, or Q8_0 for llama.cpp.",
+    help="Layout to write: a plain checkpoint of the dequantized weights, a W8A8 one for vLLM and transformers, or GGUF for llama.cpp.",
 )  # fmt: skip
 @click.option(
     "--dtype", type=click.Choice(["float16", "bfloat16", "float32"]),
-    help="Dtype of a dense checkpoint.  [default: the one that the config names]",
+    help="Dtype of a dense checkpoint or of GGUF's matrices.  [default: the one that the config names; Q8_0]",
 )  # fmt: skip
 @click.option(
     "--fold-outliers", is_flag=True,
@@ -51,7 +51,7 @@ def command(
         return
     notes(report.notes)
     how = f"linears dequantized to {report.dtype}" if report.dtype else "int8 linears"
-    how = "matrices in Q8_0" if to == "gguf" else how
+    how = f"matrices in {report.dtype or 'Q8_0'}" if to == "gguf" else how
     echo(
         f"{dest}: {report.tensors} tensors, {report.linears} {how}; "
         f"{size(report.bytes_out)} in {report.seconds:.1f} s"

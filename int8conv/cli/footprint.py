@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ..errors import UnsupportedModelError, UnsupportedOnDeviceError
+from ..errors import UnsupportedModelError
 from ..runtime.dtypes import CACHE_BYTES, FLOAT_BYTES
 from .output import echo, notes, parse_size, print_json, size, table
 
@@ -64,9 +64,8 @@ def command(
     try:
         predictor = open_predictor(path, device=device, convert=not unconverted, **options)
     except UnsupportedModelError as error:
-        on_another = isinstance(error, UnsupportedOnDeviceError)
         split = options["tensor_parallel"] > 1
-        if on_another or split or lone_config(Path(path)) is not None:  # not even weights
+        if split or lone_config(Path(path)) is not None:  # not even weights
             raise
         _show_weights_alone(path, error, vram, convert=not unconverted, as_json=as_json)
         return

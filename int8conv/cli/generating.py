@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from ..runtime.dtypes import CACHE_BYTES
+from .gpu.compiling import note_compilations
 from .output import echo, notes
 from .threads import threads_option
 
@@ -150,6 +151,7 @@ def load_model(path: str, options: dict[str, Any]) -> Model:
     started, verbose = time.perf_counter(), options.pop("verbose")
     if sys.stderr.isatty():
         jit.on_compile(lambda: echo(_COMPILING, err=True))
+    note_compilations(options["device"])
     model = load(path, **{name: options.pop(name) for name in _LOADING_NAMES})
     if verbose:
         echo(f"int8conv: {_loaded(model, time.perf_counter() - started)}", err=True)

@@ -26,6 +26,7 @@ from .metadata_files import make_manifest, write_metadata_files
 from .options import DEFAULT_SHARD_BYTES, ConvertOptions, Outliers, Rounding
 from .outliers.choose import choose
 from .outliers.rule import DEFAULT_RULE, HeavyTails, Rule
+from .outliers.selection import Head
 from .plan import Plan, QuantizeTask, make_plan
 from .prepare import Prepared, Resources, prepare
 from .report import ConvertReport, measured
@@ -52,6 +53,7 @@ def convert_checkpoint(
     heavy_tails: HeavyTails = "16bit",
     rounding: Rounding = "nearest",
     calibration_tokens: int | None = None,
+    head: Head = "16bit",
     stats: str | os.PathLike[str] | None = None,
     force: bool = False,
     jobs: int | None = None,
@@ -84,6 +86,8 @@ def convert_checkpoint(
         rounding: ``"nearest"`` rounds each weight to the nearest code; ``"compensated"`` lets the columns of a linear make up
             for each other's rounding errors (GPTQ), for activations measured by running the model on the built-in text, which
             takes longer (see docs/convert.md). Nearest is used, with a note, if the runtime does not know the model.
+        head: ``"int8"`` quantizes the head as well (its input stays in 16 bits), ``"int8-tied"`` also one that is the token embedding, which
+            is then looked up in int8; ``"16bit"`` keeps it.
         calibration_tokens: number of tokens of the built-in text to run the model on, in whole windows, to choose columns; None: all, some
             1,500. Compensated rounding always runs all of it.
         stats: a statistics file of this checkpoint (``int8conv calibrate``) to use instead of a short run.
@@ -123,6 +127,7 @@ def convert_checkpoint(
         heavy_tails,
         rounding,
         calibration_tokens,
+        head,
     )
     resources = Resources(jobs, max_memory, str(device))
     out = Path(out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -51,7 +51,7 @@ def make_manifest(
     return Manifest(
         generator=f"int8conv {__version__}",
         source={"id": source.id, "revision": source.revision, "tensors": tensors},
-        options=asdict(options),
+        options=options.to_json(),
         calibration=calibration,
         inputs=plan.inputs,
         rounded=sum(result.rounded for result in results),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from ..errors import ArgumentError, JsonFileError
@@ -12,7 +12,7 @@ from ..formats.int8.folder import ConvertedFolder
 from ..formats.int8.names import MANIFEST_FILE
 from ..formats.int8.outlier_cap import CAP_FRACTION
 from .outliers.rule import DEFAULT_RULE, HEAVY_TAILS, RULES, Choosing, HeavyTails, Rule
-from .outliers.selection import Patterns
+from .outliers.selection import HEADS, Head, Patterns
 
 Outliers = Literal["calibrated", "data-free", "none"]
 OUTLIERS: Final[tuple[Outliers, ...]] = ("calibrated", "data-free", "none")
@@ -44,6 +44,7 @@ class ConvertOptions:
     rounding: Rounding = "nearest"
     calibration_tokens: int | None = None
     """Tokens of the built-in text to run the model on, in whole windows; None: all."""
+    head: Head = "16bit"
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -51,6 +52,7 @@ class ConvertOptions:
             ("outlier_rule", RULES),
             ("heavy_tails", HEAVY_TAILS),
             ("rounding", ROUNDINGS),
+            ("head", HEADS),
         ):
             if getattr(self, name) not in choices:
                 raise ArgumentError(name, expected=" or ".join(choices), found=getattr(self, name))
@@ -86,7 +88,14 @@ class ConvertOptions:
     @property
     def patterns(self) -> Patterns:
         """The patterns that decide on precision."""
-        return Patterns(self.keep, self.quantize)
+        return Patterns(self.keep, self.quantize, self.head)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest: all options, but the head's only if it is not the default, as earlier releases do not know it."""
+        values = asdict(self)
+        if self.head == "16bit":
+            del values["head"]
+        return values
 
 
 def read_options(converted: ConvertedFolder) -> ConvertOptions:
@@ -126,4 +135,5 @@ _KINDS: Final[dict[str, Callable[[object], bool]]] = {
     "heavy_tails": lambda value: isinstance(value, str),
     "rounding": lambda value: isinstance(value, str),
     "calibration_tokens": lambda value: value is None or type(value) is int,
+    "head": lambda value: isinstance(value, str),
 }

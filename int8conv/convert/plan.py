@@ -99,6 +99,8 @@ def make_plan(
             units.append(((_spec(kept),),))
             continue
         choice = outliers.get(item.input, NO_OUTLIERS)
+        if item.exact_input:
+            choice = OutlierChoice(choice.columns, 0.0)
         for linears, half in _by_dtype(item.linears, options.half):
             group, biases = _group_tasks(linears, choice, half, item.kind)
             tasks += [*group, *biases]

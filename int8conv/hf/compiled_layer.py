@@ -1,8 +1,8 @@
 """Decoder layers of a transformers model as one compiled call each, for single new tokens on a CPU.
 
 A layer keeps its modules and its own ``forward``, which answers everything but a step of few sequences by one token each: prompts,
-padded batches, other caches, training, hooks on its parts, adapters. It also answers the first step, and the compiled layer is used
-from then on only if its output, key and value were the same.
+padded batches, other caches, training, hooks on its parts, adapters. It also computes the first step, and the compiled layer answers
+that and the following ones only if output, key and value are the same but for rounding: then all steps are the runtime's bit for bit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ..errors import Int8convError
 from ..kernels.cpu import fused, jit
-from ..kernels.crossovers import COMPILED_TOKENS
+from ..kernels.dispatch import compiled_tokens
 from ..runtime.models.architecture import Architecture, read_architecture
 from .grown_cache import GrownCache, cache_layer
 from .layer_parts import Built, LayerParts
@@ -83,7 +83,7 @@ class LayerStep:
         if type(x) is not Tensor or x.dtype != torch.float32 or x.device.type != "cpu":
             return None
         batch, *tokens = x.shape[:-1]
-        if tokens != [1] or batch > COMPILED_TOKENS or options.get("output_attentions"):
+        if tokens != [1] or batch > compiled_tokens() or options.get("output_attentions"):
             return None
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or _has_any_global_hook():  # type: ignore[no-untyped-call]
             return None
@@ -106,17 +106,24 @@ class LayerStep:
         return self.built.compiled.step(rows, tables, *room.memory).unsqueeze(1)
 
     # what the layer's own ``forward`` gave, and the cache layer that it appended to
-    def compare(self, x: Tensor, options: Options, room: GrownCache, expected: Any, layer: Any) -> None:  # fmt: skip
-        """Run the compiled form on what the layer has answered, with the cache before that, and decide whether it is the same."""
+    def compare(self, x: Tensor, options: Options, room: GrownCache, expected: Any, layer: Any) -> Any:  # fmt: skip
+        """Run the compiled form on what the layer has answered, with the cache before that, and decide whether it is the same.
+
+        Returns the output, and leaves in ``layer`` the key and value, of the form that answers from now on.
+        """
         self.is_same = False
         if not isinstance(expected, Tensor) or layer.keys.shape[2] != room.filled + 1:
-            return
+            return expected
         y = self.run(x, options, room)
         at = room.filled
         pairs = [(y, expected)]
         for own, its in ((room.keys, layer.keys), (room.values, layer.values)):
             pairs.append((own[:, :, at], its[:, :, at]))
         self.is_same = all(_close(own, its) for own, its in pairs)
+        if not self.is_same:
+            return expected
+        room.replace_last_of(layer)
+        return y
 
     def _find_tables(self, options: Options, batch: int) -> fused.Tables | None:
         if self.tables is None:
@@ -152,8 +159,7 @@ class CompiledStep(nn.Module):
             room.append_to(layer)
             return y
         expected = plain(hidden_states, **options)
-        step.compare(hidden_states, options, room, expected, layer)
-        return expected
+        return step.compare(hidden_states, options, room, expected, layer)
 
     def __reduce_ex__(self, protocol: object) -> tuple[object, ...]:
         """The class is made at run time: a copy or pickle names the one that it is made from."""

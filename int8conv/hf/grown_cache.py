@@ -54,12 +54,17 @@ class GrownCache:
     # likewise
     def append_to(self, layer: Any) -> None:
         """Count the position that has been written behind the filled ones, and show it in the cache layer."""
+        self.replace_last_of(layer)
+        if type(layer) is DynamicSlidingWindowLayer:
+            layer.cumulative_length += 1
+
+    # likewise
+    def replace_last_of(self, layer: Any) -> None:
+        """The same for a cache layer that has counted the position already, with another key and value."""
         self.filled += 1
         self.lengths.fill_(self.filled)
         keys, values = self.keys.narrow(2, 0, self.filled), self.values.narrow(2, 0, self.filled)
         layer.keys, layer.values = self._seen = keys, values
-        if type(layer) is DynamicSlidingWindowLayer:
-            layer.cumulative_length += 1
         setattr(layer, _ATTRIBUTE, self)
 
 

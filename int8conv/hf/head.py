@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
 from ..kernels.cpu import jit
-from ..kernels.crossovers import COMPILED_TOKENS
-from ..kernels.dispatch import dense_linear
+from ..kernels.dispatch import compiled_tokens, dense_linear
 
 _ROWS: Final = 4096
 
@@ -35,7 +34,7 @@ class NarrowHead(nn.Linear):
         plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
         on_host = weight.device.type == "cpu" and not weight.is_inference()
         without_gradient = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-        return plain and on_host and without_gradient and 0 < x.numel() <= COMPILED_TOKENS * x.shape[-1]  # fmt: skip
+        return plain and on_host and without_gradient and 0 < x.numel() <= compiled_tokens() * x.shape[-1]  # fmt: skip
 
     def _narrow(self) -> Tensor | None:
         key = (self.weight.data_ptr(), self.weight._version)

@@ -32,6 +32,7 @@ from ..formats.int8.section import Group
 from ..formats.safetensors.dtypes import INFINITY_BITS
 from ..kernels.dispatch import Mode, check_mode
 from ..runtime.weights.mapping import TORCH_DTYPES, from_bits
+from .activations import use_operators
 from .compiled_layer import compile_steps
 from .config import Int8convConfig
 from .head import narrow_head
@@ -235,5 +236,6 @@ def _register(
     model.hf_quantizer = quantizer
     model.is_quantized, model.quantization_method = True, config.quant_method
     model.config.quantization_config = config
+    use_operators(model)
     compile_steps(model)
     narrow_head(model)

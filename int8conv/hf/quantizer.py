@@ -22,6 +22,7 @@ from ..formats.int8.folder import open_converted
 from ..formats.int8.names import MANIFEST_FILE, PADDING_PREFIX, QUANT_METHOD
 from ..formats.int8.section import GROUPS, SECTION, Group, describe_groups, read_groups
 from ..runtime.weights.mapping import TORCH_DTYPES
+from .activations import use_operators
 from .compiled_layer import compile_steps, release_steps
 from .config import Int8convConfig
 from .dequantize import converters, dequantizing
@@ -131,6 +132,7 @@ class Int8convQuantizer(HfQuantizer):
                 and parameter.device.type != "meta"
             ):
                 parameter.data = parameter.data.to(wanted)
+        use_operators(model)
         compile_steps(model)
         narrow_head(model)
         return model

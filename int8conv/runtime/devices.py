@@ -76,6 +76,38 @@ def find_placement(device: DeviceLike) -> Placement:
     return Placement(kind, found)
 
 
+class Target(NamedTuple):
+    """A GPU to compile for."""
+
+    capability: int
+    """Compute capability as one number, such as 90."""
+    device: torch.device | None
+    """None: it need not be here."""
+
+
+def find_target(device: DeviceLike = "cuda", capability: int | None = None) -> Target:
+    """Find the GPU that kernels are to be compiled for: one that is here, or any of a compute capability.
+
+    Raises:
+        ArgumentError: there is none, or int8conv does not support it.
+    """
+    if capability is None:
+        if device_kind(device) == "cpu":
+            raise ArgumentError("device", expected="cuda or cuda:N", found=device)
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ArgumentError("device", expected="a capability to compile for: PyTorch finds no GPU here", found=device)  # fmt: skip
+        found = find_placement(device).device
+        major, minor = torch.cuda.get_device_capability(found)
+        return Target(10 * major + minor, found)
+    if divmod(capability, 10) < OLDEST:
+        raise ArgumentError("capability", expected="8.0 (Ampere) or newer", found=capability / 10)
+    if find_spec("triton") is None:
+        raise ArgumentError("capability", expected="none: triton is not installed", found=capability / 10)  # fmt: skip
+    return Target(capability, None)
+
+
 def find_torch_device(device: DeviceLike) -> torch.device:
     """Find any PyTorch device that works on this machine, for quantizing and calibration.
 
@@ -107,19 +139,29 @@ def current(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    with torch.cuda.device(device):
-        try:
-            yield
-        except Int8convError:
+    with torch.cuda.device(device), gpu_errors(device):
+        yield
+
+
+@contextmanager
+def gpu_errors(device: object) -> Iterator[None]:
+    """Errors of a GPU and of Triton's compiler within the block become ``DeviceError``s of ``device``.
+
+    Raises:
+        DeviceError: as for ``current``.
+    """
+    try:
+        yield
+    except Int8convError:
+        raise
+    except Exception as error:  # of PyTorch and Triton, which have no common base class
+        translated = _translated(error, device)
+        if translated is None:
             raise
-        except Exception as error:  # of PyTorch and Triton, which have no common base class
-            translated = _translated(error, device)
-            if translated is None:
-                raise
-            raise translated from error
+        raise translated from error
 
 
-def _translated(error: Exception, device: torch.device) -> DeviceError | None:
+def _translated(error: Exception, device: object) -> DeviceError | None:
     """The error of a GPU or of Triton's compiler in one line; None: something else."""
     names = {kind.__name__ for kind in type(error).__mro__}
     first = str(error).strip().partition("\n")[0]

@@ -76,9 +76,7 @@ def load_opened(
 ) -> Model:  # fmt: skip
     """``load`` for a model whose headers have already been read."""
     converted, architecture = opened.converted, opened.architecture
-    if converted is None and mode is not None:
-        raise ArgumentError("mode applies to converted folders only", file=opened.folder, found=repr(mode),
-                            hint="an unconverted checkpoint runs in its own precision")  # fmt: skip
+    check_mode_applies(opened, mode)
     chosen = choose_dtype(dtype, place.kind, opened)
     cached = cache_dtype(kv_cache, chosen, place.kind)
     weights: ConvertedWeights | CheckpointWeights
@@ -97,6 +95,17 @@ def load_opened(
     if isinstance(weights, ConvertedWeights):
         model.fallback_counters = weights.counters
     return model
+
+
+def check_mode_applies(opened: OpenedModel, mode: Mode | None) -> None:
+    """Refuse a mode for an unconverted checkpoint.
+
+    Raises:
+        ArgumentError: there is one.
+    """
+    if opened.converted is None and mode is not None:
+        raise ArgumentError("mode applies to converted folders only", file=opened.folder, found=repr(mode),
+                            hint="an unconverted checkpoint runs in its own precision")  # fmt: skip
 
 
 def converted_weights(

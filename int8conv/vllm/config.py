@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import torch
+from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
@@ -15,6 +16,7 @@ from ..formats.int8.manifest import check_version
 from ..formats.int8.names import PADDING_PREFIX, QUANT_METHOD, VERSION
 from ..formats.int8.section import GROUPS, SECTION, Group, read_groups
 from ..kernels.dispatch import Mode, check_mode
+from .experts import Int8convExpertsMethod, check_supported, expert_pairs
 from .linear import Int8convLinearMethod
 
 _OLDEST_GPU: Final = 80
@@ -85,13 +87,23 @@ class Int8convConfig(QuantizationConfig):
         if isinstance(layer, LinearBase):
             found = [self.groups.get(path) for path in paths]
             return self._method(prefix, paths, found)
+        if isinstance(layer, RoutedExperts):
+            return self._experts(layer, prefix)
         inside = [path for path in self.groups if path == prefix or path.startswith(f"{prefix}.")]
-        if inside and hasattr(layer, "weight_loader"):  # of experts, embeddings and heads
+        if inside and hasattr(layer, "weight_loader"):  # of embeddings and heads
             raise UnsupportedFeatureError(
                 f"int8 weights of a {type(layer).__name__} are not supported in vLLM", tensor=f"{inside[0]}.weight",
                 hint="int8conv export --to dense",
             )  # fmt: skip
         return None
+
+    def _experts(self, layer: RoutedExperts, prefix: str) -> object:
+        if not any(path.startswith(f"{prefix}.") for path in self.groups):
+            return None
+        check_supported(layer, prefix)
+        moe = layer.moe_config
+        pairs = expert_pairs(prefix, self.groups, moe.num_logical_experts, moe.is_act_and_mul)
+        return Int8convExpertsMethod(layer, pairs, self.mode)
 
     def paths(self, prefix: str) -> list[str]:
         """The paths in the folder of a layer, which vLLM may have fused."""

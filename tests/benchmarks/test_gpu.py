@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import correctness, gemv, loading, peers, run, sanitizer, warm
+from benchmarks.gpu import correctness, gemv, loading, peers, run, sanitizer, tune, warm
 from benchmarks.gpu.checks import CHECKS, checked
 from benchmarks.gpu.session import Session
+from int8conv.errors import ArgumentError
 
 from ..runtime.backends.gpu.conftest import few_programs  # noqa: F401  (a fixture)
 
@@ -137,6 +140,27 @@ def test_processes_that_compile_for_too_long_are_stopped(
 ) -> None:
     fake_python(monkeypatch, tmp_path, "sleep 60")
     assert warm.warm(["gemm"], 0.5) < 30
+
+
+def test_trials_of_the_tuner_are_compiled_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each on each layer, before any is timed; those that cannot be are left to the timing, which drops them."""
+    seen: list[Any] = []
+
+    @contextmanager
+    def together(target: Any, jobs: int, *, ignore_errors: bool) -> Iterator[None]:
+        seen.append((target.capability, ignore_errors))
+        yield
+        seen.append("compiled")
+
+    def refuse(config: Any) -> Tensor:
+        raise ArgumentError("block_k")
+
+    monkeypatch.setattr(tune, "ahead_of_time", together)
+    monkeypatch.setattr(tune.launch, "capability", lambda device: 90)
+    layers: Any = [(seen.append, None), (refuse, None)]
+    for device in ("cuda", "cpu"):
+        tune._compiled(iter([{"block_n": 1}, {"block_n": 2}]), layers, torch.device(device))
+    assert seen == [(90, True), {"block_n": 1}, {"block_n": 2}, "compiled"]
 
 
 def session(seconds: float = 60) -> Session:

@@ -78,6 +78,14 @@ def test_a_step_of_a_layer_is_nine_launches_and_no_operator() -> None:
     assert kernels == {"quantize_kernel", "gemv_kernel", "rotary_kernel", "attention_kernel", "join_kernel"}  # fmt: skip
 
 
+def test_sixteen_bits_are_fused_as_int8_is() -> None:
+    """What int8 is compared with has no more kernels per layer than one: the activation function and product before its down."""
+    one, two = (step(model_of("tiny", torch.float16, None, n)) for n in (1, 2))
+    linears = [operator.name for operator in two.operators if operator.name in ("addmm", "linear")]  # fmt: skip
+    assert len(two.found) - len(one.found) == 10
+    assert sorted(linears) == ["addmm"] * 4 + ["linear"] * 5
+
+
 def test_a_step_freezes_nothing_that_changes(decoder: Any) -> None:
     cache = decoder.backend.cache(decoder.config, batch=2, capacity=60, dtype=decoder.dtype)
     assert step_of(decoder, cache, 90, 5).frozen() == step_of(decoder, cache, 90, 41).frozen()
@@ -101,6 +109,19 @@ def test_what_a_graph_cannot_hold(use: Any) -> None:
     x = torch.empty(2, device=META)
     with pytest.raises((NotCapturableError, RuntimeError, NotImplementedError)), Strict(Calls(), META):  # fmt: skip
         use(x)
+
+
+def test_memory_that_outlives_a_step_is_found() -> None:
+    """Of what is made, only the result may stay."""
+    x, calls, kept = torch.empty(8, device=META), Calls(), []
+    with Strict(calls, META):
+        view = x.view(2, 4)
+        kept.append(x * 2)
+        result = (view + 1).sum(0)
+    assert calls.outliving(result) == ["mul"]
+    assert calls.outliving(result[1:], kept[0].view(2, 4)) == []
+    kept.clear()
+    assert calls.outliving(result) == []
 
 
 def test_views_and_empty_memory_launch_nothing() -> None:

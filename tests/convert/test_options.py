@@ -37,6 +37,7 @@ from ..formats.damage import rejected
         ("max_outliers", -0.001, "0 to 1"),
         ("max_outliers", 1.001, "0 to 1"),
         ("max_outliers", float("nan"), "0 to 1"),
+        ("head", "int4", "16bit or int8 or int8-tied"),
         ("keep", ("fine", "("), "regular expression"),
         ("quantize", ("*",), "regular expression"),
         ("include", ("[a",), "regular expression"),
@@ -60,6 +61,9 @@ def test_what_the_options_stand_for() -> None:
     assert options.half == "BF16"
     assert ConvertOptions().half == "F16"
     assert options.patterns == Patterns(("a",), ("b",))
+    assert ConvertOptions(head="int8").patterns == Patterns(head="int8")
+    assert "head" not in ConvertOptions().to_json()  # as in the manifests of earlier releases
+    assert ConvertOptions(head="int8-tied").to_json() == asdict(ConvertOptions(head="int8-tied"))
     assert options.choosing == Choosing("error", 0.5, "8bit")
 
 
@@ -68,7 +72,7 @@ def test_a_folder_gives_back_the_options_it_was_made_with(tmp_path: Path) -> Non
     options = ConvertOptions(
         outliers="data-free", dtype="bfloat16", max_shard_bytes=50_000, keep=("q_proj",), quantize=("lm_head",),
         include=("model", "lm_head"), exclude=("extra",), outlier_rule="paper", max_outliers=0.5, heavy_tails="8bit",
-        rounding="compensated", calibration_tokens=100,
+        rounding="compensated", calibration_tokens=100, head="int8",
     )  # fmt: skip
     assert all(value != asdict(ConvertOptions())[name] for name, value in asdict(options).items())
     source = tmp_path / "source"

@@ -53,6 +53,13 @@ def plan_with(
     return plan_of(write_checkpoint(folder, config, tensors))
 
 
+def test_the_input_of_an_int8_head_stays_in_16_bits(source: Path) -> None:
+    """But not if a pattern chose it, as for every linear without statistics."""
+    asked, matched = (plan_of(source, **o).inputs[-1] for o in ({"head": "int8"}, {"quantize": ("lm_head",)}))  # fmt: skip
+    assert (asked.linears, asked.outliers, asked.threshold) == (("lm_head",), 0, 0.0)
+    assert (matched.linears, matched.threshold) == (("lm_head",), None)
+
+
 def test_linears_of_attention_and_ffn_are_quantized_and_no_others(source: Path) -> None:
     tasks = plan_of(source).tasks
     quantized = [task.path for task in tasks if isinstance(task, QuantizeTask)]

@@ -56,7 +56,7 @@ def test_many_tokens_and_gradients_are_pytorchs() -> None:
     linear(x).sum().backward()
     assert linear.weight.grad is not None
     with torch.no_grad():
-        linear(torch.randn(9, 32))
+        linear(torch.randn(17, 32))  # more than are compiled on any processor
     assert "_copy" not in vars(linear)
 
 

@@ -39,6 +39,8 @@ from .models import CONFIGS, DEQUANTIZES, EXPERTS, convert, load, logits, token_
 Family = Callable[[str], Path]
 
 TOLERANCE = 1e-5
+IN_ANOTHER_ORDER = ("falcon", "gpt_oss")
+"""Families whose attention transformers computes by other operators than the runtime: hidden states differ in their last bits."""
 ROUNDED = 1e-3
 
 
@@ -65,8 +67,8 @@ def test_a_family(name: str, family: Family, tmp_path: Path) -> None:
         set_mode(model, mode)
         own = int8conv.load(folder, mode=mode)
         found[mode] = logits(model, ids)
-        # without VNNI, more than 16 tokens are rounded in blocks then, some to the next code if inputs differ in their last bits
-        within = TOLERANCE if mode is not None else ROUNDED
+        # without VNNI, more than 16 tokens are rounded to 16 bits then, some to the next code if inputs differ in their last bits
+        within = ROUNDED if mode is None and name in IN_ANOTHER_ORDER else TOLERANCE
         assert (found[mode] - own.logits(ids)).abs().max() <= within, mode
         few = ids[:1, :12]
         assert (logits(model, few) - own.logits(few)).abs().max() <= TOLERANCE, mode
@@ -162,7 +164,7 @@ def test_the_text_part_of_a_multimodal_model(tmp_path: Path) -> None:
 
 
 def test_a_head_in_int8(tmp_path: Path) -> None:
-    folder = convert("llama", tmp_path, outliers="none", quantize=["lm_head"])
+    folder = convert("llama", tmp_path, outliers="none", head="int8")
     model = load(folder)
     assert "lm_head" in int8_linears(model)
     own = int8conv.load(folder).logits(token_ids())

@@ -13,9 +13,11 @@ from int8conv.errors import ArgumentError, DeviceError
 from int8conv.runtime import devices
 from int8conv.runtime.devices import (
     Placement,
+    Target,
     current,
     device_kind,
     find_placement,
+    find_target,
     find_torch_device,
 )
 
@@ -90,6 +92,20 @@ def test_gpus_of_amd_are_refused(two_gpus: None, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.version, "hip", "6.3")
     with pytest.raises(ArgumentError, match="GPUs of AMD are not supported"):
         find_placement("cuda")
+
+
+def test_what_kernels_are_compiled_for(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is here, or any that is new enough."""
+    assert find_target() == Target(90, torch.device("cuda", 1))
+    assert find_target("cuda:0") == Target(90, torch.device("cuda", 0))
+    assert find_target(capability=103) == Target(103, None)
+    with pytest.raises(ArgumentError, match=r"^capability: expected 8\.0 \(Ampere\) or newer, found 7\.5$"):  # fmt: skip
+        find_target(capability=75)
+    with pytest.raises(ArgumentError, match=r"^device: expected cuda or cuda:N, found cpu$"):
+        find_target("cpu")
+    monkeypatch.setattr(devices, "find_spec", lambda name: None)
+    with pytest.raises(ArgumentError, match="triton is not installed"):
+        find_target(capability=90)
 
 
 class Device:

@@ -1,8 +1,9 @@
-"""``vllm serve`` on a converted folder, with one and two ranks: the runtime's log-probabilities, streams, many clients. ``make test-vllm``."""
+"""``vllm serve`` on converted folders, with one and two ranks: the runtime's log-probabilities, streams, many clients. ``make test-vllm``."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 pytest.importorskip("vllm")
 
 import openai
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import int8conv
 
@@ -33,19 +35,55 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def write_mixtral(folder: Path) -> Path:
+    """Experts with random weights, and the tokenizer of ``SMALL``."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "mixtral", vocab_size=8192, hidden_size=128, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=256,
+        bos_token_id=None, eos_token_id=0,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        parameter.data *= 4 if parameter.ndim > 1 else 1
+    model.half().save_pretrained(folder)
+    for file in SMALL.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
-def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("vllm") / "int8"
-    int8conv.convert_checkpoint(SMALL, out)
-    # for comparison: otherwise the mode depends on how many tokens are computed at once
-    edit_json(out / "config.json", lambda config: config["quantization_config"].update(mode="w8a16"))  # fmt: skip
-    return out
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Converted folders by kind."""
+    out = tmp_path_factory.mktemp("vllm")
+    sources = {"dense": SMALL, "experts": write_mixtral(out / "mixtral")}
+    for kind, source in sources.items():
+        int8conv.convert_checkpoint(source, out / kind)
+        # for comparison: otherwise the mode depends on how many tokens are computed at once
+        edit_json(out / kind / "config.json", lambda config: config["quantization_config"].update(mode="w8a16"))  # fmt: skip
+    return {kind: out / kind for kind in sources}
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
-def client(request: pytest.FixtureRequest, int8: Path) -> Iterator[openai.OpenAI]:
-    """A server of its own for each number of ranks."""
-    port, ranks = free_port(), request.param
+@pytest.fixture(
+    scope="module",
+    params=[("dense", 1), ("dense", 2), ("experts", 1), ("experts", 2)],
+    ids=lambda param: f"{param[0]}, {param[1]} ranks",
+)
+def served(request: pytest.FixtureRequest) -> tuple[str, int]:
+    """Which folder, and on how many ranks."""
+    found: tuple[str, int] = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def int8(served: tuple[str, int], folders: dict[str, Path]) -> Path:
+    return folders[served[0]]
+
+
+@pytest.fixture(scope="module")
+def client(served: tuple[str, int], int8: Path) -> Iterator[openai.OpenAI]:
+    """A server of its own for each folder and number of ranks."""
+    port, ranks = free_port(), served[1]
     template = int8.parent / "template.jinja"
     template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
     command = [

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from ...errors import UnsupportedModelError
+from ...errors import ArgumentError, UnsupportedModelError
 from ...formats.int8.names import BIAS, WEIGHT
 from ...formats.safetensors.dtypes import FLOAT_DTYPES, SCALED_DTYPES
 from ...formats.safetensors.stored import StoredTensor
@@ -60,6 +60,9 @@ def select_by_names(checkpoint: Checkpoint, patterns: Patterns) -> Selection:
         UnsupportedModelError: no tensor looks like a linear.
         UnsupportedDtypeError, CompanionError: a tensor cannot be read.
     """
+    if patterns.head != "16bit":
+        raise ArgumentError("head", expected="16bit: the family is unknown, and so is its head", found=patterns.head,
+                            hint="name it with --quantize")  # fmt: skip
     skipped: dict[str, str] = {}
     found: dict[str, tuple[Linear, ...]] = {}
     kinds: dict[str, str] = {}

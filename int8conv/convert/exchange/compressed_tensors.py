@@ -7,17 +7,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from ...errors import ArgumentError, UnsupportedFeatureError, UnsupportedModelError
+from ...errors import ArgumentError, UnsupportedFeatureError
 from ...formats.int8.dequantize import dequantized_blocks
 from ...formats.int8.folder import ConvertedFolder, QuantizedLinear
 from ...formats.int8.layout import TensorSpec
 from ...formats.int8.names import OUTLIER_INDEX, OUTLIER_WEIGHT, WEIGHT
 from ...formats.int8.section import SECTION
-from ...formats.source.checkpoint import CONFIG_FILE
-from ...runtime.models.architecture import Architecture, read_architecture
+from ...runtime.models.architecture import Architecture
 from ..rounding.quantize import RowQuantizer
 from ..rounding.sample import RowSample
-from .dense import check_no_stacks, transposed_paths
+from .dense import check_no_stacks, known_architecture, transposed_paths
+from .dense_stacks import check_no_known_stacks
 from .parts import BLOCK_ELEMENTS, Block, Part, copied
 
 _ARGUMENTS: Final = {
@@ -43,7 +43,7 @@ def compressed_parts(
     Raises:
         ArgumentError: there are outlier columns, and ``fold`` is not set.
         UnsupportedFeatureError: an embedding or a transposed linear is int8.
-        UnsupportedModelError: the source's stacks of experts cannot be put together again.
+        UnsupportedModelError: the source has its experts in stacks.
     """
     _check(converted, fold=fold)
     for name, tensor in converted.checkpoint.tensors.items():
@@ -63,7 +63,7 @@ def compressed_parts(
 
 def compressed_config(converted: ConvertedFolder) -> dict[str, Any]:
     """The source's config with the section of compressed-tensors."""
-    architecture = _architecture(converted)
+    architecture = known_architecture(converted)
     ignored = sorted(_ignored(converted, architecture))
     group = {
         "targets": ["Linear"], "format": _LAYOUT,
@@ -89,20 +89,12 @@ def _ignored(converted: ConvertedFolder, architecture: Architecture | None) -> C
     return paths - {module.path for module in embeddings if module.kind == "embedding"}
 
 
-def _architecture(converted: ConvertedFolder) -> Architecture | None:
-    try:
-        return read_architecture(
-            converted.config, converted.checkpoint.tensors, converted.folder / CONFIG_FILE
-        )
-    except UnsupportedModelError:
-        return None
-
-
 def _check(converted: ConvertedFolder, *, fold: bool) -> None:
     check_no_stacks(converted)
-    architecture = _architecture(converted)
+    architecture = known_architecture(converted)
+    check_no_known_stacks(converted, architecture, "compressed-tensors")
     modules = () if architecture is None else architecture.modules
-    unfit = dict.fromkeys(transposed_paths(converted), "a transposed linear")
+    unfit = dict.fromkeys(transposed_paths(converted, architecture), "a transposed linear")
     unfit |= {m.path: "an embedding" for m in modules if m.kind == "embedding"}
     for path, linear in converted.linears.items():
         if path in unfit:

@@ -17,11 +17,12 @@ from ...formats.safetensors.dtypes import INFINITY_BITS, ITEM_BYTES
 from ...formats.safetensors.stored import StoredTensor
 from ...formats.source.checkpoint import CONFIG_FILE
 from ...formats.source.matrix import MatrixReader, as_rows
-from ...runtime.models.architecture import read_architecture
+from ...runtime.models.architecture import Architecture, read_architecture
 from ..by_name.generic import is_conv1d
 from ..plan import kept_dtype
 from ..rounding.float16_bits import widen
 from ..stream import to_half
+from .dense_stacks import stack_parts
 from .parts import BLOCK_ELEMENTS, Block, Part, copied
 
 DTYPES: Final = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
@@ -42,7 +43,9 @@ def dense_parts(converted: ConvertedFolder, dtype: str) -> Iterator[Part]:
         UnsupportedModelError: the source's stacks of experts cannot be put together again.
     """
     check_no_stacks(converted)
-    turned = transposed_paths(converted)
+    architecture = known_architecture(converted)
+    turned = transposed_paths(converted, architecture)
+    stacks = stack_parts(converted, architecture, dtype)
     companions = {
         t.name
         for x in converted.linears.values()
@@ -52,6 +55,10 @@ def dense_parts(converted: ConvertedFolder, dtype: str) -> Iterator[Part]:
     for name, tensor in converted.checkpoint.tensors.items():
         path = name.rpartition(".")[0]
         if name in companions:
+            continue
+        if name in stacks:
+            if (stack := stacks[name]) is not None:
+                yield stack
             continue
         linear = converted.linears.get(path)
         if linear is not None and tensor is linear.weight:
@@ -84,13 +91,19 @@ def check_no_stacks(converted: ConvertedFolder) -> None:
         )  # fmt: skip
 
 
-def transposed_paths(converted: ConvertedFolder) -> set[str]:
-    """Linears that the source stores as ``[in, out]``: GPT-2's."""
+def known_architecture(converted: ConvertedFolder) -> Architecture | None:
+    """None for a family that the runtime does not know."""
     try:
-        architecture = read_architecture(
+        return read_architecture(
             converted.config, converted.checkpoint.tensors, converted.folder / CONFIG_FILE
         )
     except UnsupportedModelError:
+        return None
+
+
+def transposed_paths(converted: ConvertedFolder, architecture: Architecture | None) -> set[str]:
+    """Linears that the source stores as ``[in, out]``: GPT-2's."""
+    if architecture is None:
         return {path for path in converted.linears if is_conv1d(converted.config, path)}
     return {module.path for module in architecture.modules if module.transposed}
 

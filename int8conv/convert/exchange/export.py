@@ -34,7 +34,7 @@ class ExportReport:
     linears: int
     """Quantized linears among what was exported."""
     dtype: str | None
-    """Dtype of dequantized weights; None if they stay int8."""
+    """Dtype of weights; None if they are int8 or Q8_0."""
     bytes_out: int
     """Size of the shards."""
     seconds: float
@@ -60,8 +60,9 @@ def export_checkpoint(
         path: the converted folder, its hub id, or an opened folder; for GGUF the source, an unconverted checkpoint or its hub id.
         out: the folder, or GGUF file, to create; it appears complete or not at all, and nothing is replaced.
         to: ``"dense"`` is a plain checkpoint of the dequantized weights, as transformers loads it; ``"compressed-tensors"`` a W8A8
-            checkpoint (``int-quantized``) with the same codes and scales; ``"gguf"`` a file in Q8_0 for llama.cpp.
-        dtype: of a dense checkpoint: ``"float16"``, ``"bfloat16"`` or ``"float32"``; None: the one that the config names.
+            checkpoint (``int-quantized``) with the same codes and scales; ``"gguf"`` a file for llama.cpp.
+        dtype: of a dense checkpoint: ``"float16"``, ``"bfloat16"`` or ``"float32"``; None: the one that the config names. For GGUF, that
+            of matrices; None: Q8_0.
         fold_outliers: for compressed-tensors, which has no outlier columns: quantize linears that have some once more, without.
         max_shard_bytes: largest payload of an output file (a larger tensor gets a file of its own).
         progress: called as the work proceeds.
@@ -82,9 +83,9 @@ def export_checkpoint(
     if to == "gguf":
         if isinstance(path, ConvertedFolder):
             path = path.folder
-        made = write_gguf(path, out, progress)
+        made = write_gguf(path, out, progress, dtype)
         seconds = time.perf_counter() - start
-        return ExportReport(made.tensors, made.linears, None, made.bytes_out, seconds, notes=made.notes)  # fmt: skip
+        return ExportReport(made.tensors, made.linears, dtype, made.bytes_out, seconds, notes=made.notes)  # fmt: skip
     converted = open_folder(path)
     named, costs = None, dict[str, float | None]()
     if to == "dense":
@@ -125,8 +126,8 @@ def _check_options(to: str, dtype: str | None, fold: bool, max_shard_bytes: int)
         raise ArgumentError("to", expected=" or ".join(TARGETS), found=to)
     if dtype is not None and dtype not in DTYPES:
         raise ArgumentError("dtype", expected=" or ".join(DTYPES), found=dtype)
-    if dtype is not None and to != "dense":
-        raise ArgumentError("dtype is an option of dense checkpoints", found=f"to {to}")
+    if dtype is not None and to not in ("dense", "gguf"):
+        raise ArgumentError("dtype is an option of dense checkpoints and GGUF", found=f"to {to}")
     if fold and to != "compressed-tensors":
         raise ArgumentError("only compressed-tensors has outlier columns to fold", found=f"to {to}")
     if max_shard_bytes < 1:

@@ -1,4 +1,4 @@
-"""A checkpoint as a GGUF file in Q8_0, for llama.cpp; written through the package ``gguf``.
+"""A checkpoint as a GGUF file for llama.cpp, in Q8_0 or with the source's weights as floats; written through the package ``gguf``.
 
 Q8_0 has a 16-bit scale for each 32 weights of a row and no outlier columns: codes of a converted folder would be rounded a second time,
 so the file is made from the source.
@@ -26,18 +26,22 @@ from ...formats.source.matrix import Matrix, MatrixReader, as_rows, find_matrix
 from ...progress import Progress
 from ...runtime.models.architecture import Architecture, Module, find_tensor
 from ...runtime.opening import OpenedModel, open_model
-from ..rounding.float16_bits import MAGNITUDE, widen
+from ..rounding.float16_bits import MAGNITUDE, round_to_half, widen
 from .gguf_model import Target, find_target, frequency_factors, model_fields, row_order, tensor_name
 from .gguf_vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf import GGUFWriter
 
 _BLOCK: Final = 32
 _BLOCK_BYTES: Final = 34
 _BLOCK_ELEMENTS: Final = 1 << 20
-_Q8_0_FILE: Final = 7
-"""``general.file_type`` of mostly Q8_0."""
+_Q8_0: Final = "Q8_0"
+_KINDS: Final = {None: _Q8_0, "float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+"""Types of matrices by the name of a dtype."""
+_FILES: Final = {_Q8_0: 7, "F16": 1, "BF16": 32, "F32": 0}
+"""``general.file_type``: what most matrices are."""
+_ITEMS: Final[dict[str, np.dtype[Any]]] = {"F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class GgufReport:
 
     tensors: int
     linears: int
-    """Matrices in Q8_0."""
+    """Matrices in the type that was asked for."""
     bytes_out: int
     notes: tuple[str, ...]
 
@@ -56,20 +60,37 @@ class _Tensor:
     name: str
     stored: StoredTensor
     module: Module
-    kind: str
+    type: str
+    """A key of ``_FILES``."""
 
     @property
-    def quantized(self) -> bool:
-        """Whether it is in Q8_0; other matrices are in float16, vectors in float32."""
-        return len(self.stored.shape) == 2 and self.stored.shape[1] % _BLOCK == 0
+    def is_matrix(self) -> bool:
+        """Whether it has rows of a type; vectors are float32."""
+        return len(self.stored.shape) == 2
+
+    @property
+    def byte_width(self) -> int | None:
+        """Bytes per row of what numpy has no dtype for; None: it has one."""
+        columns = self.stored.shape[-1]
+        return {_Q8_0: columns // _BLOCK * _BLOCK_BYTES, "BF16": 2 * columns}.get(self.type)
+
+    def empty(self) -> npt.NDArray[Any]:
+        """Room for its rows; a vector is one column."""
+        rows, *columns = self.stored.shape
+        if self.byte_width is not None:
+            return np.empty((rows, self.byte_width), np.uint8)
+        return np.empty((rows, *(columns or (1,))), _ITEMS[self.type])
 
 
-def write_gguf(path: str | os.PathLike[str], out: Path, progress: Progress) -> GgufReport:
+def write_gguf(
+    path: str | os.PathLike[str], out: Path, progress: Progress, dtype: str | None = None
+) -> GgufReport:
     """Write a checkpoint as one GGUF file, which appears complete or not at all.
 
     Args:
         path: the source: a checkpoint that is not quantized, or its hub id.
         out: the file to create.
+        dtype: of matrices: float16, bfloat16 or float32; None: Q8_0.
         progress: called with the bytes of weights that have been read.
 
     Raises:
@@ -78,6 +99,7 @@ def write_gguf(path: str | os.PathLike[str], out: Path, progress: Progress) -> G
         UnsupportedModelError: llama.cpp's names for the family are not known here, or it does not compute a feature of the config.
         TokenizerError, NotFoundError: no tokenizer that llama.cpp has.
         NonFiniteWeightError: a weight is NaN or infinite.
+        HalfOverflowError: a weight does not fit the type.
         OutputError: the file cannot be written.
     """
     try:
@@ -95,12 +117,13 @@ def write_gguf(path: str | os.PathLike[str], out: Path, progress: Progress) -> G
     architecture = opened.architecture
     target = find_target(architecture, opened.folder)
     vocabulary = read_vocabulary(opened.folder, architecture.config.vocab_size)
-    tensors = list(_tensors(architecture, opened))
+    kind = _KINDS[dtype]
+    tensors = list(_tensors(architecture, opened, kind))
     beside = beside_name(out, f".{os.getpid()}.partial")
     with named_output_errors(out):
         try:
             with contextlib.closing(gguf.GGUFWriter(beside, target.name)) as writer:
-                _describe(writer, opened, target, vocabulary)
+                _describe(writer, opened, target, vocabulary, kind)
                 rounding = _write(writer, opened, target, tensors, progress)
             _flush(beside)
             written = beside.stat().st_size
@@ -109,8 +132,9 @@ def write_gguf(path: str | os.PathLike[str], out: Path, progress: Progress) -> G
             with contextlib.suppress(OSError):
                 beside.unlink()
             raise
-    notes = [*_notes(architecture, tensors, rounding), *vocabulary.notes]
-    return GgufReport(len(tensors), sum(t.quantized for t in tensors), written, tuple(notes))
+    notes = [*_notes(architecture, tensors, kind, rounding), *vocabulary.notes]
+    matrices = sum(t.is_matrix and t.type == kind for t in tensors)
+    return GgufReport(len(tensors), matrices, written, tuple(notes))
 
 
 def _flush(path: Path) -> None:
@@ -121,18 +145,26 @@ def _flush(path: Path) -> None:
         os.close(fd)
 
 
-def _tensors(architecture: Architecture, opened: OpenedModel) -> Iterator[_Tensor]:
+def _tensors(architecture: Architecture, opened: OpenedModel, kind: str) -> Iterator[_Tensor]:
     for module in architecture.modules:
-        for kind in ("weight", "bias") if module.bias else ("weight",):
-            stored = find_tensor(opened.checkpoint, module, kind)
-            yield _Tensor(tensor_name(module, kind), stored, module, kind)
+        for part in ("weight", "bias") if module.bias else ("weight",):
+            stored = find_tensor(opened.checkpoint, module, part)
+            yield _Tensor(tensor_name(module, part), stored, module, _type(stored, kind))
 
 
-def _describe(writer: GGUFWriter, opened: OpenedModel, target: Target, vocabulary: Vocabulary) -> None:  # fmt: skip
+def _type(stored: StoredTensor, kind: str) -> str:
+    if len(stored.shape) < 2:
+        return "F32"
+    return "F16" if kind == _Q8_0 and stored.shape[1] % _BLOCK else kind
+
+
+def _describe(
+    writer: GGUFWriter, opened: OpenedModel, target: Target, vocabulary: Vocabulary, kind: str
+) -> None:
     import gguf
 
     writer.add_name(opened.folder.name)
-    writer.add_file_type(_Q8_0_FILE)
+    writer.add_file_type(_FILES[kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for name, value in model_fields(opened.architecture.config, target):
         scaling = name == "rope_scaling_type"
@@ -160,7 +192,7 @@ def _describe(writer: GGUFWriter, opened: OpenedModel, target: Target, vocabular
 def _write(
     writer: GGUFWriter, opened: OpenedModel, target: Target, tensors: list[_Tensor], progress: Progress
 ) -> float:  # fmt: skip
-    """All tensors one after the other; returns the SQNR of those in Q8_0 in dB."""
+    """All tensors one after the other; returns the SQNR of the matrices in dB."""
     from gguf import GGMLQuantizationType
 
     config = opened.architecture.config
@@ -169,13 +201,14 @@ def _write(
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
     for tensor in tensors:
-        shape = tensor.stored.shape
-        if tensor.quantized:
-            byte_shape = (shape[0], shape[1] // _BLOCK * _BLOCK_BYTES)
-            writer.add_tensor_info(tensor.name, byte_shape, np.dtype(np.uint8), byte_shape[0] * byte_shape[1], GGMLQuantizationType.Q8_0)  # fmt: skip
+        shape, width = tensor.stored.shape, tensor.byte_width
+        if width is not None:
+            writer.add_tensor_info(
+                tensor.name, (shape[0], width), np.dtype(np.uint8), shape[0] * width, GGMLQuantizationType[tensor.type]
+            )  # fmt: skip
         else:
-            dtype = np.dtype(np.float16 if len(shape) == 2 else np.float32)
-            writer.add_tensor_info(tensor.name, shape, dtype, prod(shape) * dtype.itemsize)  # fmt: skip
+            dtype = _ITEMS[tensor.type]
+            writer.add_tensor_info(tensor.name, shape, dtype, prod(shape) * dtype.itemsize)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -184,7 +217,7 @@ def _write(
     total, done = sum(tensor.stored.nbytes for tensor in tensors), 0
     power = np.zeros(2)
     for tensor in tensors:
-        data, powers = _data(opened, tensor, target, GGMLQuantizationType.Q8_0)
+        data, powers = _data(opened, tensor, target)
         writer.write_tensor_data(data)
         power += powers
         done += tensor.stored.nbytes
@@ -193,34 +226,41 @@ def _write(
 
 
 def _data(
-    opened: OpenedModel, tensor: _Tensor, target: Target, kind: GGMLQuantizationType
+    opened: OpenedModel, tensor: _Tensor, target: Target
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
-    """A tensor as it stands in the file, and the powers of its values and of their rounding errors."""
-    from gguf import quants
-
-    config, stored = opened.architecture.config, tensor.stored
-    matrix = len(stored.shape) == 2
-    columns = stored.shape[1] if matrix else 1
-    width = columns // _BLOCK * _BLOCK_BYTES if tensor.quantized else columns
-    rows = stored.shape[0]
-    out = np.empty((rows, width), np.uint8 if tensor.quantized else np.float16 if matrix else np.float32)  # fmt: skip
-    power = np.zeros(2)
+    """A tensor as it stands in the file, and the powers of its values and of their rounding errors; a vector is not rounded."""
+    config = opened.architecture.config
+    out, power = tensor.empty(), np.zeros(2)
     offset = config.norm_offset if tensor.module.kind == "norm" else 0.0
     for first, values in _values(opened, tensor):
         here = slice(first, first + len(values))
-        if not tensor.quantized:
-            with np.errstate(over="ignore"):
-                out[here] = values + np.float32(offset)
-            if not np.isfinite(out[here]).all():
-                raise HalfOverflowError("a weight does not fit float16", file=stored.file, tensor=stored.name)  # fmt: skip
+        if not tensor.is_matrix:
+            out[here] = values + np.float32(offset)
             continue
-        out[here] = quants.quantize(values, kind)
-        error = quants.dequantize(out[here], kind) - values
+        out[here], error = _rounded(values, tensor)
         power += np.square(values, dtype=np.float64).sum(), np.square(error, dtype=np.float64).sum()
     source = row_order(tensor.module, config, target)
     if source is not None:
-        out = out[[source(row) for row in range(rows)]]
-    return (out if matrix else out[:, 0]), power
+        out = out[[source(row) for row in range(len(out))]]
+    return (out if tensor.is_matrix else out[:, 0]), power
+
+
+def _rounded(
+    values: npt.NDArray[np.float32], tensor: _Tensor
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+    """Rows in the type of a matrix, and their rounding errors."""
+    from gguf import GGMLQuantizationType, quants
+
+    if tensor.type == "F32":
+        return values, np.zeros_like(values)
+    if tensor.type == _Q8_0:
+        found = quants.quantize(values, GGMLQuantizationType.Q8_0)
+        return found, quants.dequantize(found, GGMLQuantizationType.Q8_0) - values
+    bits, _ = round_to_half(values, tensor.type)
+    if (bits & MAGNITUDE[tensor.type] >= INFINITY_BITS[tensor.type]).any():
+        raise HalfOverflowError(f"a weight does not fit {tensor.type}", file=tensor.stored.file, tensor=tensor.stored.name)  # fmt: skip
+    error = widen(bits, tensor.type, np.empty(bits.shape, np.float32)) - values
+    return bits.view(np.float16) if tensor.type == "F16" else bits.view(np.uint8), error
 
 
 def _values(opened: OpenedModel, tensor: _Tensor) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
@@ -238,9 +278,14 @@ def _values(opened: OpenedModel, tensor: _Tensor) -> Iterator[tuple[int, npt.NDA
         yield first, values if len(stored.shape) == 2 else values.reshape(-1, 1)
 
 
-def _notes(architecture: Architecture, tensors: list[_Tensor], sqnr: float) -> Iterator[str]:
-    yield f"Q8_0 rounds embeddings and the head too, and has no outlier columns: SQNR of the weights {sqnr:.1f} dB"
-    if odd := [tensor.name for tensor in tensors if len(tensor.stored.shape) == 2 and not tensor.quantized]:  # fmt: skip
+def _notes(
+    architecture: Architecture, tensors: list[_Tensor], kind: str, sqnr: float
+) -> Iterator[str]:
+    if kind == _Q8_0:
+        yield f"Q8_0 rounds embeddings and the head too, and has no outlier columns: SQNR of the weights {sqnr:.1f} dB"
+    elif np.isfinite(sqnr):
+        yield f"{kind} rounds the source's weights: SQNR {sqnr:.1f} dB"
+    if odd := [tensor.name for tensor in tensors if tensor.is_matrix and tensor.type != kind]:
         yield f"{len(odd)} matrices whose rows are no multiple of {_BLOCK} long are in float16, the first is {odd[0]}"
     config = architecture.config
     if any(config.windows) and architecture.family.model_type == "mistral":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from ...errors import ArgumentError
 from ...formats.int8.names import BIAS, WEIGHT
@@ -16,6 +16,9 @@ from ...formats.source.four_bit import SHAPE_SUFFIX
 from ...formats.source.fp8 import scale_tensor, scaled_weight
 from ...formats.source.matrix import Matrix, find_matrix
 from ...runtime.models.architecture import Architecture, Module, find_tensor
+
+Head = Literal["16bit", "int8", "int8-tied"]
+HEADS: Final[tuple[Head, ...]] = ("16bit", "int8", "int8-tied")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Group:
     """Their kind, for display."""
     input: str
     """Path that identifies their input in calibration."""
+    exact_input: bool = False
+    """Whether its activations are always multiplied in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class Patterns:
     """Linears that stay in 16 bits."""
     quantize: tuple[str, ...] = ()
     """Additional matrices to quantize: head, embeddings."""
+    head: Head = "16bit"
+    """Whether to quantize the head, and with ``"int8-tied"`` also one that is the token embedding."""
 
     def check(self, quantized: Collection[str], others: Collection[str]) -> None:
         """Refuse a pattern that has no effect.
@@ -103,7 +110,7 @@ def select_modules(
     patterns.check(
         [m.path for m in modules if m.group], [m.path for m in modules if _quantizable(m)]
     )
-    by_path = {m.path: m for m in modules}
+    by_path, head = {m.path: m for m in modules}, _int8_head(architecture, patterns.head)
     items: list[Group | Kept] = []
     for module in modules:
         if module.group and not matches(patterns.keep, module.path):
@@ -111,8 +118,10 @@ def select_modules(
             if quantized[0] == module.path:
                 linears = tuple(_linear(checkpoint, by_path[path]) for path in quantized)
                 items.append(Group(linears, module.kind, module.group[0]))
-        elif _quantizable(module) and matches(patterns.quantize, module.path):
-            items.append(Group((_linear(checkpoint, module),), module.kind, module.path))
+        elif module == head or (_quantizable(module) and matches(patterns.quantize, module.path)):
+            items.append(
+                Group((_linear(checkpoint, module),), module.kind, module.path, module == head)
+            )
         else:
             items += _kept(checkpoint, module)
     taken = {t.name for item in items for t in _tensors(item)}
@@ -128,6 +137,22 @@ def _tensors(item: Group | Kept) -> Iterator[StoredTensor | Matrix]:
         yield x.weight
         if x.bias is not None:
             yield x.bias
+
+
+def _int8_head(architecture: Architecture, head: Head) -> Module | None:
+    """The head, if it is to be quantized.
+
+    Raises:
+        ArgumentError: it is the token embedding, which was not asked for.
+        UnsupportedModelError: there is none.
+    """
+    if head == "16bit":
+        return None
+    module = architecture.head()
+    if module.kind == "embedding" and head == "int8":
+        raise ArgumentError("head", expected="16bit, or int8-tied: it is the token embedding, which would be int8 for lookups as well",
+                            found=head, tensor=module.tensor_name())  # fmt: skip
+    return module
 
 
 def _quantizable(module: Module) -> bool:
@@ -210,8 +235,21 @@ def _notes(
     ]  # fmt: skip
     if beyond:
         yield f"{_some(beyond)}: in layers beyond the config's {count}; kept but not used (transformers ignores them too)"
+    if shared := list(_shared(architecture, names)):
+        yield f"{_some(shared)}: in layers that attend to keys of an earlier one; kept but not used (transformers ignores them too)"
     if predictors := [name for name in names if _PREDICTOR.match(name)]:
         yield f"{_some(predictors)}: for predicting several tokens at once; kept but not used (transformers ignores them too)"
+
+
+def _shared(architecture: Architecture, names: Sequence[str]) -> Iterator[str]:
+    """Tensors of keys and values of layers that have none of their own, which releases of Gemma 3n and 4 have all the same."""
+    config, roles = architecture.config, architecture.family.names
+    layers = [i for i in range(config.num_layers) if config.key_source(i) != i]
+    paths = {
+        roles[role].replace("{}", str(layer), 1)
+        for layer in layers for role in ("k", "v", "k_norm", "v_norm") if role in roles
+    }  # fmt: skip
+    return (name for name in names if name.rpartition(".")[0] in paths)
 
 
 def _some(names: Sequence[str]) -> str:

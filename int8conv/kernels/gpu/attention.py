@@ -18,6 +18,8 @@ graph can be replayed for a longer context. Probabilities are rounded to 16 bits
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 import triton
 import triton.language as tl
@@ -28,6 +30,8 @@ from . import launch as L
 from .configs import Config, choose
 from .primitives import dot16, halve_codes, narrow, tanh
 
+_WIDEST: Final = 256
+"""Channels of a head from which on fewer positions at once fit into shared memory (Gemma 4 has 512)."""
 _SMALLEST_SCALE = tl.constexpr(2.0**-14)
 """Smallest scale stored in an int8 cache."""
 
@@ -52,9 +56,20 @@ def _block_scores(
     return tl.where(here[None, :], scores, float("-inf"))
 
 
+@triton.jit
+def _before_any(sinks, head, part, ROWS: tl.constexpr):
+    """The running maximum and sum before any position; the first part begins with that of the sinks."""
+    peak = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    if sinks is not None:
+        peak = tl.where(part == 0, tl.load(sinks + head), peak)
+        total += tl.where(part == 0, 1.0, 0.0)
+    return peak, total
+
+
 @triton.jit(do_not_specialize=["scale_batch_stride", "scale_head_stride"])
 def attention_kernel(
-    q, keys, values, key_scales, value_scales, lengths, slopes, partial, state,
+    q, keys, values, key_scales, value_scales, lengths, slopes, sinks, partial, state,
     scale, softcap, window, D, kv_heads, q_stride, batch_stride, head_stride, position_stride,
     scale_batch_stride, scale_head_stride,
     GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
@@ -80,8 +95,7 @@ def attention_kernel(
     base = batch * batch_stride + kv_head * head_stride
     scale_base = batch * scale_batch_stride + kv_head * scale_head_stride
     step_base = None if key_scales is None else key_scales + scale_base
-    peak = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
+    peak, total = _before_any(sinks, head_or_first, part, ROWS)
     out = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for start in tl.range(begin, end, BLOCK_S, num_stages=STAGES):
         s = start + tl.arange(0, BLOCK_S)
@@ -142,6 +156,7 @@ def attend(
     slopes: Tensor | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
     config: Config | None = None,
 ) -> Tensor:
     """Attention of the newest token of each sequence, whose key and value are already in the cache.
@@ -156,6 +171,7 @@ def attend(
         slopes: float32 ``[heads]``: ALiBi (arXiv:2108.12409).
         window: number of most recent positions attended to; None: all.
         softcap: scores become ``softcap * tanh(scores / softcap)``.
+        sinks: float32 ``[heads]``: the score of one more position, whose value is zero (arXiv:2508.10925, section 2).
         config: the launch configuration; None: from the table.
 
     Returns:
@@ -174,11 +190,13 @@ def attend(
     y = L.empty(batch, heads, size, like=q, dtype=q.dtype)
     group, block_d = heads // kv_heads, max(L.power_of_two(size), 16)
     block_s, warps = config["block_s"], config["num_warps"]
+    if block_d > _WIDEST:
+        block_s, warps = block_s * _WIDEST // block_d, 2 * warps
     if scales is not None:  # widened codes take registers, and masks take more of them
         block_s, warps = block_s if block_d == size else block_s // 2, 2 * warps
     L.launch(
         attention_kernel, (batch * kv_heads, parts),
-        q, keys, values, key_scales, value_scales, lengths, slopes, partial, state,
+        q, keys, values, key_scales, value_scales, lengths, slopes, sinks, partial, state,
         float(scale), float(softcap or 0.0), window or 0, size, kv_heads,
         q.stride(0), keys.stride(0), keys.stride(1), keys.stride(2), *scale_strides,
         GROUP=group, ROWS=max(L.power_of_two(group), 16), BLOCK_D=block_d, BLOCK_S=block_s,

@@ -55,6 +55,14 @@ def shipped(kernel: str, capability: int) -> list[Config]:
     return list(_table()[kernel][str(generation(capability))])
 
 
+def token_bounds(capability: int) -> set[int]:
+    """Numbers of tokens (for attention: of sequences times heads) at which any kernel's configuration changes."""
+    key = str(generation(capability))
+    rows = [row for rows in _table().values() for row in rows.get(key, ())]
+    names = ("max_tokens", "w8a16_tokens")
+    return {row[name] for row in rows for name in names if name in row}
+
+
 def with_tma(row: Config) -> Config:
     """A ``gemm`` row with operands loaded by the tensor memory accelerator (Hopper and newer)."""
     return {**row, "tma": 1}

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Protocol
+from contextvars import ContextVar
+from typing import Final, Protocol
 
 import torch
 import triton
@@ -29,10 +30,32 @@ class Kernel(Protocol):
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]:
         """The kernel as a function that launches it on a grid."""
 
+    def warmup(self, *args: object, grid: tuple[int, ...], **meta: object) -> object:
+        """Compile it for these arguments."""
+
+
+class Compiler(Protocol):
+    """Takes launches without running them, for a GPU that need not be there."""
+
+    capability: int
+    """Compute capability as one number."""
+
+    def compile(self, kernel: Kernel, *args: object, **meta: object) -> None:
+        """Compile what a launch with these arguments would run."""
+
+
+compiler: Final[ContextVar[Compiler | None]] = ContextVar("compiler", default=None)
+"""What launches go to instead of a GPU; None: to the GPU."""
+
 
 def launch(kernel: Kernel, grid: tuple[int, ...], *args: object, **meta: object) -> None:
     """Launch a kernel. Contraction of ``a * b + c`` is pinned, as its default changes between Triton releases."""
-    if all(grid):
+    if not all(grid):
+        return
+    only_compiled = compiler.get()
+    if only_compiled is not None:
+        only_compiled.compile(kernel, *args, **meta, enable_fp_fusion=True)
+    else:
         kernel[grid](*args, **meta, enable_fp_fusion=True)
 
 
@@ -93,9 +116,14 @@ def cache_scales(
     return *scales, scales[0].stride()[:2]  # type: ignore[return-value]
 
 
-@functools.cache
 def capability(device: torch.device) -> int:
-    """Compute capability as one number, such as 90; 80 for the interpreter."""
+    """Compute capability as one number, such as 90, of the GPU or of the one that is compiled for; 80 for the interpreter."""
+    only_compiled = compiler.get()
+    return _capability(device) if only_compiled is None else only_compiled.capability
+
+
+@functools.cache
+def _capability(device: torch.device) -> int:
     if device.type != "cuda":
         return 80
     major, minor = torch.cuda.get_device_capability(device)

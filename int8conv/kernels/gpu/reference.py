@@ -150,6 +150,7 @@ def attend(
     slopes: Tensor | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
     config: object = None,
 ) -> Tensor:
     """Attention of the newest token of each sequence over its cache."""
@@ -168,7 +169,10 @@ def attend(
         if slopes is not None:
             scores += slopes.double()[:, None] * torch.arange(first - length + 1, 1)
         if length:
-            y[i] = (scores.softmax(-1)[:, None] @ v).squeeze(1).to(q.dtype)
+            if sinks is not None:  # a position without a value
+                scores = torch.cat([scores, sinks.double()[:, None]], dim=1)
+            shares = scores.softmax(-1)[:, None, : k.shape[1]]
+            y[i] = (shares @ v).squeeze(1).to(q.dtype)
     return y
 
 

@@ -39,6 +39,9 @@ class Positions(Protocol):
     def to(self, device: torch.device) -> Positions:
         """The same positions on another device."""
 
+    def last(self) -> Positions:
+        """Those of each sequence's last token alone."""
+
 
 FusedLayer = Callable[[Tensor, Positions, Cache | None], Tensor | None]
 """A layer as one call on ``[b, t, hidden]``; returns None if it does not support the call."""
@@ -86,6 +89,14 @@ class Attending(Protocol):
         self, qkv: Sequence[Tensor], spec: AttentionSpec, positions: Positions, cache: Cache | None
     ) -> Tensor:
         """``[b, t, heads * d]`` for q, k and v ``[b, t, ...]``; stores k and v in the cache. Cache and positions must be this backend's."""
+
+    def rotated(self, x: Tensor, spec: AttentionSpec, positions: Positions) -> Tensor:
+        """Queries or keys ``[b, h, t, d]`` at these positions."""
+
+    def attend_to(
+        self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, positions: Positions
+    ) -> Tensor:
+        """``[b, heads, t, d]`` for queries of the same shape, and keys and values ``[b, kv_heads, s, d]`` of all positions so far."""
 
 
 class Fusing(Protocol):

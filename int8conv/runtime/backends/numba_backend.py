@@ -33,12 +33,20 @@ class NumbaBackend(TorchBackend):
             assert isinstance(positions, TorchPositions)
             if spec.growth and int(positions.ids.max()) >= spec.growth_positions:
                 return None
-            tables = spec.own(positions.tables)
-            if tables is not None:
-                tables = tables[0].flatten(0, -2), tables[1].flatten(0, -2)
-            return compiled(x[:, 0].contiguous(), tables, keys, values, cache.lengths)[:, None]
+            tables = positions.arrays.get(spec.rotary)
+            if tables is None:
+                tables = positions.arrays[spec.rotary] = _arrays(spec, positions, len(x))
+            return compiled.step(x[:, 0].contiguous(), tables, keys, values, cache.lengths)[:, None]
 
         return run
+
+
+def _arrays(spec: AttentionSpec, positions: TorchPositions, batch: int) -> fused.Tables:
+    """cos and sin for compiled layers, which all layers with that rotary embedding share."""
+    tables = spec.own(positions.tables)
+    if tables is not None:
+        tables = tables[0].flatten(0, -2), tables[1].flatten(0, -2)
+    return fused.as_tables(tables, batch)
 
 
 def compile_layer(block: BlockParts) -> fused.FusedLayer | None:

@@ -47,6 +47,8 @@ class FeedForwardParts:
     down: Projection
     activation: Activation
     gated: bool
+    clamped: tuple[float, float] | None = None
+    """alpha and limit of a clamped FFN (``decoder.ffn.clamped``), whose first linear has rows of gate and up in turn."""
 
 
 @dataclass(frozen=True)

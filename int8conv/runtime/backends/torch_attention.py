@@ -128,12 +128,12 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, bias: Tensor |
         scores = (
             scores.masked_fill_(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias
         )
-    probabilities = _softmax(scores.float(), spec.sinks).to(v.dtype)
+    probabilities = softmax(scores.float(), spec.sinks).to(v.dtype)
     return (probabilities.view(batch, kv_heads, -1, k.shape[2]) @ v).view(q.shape)
 
 
-def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Probabilities ``[b, h, t, s]``."""
+def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Probabilities ``[b, h, t, s]`` of float32 scores, which may be overwritten; ``sinks``: float32 ``[h]``."""
     if sinks is None:
         return torch.softmax(scores, dim=-1)
     total = torch.logaddexp(scores.logsumexp(-1, keepdim=True), sinks[:, None, None])

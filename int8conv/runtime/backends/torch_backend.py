@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from ..models.config import Activation, DecoderConfig
 from .interface import Forward, FusedExperts, FusedLayer, Positions, Step
 from .parts import BlockParts, FeedForwardParts, Hidden, Projection
 from .torch_attention import attend
+
+if TYPE_CHECKING:
+    from ...kernels.cpu.fused import Tables as Arrays
 
 ACTIVATIONS: Final[dict[Activation, Callable[[Tensor], Tensor]]] = {
     "silu": F.silu,
@@ -40,12 +43,18 @@ class TorchPositions:
     """cos and sin of each rotary embedding."""
     biases: dict[int | None, Tensor | None]
     """Biases of scores by window; filled by ``attend`` on demand."""
+    arrays: dict[int | None, Arrays] = field(default_factory=dict)
+    """Tables as compiled layers take them, by number of the rotary embedding; filled by numba's backend."""
 
     def to(self, device: torch.device) -> TorchPositions:
         if device == self.ids.device:
             return self
         tables = [(cos.to(device), sin.to(device)) for cos, sin in self.tables]
         return TorchPositions(self.ids.to(device), tables, {})
+
+    def last(self) -> TorchPositions:
+        tables = [(cos[..., -1:, :], sin[..., -1:, :]) for cos, sin in self.tables]
+        return TorchPositions(self.ids[..., -1:], tables, {})
 
 
 class TorchBackend:
@@ -56,7 +65,9 @@ class TorchBackend:
 
     def cache(self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype) -> HostCache:  # fmt: skip
         if config.latent is not None:
-            return LatentCache(config, batch=batch, capacity=capacity, dtype=dtype)
+            return LatentCache(
+                config, batch=batch, capacity=capacity, dtype=dtype, device=self.device
+            )
         if dtype == torch.int8:
             return QuantizedCache(config, batch=batch, capacity=capacity)
         return KVCache(config, batch=batch, capacity=capacity, dtype=dtype, device=self.device)
@@ -103,17 +114,28 @@ class TorchBackend:
         tables = spec.own(positions.tables)
         q = q if spec.norm_rotated else _normed(q, spec.query_norm, spec.by_head)
         q = _rotated(spec.grown(q, positions.ids), spec.query_norm, spec, tables)
-        keys, values = self._stored(own, spec, tables, cache, q.shape[2])
+        keys, values = self._stored(own, spec, tables, cache, positions)
         y = attend(q, keys, values, spec, positions.ids, positions.biases)
         return y.transpose(1, 2).flatten(2)
 
+    def rotated(self, x: Tensor, spec: AttentionSpec, positions: Positions) -> Tensor:
+        assert isinstance(positions, TorchPositions)
+        tables = spec.own(positions.tables)
+        return x if tables is None else rotate(x, tables, spec.interleaved)
+
+    def attend_to(
+        self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, positions: Positions
+    ) -> Tensor:
+        assert isinstance(positions, TorchPositions)
+        return attend(q, k, v, spec, positions.ids, positions.biases)
+
     def _stored(
-        self, own: Sequence[Tensor], spec: AttentionSpec, tables: Tables | None, cache: Cache | None, tokens: int
+        self, own: Sequence[Tensor], spec: AttentionSpec, tables: Tables | None, cache: Cache | None, positions: TorchPositions
     ) -> tuple[Stored, Stored]:  # fmt: skip
         """Keys and values of all positions: ``own``, those of the tokens ``[b, t, h, d]``, behind those in the cache."""
         if spec.reads_only:
             assert isinstance(cache, KVCache | QuantizedCache)
-            return cache.read(spec.layer, tokens)
+            return cache.read(spec.layer, int(positions.ids.max()) + 1)
         k, v = own
         k = k if spec.norm_rotated else _normed(k, spec.key_norm, spec.by_head)
         k = _rotated(k, spec.key_norm, spec, tables)

@@ -55,7 +55,7 @@ class AttentionSpec:
     @classmethod
     def of(
         cls, config: DecoderConfig, layer: int, query_norm: NormWeights | None, key_norm: NormWeights | None,
-        cache_layer: int | None = None, sinks: Tensor | None = None,
+        cache_layer: int | None = None, sinks: Tensor | None = None, device: torch.device | None = None,
     ) -> AttentionSpec:  # fmt: skip
         """The spec of a decoder layer; ``cache_layer`` is given if the cache has fewer layers than the decoder."""
         window, heads = config.window(layer), config.heads_of(layer)
@@ -80,7 +80,7 @@ class AttentionSpec:
             config.query_growth,
             config.rope.original_positions if config.rope is not None else 1.0,
             sinks,
-            unweighted(heads.size, config.norm_eps) if config.value_norm else None,
+            unweighted(heads.size, config.norm_eps, device) if config.value_norm else None,
             not config.has_own_keys(layer),
         )
 

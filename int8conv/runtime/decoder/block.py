@@ -79,7 +79,8 @@ class Block:
                 for role in ("q_norm", "k_norm")
             ]
             sinks = weights.tensor(modules["sinks"], dtype=torch.float32) if config.sinks else None
-            spec = AttentionSpec.of(config, layer, norms[0], norms[1], cache_layer, sinks)
+            device = self.backend.device
+            spec = AttentionSpec.of(config, layer, norms[0], norms[1], cache_layer, sinks, device)
             kind = GatedAttention if config.gated_attention else Attention
             qkv, out = projection("qkv", "q", "k", "v"), projection("o")
             attention = kind(config, spec, qkv, out, self.backend)

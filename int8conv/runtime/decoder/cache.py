@@ -51,6 +51,10 @@ class Cache:
         states = sum(state.nbytes for state in self.states)
         return states + sum(part.nbytes for part in self._parts)
 
+    def state(self, number: int) -> State:
+        """A recurrent layer's state; zero for sequences of length 0."""
+        return self.states[number].at(self.lengths)
+
     def sequence(self: _Self, i: int) -> _Self:
         """One sequence's part of the same memory, for its prompt, as sequences differ in length."""
         return self._between(i, i + 1)
@@ -123,7 +127,7 @@ class Cache:
 def state_of(cache: Cache | None, number: int, kind: Recurrence, x: Tensor) -> State:
     """A recurrent layer's state for its input ``[b, t, hidden]``: the cache's, or a new one if there is none."""
     if cache is not None and cache.states:
-        return cache.states[number].at(cache.lengths)
+        return cache.state(number)
     return State.empty(kind, len(x), x.device)
 
 
@@ -156,6 +160,11 @@ Stored = Tensor | Quantized
 
 class HostCache(Cache, ABC):
     """A cache filled by the host; ``KVCache`` is the plain one. On a GPU, kernels fill a ``backends.gpu.cache.DeviceCache``."""
+
+    def state(self, number: int) -> State:
+        if bool((self.lengths == 0).any()):
+            return super().state(number)
+        return self.states[number]
 
     @abstractmethod
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Stored, Stored]:
@@ -209,7 +218,7 @@ class KVCache(HostCache):
             torch.zeros(layers, 2, batch, heads.count, capacity, heads.size, dtype=dtype, device=device)
             for heads, layers in self._places.counts.items()
         ]  # fmt: skip
-        super().__init__(parts, states=empty_states(config, batch))
+        super().__init__(parts, states=empty_states(config, batch, device))
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, for all positions."""
@@ -217,9 +226,8 @@ class KVCache(HostCache):
         keys, values = self._parts[part][row]
         return keys, values
 
-    def read(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """What ``update`` returned for ``tokens`` tokens of this layer."""
-        end = self.length + tokens
+    def read(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer up to position ``end``."""
         keys, values = self.layer(layer)
         return keys[:, :, :end], values[:, :, :end]
 

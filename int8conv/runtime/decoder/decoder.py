@@ -14,6 +14,7 @@ from torch import Tensor
 from ..backends.interface import Positions
 from ..backends.parts import Hidden, Projection, tensor_of
 from ..models.architecture import Architecture, Module
+from ..models.config import DecoderConfig
 from ..weights.weights import Weights
 from .block import Block, build_layer
 from .cache import Cache
@@ -123,6 +124,7 @@ class Decoder:
         self.embedding = Embedding(architecture, weights, dtype)
         self.blocks = [build_layer(architecture, i, weights) for i in range(config.num_layers)]
         self.output = Output(architecture, weights)
+        self.tail = _tail(config)
 
     def cache(self, *, batch: int, capacity: int) -> Cache:
         """An empty cache for ``batch`` sequences of ``capacity`` positions each."""
@@ -146,7 +148,7 @@ class Decoder:
 
         With a cache, the tokens follow those in it and are appended to it.
         """
-        x = self._through(token_ids, cache)
+        x = self._through(token_ids, cache, last_only)
         if cache is not None:
             cache.advance(token_ids.shape[1])
         return self.output(x[..., -1:, :] if last_only else x)
@@ -156,12 +158,23 @@ class Decoder:
         """Hidden states behind the final norm, float32 ``[b, t, hidden]``, for token ids ``[b, t]``."""
         return tensor_of(self.output.normed(self._through(token_ids, None))).float()
 
-    def _through(self, token_ids: Tensor, cache: Cache | None) -> Tensor:
-        """The output of the last layer."""
+    def _through(self, token_ids: Tensor, cache: Cache | None, last_only: bool = False) -> Tensor:
+        """The output of the last layer; with ``last_only``, that of the last token at least."""
         if cache is None and self.config.key_sources:  # layers find others' keys in a cache
             batch, tokens = token_ids.shape
             cache = self.backend.cache(self.config, batch=batch, capacity=tokens, dtype=self.dtype)
         x, positions, own = self.embedding(token_ids, cache)
-        for block, given in zip(self.blocks, own, strict=True):
+        whole = self.tail if last_only and token_ids.shape[1] > 1 else len(self.blocks)
+        for block, given in zip(self.blocks[:whole], own[:whole], strict=True):
             x = block(x, positions, cache, given)
+        if whole < len(self.blocks):
+            x, positions = x[..., -1:, :], positions.last()
+            for block, given in zip(self.blocks[whole:], own[whole:], strict=True):
+                x = block(x, positions, cache, None if given is None else given[:, -1:])
         return x
+
+
+def _tail(config: DecoderConfig) -> int:
+    """The first of the last layers that leave nothing in the cache: of a prompt, they need the last token alone."""
+    keeps = [config.has_own_keys(i) or config.is_recurrent(i) for i in range(config.num_layers)]
+    return config.num_layers - [*reversed(keeps), True].index(True)

@@ -6,7 +6,8 @@
 The cache has c and r alone. The first tokens of a prompt unfold k and v. Later ones fold W_kvb into both sides instead (section 2.1.2
 there): with its rows W_k and W_v of a head, ``score = (W_k^T q_plain) c + ...`` and ``y = W_v (softmax(score) c)``, so that all heads
 read the same c and nothing is unfolded (``Latent.folds``). Folded, an int8 W_kvb
-is widened a few heads at a time, as in W8A16 (``weights.projections.by_head``). Runs in PyTorch, on a CPU only: a GPU is refused when the model is loaded.
+is widened some heads at a time, as in W8A16 (``weights.projections.by_head``). Between its linears it runs in PyTorch, on a GPU too: a step
+there reads the whole of its static cache.
 """
 
 from __future__ import annotations
@@ -17,20 +18,19 @@ from dataclasses import replace
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends.interface import Positions
 from ..backends.parts import Hidden, Projection, tensor_of
-from ..backends.torch_attention import attend
-from ..backends.torch_backend import TorchPositions
 from ..models.architecture import Module
 from ..models.config import DecoderConfig
 from ..weights.projections import by_head
 from ..weights.weights import Weights
 from .attention_spec import AttentionSpec
-from .cache import Cache, HostCache, Stored
+from .cache import Cache, Stored
+from .latent_cache import LatentParts
 from .norms import NormWeights, normalised
-from .rotary import rotate
 
 _EPS: Final = 1e-6
 """Of the norms of latents, whatever the config says of other norms."""
@@ -50,6 +50,7 @@ class LatentAttention:
         layer = modules["kv_b"].layer
         assert layer is not None
         self.spec = AttentionSpec.of(config, layer, None, None, number)
+        self.backend = weights.backend
         self.first = projection("q", "q_a", "kv_a")
         self.query = projection("q_b") if self.config.query_rank else None
         self.unfold, self.out = projection("kv_b"), projection("o")
@@ -62,7 +63,6 @@ class LatentAttention:
         self, x: Hidden, positions: Positions, cache: Cache | None, residual: Tensor | None
     ) -> Tensor:
         """``[b, t, hidden]`` -> the same, with ``residual`` added."""
-        assert isinstance(positions, TorchPositions)
         c, heads, value = self.config, self.spec.heads, tensor_of(x)
         q, both = self.first(value)
         if self.query is not None:
@@ -71,12 +71,10 @@ class LatentAttention:
         latents, turned = both[:, None].split_with_sizes([c.rank, c.rotated], dim=-1)
         latents = normalised(latents, self.norms["kv_a_norm"])
         plain, q_turned = q.split_with_sizes([c.plain, c.rotated], dim=-1)
-        tables = self.spec.own(positions.tables)
-        assert tables is not None
-        q_turned = rotate(q_turned, tables, self.spec.interleaved)
-        turned = rotate(turned, tables, self.spec.interleaved)
+        q_turned = self.backend.rotated(q_turned, self.spec, positions)
+        turned = self.backend.rotated(turned, self.spec, positions)
         if cache is not None:
-            assert isinstance(cache, HostCache)
+            assert isinstance(cache, LatentParts)
             stored = cache.update(self.spec.layer, latents, turned)
             latents, turned = (_widened(part, value.dtype) for part in stored)
         folded = c.folds(value.shape[1], latents.shape[2]) and not self.observed
@@ -85,7 +83,7 @@ class LatentAttention:
         return self.out(y.transpose(1, 2).flatten(2), residual=residual)[0]
 
     def _unfolded(
-        self, q: Tensor, q_turned: Tensor, latents: Tensor, turned: Tensor, positions: TorchPositions
+        self, q: Tensor, q_turned: Tensor, latents: Tensor, turned: Tensor, positions: Positions
     ) -> Tensor:  # fmt: skip
         """``[b, h, t, value]``, for queries ``[b, h, t, .]`` and all positions ``[b, 1, s, .]``."""
         c, heads = self.config, self.spec.heads
@@ -93,11 +91,11 @@ class LatentAttention:
         both = both.view(*both.shape[:2], heads, c.unfolded).transpose(1, 2)
         k, v = both.split_with_sizes([c.plain, c.value], dim=-1)
         k = torch.cat([k, turned.expand(-1, heads, -1, -1)], dim=-1)
-        y = _attend(torch.cat([q, q_turned], dim=-1), k, v, self.spec, positions)
+        y = self._attend(torch.cat([q, q_turned], dim=-1), k, v, positions)
         return y[..., : c.value]
 
     def _folded(
-        self, q: Tensor, q_turned: Tensor, latents: Tensor, turned: Tensor, positions: TorchPositions
+        self, q: Tensor, q_turned: Tensor, latents: Tensor, turned: Tensor, positions: Positions
     ) -> Tensor:  # fmt: skip
         c = self.config
         q = by_head(self.unfold, q, slice(0, c.plain), turned=True)
@@ -105,12 +103,11 @@ class LatentAttention:
             y = self._step(q[:, :, 0], q_turned[:, :, 0], latents[:, 0], turned[:, 0], positions)
         else:
             k = torch.cat([latents, turned], dim=-1)
-            spec = replace(self.spec, kv_heads=1)
-            y = _attend(torch.cat([q, q_turned], dim=-1), k, k, spec, positions)[..., : c.rank]
+            y = self._attend(torch.cat([q, q_turned], dim=-1), k, k, positions)[..., : c.rank]
         return by_head(self.unfold, y, slice(c.plain, None), turned=False)
 
     def _step(
-        self, q: Tensor, q_turned: Tensor, latents: Tensor, turned: Tensor, positions: TorchPositions
+        self, q: Tensor, q_turned: Tensor, latents: Tensor, turned: Tensor, positions: Positions
     ) -> Tensor:  # fmt: skip
         """One token per sequence, ``[b, h, .]``: all heads read the same positions ``[b, s, .]``, so that they are one matrix."""
         scores = q @ latents.transpose(1, 2) + q_turned @ turned.transpose(1, 2)
@@ -119,15 +116,14 @@ class LatentAttention:
         scores = (scores * self.spec.scale).masked_fill(beyond, -math.inf)
         return (torch.softmax(scores.float(), dim=-1).to(q.dtype) @ latents)[:, :, None]
 
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, positions: TorchPositions) -> Tensor:  # fmt: skip
-    """All of one width, as only then PyTorch's operator does without the scores of all heads: narrower values are filled up."""
-    width = k.shape[-1]
-    if v.shape[-1] < width:
-        v = torch.nn.functional.pad(v, (0, width - v.shape[-1]))
-    elif v.shape[-1] > width:
-        q, k = (torch.nn.functional.pad(x, (0, v.shape[-1] - width)) for x in (q, k))
-    return attend(q, k, v, spec, positions.ids, positions.biases)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Positions) -> Tensor:
+        """All of one width, as only then PyTorch's operator does without the scores of all heads: narrower values are filled up."""
+        width = max(k.shape[-1], v.shape[-1])
+        q, k, v = (
+            x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v)
+        )
+        spec = replace(self.spec, kv_heads=k.shape[1], size=width)
+        return self.backend.attend_to(q, k, v, spec, positions)
 
 
 def _widened(stored: Stored, dtype: torch.dtype) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -10,18 +12,14 @@ from .cache import HostCache, Quantized, Stored
 from .quantized_cache import quantize_heads
 
 
-class LatentCache(HostCache):
+class LatentParts(ABC):
     """``[layers, 1, batch, 1, capacity, width]`` for latents, and likewise for rotated keys; in int8 with a float16 scale for each."""
 
-    def __init__(
-        self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype
-    ) -> None:
-        assert config.latent is not None
-        shape = (config.kv_layers, 1, batch, 1, capacity)
-        parts = [torch.zeros(*shape, width, dtype=dtype) for width in config.latent.widths]
-        if dtype == torch.int8:
-            parts += [torch.zeros(*shape, 1, dtype=torch.float16) for _ in config.latent.widths]
-        super().__init__(parts)
+    _parts: list[Tensor]
+
+    @abstractmethod
+    def _put(self, part: Tensor, new: Tensor) -> Tensor:
+        """Append ``new`` ``[batch, 1, tokens, width]``; returns a view of what attention has to read."""
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Stored, Stored]:
         """``keys``: latents ``[batch, 1, tokens, rank]``; ``values``: rotated keys likewise."""
@@ -34,3 +32,30 @@ class LatentCache(HostCache):
             return self._put(part, new)
         codes, scale = quantize_heads(new)
         return Quantized(self._put(part, codes), self._put(self._parts[kind + 2][layer, 0], scale))
+
+
+def latent_parts(
+    config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | None = None
+) -> list[Tensor]:  # fmt: skip
+    """The memory of all layers."""
+    assert config.latent is not None
+    shape = (config.kv_layers, 1, batch, 1, capacity)
+    widths = config.latent.widths
+    parts = [torch.zeros(*shape, width, dtype=dtype, device=device) for width in widths]
+    if dtype == torch.int8:
+        parts += [torch.zeros(*shape, 1, dtype=torch.float16, device=device) for _ in widths]
+    return parts
+
+
+class LatentCache(LatentParts, HostCache):
+    """Such a cache, filled by the host."""
+
+    def __init__(
+        self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> None:  # fmt: skip
+        super().__init__(
+            latent_parts(config, batch=batch, capacity=capacity, dtype=dtype, device=device)
+        )
+
+    def _put(self, part: Tensor, new: Tensor) -> Tensor:
+        return HostCache._put(self, part, new)

@@ -20,9 +20,9 @@ class NormWeights:
     bias: Tensor | None
 
 
-def unweighted(size: int, eps: float) -> NormWeights:
+def unweighted(size: int, eps: float, device: torch.device | None = None) -> NormWeights:
     """An RMSNorm of ``size`` channels without a weight."""
-    return NormWeights(True, eps, torch.ones(size), None)
+    return NormWeights(True, eps, torch.ones(size, device=device), None)
 
 
 def normalised(x: Tensor, norm: NormWeights) -> Tensor:

@@ -44,9 +44,8 @@ class QuantizedCache(HostCache):
         memory = self._memory(layer, kind)
         return Quantized(self._put(memory.codes, codes), self._put(memory.scale, scale))
 
-    def read(self, layer: int, tokens: int) -> tuple[Quantized, Quantized]:
-        """What ``update`` returned for ``tokens`` tokens of this layer."""
-        end = self.length + tokens
+    def read(self, layer: int, end: int) -> tuple[Quantized, Quantized]:
+        """Keys and values of a layer up to position ``end``."""
         return self._memory(layer, 0).between(0, end), self._memory(layer, 1).between(0, end)
 
     def _memory(self, layer: int, kind: int) -> Quantized:

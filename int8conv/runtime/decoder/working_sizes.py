@@ -17,5 +17,7 @@ WIDENED_AT_ONCE: Final = 1 << 18
 """Elements of a narrow cache's keys (and as many of its values) to widen at once on a CPU; at least one head."""
 FOLDED_AT_ONCE: Final = 1 << 18
 """Elements of a folded int8 weight (latent attention) to widen at once; at least one head's."""
+FOLDED_ON_GPU: Final = 1 << 25
+"""The same on a GPU, where it is time per launch that counts: all of DeepSeek-V3's."""
 WIDENED_ON_GPU: Final = 1 << 25
 """The same for an int8 cache on a GPU, for a prompt: 64 MiB each of keys and values."""

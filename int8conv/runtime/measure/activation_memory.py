@@ -16,8 +16,10 @@ from ...formats.int8.outlier_cap import most_outliers
 from ...kernels.crossovers import TOKENS_AT_ONCE, W8A16_TOKENS
 from ..decoder.working_sizes import (
     FOLDED_AT_ONCE,
+    FOLDED_ON_GPU,
     PREFILL_TOKENS,
     SCORES_AT_ONCE,
+    SCORES_ON_GPU,
     WIDENED_AT_ONCE,
     WIDENED_ON_GPU,
 )
@@ -123,9 +125,13 @@ class Pass:
         values = t * c.num_heads * a.value * item
         if a.folds(t // self.batch, self.positions):
             width = sum(a.widths)
-            weight = 4 * max(a.unfolded * a.rank, FOLDED_AT_ONCE) if self.quantized else 0
+            at_once = FOLDED_AT_ONCE if self.device == "cpu" else min(FOLDED_ON_GPU, c.num_heads * a.unfolded * a.rank)  # fmt: skip
+            weight = 4 * max(a.unfolded * a.rank, at_once) if self.quantized else 0
             wide = 2 * (self.batch * self.positions + t * c.num_heads) * width * item
-            yield 2 * self._hidden + queries + weight + wide + self._scores()
+            scores = self._scores()
+            if self.device == "cuda":  # the queries of all heads are rows of one matrix
+                scores = self._scores_of(c.num_heads) * (8 + 2 * item)
+            yield 2 * self._hidden + queries + weight + wide + scores
         else:
             both = t * c.num_heads * a.unfolded
             yield 2 * self._hidden + queries + both * item + self._linear(t, a.rank, both // t)
@@ -157,11 +163,17 @@ class Pass:
             if tokens <= self.batch:
                 return 0
             size = 0 if plain else tokens * self.positions * (1 + self.item)
+            if heads > 1:  # float32, masked, and their softmax
+                size = self._scores_of(heads) * (12 + self.item)
             return size + (self._widened(2, WIDENED_ON_GPU) if self.narrow_cache else 0)
         scores = tokens * self.positions * heads
         scores = min(scores, max(SCORES_AT_ONCE, self.positions * self.batch * heads))
         size = 0 if plain else (4 + 2 * self.item) * scores if heads > 1 else 6 * scores
         return size + (self._widened(3, WIDENED_AT_ONCE) if self.narrow_cache else 0)
+
+    def _scores_of(self, heads: int) -> int:
+        """Number of scores of several heads that a GPU holds at once."""
+        return min(self.tokens * self.positions * heads, max(SCORES_ON_GPU, self.positions * heads))
 
     def _widened(self, copies: int, most: int) -> int:
         """Blocks of heads of a narrow cache, widened to the dtype of activations."""

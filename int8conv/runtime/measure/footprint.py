@@ -22,7 +22,6 @@ from ..devices import DeviceKind, DeviceLike, device_kind
 from ..dtypes import CACHE_BYTES, FLOAT_BYTES
 from ..models.architecture import Architecture, find_tensor, read_architecture
 from ..models.config import DecoderConfig
-from ..models.device_support import check_device
 from ..opening import OpenedModel, open_model
 from .activation_memory import activation_bytes
 from .footprint_weights import (
@@ -221,14 +220,12 @@ def open_predictor(
     if config_file is None:
         return predictor_of(open_model(path, headers_only=True), setup, convert=convert)
     architecture = read_architecture(read_json(config_file), (), config_file)
-    check_device(architecture.config, setup.device)
     return _as_converted(config_file, architecture, setup)
 
 
 def predictor_of(opened: OpenedModel, setup: Setup, *, convert: bool) -> Predictor:
     """The predictor of a model whose headers have already been read."""
     architecture = opened.architecture
-    check_device(architecture.config, setup.device)
     if opened.converted is not None:
         if setup.ranks > 1:
             return _split(opened.folder, architecture, setup, opened.converted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from ...kernels.dispatch import Mode, dense_linear, mixed_linear
 from ...kernels.weight import MixedWeight
 from ..backends.parts import Hidden, Projection, tensor_of
-from ..decoder.working_sizes import FOLDED_AT_ONCE
+from ..decoder.working_sizes import FOLDED_AT_ONCE, FOLDED_ON_GPU
 
 
 class MixedProjection:
@@ -34,6 +35,22 @@ class MixedProjection:
         return y.split_with_sizes(self.sizes, dim=-1) if residual is None else [residual + y]
 
 
+@runtime_checkable
+class HasWeight(Protocol):
+    """A projection on some device whose linears are one int8 matrix."""
+
+    @property
+    def weight(self) -> MixedWeight: ...
+
+
+@runtime_checkable
+class HasPairs(Protocol):
+    """A projection on some device with 16- or 32-bit weights."""
+
+    @property
+    def pairs(self) -> Sequence[tuple[Tensor, Tensor | None]]: ...
+
+
 def by_head(projection: Projection, x: Tensor, part: slice, *, turned: bool) -> Tensor:
     """Each head's vectors times ``part`` of its own rows of a single linear, as in W8A16.
 
@@ -50,12 +67,12 @@ def by_head(projection: Projection, x: Tensor, part: slice, *, turned: bool) -> 
     """
     batch, heads, tokens, _ = x.shape
     vectors = x.transpose(0, 1).flatten(1, 2)
-    if isinstance(projection, MixedProjection):
-        y = _mixed_by_head(projection.weight, vectors, part, turned)
-    else:
-        assert isinstance(projection, DenseProjection)
+    if isinstance(projection, HasPairs):
         y = _products(_rows(projection.pairs[0][0], heads, part), vectors, turned)
-    return y.view(heads, batch, tokens, -1).transpose(0, 1)
+    else:
+        assert isinstance(projection, HasWeight)
+        y = _mixed_by_head(projection.weight, vectors, part, turned)
+    return y.view(heads, batch, tokens, -1).transpose(0, 1).to(x.dtype)
 
 
 def _mixed_by_head(weight: MixedWeight, vectors: Tensor, part: slice, turned: bool) -> Tensor:
@@ -66,7 +83,7 @@ def _mixed_by_head(weight: MixedWeight, vectors: Tensor, part: slice, turned: bo
     if weight.outlier_index is None or weight.outlier_weight is None:
         return y
     columns = weight.outlier_index.long()
-    exact = _rows(weight.outlier_weight, heads, part).to(y.dtype)
+    exact = _rows(weight.outlier_weight, heads, part).to(vectors.dtype)
     if turned:
         y[..., columns] += vectors @ exact
         return y
@@ -80,7 +97,8 @@ def _rows(matrix: Tensor, heads: int, part: slice) -> Tensor:
 
 def _products(rows: Tensor, vectors: Tensor, turned: bool) -> Tensor:
     """``[heads, n, .]`` times ``[heads, rows, in]`` or its transpose, which is widened some heads at a time."""
-    at_once = max(1, FOLDED_AT_ONCE // rows[0].numel())
+    limit = FOLDED_AT_ONCE if rows.device.type == "cpu" else FOLDED_ON_GPU
+    at_once = max(1, limit // rows[0].numel())
     parts = []
     for begin in range(0, len(rows), at_once):
         some = rows[begin : begin + at_once].to(vectors.dtype)

@@ -217,6 +217,12 @@ def test_vision_and_audio_stay_and_it_is_said(tmp_path: Path) -> None:
     assert (linears, kept) == (set(SENSES), set())
 
 
+def test_the_head_of_an_unknown_family_has_to_be_named(tmp_path: Path) -> None:
+    tensors = {"layers.0.proj.weight": torch.zeros(64, 64).half(), "lm_head.weight": torch.zeros(96, 64).half()}  # fmt: skip
+    with pytest.raises(ArgumentError, match=r"head: expected 16bit.*name it with --quantize"):
+        unknown(tmp_path, tensors, head="int8")
+
+
 def test_a_stack_that_could_be_either_way_is_kept_and_named(tmp_path: Path) -> None:
     tensors = {
         "layers.0.experts.up": torch.zeros(2, 64, 64).half(),

@@ -18,6 +18,7 @@ from int8conv.cli import main
 from int8conv.errors import (
     AlreadyQuantizedError,
     ArgumentError,
+    HalfOverflowError,
     NonFiniteWeightError,
     OutputExistsError,
 )
@@ -81,15 +82,25 @@ def test_the_fields(exported: Path) -> None:
     assert fields["tokenizer.ggml.eos_token_id"].contents() == 0
 
 
-def test_llama_cpp_runs_it(exported: Path) -> None:
-    """Not part of the suite's environment: ``pip install llama-cpp-python`` builds for minutes."""
+def test_llama_cpp_runs_it(exported: Path, tmp_path: Path) -> None:
+    """Not part of the suite's environment: ``pip install llama-cpp-python`` builds for minutes.
+
+    With the source's weights it computes the source's logits; in Q8_0 it rounds activations as well.
+    """
     llama_cpp = pytest.importorskip("llama_cpp")
-    model = llama_cpp.Llama(str(exported), n_ctx=128, verbose=False)
+    int8conv.export_checkpoint(SMALL, tmp_path / "exact.gguf", to="gguf", dtype="float32")
     own = int8conv.load(SMALL)
-    for prompt in ("A vector is", "The function"):
-        assert model.tokenize(prompt.encode()) == own.tokenizer.encode(prompt)
-        text = model.create_completion(prompt, max_tokens=24, temperature=0)["choices"][0]["text"]
-        assert text == own.generate(prompt, max_new_tokens=24).text
+    for file, within in ((tmp_path / "exact.gguf", 1e-3), (exported, 0.5)):
+        model = llama_cpp.Llama(str(file), n_ctx=128, logits_all=True, type_k=0, type_v=0, flash_attn=False, verbose=False)  # fmt: skip
+        for prompt in ("A vector is", "The function"):
+            ids = own.tokenizer.encode(prompt)
+            assert model.tokenize(prompt.encode()) == ids
+            made = model.create_completion(prompt, max_tokens=24, temperature=0)
+            assert made["choices"][0]["text"] == own.generate(prompt, max_new_tokens=24).text
+            model.reset()
+            model.eval(ids)
+            expected = own.logits(torch.tensor([ids]))[0]
+            assert (torch.tensor(model.scores[: len(ids)]) - expected).abs().max() < within
 
 
 def test_norms_with_an_offset_and_rows_that_are_no_multiple(tmp_path: Path) -> None:
@@ -105,6 +116,35 @@ def test_norms_with_an_offset_and_rows_that_are_no_multiple(tmp_path: Path) -> N
     assert np.array_equal(found["output_norm.weight"], norm + 1)
     embed = expected["model.embed_tokens.weight"].float().numpy()
     assert np.array_equal(found["token_embd.weight"], embed)  # float16 in both
+
+
+def test_weights_as_floats(tmp_path: Path) -> None:
+    """float32 is the source bit for bit; bfloat16 is rounded once."""
+    gguf = pytest.importorskip("gguf")
+    config = LLAMA | {"model_type": "llama", "vocab_size": 8192}
+    source = write_checkpoint(tmp_path / "source", config)
+    shutil.copy(SMALL / "tokenizer.json", source)
+    weights = load_file(source / "model.safetensors")
+    names = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
+             "model.layers.0.mlp.down_proj.weight": "blk.0.ffn_down.weight"}  # fmt: skip
+    for dtype, number in (("float32", 0), ("bfloat16", 32)):
+        out = tmp_path / dtype
+        report = int8conv.export_checkpoint(source, out, to="gguf", dtype=dtype)
+        matrices = sum(weight.ndim == 2 for weight in weights.values())
+        assert (report.dtype, report.linears) == (dtype, matrices)
+        assert bool(report.notes) == (dtype == "bfloat16")
+        assert gguf.GGUFReader(out).fields["general.file_type"].contents() == number
+        found = tensors(out)
+        for name, other in names.items():
+            expected = weights[name]
+            if dtype == "bfloat16" and expected.ndim == 2:
+                expected = expected.bfloat16()
+            assert np.array_equal(found[other], expected.float().numpy()), (dtype, name)
+    large = "model.layers.0.mlp.down_proj.weight"
+    weights[large] = torch.full_like(weights[large], 1e5, dtype=torch.float32)
+    save_file(weights, source / "model.safetensors")
+    with pytest.raises(HalfOverflowError, match=r"down_proj.*does not fit F16"):
+        int8conv.export_checkpoint(source, tmp_path / "b.gguf", to="gguf", dtype="float16")
 
 
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def checkpoint(config: dict[str, Any] = LLAMA, changes: Shapes | None = None) ->
     shapes: Shapes = {}
     for module in read_architecture(config, ()).modules:
         shape = module.shape[::-1] if module.transposed else module.shape
-        shapes[f"{module.path}.weight"] = ("F16", shape)
+        shapes[module.tensor_name()] = ("F16", shape)
         if module.bias:
             shapes[f"{module.path}.bias"] = ("F16", module.shape[:1])
     shapes |= changes or {}
@@ -57,7 +57,7 @@ def checkpoint(config: dict[str, Any] = LLAMA, changes: Shapes | None = None) ->
     return Checkpoint(Path("source"), config, tensors, {}, None)
 
 
-def select(config: dict[str, Any] = LLAMA, changes: Shapes | None = None, **patterns: tuple[str, ...]) -> Selection:  # fmt: skip
+def select(config: dict[str, Any] = LLAMA, changes: Shapes | None = None, **patterns: Any) -> Selection:  # fmt: skip
     source = checkpoint(config, changes)
     return select_modules(source, read_architecture(config, source.tensors), Patterns(**patterns))
 
@@ -126,6 +126,25 @@ def test_further_matrices_may_become_int8_each_an_input_of_its_own() -> None:
     assert (last.kind, last.input, last.linears[0].path) == ("head", "lm_head", "lm_head")
 
 
+def test_the_head_may_be_int8_with_an_input_in_16_bits() -> None:
+    last = select(head="int8").items[-1]
+    assert isinstance(last, Group)
+    assert (last.kind, last.linears[0].path, last.exact_input) == ("head", "lm_head", True)
+    assert select(head="int8-tied").items[-1] == last
+    assert [x for x in told(select(head="int8")) if "lm_head" not in x] == [
+        x for x in told(select()) if "lm_head.weight" not in x
+    ]
+
+
+def test_a_head_that_is_the_embedding_is_int8_where_that_is_asked_for() -> None:
+    tied = LLAMA | {"tie_word_embeddings": True}
+    first = select(tied, head="int8-tied").items[0]
+    assert isinstance(first, Group)
+    assert (first.linears[0].path, first.exact_input) == ("model.embed_tokens", True)
+    with rejected(ArgumentError, "head: expected 16bit, or int8-tied", "model.embed_tokens.weight"):
+        select(tied, head="int8")
+
+
 def test_learned_positions_and_norms_cannot() -> None:
     for pattern in ("embed_positions", "layer_norm"):
         with rejected(ArgumentError, "quantize matches no matrix", pattern, "embed_tokens"):
@@ -184,6 +203,25 @@ def test_layers_beyond_the_configs_are_kept_with_a_note() -> None:
     assert found.notes == (
         f"{names[0]} and 1 more: in layers beyond the config's 2; kept but not used (transformers ignores them too)",
     )
+
+
+SHARING: dict[str, Any] = {
+    "model_type": "gemma4_text", "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 24, "vocab_size": 90, "vocab_size_per_layer_input": 90,
+    "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def test_keys_of_layers_that_use_an_earlier_ones_are_kept_with_a_note() -> None:
+    """As releases of Gemma 3n and 4 have them; what other layers have is not named."""
+    names = [f"{A.format(i)}{name}.weight" for i in (2, 3) for name in ("k_proj", "v_proj", "k_norm")]  # fmt: skip
+    found = select(SHARING, dict.fromkeys(names, ("F16", (32,))))
+    assert told(found)[-6:] == names
+    assert found.notes == (
+        f"{names[0]} and 5 more: in layers that attend to keys of an earlier one; kept but not used (transformers ignores them too)",
+    )
+    assert select(SHARING).notes == ()
 
 
 def test_predictors_of_several_tokens_are_kept_with_a_note() -> None:

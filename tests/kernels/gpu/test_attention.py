@@ -51,6 +51,17 @@ def test_against_float64(variant: str, heads: int, kv_heads: int, size: int, dty
     check(y, reference.attend(q, keys, values, filled, scale=scale, **options), values)
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(8, 2, 64), (3, 1, 512)])
+def test_a_sink_takes_its_share(heads: int, kv_heads: int, size: int) -> None:
+    """Of parts without positions too, where it is far above all scores, and far below."""
+    q, keys, values, filled = inputs(4, heads, kv_heads, 80, size, [1, 70, 33, 16], torch.float16)
+    how = {"scale": size**-0.5, "sinks": torch.linspace(-60, 60, heads), "window": 40}
+    y = attention.attend(q, keys, values, filled, **how, config=CONFIG | {"block_s": 32})
+    check(y, reference.attend(q, keys, values, filled, **how), values)
+    assert (y[:, -1].abs() < 1e-6).all()
+    assert (y[:, 0].abs().amax(-1) > 0.1).all()
+
+
 def in_eight_bits(x: Tensor, spread: float = 0.0) -> tuple[Tensor, Tensor]:
     """Codes and scales of a head and token; positions without numbers get the largest, and an infinite scale.
 

@@ -109,13 +109,13 @@ def test_scales_that_do_not_fit(keys: torch.Tensor, scales: Any, words: str) -> 
 
 
 def test_capability(monkeypatch: pytest.MonkeyPatch) -> None:
-    L.capability.cache_clear()
+    L._capability.cache_clear()
     assert L.capability(torch.device("cpu")) == 80
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: {0: (9, 0), 1: (12, 1)}[device.index])  # fmt: skip
     try:
         assert [L.capability(torch.device("cuda", i)) for i in (0, 1)] == [90, 121]
     finally:
-        L.capability.cache_clear()
+        L._capability.cache_clear()
 
 
 def test_memory_that_a_kernel_fills() -> None:

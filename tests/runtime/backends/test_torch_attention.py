@@ -44,7 +44,10 @@ def truth(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, positions: Tenso
                 if spec.softcap is not None:
                     scores = spec.softcap * torch.tanh(scores / spec.softcap)
                 scores -= slopes[h] * torch.arange(position - first, -1, -1)
-                y[b, h, t] = scores.softmax(0) @ v[b, g, first : position + 1].double()
+                if spec.sinks is not None:  # one more position, whose value is zero
+                    scores = torch.cat([scores, spec.sinks[h, None].double()])
+                shares = scores.softmax(0)[: position + 1 - first]
+                y[b, h, t] = shares @ v[b, g, first : position + 1].double()
     return y
 
 

@@ -167,12 +167,12 @@ def test_layers_with_other_heads() -> None:
             here = config.heads_of(layer)
             new = (10 * layer + torch.arange(start, start + tokens).float())[:, None].expand(1, here.count, tokens, here.size)  # fmt: skip
             found = made.update(layer, new, new + 100)
-            again = made.read(layer, tokens)
+            again = made.read(layer, start + tokens)
             assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
         made.advance(tokens)
     made.enlarge(9)
-    assert numbers(made.read(1, 0)[1]) == [110, 111, 112]
-    assert numbers(made.sequence(0).read(2, 0)[0]) == [20, 21, 22]
+    assert numbers(made.read(1, 3)[1]) == [110, 111, 112]
+    assert numbers(made.sequence(0).read(2, 3)[0]) == [20, 21, 22]
 
 
 def test_a_sequence_is_given_what_another_begins_with() -> None:

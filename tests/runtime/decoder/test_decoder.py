@@ -254,6 +254,54 @@ def test_passes_with_and_without_a_cache() -> None:
     assert not whole.requires_grad
 
 
+SHARING: dict[str, Any] = {
+    "model_type": "gemma4_text", "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 24, "vocab_size": 90, "vocab_size_per_layer_input": 90,
+    "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "max_position_embeddings": 64, "sliding_window": 3,
+}  # fmt: skip
+
+
+def test_layers_that_leave_nothing_in_the_cache_see_the_last_token_of_a_prompt_alone() -> None:
+    """Those that attend to keys of earlier layers, and compute none; also behind other tokens, of different numbers."""
+    made = Made(SHARING)
+    decoder = Decoder(form(SHARING), made, F32)
+    assert [sum(role in "kv" for role in roles) for roles in made.asked if "q" in roles] == [
+        2,
+        2,
+        0,
+        0,
+    ]
+    ids = torch.randint(90, (2, 9), generator=torch.Generator().manual_seed(0))
+    whole, seen = decoder.forward(ids), list[int]()
+    assert decoder.tail == 2
+    assert Decoder(form(), Made(LLAMA), F32).tail == 2  # of two: none
+    for block in decoder.blocks:
+        block.input = Seen(block.input, seen)  # type: ignore[union-attr, assignment]
+    cache = decoder.cache(batch=2, capacity=12)
+    for begin, end in ((0, 5), (5, 8), (8, 9)):
+        seen.clear()
+        last = decoder.forward(ids[:, begin:end], cache, last_only=True)
+        torch.testing.assert_close(last, whole[:, end - 1 : end], rtol=1e-4, atol=1e-4)
+        assert seen == [end - begin, end - begin, 1, 1]
+    cache.lengths[0] = 4  # then what follows differs, too
+    last = decoder.forward(ids[:, :3], cache, last_only=True)
+    longer = torch.cat([ids[:1, :4], ids[:1, :3]], dim=1)
+    torch.testing.assert_close(last[:1], decoder.forward(longer)[:, -1:], rtol=1e-4, atol=1e-4)
+
+
+class Seen:
+    """Counts the tokens that a part of a layer is called with."""
+
+    def __init__(self, part: Any, seen: list[int]) -> None:
+        self.part, self.seen = part, seen
+
+    def __call__(self, x: Tensor, own: Tensor) -> Tensor:
+        self.seen.append(x.shape[1])
+        y: Tensor = self.part(x, own)
+        return y
+
+
 def test_the_cache_has_a_dtype_of_its_own() -> None:
     for kv_cache, expected in ((None, F32), (torch.float16, torch.float16)):
         decoder = Decoder(form(), Made(LLAMA), F32, kv_cache)

@@ -27,6 +27,7 @@ from ...decoder.cache import Quantized, Stored
 from ...decoder.norms import NormWeights
 from ...decoder.rotary import rotate
 from ...decoder.working_sizes import SCORES_ON_GPU, WIDENED_ON_GPU
+from ..torch_attention import softmax
 
 
 class DeviceAttention:
@@ -50,7 +51,7 @@ class DeviceAttention:
         k, v, scales = tensors_of(keys, values)
         return attend(
             q, k, v, filled, scales=scales,
-            scale=spec.scale, slopes=self.slopes(spec), window=spec.window, softcap=spec.softcap,
+            scale=spec.scale, slopes=self.slopes(spec), window=spec.window, softcap=spec.softcap, sinks=spec.sinks,
         )  # fmt: skip
 
     def prompt(self, q: Tensor, keys: Stored, values: Stored, past: int, spec: AttentionSpec) -> Tensor:  # fmt: skip
@@ -72,6 +73,7 @@ class DeviceAttention:
                 some = replace(spec, heads=(last - first) * group, kv_heads=last - first)
                 wide_k, wide_v = (x.widened(i, first, last, q.dtype) for x in (k, v))
                 slope = None if slopes is None else slopes[heads]
+                some = some if spec.sinks is None else replace(some, sinks=spec.sinks[heads])
                 part = _prompt(q[i : i + 1, :, heads], wide_k, wide_v, past, some, slope)
                 y[i, :, heads] = part.view(tokens, -1, spec.size)
         return y.flatten(2)
@@ -92,7 +94,7 @@ def _prompt(
     tokens = q.shape[1]
     end = past + tokens
     windowed = spec.window is not None and spec.window < end
-    plain = slopes is None and spec.softcap is None
+    plain = slopes is None and not spec.explicit
     if plain and not windowed:
         bias = None if past == 0 else causal_lower_right(tokens, end)
         heads, k, v = q.transpose(1, 2), keys[:, :, :end], values[:, :, :end]
@@ -125,7 +127,7 @@ def _part(q: Tensor, keys: Tensor, values: Tensor, first: int, spec: AttentionSp
         seen &= distance < spec.window
     heads = (batch, tokens, spec.kv_heads, group, spec.size)
     grouped = q.reshape(heads).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    if slopes is None and spec.softcap is None:
+    if slopes is None and not spec.explicit:
         y = F.scaled_dot_product_attention(grouped, k, v, attn_mask=seen.repeat(group, 1), scale=spec.scale)  # fmt: skip
     else:
         scores = (grouped.float() @ k.float().transpose(2, 3)).mul_(spec.scale)
@@ -134,7 +136,8 @@ def _part(q: Tensor, keys: Tensor, values: Tensor, first: int, spec: AttentionSp
         scores = scores.view(batch, spec.kv_heads, group, tokens, -1)
         if slopes is not None:
             scores -= slopes.view(spec.kv_heads, group, 1, 1) * distance
-        probabilities = scores.masked_fill_(~seen, -math.inf).softmax(-1).flatten(2, 3)
+        scores = scores.masked_fill_(~seen, -math.inf).flatten(1, 2)
+        probabilities = softmax(scores, spec.sinks).view(batch, spec.kv_heads, group * tokens, -1)
         y = probabilities.to(v.dtype) @ v
     return y.reshape(batch, spec.kv_heads, group, tokens, -1).permute(0, 3, 1, 2, 4).flatten(2)
 
@@ -143,14 +146,19 @@ def rotated(
     x: Tensor, tables: tuple[Tensor, Tensor], positions: Tensor, spec: AttentionSpec
 ) -> Tensor:
     """Queries or keys ``[tokens, heads * size]``, rotated apart from the cache, for norms that come after the rotation."""
-    cos, sin = (table[positions] for table in tables)
-    if spec.interleaved:
+    heads = x.view(1, len(x), -1, spec.size).transpose(1, 2)
+    y = turned(heads, tables, positions[None], spec.interleaved)
+    return y.transpose(1, 2).reshape(x.shape)
+
+
+def turned(x: Tensor, tables: tuple[Tensor, Tensor], ids: Tensor, interleaved: bool) -> Tensor:
+    """``[b, h, t, d]`` at positions ``[b, t]``, rotated in float32."""
+    cos, sin = (table[ids][:, None] for table in tables)
+    if interleaved:
         cos, sin = (table.repeat_interleave(2, dim=-1) for table in (cos, sin))
     else:
         cos, sin = (torch.cat([table, table], dim=-1) for table in (cos, sin))
-    heads = x.view(1, len(x), -1, spec.size).transpose(1, 2).float()
-    y = rotate(heads, (cos, sin), spec.interleaved)
-    return y.to(x.dtype).transpose(1, 2).reshape(x.shape)
+    return rotate(x.float(), (cos, sin), interleaved).to(x.dtype)
 
 
 def normed(x: Tensor, norm: NormWeights | None, size: int, by_head: bool) -> Tensor:

@@ -7,7 +7,7 @@ Activations are 16-bit. Norms and activation functions are deferred to the kerne
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,12 +24,12 @@ from ...generate.sampler import Request
 from ...models.config import Activation, DecoderConfig
 from ..interface import Forward, FusedLayer, Positions
 from ..parts import BlockParts, FeedForwardParts, Hidden, Projection
-from .attention import DeviceAttention, normed, rotated, tensors_of
-from .cache import DeviceCache
+from .attention import DeviceAttention, normed, rotated, tensors_of, turned
+from .cache import DeviceCache, DeviceLatentCache, StaticCache, rounded
 from .decode import DecodeSteps
 from .deferred import Deferred, operand_of
 from .experts import FewTokens
-from .projections import DeviceProjection
+from .projections import DeviceProjection, inner_of
 from .sampler import DeviceSampler
 
 
@@ -50,6 +50,9 @@ class DevicePositions:
         """Nothing to move: they are created on the device."""
         return self
 
+    def last(self) -> DevicePositions:
+        return replace(self, ids=self.ids[:, -1:], past=self.past + self.ids.shape[1] - 1)
+
 
 class GpuBackend:
     """Only experts are fused: a step is a CUDA graph."""
@@ -64,11 +67,12 @@ class GpuBackend:
         self._tables: list[tuple[Tensor, Tensor]] | None = None
         self._attention = DeviceAttention(device)
 
-    def cache(self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype) -> DeviceCache:  # fmt: skip
-        return DeviceCache(config, batch=batch, capacity=capacity, dtype=dtype, device=self.device)
+    def cache(self, config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype) -> StaticCache:  # fmt: skip
+        kind = DeviceCache if config.latent is None else DeviceLatentCache
+        return kind(config, batch=batch, capacity=rounded(capacity), dtype=dtype, device=self.device)  # fmt: skip
 
     def steps(self, decoder: Forward, cache: Cache) -> DecodeSteps:
-        assert isinstance(cache, DeviceCache)
+        assert isinstance(cache, StaticCache)
         return DecodeSteps(decoder, cache, self.counters)
 
     def fuse_layer(self, block: BlockParts) -> FusedLayer | None:
@@ -112,9 +116,11 @@ class GpuBackend:
         return Deferred(Operand(x.reshape(-1, x.shape[-1]), prologue), tuple(x.shape))
 
     def inner(self, wide: Projection, x: Hidden, activation: Activation, gated: bool) -> Deferred:
-        assert isinstance(wide, DeviceProjection)
         rows, shape = operand_of(x)
-        inner = wide.inner(rows, activation, gated)
+        if isinstance(wide, DeviceProjection):
+            inner = wide.inner(rows, activation, gated)
+        else:  # with multipliers
+            inner = inner_of([y.flatten(0, -2) for y in wide(x)], activation, gated)
         return Deferred(inner, (*shape, inner.x.shape[1]))
 
     def fuse_experts(self, experts: Sequence[FeedForwardParts]) -> FewTokens | None:
@@ -126,29 +132,48 @@ class GpuBackend:
         assert isinstance(positions, DevicePositions)
         assert cache is None or isinstance(cache, DeviceCache)
         batch, tokens = qkv[0].shape[:2]
-        keys: Stored
-        values: Stored
         if cache is None:
             shape = (2, batch, spec.kv_heads, tokens, spec.size)
             keys, values = torch.empty(shape, dtype=qkv[0].dtype, device=qkv[0].device)
+            q = self._stored(qkv, spec, positions, keys, values)
         else:
-            keys, values = cache.layer(spec.layer)
-        q, k, v = (y.flatten(0, 1) for y in qkv)
-        tables = spec.own(positions.tables)
+            stored = cache.layer(spec.layer)
+            q = self._stored(qkv, spec, positions, *stored)
+            if tokens == 1:
+                return self._attention.step(q, *stored, positions.filled, spec).view(batch, 1, -1)
+            return self._attention.prompt(q.view(batch, tokens, spec.heads, -1), *stored, positions.past, spec)  # fmt: skip
+        return self._attention.prompt(q.view(batch, tokens, spec.heads, -1), keys, values, 0, spec)
+
+    def _stored(
+        self, qkv: Sequence[Tensor], spec: AttentionSpec, positions: DevicePositions, keys: Stored, values: Stored
+    ) -> Tensor:  # fmt: skip
+        """The queries ``[b * t, heads, d]``, normalised and rotated; keys and values, if they are the layer's own, are stored."""
+        ids, tables = positions.ids, spec.own(positions.tables)
+        q, *own = (y.flatten(0, 1) for y in qkv)
         if spec.norm_rotated and tables is not None:
-            q, k = (rotated(y, tables, positions.ids.flatten(), spec) for y in (q, k))
+            q, own[0] = (rotated(y, tables, ids.flatten(), spec) for y in (q, own[0]))
             tables = None
         q = normed(q, spec.query_norm, spec.size, spec.by_head)
         if spec.growth:
-            heads = q.view(batch, tokens, spec.heads, spec.size)
-            q = spec.grown(heads, positions.ids).view(len(q), -1)
-        k = normed(k, spec.key_norm, spec.size, spec.by_head)
+            q = spec.grown(q.view(*ids.shape, -1, spec.size), ids).view(len(q), -1)
+        if spec.reads_only:
+            q = q if tables is None else rotated(q, tables, ids.flatten(), spec)
+            return q.view(len(q), -1, spec.size)
+        k = normed(own[0], spec.key_norm, spec.size, spec.by_head)
+        v = normed(own[1], spec.value_norm, spec.size, True)
         stored_keys, stored_values, scales = tensors_of(keys, values)
-        q = rotate_and_store(
-            q, k, v, tables, positions.ids.flatten(), stored_keys, stored_values,
-            scales=scales, interleaved=spec.interleaved,
+        return rotate_and_store(
+            q, k, v, tables, ids.flatten(), stored_keys, stored_values, scales=scales, interleaved=spec.interleaved,
         )  # fmt: skip
-        if tokens == 1 and cache is not None:
-            return self._attention.step(q, keys, values, positions.filled, spec).view(batch, 1, -1)
-        q = q.view(batch, tokens, spec.heads, spec.size)
-        return self._attention.prompt(q, keys, values, positions.past, spec)
+
+    def rotated(self, x: Tensor, spec: AttentionSpec, positions: Positions) -> Tensor:
+        assert isinstance(positions, DevicePositions)
+        tables = spec.own(positions.tables)
+        return x if tables is None else turned(x, tables, positions.ids, spec.interleaved)
+
+    def attend_to(
+        self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, positions: Positions
+    ) -> Tensor:
+        assert isinstance(positions, DevicePositions)
+        y = self._attention.prompt(q.transpose(1, 2), k, v, positions.past, spec)
+        return y.unflatten(-1, (spec.heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call, no-any-return]

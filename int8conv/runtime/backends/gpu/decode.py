@@ -10,19 +10,19 @@ from torch import Tensor
 from ....kernels.gpu.workspace import Workspace, use
 from ....kernels.weight import FallbackCounter
 from ..interface import Forward
-from .cache import DeviceCache
+from .cache import StaticCache
 
 
 class DecodeSteps:
     """Repeated steps of one token per sequence of a cache.
 
     The first call runs the kernels, which compiles them, and captures the step; every call replays it. Everything that changes
-    between steps (tokens, lengths, cache) is in device memory that the graph reads; if the cache moves, the step is captured again.
+    between steps (tokens, lengths, cache, states) is in device memory that the graph reads; if the cache moves, the step is captured again.
     Without a GPU, or if a mixture of experts has to read which experts a step needs, the step is simply run.
     """
 
     def __init__(
-        self, decoder: Forward, cache: DeviceCache, counters: Mapping[str, FallbackCounter]
+        self, decoder: Forward, cache: StaticCache, counters: Mapping[str, FallbackCounter]
     ) -> None:
         """``counters``: counts of the outlier fallbacks, which the warm-up step before a capture must not change."""
         self.decoder = decoder
@@ -57,7 +57,9 @@ class DecodeSteps:
     def _capture(self) -> None:
         self._graph = self._logits = None
         lengths, length = self.cache.lengths.clone(), self.cache.length
-        counts = [(c.counts, c.counts.clone()) for c in self.counters.values()]
+        kept = [c.counts for c in self.counters.values()]
+        kept += [part for state in self.cache.states for part in state.parts]
+        saved = [(each, each.clone()) for each in kept]
         device = self.tokens.device
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         here = torch.cuda.current_stream(device)
@@ -66,7 +68,7 @@ class DecodeSteps:
             self._run()
         here.wait_stream(side)
         self.cache.lengths.copy_(lengths)  # the positions it wrote will be overwritten
-        for now, before in counts:
+        for now, before in saved:
             now.copy_(before)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=side), use(self._workspace):

@@ -24,6 +24,8 @@ class Deferred(DeferredTensor):
 def operand_of(x: Hidden) -> tuple[Operand, tuple[int, ...]]:
     """An activation as rows, and its leading axes."""
     if isinstance(x, Tensor):
-        return Operand(x.reshape(-1, x.shape[-1])), tuple(x.shape[:-1])
+        rows = x.reshape(-1, x.shape[-1])
+        rows = rows if rows.stride(1) == 1 else rows.contiguous()  # as kernels read them
+        return Operand(rows), tuple(x.shape[:-1])
     assert isinstance(x, Deferred)
     return x.operand, x.shape[:-1]

@@ -61,7 +61,7 @@ class DenseProjection(DeviceProjection):
         return outputs if residual is None else [residual + outputs[0]]
 
     def inner(self, x: Operand, activation: Activation, gated: bool) -> Operand:
-        return _inner(self._multiply(x), activation, gated)
+        return inner_of(self._multiply(x), activation, gated)
 
     def _multiply(self, x: Operand) -> list[Tensor]:
         value = x.value()
@@ -72,10 +72,10 @@ class SplitDeviceProjection(SplitProjection, DeviceProjection):
     """Linears of one input that do not form one matrix: usually some in int8 and some in 16 bits."""
 
     def inner(self, x: Operand, activation: Activation, gated: bool) -> Operand:
-        return _inner(self(x.value()), activation, gated)
+        return inner_of(self(x.value()), activation, gated)
 
 
-def _inner(outputs: Sequence[Tensor], activation: Activation, gated: bool) -> Operand:
+def inner_of(outputs: Sequence[Tensor], activation: Activation, gated: bool) -> Operand:
     """From gate and up ``[tokens, inner]``, from both in one tensor, or from up alone."""
     first, *rest = outputs[0].chunk(2, dim=-1) if gated and len(outputs) == 1 else outputs
     return Operand(first, Prologue(activation=activation, times=rest[0] if rest else None))

@@ -14,7 +14,6 @@ from ....kernels.dispatch import Mode
 from ....kernels.weight import MixedWeight
 from ...models.architecture import Module, find_tensor
 from ...models.config import DecoderConfig
-from ...models.device_support import check_device
 from ...weights.weights import CheckpointWeights, ConvertedWeights
 from ..interface import Backend
 from ..parts import Projection
@@ -30,7 +29,6 @@ class DeviceConverted(ConvertedWeights):
         self, converted: ConvertedFolder, config: DecoderConfig, dtype: torch.dtype, device: torch.device, mode: Mode | None = None,
         *, outlier_fallback: bool = True,
     ) -> None:  # fmt: skip
-        check_device(config, "cuda")
         super().__init__(converted, dtype, mode, outlier_fallback=outlier_fallback)
         self._files = self.files = DeviceFiles(device)
         self.backend: Backend = GpuBackend(config.max_positions, device, self.counters)
@@ -49,7 +47,6 @@ class DeviceCheckpoint(CheckpointWeights):
     """A source checkpoint in 16 bits."""
 
     def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:  # fmt: skip
-        check_device(config, "cuda")
         super().__init__(checkpoint, dtype, device)
         self.files = DeviceTensors(checkpoint.tensors.values(), dtype, device)
         self.backend: Backend = GpuBackend(config.max_positions, device)

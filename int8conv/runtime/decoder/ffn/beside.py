@@ -3,7 +3,7 @@
     y = norm_1(ffn(norm_in(x))) + norm_2(experts(norm_experts(x)))
 
 The router reads x itself, divided by its root mean square and times ``scale / sqrt(hidden)``; the weights of the chosen experts, which
-add up to 1, are multiplied by a number of each expert. Runs in PyTorch, on a CPU only.
+add up to 1, are multiplied by a number of each expert. Runs in PyTorch.
 """
 
 from __future__ import annotations

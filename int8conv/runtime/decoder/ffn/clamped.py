@@ -9,24 +9,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...backends.parts import Hidden, Projection
+from ...backends.parts import FeedForwardParts, Hidden, Projection
 
 
 class ClampedFeedForward:
-    """An FFN or expert; no backend fuses it."""
-
-    parts = None
+    """An FFN or expert."""
 
     def __init__(self, wide: Projection, down: Projection, alpha: float, limit: float) -> None:
-        self.wide = wide
-        self.down = down
-        self.alpha = alpha
-        self.limit = limit
+        self.parts = FeedForwardParts(wide, down, "silu", True, (alpha, limit))
+        self.alpha, self.limit = alpha, limit
 
     def __call__(self, x: Hidden, residual: Tensor | None = None) -> Tensor:
         """``[..., hidden]`` -> the same, with ``residual`` added."""
-        inner = clamped_swiglu(self.wide(x)[0], self.alpha, self.limit)
-        return self.down(inner, residual=residual)[0]
+        inner = clamped_swiglu(self.parts.wide(x)[0], self.alpha, self.limit)
+        return self.parts.down(inner, residual=residual)[0]
 
 
 def clamped_swiglu(y: Tensor, alpha: float, limit: float) -> Tensor:

@@ -2,7 +2,7 @@
 
     g = gate(x);   g <- max(0, g - mean(g) - std(g) * quantile(fraction));   y = down(act(g) * up(x))
 
-Computed in full all the same: what is zero is not skipped. Runs in PyTorch, on a CPU only.
+Computed in full all the same: what is zero is not skipped. Runs in PyTorch.
 """
 
 from __future__ import annotations

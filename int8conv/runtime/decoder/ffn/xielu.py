@@ -3,7 +3,7 @@
     x > 0:   a_p x^2 + beta x                            a_p = softplus(alpha_p)
     else:    a_n (expm1(min(x, eps)) - x) + beta x       a_n = beta + softplus(alpha_n)
 
-Runs in PyTorch, on a CPU only.
+Between its linears it runs in PyTorch.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ A depthwise causal convolution with SiLU over q, k and v comes first; q and k ar
     g = -exp(A_log) softplus(a + dt_bias);   beta = sigmoid(b)
 
 and the output is ``out(RMSNorm(y) * silu(z))``. ``linear_attention`` computes the rule, a prompt in chunks (section 3.3 there).
-Runs in PyTorch, on a CPU only: a GPU is refused when the model is loaded.
+Between its linears it runs in PyTorch, on a GPU too.
 """
 
 from __future__ import annotations

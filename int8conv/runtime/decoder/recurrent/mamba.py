@@ -7,8 +7,7 @@ and C. Per head, with the state ``S [state_size, head_size]``, in float32:
 
 and the output is ``out(norm(y * silu(z)))``, with an RMSNorm per group of heads, ``out(norm(y) * silu(z))``, or without the norm.
 This is linear attention with keys B, queries C and values dt x (section 3 there; ``linear_attention``). Falcon-H1 multiplies the
-outputs of the first linear by five constants (arXiv:2507.22448, section 3.2). Runs in PyTorch, on a CPU only: a GPU is refused when the
-model is loaded.
+outputs of the first linear by five constants (arXiv:2507.22448, section 3.2). Between its linears it runs in PyTorch, on a GPU too.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class Mamba2:
         self.scales = None
         if c.scales != (1.0,) * 5:
             sizes = torch.tensor([c.values, c.values, c.keys, c.keys, c.value_heads])
-            self.scales = torch.tensor(c.scales).repeat_interleave(sizes)
+            self.scales = torch.tensor(c.scales).repeat_interleave(sizes).to(self.decay.device)
 
     def __call__(
         self, x: Hidden, positions: Positions, cache: Cache | None, residual: Tensor | None

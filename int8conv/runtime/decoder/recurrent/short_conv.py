@@ -2,7 +2,7 @@
 
     [b; c; x] = in(h);   y = out(c * conv(b * x))
 
-Its state is the convolution's last inputs. Runs in PyTorch, on a CPU only: a GPU is refused when the model is loaded.
+Its state is the convolution's last inputs. Between its linears it runs in PyTorch, on a GPU too.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class State:
 
     def exchange(self, i: int, j: int) -> None:
         """Let two sequences change places."""
-        for part in (self.matrix, self.past):
+        for part in self.parts:
             part[[i, j]] = part[[j, i]]
 
     def fill_from(self, single: State) -> None:
@@ -47,12 +47,16 @@ class State:
         self.matrix.copy_(single.matrix.expand_as(self.matrix))
         self.past.copy_(single.past.expand_as(self.past))
 
+    @property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """All of its memory."""
+        return self.matrix, self.past
+
     def at(self, lengths: Tensor) -> State:
-        """The state, with that of sequences of length 0 set to zero."""
+        """The state, with that of sequences of length 0 set to zero; the host does not read which they are."""
         fresh = lengths == 0
-        if bool(fresh.any()):
-            self.matrix[fresh] = 0
-            self.past[fresh] = 0
+        for part in self.parts:
+            part.masked_fill_(fresh.view(-1, *[1] * (part.ndim - 1)), 0)
         return self
 
     def convolved(
@@ -72,9 +76,9 @@ class State:
         return F.silu(y) if activated else y
 
 
-def empty_states(config: DecoderConfig, batch: int) -> list[State]:
+def empty_states(config: DecoderConfig, batch: int, device: torch.device | None = None) -> list[State]:  # fmt: skip
     """The states of a decoder's recurrent layers before any token."""
     kind = config.recurrence
     if kind is None:
         return []
-    return [State.empty(kind, batch) for _ in range(sum(config.recurrent_layers))]
+    return [State.empty(kind, batch, device) for _ in range(sum(config.recurrent_layers))]

@@ -4,7 +4,7 @@
     y = layer(p_active);   x_i <- p_i + (1 + correct(m(y))_i) (y - p_active)
 
 A layer's own embedding (``layer_input``) is added to all streams but the first. Streams begin as products of the embedding, scaled to
-its magnitude, and end as their mean, likewise. Runs in PyTorch, on a CPU only.
+its magnitude, and end as their mean, likewise. Runs in PyTorch.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ class Streams:
 
 
 def _mean_square(x: Tensor) -> Tensor:
-    return x.square().mean(-1, keepdim=True)
+    return x.float().square().mean(-1, keepdim=True)
 
 
 def _sized(x: Tensor, size: Tensor) -> Tensor:
-    return x * size / _mean_square(x).clamp(min=_LEAST).sqrt()
+    return (x * size / _mean_square(x).clamp(min=_LEAST).sqrt()).to(x.dtype)

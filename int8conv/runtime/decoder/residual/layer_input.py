@@ -3,7 +3,7 @@
     e = (own_embedding(token) sqrt(size) + norm(project(x_0) / sqrt(hidden))) / sqrt(2)      [layers, size], from the embedding x_0
     behind the FFN of a layer:   norm(down(act(gate(x)) * e_layer))   is added to the residual stream
 
-Runs in PyTorch, on a CPU only.
+Between its linears it runs in PyTorch.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from ..config import DecoderConfig, Experts
 from ..raw_config import RawConfig
 from ..rope import read_layer_ropes, read_rope
 from .family import Family
-from .qwen import QWEN3_MOE
+from .qwen_moe import QWEN3_MOE
 from .routed import read_first_dense
 from .standard import COMPUTED, read_decoder, read_windows
 

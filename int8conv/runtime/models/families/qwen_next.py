@@ -12,7 +12,7 @@ from ..raw_config import RawConfig
 from ..rope import read_rope
 from .family import Family
 from .gated_delta import APART, DELTA, TOGETHER, read_delta, read_delta_layers
-from .qwen import EXPERTS
+from .qwen_moe import EXPERTS
 from .standard import COMPUTED, HEAD_NORMS, NAMES, expert_stacks, read_decoder
 
 

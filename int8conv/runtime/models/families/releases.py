@@ -14,6 +14,7 @@ RELEASES: Final[Mapping[str, tuple[str, ...]]] = {
     "gemma": ("google/gemma-2b",),
     "gemma2": ("google/gemma-2-9b-it",),
     "gemma3_text": ("unsloth/gemma-3-1b-it",),
+    "gemma4_text": ("google/gemma-4-E2B-it (text)", "google/gemma-4-E4B-it (text)", "google/gemma-4-26B-A4B-it (text)", "google/gemma-4-31B-it (text)",),
     "gpt2": ("openai-community/gpt2",),
     "gpt_neox": ("EleutherAI/pythia-1.4b",),
     "gpt_oss": ("openai/gpt-oss-20b",),

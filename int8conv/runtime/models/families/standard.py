@@ -31,6 +31,12 @@ POST_NORMS: Final = {
     "attn_post_norm": "model.layers.{}.post_attention_layernorm",
     "mlp_post_norm": "model.layers.{}.post_feedforward_layernorm",
 }
+EXPERT_NAMES: Final = {
+    "router": "model.layers.{}.mlp.gate",
+    "expert_gate": "model.layers.{}.mlp.experts.{}.gate_proj",
+    "expert_up": "model.layers.{}.mlp.experts.{}.up_proj",
+    "expert_down": "model.layers.{}.mlp.experts.{}.down_proj",
+}
 _STACKED: Final[Mapping[str, tuple[str, ...]]] = {
     "gate_up_proj": ("gate", "up"),
     "gate_proj": ("gate",),

@@ -32,6 +32,18 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def formulas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels' formulas in their place, many times as fast; the kernels are held to these by tests of their own."""
+    from int8conv.kernels.gpu import linear, reference
+    from int8conv.runtime.backends.gpu import attention, backend, experts
+
+    for module in (linear, attention, backend, experts):
+        for name in ("apply", "quantize", "gemm", "w8a16", "chosen_experts", "attend", "rotate_and_store"):  # fmt: skip
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, getattr(reference, name))
+
+
+@pytest.fixture
 def gpu_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """``device="cuda"`` is the CPU, with the kernels of a GPU in the interpreter."""
     from int8conv.runtime import loader

@@ -25,6 +25,7 @@ SPEC = AttentionSpec(0, 4, 2, 16, 0.25)
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {}, "a head each": {"kv_heads": 4}, "window": {"window": 3}, "wide window": {"window": 99}, "alibi": {"alibi": 0.5},
     "cap": {"softcap": 1.5}, "cap, alibi, window": {"softcap": 1.5, "alibi": 1.0, "window": 4},
+    "sinks, window": {"sinks": torch.tensor([-1.0, 2.0, 0.5, 5.0]), "window": 4},
 }  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def test_prompts(variant: str, past: int, monkeypatch: pytest.MonkeyPatch) -> No
     spec = replace(SPEC, **VARIANTS[variant])
     q, k, v = inputs(spec, 5, past + 5)
     wanted = expected(q, k, v, spec, past)
-    across = 2 * spec.heads if spec.alibi or spec.softcap else spec.heads // spec.kv_heads
+    across = 2 * spec.heads if spec.alibi or spec.explicit else spec.heads // spec.kv_heads
     for scores in (1 << 26, 2 * across * (past + 5), 1):
         monkeypatch.setattr(attention, "SCORES_ON_GPU", scores)
         close(DeviceAttention(CPU).prompt(q, k, v, past, spec), wanted)
@@ -93,7 +94,9 @@ def quantized(x: Tensor) -> tuple[Quantized, Tensor]:
 
 
 @pytest.mark.parametrize("widened", [1, 1 << 25])
-@pytest.mark.parametrize("variant", ["plain", "window", "alibi", "cap, alibi, window"])
+@pytest.mark.parametrize(
+    "variant", ["plain", "window", "alibi", "cap, alibi, window", "sinks, window"]
+)
 def test_prompts_with_an_int8_cache(variant: str, widened: int, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Widened a head at a time, or all; of a window, what it sees."""
     monkeypatch.setattr(attention, "WIDENED_ON_GPU", widened)
@@ -106,7 +109,7 @@ def test_prompts_with_an_int8_cache(variant: str, widened: int, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("narrow", [False, True])
-@pytest.mark.parametrize("variant", ["plain", "cap, alibi, window"])
+@pytest.mark.parametrize("variant", ["plain", "cap, alibi, window", "sinks, window"])
 def test_a_token_of_each_sequence(variant: str, narrow: bool) -> None:
     """By the kernel, each after its own length."""
     spec = replace(SPEC, **VARIANTS[variant])

@@ -56,7 +56,9 @@ def test_what_it_makes() -> None:
     made = GpuBackend(12, CPU, counters)
     assert made.counters is counters
     assert backend().counters == {}
-    assert made.cache(CONFIG, batch=3, capacity=7, dtype=torch.int8).capacity == 7
+    assert (
+        made.cache(CONFIG, batch=3, capacity=7, dtype=torch.int8).capacity == 16
+    )  # a multiple of that
     assert isinstance(made.sampler([], 5), DeviceSampler)
     unused: Any = None
     assert made.fuse_layer(unused) is None
@@ -76,6 +78,12 @@ def test_positions_of_a_prompt_and_of_steps() -> None:
     assert (found.ids.tolist(), found.filled.tolist(), found.past) == ([[5], [2]], [6, 3], 5)
     assert found.ids.dtype == found.filled.dtype == torch.int32
     assert found.to(torch.device("meta")) is found
+    filled = cache(made, 2, 5, 5)
+    found, last = (
+        f(made.positions([], filled, ids(2, 3), HALF)) for f in (lambda x: x, lambda x: x.last())
+    )
+    assert (last.ids.tolist(), last.past) == ([[7], [7]], 7)
+    assert last.filled.tolist() == found.filled.tolist() == [8, 8]
 
 
 @pytest.mark.parametrize("rope", [Rope(1e4), Rope(100.0, "linear", factor=4.0), Rope(1e4, magnitude=1.25)])  # fmt: skip

@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from int8conv.runtime.backends.gpu.backend import GpuBackend
 from int8conv.runtime.backends.gpu.cache import DeviceCache
 from int8conv.runtime.decoder.cache import Quantized
+from int8conv.runtime.measure.footprint import kv_cache_bytes
 from int8conv.runtime.models.architecture import read_architecture
 
 from ....checkpoints import LLAMA
+from ...models.test_families import config_of
 from .conftest import CPU
 
 CONFIG = read_architecture(LLAMA, ()).config
@@ -90,3 +93,25 @@ def test_lengths_that_changed_through_a_part_are_counted_when_asked() -> None:
     cache.exchange(0, 2)
     first.recount()
     assert (first.length, first.lengths.tolist()) == (3, [3, 0])
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "gemma4_text", "qwen3_next"])
+def test_the_footprint_counts_latents_other_heads_and_states(name: str) -> None:
+    config = read_architecture(config_of(name).to_dict(), ()).config
+    for dtype in ("float16", "int8"):
+        made = GpuBackend(8, CPU).cache(config, batch=3, capacity=10, dtype=getattr(torch, dtype))
+        assert made.nbytes == kv_cache_bytes(config, 10, 3, dtype)
+
+
+def test_states_cannot_go_back() -> None:
+    """A sequence that is longer than asked for is empty then, and its state zero when it is read."""
+    config = read_architecture(config_of("qwen3_next").to_dict(), ()).config
+    cache = DeviceCache(config, batch=3, capacity=10, dtype=torch.float16, device=CPU)
+    cache.advance(4)
+    cache.lengths[1] = 2
+    cache.states[1].matrix.fill_(7)
+    cache.truncate(3)
+    assert (cache.length, cache.lengths.tolist()) == (2, [0, 2, 0])
+    assert [part.unique().tolist() for part in cache.state(1).matrix] == [[0], [7], [0]]
+    cache.truncate(0)
+    assert (cache.length, cache.lengths.tolist()) == (0, [0, 0, 0])

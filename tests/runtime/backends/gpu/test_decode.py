@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu.calls import META, cache_of, step_of
+from benchmarks.gpu.calls import META, cache_of, prompt_of, step_of
 from benchmarks.gpu.random_model import RandomWeights
 from int8conv.convert.converter import convert_checkpoint
 from int8conv.kernels.gpu import skinny, workspace
@@ -50,6 +50,7 @@ class Graphs:
         self.captured += 1
         cache, counters = self.steps.cache, self.steps.counters
         kept = [cache.lengths, *(c.counts for c in counters.values())]
+        kept += [part for state in cache.states for part in state.parts]
         before = [each.clone() for each in kept]
         yield
         for now, then in zip(kept, before, strict=True):
@@ -106,6 +107,23 @@ def test_capturing_leaves_no_trace(decoder: Any, graphs: Graphs) -> None:
 
 
 @torch.inference_mode()
+def test_capturing_leaves_recurrent_states_as_they_were(tmp_path: Path, graphs: Graphs) -> None:
+    """Unlike keys and values, what the step before a capture does to them is not overwritten."""
+    source = write_checkpoint(tmp_path / "source", family_config("qwen3_5_text"))
+    convert_checkpoint(source, tmp_path / "int8", max_outliers=0)
+    decoder: Any = decoders(tmp_path / "int8", "w8a16")[0]
+    found = []
+    for capture in (False, True):
+        cache = decoder.cache(batch=2, capacity=8)
+        decoder.forward(torch.tensor([[5, 6], [7, 8]]), cache)
+        step = captured(decoder, cache, graphs) if capture else DecodeSteps(decoder, cache, {})
+        logits = [step(torch.tensor([[token], [token + 1]])).clone() for token in (3, 9)]
+        found.append([*logits, *cache.states[0].parts])
+    assert graphs.captured == 1
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int8], ids=str)
 def test_a_cache_that_grew_is_captured_anew(decoder: Any, graphs: Graphs, dtype: torch.dtype) -> None:  # fmt: skip
     cache = device_cache(decoder, 1, 4, dtype)
@@ -159,14 +177,18 @@ LAUNCHES = {
     "falcon, one key head": (21, 7), "falcon, groups": (21, 13), "falcon, alibi, in sequence": (21, 13), "mixtral": (19, 29),
     "qwen2_moe, some layers": (21, 22), "qwen3_moe, every other layer": (23, 22), "ministral3": (19, 23), "smollm3": (19, 7),
     "jais2": (21, 7), "hunyuan_v1_dense": (23, 51), "glm4_moe": (25, 33),
+    "qwen3_next": (22, 107), "qwen3_5_text": (18, 70), "falcon_h1, a norm, multipliers": (27, 113), "granitemoehybrid": (20, 82),
+    "nemotron_h": (23, 117), "lfm2": (18, 21), "deepseek_v2, plain queries, wide values": (15, 152), "deepseek_v3": (17, 179),
+    "gemma4_text": (64, 77), "gemma4_text, experts, own keys, biases": (58, 95), "gemma3n_text": (80, 236), "apertus": (23, 35), "phimoe": (19, 65), "gpt_oss": (19, 51),
 }  # fmt: skip
-"""Of a step through two layers: Triton's kernels, PyTorch's operators."""
+"""Of a step through two layers (Gemma 3n and 4, Nemotron-H: all of theirs): Triton's kernels, PyTorch's operators."""
 
 
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_a_step_can_be_captured(name: str) -> None:
-    """On meta tensors, where there is nothing to read: it has no tensor of the host and no shape that depends on values, and later
-    steps launch the same with the same arguments, so that what a graph freezes does not change."""
+    """On meta tensors, where there is nothing to read: it has no tensor of the host and no shape that depends on values, nothing that
+    it allocates outlives it but the logits, and later steps launch the same with the same arguments, so that what a graph freezes
+    does not change. Launches of a prompt are counted as well."""
     form = read_architecture(family_config(name), ())
     weights = RandomWeights(form, torch.float16, META, 0.05)
     decoder = Decoder(form, weights, torch.float16)
@@ -175,7 +197,26 @@ def test_a_step_can_be_captured(name: str) -> None:
     step, later = (step_of(decoder, cache, 90, context) for context in (5, 9))
     assert step.frozen() == later.frozen()
     assert (len(step.launches), len(step.operators)) == LAUNCHES[name]
+    prompt = prompt_of(decoder, 90, tokens=5)
+    assert (len(prompt.launches), len(prompt.operators)) == PROMPTS[name]
 
 
 def test_every_family_has_been_captured() -> None:
-    assert set(LAUNCHES) == set(NAMES)
+    assert set(LAUNCHES) == set(PROMPTS) == set(NAMES)
+
+
+PROMPTS = {
+    "llama, yarn": (15, 11), "llama, dynamic positions": (15, 23), "mistral, a window, wide heads": (15, 27),
+    "qwen2, windows in later layers, tied": (15, 19), "qwen3": (19, 15), "phi": (17, 11), "phi3, long positions, a window": (15, 41),
+    "gemma": (15, 12), "gemma2": (19, 57), "gemma2, low caps": (19, 57), "gemma3, scaled": (23, 32), "olmo2": (19, 19), "olmoe": (39, 23),
+    "granite, multipliers": (15, 21), "cohere": (15, 11), "stablelm, parallel, biases": (15, 11), "starcoder2": (17, 11), "gpt2": (17, 14),
+    "gptj": (17, 11), "gpt_neox": (17, 17), "gpt_neox, in sequence, no biases": (17, 17), "bloom, six heads": (18, 45),
+    "falcon, one key head": (17, 11), "falcon, groups": (17, 17), "falcon, alibi, in sequence": (17, 45), "mixtral": (27, 27),
+    "qwen2_moe, some layers": (27, 23), "qwen3_moe, every other layer": (29, 23), "ministral3": (15, 27), "smollm3": (15, 11),
+    "jais2": (17, 11), "hunyuan_v1_dense": (19, 55), "glm4_moe": (35, 34), "qwen3_next": (40, 112), "qwen3_5_text": (16, 81),
+    "falcon_h1, a norm, multipliers": (23, 125), "granitemoehybrid": (34, 82), "nemotron_h": (21, 127), "lfm2": (16, 21),
+    "deepseek_v2, plain queries, wide values": (29, 127), "deepseek_v3": (31, 154), "gemma4_text": (60, 81),
+    "gemma4_text, experts, own keys, biases": (82, 92), "gemma3n_text": (76, 240), "apertus": (19, 39), "phimoe": (31, 93),
+    "gpt_oss": (35, 145),
+}  # fmt: skip
+"""Of a prompt of five tokens through those layers, all experts of a mixture: Triton's kernels, PyTorch's operators."""

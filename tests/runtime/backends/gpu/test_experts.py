@@ -35,21 +35,58 @@ def weight(projection: Any) -> Tensor:
     return dense(projection.weight)
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
-def test_a_token_is_the_weighted_sum_of_its_experts(activation: str) -> None:
-    experts = [expert(i, activation=activation) for i in range(COUNT)]
+def biased(projection: Any, seed: int) -> QuantizedProjection:
+    g = torch.Generator().manual_seed(seed)
+    bias = torch.randn(projection.weight.out_features, generator=g).half()
+    return QuantizedProjection(projection.weight, bias, projection.sizes, None)
+
+
+def form(name: str, seed: int) -> FeedForwardParts:
+    """An expert of some form: an activation of a gated FFN, limits, biases, or no gate."""
+    if name in ("silu", "gelu_tanh"):
+        return expert(seed, activation=name)
+    plain = expert(seed)
+    if name == "no gate":
+        down = QuantizedProjection(
+            make_weight(HIDDEN, 2 * INNER, seed=seed + 10), None, [HIDDEN], None
+        )
+        return replace(plain, activation="relu2", gated=False, down=down)
+    limits = (1.702, 1.5) if name == "limits" else None
+    return replace(
+        plain, wide=biased(plain.wide, seed), down=biased(plain.down, seed + 5), clamped=limits
+    )
+
+
+def inner_of(name: str, y: Tensor) -> Tensor:
+    """The formula between the linears."""
+    if name == "no gate":
+        return F.relu(y).square()
+    if name == "limits":
+        gate, up = y[::2].clamp(max=1.5), y[1::2].clamp(-1.5, 1.5)
+        return (up + 1) * gate * torch.sigmoid(1.702 * gate)
+    gate, up = y.chunk(2)
+    return (F.gelu(gate, approximate="tanh") if name == "gelu_tanh" else F.silu(gate)) * up
+
+
+def product(projection: Any, x: Tensor) -> Tensor:
+    y = weight(projection) @ x
+    return y if projection.bias is None else y + projection.bias.double()
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu_tanh", "biases", "limits", "no gate"])
+def test_a_token_is_the_weighted_sum_of_its_experts(name: str) -> None:
+    experts = [form(name, i) for i in range(COUNT)]
     fused = FewTokens.of(experts)
     assert fused is not None
     g = torch.Generator().manual_seed(0)
     x = torch.randn(2, HIDDEN, generator=g).half()
     chosen, shares = torch.tensor([[2, 0], [1, 1]]), torch.tensor([[0.75, 0.25], [0.5, 2.0]])
     found = fused(x, chosen, shares)
-    formula = F.silu if activation == "silu" else lambda y: F.gelu(y, approximate="tanh")
     expected = torch.zeros(2, HIDDEN, dtype=torch.float64)
     for i in range(2):
         for e, share in zip(chosen[i].tolist(), shares[i].tolist(), strict=True):
-            gate, up = (weight(experts[e].wide) @ x[i].double()).chunk(2)
-            expected[i] += share * (weight(experts[e].down) @ (formula(gate) * up))
+            inner = inner_of(name, product(experts[e].wide, x[i].double()))
+            expected[i] += share * product(experts[e].down, inner)
     assert found.dtype == torch.float16
     assert (found.double() - expected).abs().max() <= 3e-3 * expected.abs().max()
 
@@ -67,7 +104,8 @@ def test_what_is_not_taken() -> None:
     assert isinstance(plain.down, QuantizedProjection)
     wide, down = plain.wide.weight, plain.down.weight
     others: list[dict[str, Any]] = [
-        {"gated": False},
+        {"gated": False},  # unlike the first
+        {"activation": "gelu"},
         {"wide": QuantizedProjection(wide, torch.zeros(2 * INNER), [1], None)},
         {"down": QuantizedProjection(down, torch.zeros(HIDDEN), [1], None)},
         {"wide": QuantizedProjection(wide, None, [1], "w8a8")},

@@ -12,21 +12,22 @@ import torch
 from torch import Tensor
 
 from int8conv.convert.converter import convert_checkpoint
+from int8conv.formats.source.checkpoint import open_checkpoint
 from int8conv.runtime.backends.gpu import attention as gpu_attention
-from int8conv.runtime.backends.gpu.backend import GpuBackend
-from int8conv.runtime.backends.gpu.cache import DeviceCache
+from int8conv.runtime.backends.gpu.cache import StaticCache
+from int8conv.runtime.backends.gpu.weights import DeviceCheckpoint
 from int8conv.runtime.decoder.decoder import Decoder
+from int8conv.runtime.models.architecture import read_architecture
 from int8conv.runtime.models.families import FAMILIES
+from int8conv.runtime.weights.weights import CheckpointWeights
 
 from ....checkpoints import write_checkpoint
 from ...models.newer_configs import NEWER
 from ...models.test_families import CONFIGS, config_of
 from .rehearsal import (
+    CPU,
     check,
-    cpu_cache,
     decoders,
-    device_cache,
-    quantized_cache,
     tokens,
     without_the_host,
 )
@@ -39,7 +40,11 @@ ALIKE = {
     "gptj, whole heads", "bloom", "falcon, groups, one norm", "qwen2_moe", "qwen3_moe",
 }  # fmt: skip
 """Configurations that do nothing between the linears that another one here does not."""
-ALIKE |= set(NEWER) - {"smollm3", "ministral3", "hunyuan_v1_dense", "jais2", "glm4_moe"}
+ALIKE |= set(NEWER) - {
+    "smollm3", "ministral3", "hunyuan_v1_dense", "jais2", "glm4_moe", "qwen3_next", "qwen3_5_text", "falcon_h1, a norm, multipliers",
+    "granitemoehybrid", "nemotron_h", "lfm2", "deepseek_v2, plain queries, wide values", "deepseek_v3", "gemma4_text",
+    "gemma4_text, experts, own keys, biases", "gemma3n_text", "apertus", "phimoe", "gpt_oss",
+}  # fmt: skip
 NAMES = [name for name in CONFIGS if name not in ALIKE]
 
 
@@ -47,8 +52,10 @@ def config(name: str) -> dict[str, Any]:
     """Two layers, short windows, and frequencies that are others beyond 5 positions, where they are."""
     values = config_of(name).to_dict()
     layers = "n_layer" if "n_layer" in values else "num_hidden_layers"
+    if values["model_type"] in ("gemma4_text", "gemma3n_text", "nemotron_h"):
+        return values  # a layer of each kind
     values[layers] = 2
-    for key in ("layer_types", "no_rope_layers"):
+    for key in ("layer_types", "no_rope_layers", "mlp_layer_types"):
         if values.get(key):
             values[key] = values[key][:2]
     if (values.get("sliding_window") or 99) < 20:
@@ -75,13 +82,39 @@ def test_every_family_is_here() -> None:
     assert run | alike == set(FAMILIES)
 
 
-@pytest.mark.parametrize("folder", NAMES, indirect=True)
+INTERPRETED = [
+    "llama, dynamic positions", "phi3, long positions, a window", "gemma2", "gemma3, scaled", "gptj", "bloom, six heads",
+    "falcon, alibi, in sequence", "qwen2_moe, some layers", "mixtral", "starcoder2", "qwen3", "olmo2", "gpt2", "gpt_neox", "cohere",
+    "ministral3", "glm4_moe", "gpt_oss", "nemotron_h", "qwen3_5_text", "gemma4_text",
+]  # fmt: skip
+"""What kernels are called with that no other one here calls them with; the rest by formulas."""
+
+
+@pytest.mark.parametrize("folder", INTERPRETED, indirect=True)
 def test_prompts_then_steps(folder: Path) -> None:
     """Prompts of different length, one of them in parts, then a token of each together, as a CUDA graph would have it."""
+    check_steps(folder, without_the_host)
+
+
+@pytest.mark.usefixtures("formulas")
+@pytest.mark.parametrize("folder", [n for n in NAMES if n not in INTERPRETED], indirect=True)
+def test_prompts_then_steps_by_formulas(folder: Path) -> None:
+    """That no step needs the host: ``test_decode``."""
+    check_steps(folder)
+
+
+def check_steps(folder: Path, watch: Any = nullcontext) -> None:
     logits = []
     for decoder in decoders(folder, "w8a16"):
-        new_cache = device_cache if isinstance(decoder.backend, GpuBackend) else cpu_cache
-        logits.append(run(decoder, new_cache(decoder, 2, 16), [(4, 3), (2,)]))
+        cache = decoder.cache(batch=2, capacity=16)
+        logits.append(
+            run(
+                decoder,
+                cache,
+                [(4, 3), (2,)],
+                watch if isinstance(cache, StaticCache) else nullcontext,
+            )
+        )
     check(*logits)
 
 
@@ -93,18 +126,35 @@ NARROW = [
     "phi3, long positions, a window",
     "qwen3_moe",
 ]
+NARROW_BY_FORMULAS = ["deepseek_v3", "gemma4_text", "qwen3_next"]
 
 
 @pytest.mark.parametrize("folder", NARROW, indirect=True)
 def test_an_int8_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in 16 bits; prompts have it widened a head at a time."""
     monkeypatch.setattr(gpu_attention, "WIDENED_ON_GPU", 1)
+    check_int8_cache(folder, without_the_host)
+
+
+@pytest.mark.usefixtures("formulas")
+@pytest.mark.parametrize("folder", NARROW_BY_FORMULAS, indirect=True)
+def test_an_int8_cache_by_formulas(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_attention, "WIDENED_ON_GPU", 1)
+    check_int8_cache(folder, nullcontext)
+
+
+def check_int8_cache(folder: Path, watch: Any) -> None:
     gpu, cpu, wide = decoders(folder, "w8a16")
     prompts = [(4, 3), (2,)]
     check(
-        run(gpu, device_cache(gpu, 2, 16, torch.int8), prompts),
-        run(cpu, quantized_cache(cpu, 2, 16), prompts),
-        run(wide, cpu_cache(wide, 2, 16), prompts),
+        run(
+            gpu,
+            gpu.backend.cache(gpu.config, batch=2, capacity=16, dtype=torch.int8),
+            prompts,
+            watch,
+        ),
+        run(cpu, cpu.backend.cache(cpu.config, batch=2, capacity=16, dtype=torch.int8), prompts),
+        run(wide, wide.cache(batch=2, capacity=16), prompts),
     )
 
 
@@ -121,18 +171,16 @@ def test_the_watch_sees_the_host() -> None:
             use()
 
 
-def run(decoder: Decoder, cache: Any, prompts: list[tuple[int, ...]]) -> Tensor:
-    """Logits ``[1, all tokens, vocab]``."""
+def run(
+    decoder: Decoder, cache: Any, prompts: list[tuple[int, ...]], watch: Any = nullcontext
+) -> Tensor:
+    """Logits ``[1, all tokens, vocab]``; the step is within ``watch``."""
     ids, logits = tokens(2, 32), []
     for i, parts in enumerate(prompts):
         part = cache.sequence(i)
         for first, count in zip(accumulate(parts, initial=0), parts, strict=False):
             logits.append(decoder.forward(ids[i : i + 1, first : first + count], part))
-    with (
-        without_the_host()
-        if isinstance(cache, DeviceCache) and not decoder.needs_host_sync
-        else nullcontext()
-    ):
+    with watch():
         logits += decoder.forward(ids[:, -1:], cache).split(1)
     return torch.cat(logits, dim=1)
 
@@ -144,3 +192,20 @@ EIGHT_BITS = ["qwen2_moe, some layers", "phi", "phi3, long positions, a window",
 @pytest.mark.parametrize("folder", EIGHT_BITS, indirect=True)
 def test_eight_bit_activations(folder: Path) -> None:
     check(*(decoder.forward(tokens(1, 4)) for decoder in decoders(folder, "w8a8")))
+
+
+@pytest.mark.usefixtures("formulas")
+@pytest.mark.parametrize("name", ["deepseek_v3", "gemma4_text", "qwen3_next", "gpt_oss"])
+def test_sources_in_16_bits_by_formulas(name: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, config(name)))
+    form, half = read_architecture(checkpoint.config, checkpoint.tensors), torch.float16
+    gpu = Decoder(form, DeviceCheckpoint(checkpoint, form.config, half, CPU), half)
+    cpu = Decoder(form, CheckpointWeights(checkpoint, half), half)
+    wide = Decoder(form, CheckpointWeights(checkpoint, torch.float32), torch.float32)
+    prompts = [(4, 3), (2,)]
+    check(
+        *(
+            run(decoder, decoder.cache(batch=2, capacity=16), prompts)
+            for decoder in (gpu, cpu, wide)
+        )
+    )
