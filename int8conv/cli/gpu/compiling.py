@@ -11,17 +11,17 @@ from ..output import notes
 
 
 def note_compilations(device: str) -> None:
-    """Say on stderr that kernels are being compiled, if that happens, and when the command ends how long it took.
+    """Say on stderr that kernels are being compiled, if that happens, and when the command ends how long it took; outside of a command, nothing.
 
     Raises:
         ArgumentError: ``device`` is neither a CPU nor a GPU.
     """
-    if device_kind(device) == "cpu" or find_spec("triton") is None:
+    context = click.get_current_context(silent=True)
+    if device_kind(device) == "cpu" or find_spec("triton") is None or context is None:
         return
     from ...runtime.backends.gpu.compiling import listening
 
     compilations = Compilations()
-    context = click.get_current_context()
     context.call_on_close(compilations.sum_up)
     context.with_resource(listening(compilations.add))
 
