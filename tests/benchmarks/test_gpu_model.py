@@ -82,7 +82,7 @@ def test_a_step_of_a_layer_is_five_launches_and_no_operator() -> None:
 
 
 def test_sixteen_bits_are_fused_as_int8_is() -> None:
-    """What int8 is compared with has no more kernels per layer than one: the activation function and product before its down."""
+    """But for two norms and the activation function, which cuBLAS cannot apply: eight kernels per layer."""
     one, two = (step(model_of("tiny", torch.float16, None, n)) for n in (1, 2))
     linears = [operator.name for operator in two.operators if operator.name in ("addmm", "linear")]  # fmt: skip
     assert len(two.found) - len(one.found) == 8
