@@ -39,10 +39,11 @@ class Input:
 
 
 @torch.inference_mode()
-def inputs_of(checkpoint: Checkpoint) -> dict[str, Input]:
-    """By the path of an input's first linear."""
+def inputs_of(checkpoint: Checkpoint, windows: Sequence[Tensor] | None = None) -> dict[str, Input]:
+    """By the path of an input's first linear; ``windows``: token ids of another text."""
     architecture = read_architecture(checkpoint.config, checkpoint.tensors)
-    windows, _ = calibration_windows(checkpoint, architecture, (), None, None, 0)
+    if windows is None:
+        windows, _ = calibration_windows(checkpoint, architecture, (), None, None, 0)
     found: dict[str, Input] = {}
 
     def observe(module: Module, x: Tensor) -> None:

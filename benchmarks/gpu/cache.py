@@ -28,10 +28,13 @@ def rows(session: Session) -> Iterator[Row]:
                     continue
                 layers = _layers(session, (batch, kv_heads, length, size), name == "int8")
                 nbytes = sum(t.nbytes for t in layers[0])
-                q = torch.randn(batch, heads, size, device=session.device).to(F16)
+                qkv = [
+                    torch.randn(batch, n * size, device=session.device).to(F16)
+                    for n in (heads, kv_heads, kv_heads)
+                ]
                 filled = torch.full((batch,), length, dtype=torch.int32, device=session.device)
                 calls: list[Callable[[], object]] = [
-                    lambda layer=layer, q=q, filled=filled: _attend(q, layer, filled) for layer in layers
+                    lambda layer=layer, qkv=qkv, filled=filled: _attend(qkv, layer, filled) for layer in layers
                 ]  # fmt: skip
                 took[name] = seconds(calls, session.device)
                 yield of | {
@@ -54,7 +57,8 @@ def _layers(session: Session, shape: tuple[int, ...], int8: bool) -> list[list[T
     ]  # fmt: skip
 
 
-def _attend(q: Tensor, layer: list[Tensor], filled: Tensor) -> Tensor:
+def _attend(qkv: list[Tensor], layer: list[Tensor], filled: Tensor) -> Tensor:
     keys, values, *scales = layer
     both = (scales[0], scales[1]) if scales else None
-    return attend(q, keys, values, filled, scale=q.shape[2] ** -0.5, scales=both)
+    q, k, v = qkv
+    return attend(q, k, v, None, filled, keys, values, scale=keys.shape[3] ** -0.5, scales=both)

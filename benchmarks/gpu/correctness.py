@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from int8conv.kernels.gpu import attention, configs, launch, reference, rotary, sampling
 from int8conv.kernels.gpu.experts import ExpertWeights, chosen_experts
 from int8conv.kernels.gpu.gemm import gemm
+from int8conv.kernels.gpu.gemv import NORM_TOKENS
 from int8conv.kernels.gpu.prologue import Prologue
 from int8conv.kernels.gpu.quantize import HEAVY_BLOCK, SCALE_BLOCK, QuantizedTokens, apply, quantize
 from int8conv.kernels.gpu.skinny import w8a16
@@ -34,7 +36,7 @@ def rows(session: Session) -> list[Row]:
     """A line a kernel and variant."""
     torch.manual_seed(0)
     with poisoned():
-        checks = [products, few_tokens, mixtures, fused, rotations, attentions, draws]
+        checks = [products, few_tokens, norms, mixtures, fused, rotations, attentions, draws]
         return [row for check in session.share(checks) for row in check(session)]
 
 
@@ -119,6 +121,21 @@ def few_tokens(session: Session) -> Iterator[Row]:
             yield _close(kernel, of, found, torch.nn.functional.silu(gate) * up, allowed)
 
 
+def norms(session: Session) -> Iterator[Row]:
+    """Norms in the prologue of ``gemv``: equal to a launch of their own before it, bit for bit."""
+    out, channels = session.pick((34, 160), (4096, 4096))
+    for dtype in (F16, BF16):
+        weight = random_weight(out, channels, 0.01, dtype, session.device)
+        gain, shift = (torch.randn(channels, device=session.device).to(dtype) for _ in range(2))
+        for tokens in (1, NORM_TOKENS):
+            x = _tokens(tokens, channels, dtype, session.device)
+            for norm in (Prologue("rms", gain, eps=1e-5), Prologue("layer", gain, shift, 1e-5)):
+                of = _about(tokens, out, channels, dtype, f"{norm.norm} in the prologue")
+                wanted = w8a16(apply(x, norm), weight, activation="silu")
+                found = w8a16(x, weight, activation="silu", norm=norm)
+                yield _row("gemv", of, float((found != wanted).sum()))
+
+
 def mixtures(session: Session) -> Iterator[Row]:
     """``chosen_experts``: two of five experts a token, plain and gated."""
     tokens, out, channels = session.pick((3, 34, 160), (9, 2048, 1024))
@@ -191,45 +208,47 @@ def rotations(session: Session) -> Iterator[Row]:
 
 
 def attentions(session: Session) -> Iterator[Row]:
-    """``attend`` with sequences of different length; what lies behind them in the cache is NaN."""
+    """``attend`` with sequences of different length; what lies behind them in the cache is NaN, or has infinite scales."""
     heads, kv_heads, size, capacity = session.pick((4, 2, 16, 40), (32, 8, 128, 3000))
     lengths = session.pick([1, 40, 17], [1, 3000, 777, 128])
-    filled = torch.tensor(lengths, dtype=torch.int32)
+    batch, filled = len(lengths), torch.tensor(lengths, dtype=torch.int32)
     variants = {
         "plain": {}, "window": {"window": capacity // 3}, "softcap": {"softcap": 2.0},
         "alibi": {"slopes": torch.linspace(0.01, 0.5, heads)},
     }  # fmt: skip
     for dtype in (F16, BF16):
-        q = torch.randn(len(lengths), heads, size).to(dtype)
-        keys, values = torch.randn(2, len(lengths), kv_heads, capacity, size).to(dtype)
+        qkv = [torch.randn(batch, n * size).to(dtype) for n in (heads, kv_heads, kv_heads)]
+        cache = torch.randn(2, batch, kv_heads, capacity, size).to(dtype)
         for i, length in enumerate(lengths):
-            keys[i, :, length:], values[i, :, length:] = float("nan"), float("nan")
-        there = [t.to(session.device) for t in (q, keys, values, filled)]
+            cache[:, i, :, length - 1 :] = float("nan")
         for name, options in variants.items():
-            moved = {k: v.to(session.device) if isinstance(v, Tensor) else v for k, v in options.items()}  # fmt: skip
-            found = attention.attend(*there, scale=size**-0.5, **moved)
-            expected = reference.attend(q, keys, values, filled, scale=size**-0.5, **options)
-            largest = values.nan_to_num().abs().max().item()
-            step = torch.tensor((3 * HALF_STEP[dtype] + 1e-5) * largest)
-            of = _about(len(lengths), heads, size, dtype, name)
-            yield _close("attend", of, found, expected.double(), step)
-        yield _int8_attention(session, q, keys, values, filled)
+            yield _attention("attend", name, session, qkv, filled, list(cache), options)
+        codes, scales = zip(*(quantize_heads(x.nan_to_num()) for x in cache), strict=True)
+        for scale in scales:
+            scale[cache[0][..., :1].isnan()] = float("inf")
+        stored = [*(c.to(torch.int8) for c in codes), *scales]
+        yield _attention("attend, int8", "plain", session, qkv, filled, stored, {})
 
 
-def _int8_attention(session: Session, q: Tensor, keys: Tensor, values: Tensor, filled: Tensor) -> Row:  # fmt: skip
-    """Behind the filled positions scales are infinite."""
-    codes, scales = [], []
-    for x in (keys, values):
-        c, scale = quantize_heads(x.nan_to_num())
-        scale[x[..., :1].isnan()] = float("inf")
-        codes.append(c.to(torch.int8))
-        scales.append(scale)
-    how = {"scale": q.shape[2] ** -0.5}
-    expected = reference.attend(q, *codes, filled, scales=(scales[0], scales[1]), **how)
-    there = [t.to(session.device) for t in (q, *codes, filled, *scales)]
-    found = attention.attend(*there[:4], scales=(there[4], there[5]), **how)
-    step = torch.tensor((3 * HALF_STEP[q.dtype] + 1e-5) * values.nan_to_num().abs().max().item())
-    return _close("attend, int8", _about(len(q), q.shape[1], q.shape[2], q.dtype, "plain"), found, expected.double(), step)  # fmt: skip
+def _attention(
+    kernel: str, variant: str, session: Session, qkv: list[Tensor], filled: Tensor, cache: list[Tensor], options: dict[str, Any],
+) -> Row:  # fmt: skip
+    """Output and cache; without rotation, which ``rotations`` checks, the cache is equal bit for bit."""
+    q, size = qkv[0], cache[0].shape[3]
+    there = [x.to(session.device) for x in (*qkv, filled, *cache)]
+    moved = {k: v.to(session.device) if isinstance(v, Tensor) else v for k, v in options.items()}
+    own = [x.clone() for x in cache]
+    for each, how in ((there[4:], moved), (own, options)):
+        if len(cache) > 2:
+            how["scales"] = (each[2], each[3])
+    found = attention.attend(*there[:3], None, there[3], *there[4:6], scale=size**-0.5, **moved)
+    expected = reference.attend(q, qkv[1], qkv[2], None, filled, *own[:2], scale=size**-0.5, **options)  # fmt: skip
+    values = own[1].float() * (own[3].float() if len(cache) > 2 else 1.0)
+    largest = values[values.isfinite()].abs().max().item()
+    step = torch.tensor((3 * HALF_STEP[q.dtype] + 1e-5) * largest)
+    row = _close(kernel, _about(len(q), q.shape[1] // size, size, q.dtype, variant), found, expected.double(), step)  # fmt: skip
+    same = all(torch.equal(a.cpu().nan_to_num(), b.nan_to_num()) for a, b in zip(there[4:], own, strict=True))  # fmt: skip
+    return row if same else row | {"error": float("inf"), "right": False}
 
 
 def _unequal_codes(codes: Tensor, scales: Tensor, wide: Tensor) -> float:

@@ -7,7 +7,8 @@ clocks per instruction, its barriers, and ``CHAIN`` dependent accesses to L2 bef
 
     max(R * issue, R * n * tensor, R * n * bytes / share of bandwidth, n * chain + alone)
 
-Programs run in waves of R per core; the last one has fewer. ``NODE`` comes on top. ``hardware.ASSUMPTIONS`` has the numbers.
+Programs run in waves of R per core; the last one has fewer. ``NODE`` comes on top, or ``EARLY`` if the kernel waits on the GPU for the one
+before (programmatic dependent launch), so that its first programs need no ``START`` either. ``hardware.ASSUMPTIONS`` has the numbers.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from tests.kernels.gpu.compiling import Binary, Recorded
 
 from . import hardware as H
 from .hardware import Gpu
-from .sass import Code, main_loops, whole
+from .sass import Code, loops, main_loops, whole
 from .work import Work, work_of
 
 _LOAD = re.compile(r"\bLDG\S*\s+R(\d+),")
 _WAITED = ("HGMMA", "IGMMA", "UTC")
 """Tensor core instructions that all of a program's warps wait for at the end of a pass."""
+_NORM_ACCESSES = 2
+"""Dependent accesses to L2 more before the loop: x for its moments, and what has been written."""
+_JOIN_ACCESSES = 2
+"""The same after it: the parts' maxima, and their outputs."""
 _REGISTER = re.compile(r"\bR(\d+)\b")
 
 
@@ -84,8 +89,11 @@ def predict(gpu: Gpu, launched: Recorded, binary: Binary, context: int = 1024) -
     loop = _sum(found)
     resident = resident_programs(gpu, binary, warps)
     everything = whole(binary.sass)
-    around = (everything.total - loop.total) * warps / 4
-    fixed = H.NODE + 2 * H.CHAIN * H.CACHED_LATENCY
+    outside = everything.total - loop.total + _repeats(binary.sass, work)
+    around = outside * warps / 4
+    early = bool(launched.meta.get("PDL"))
+    node = H.EARLY if early else H.NODE
+    fixed = node + 2 * H.CHAIN * H.CACHED_LATENCY
     memory = (work.read + work.written) / gpu.memory
     waves = work.programs / (resident * gpu.cores)
     if not found:
@@ -98,23 +106,36 @@ def predict(gpu: Gpu, launched: Recorded, binary: Binary, context: int = 1024) -
     costs = _costs(gpu, work, loop.slots(gpu.fp32) / len(found), warps)
     if any(op.startswith(_WAITED) for op in loop.ops):  # a program alone waits, then adds the sums
         chain = max(chain, costs["issue"] + costs["tensor"])
-    alone = (everything.total - loop.total) * H.DEPENDENT + (
-        everything.barriers - loop.barriers
-    ) * H.BARRIER
-    alone += 2 * H.CHAIN * H.CACHED_LATENCY * gpu.clock + H.START
+    alone = outside * H.DEPENDENT + (everything.barriers - loop.barriers) * H.BARRIER
+    chained = (
+        2 * H.CHAIN
+        + (_NORM_ACCESSES if work.repeated else 0)
+        + (_JOIN_ACCESSES if work.after else 0)
+    )
+    alone += chained * H.CACHED_LATENCY * gpu.clock + H.START + work.after / H.ALONE
     full, left = divmod(work.programs, resident * gpu.cores)
     clocks = full * _wave(gpu, costs, work.trips, resident, chain, alone, around)
     if left:
         clocks += _wave(gpu, costs, work.trips, math.ceil(left / gpu.cores), chain, alone, around, min(left, gpu.cores))  # fmt: skip
+    clocks -= H.START if early else 0
     seconds = max(clocks / gpu.clock, memory, work.cached / gpu.cache)
     parts = {name: value * work.programs * work.trips / gpu.cores / gpu.clock for name, value in costs.items()}  # fmt: skip
     parts |= {"memory": memory, "cache": work.cached / gpu.cache, "latency": max(waves, 1) * work.trips * chain / gpu.clock}  # fmt: skip
     bound = max(parts, key=lambda name: parts[name])
     share = work.trip_bytes / (32 * warps)
     return Prediction(
-        launched.kernel.__name__, H.NODE + seconds, bound, work.read + work.written,
+        launched.kernel.__name__, node + seconds, bound, work.read + work.written,
         loop.total / len(found) / share if share else None, binary.registers, resident,
     )  # fmt: skip
+
+
+def _repeats(sass: str, work: Work) -> float:
+    """Instructions of a norm's loops in all of their passes but the first, which is counted as what it is."""
+    main = {code.lines for code in main_loops(sass)}
+    others = [
+        code for code in loops(sass) if code.lines not in main and not code.tensor and code.bytes
+    ]
+    return max(work.repeated - 1, 0) * sum(code.total for code in others)
 
 
 def _sum(found: list[Code]) -> Code:

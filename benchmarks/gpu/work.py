@@ -29,14 +29,18 @@ class Work:
     """Whether those are of int8."""
     cached: float = 0.0
     """Bytes that come from L2 in all."""
+    after: float = 0.0
+    """Bytes of them that a program reads when all others are done: the last one to arrive, which joins parts."""
+    repeated: float = 0.0
+    """Passes of a program through loops over a norm's channels, before the main loop; 0: there are none."""
 
 
 def work_of(launched: Recorded, context: int = 1024) -> Work:
     """The work of a launch; ``context``: positions of every sequence in the cache, which is not in the arguments."""
     name, a = launched.kernel.__name__, launched.named
     programs = math.prod(launched.grid)
-    if name in ("attention_kernel", "join_kernel"):
-        return _attention(a, programs, context) if name == "attention_kernel" else _join(a, programs)  # fmt: skip
+    if name == "attention_kernel":
+        return _attention(a, programs, context)
     return _LINEARS[name](a, programs) if name in _LINEARS else _rest(a, programs, name)
 
 
@@ -52,7 +56,10 @@ def _gemv(a: dict[str, Any], programs: int) -> Work:
     tile, trips = _two_passes(a)
     x = 2 * a["M"] * a["K"]
     read = _weight(a) + x + _size(a["residual"])
-    return Work(programs, read, _size(a["out"]), trips, tile, tile * a["BLOCK_M"], cached=programs * x)  # fmt: skip
+    norm = 0 if a["NORM"] == "none" else a["M"] * math.ceil(a["K"] / a["BLOCK"])
+    return Work(
+        programs, read, _size(a["out"]), trips, tile, tile * a["BLOCK_M"], cached=programs * x * (3 if norm else 1), repeated=norm,
+    )  # fmt: skip
 
 
 def _experts(a: dict[str, Any], programs: int) -> Work:
@@ -93,19 +100,18 @@ def _rows(a: dict[str, Any], programs: int) -> Work:
 
 
 def _attention(a: dict[str, Any], programs: int, context: int) -> Work:
-    keys, parts = a["keys"], programs // (a["keys"].shape[0] * a["kv_heads"])
+    """Programs that have positions, and those that have the new token alone; the last of a head reads what all of them wrote."""
+    keys, parts = a["keys"], a["PARTS"]
     wide = keys.element_size() * a["D"] + (2 if a["key_scales"] is not None else 0)
-    step = math.ceil(math.ceil(context / parts) / a["BLOCK_S"])
+    step = math.ceil(math.ceil((context - 1) / parts) / a["BLOCK_S"])
     read = 2 * keys.shape[0] * a["kv_heads"] * context * wide
-    busy = max(1, min(parts, math.ceil(context / (step * a["BLOCK_S"]))))
+    busy = max(1, min(parts, math.ceil((context - 1) / (step * a["BLOCK_S"])) + 1))
     tile = a["BLOCK_S"] * a["BLOCK_D"] * a["ROWS"]
+    sums = _size(a["partial"]) * busy / parts
     return Work(
-        programs * busy // parts, read + _size(a["q"]), _size(a["partial"]), step, 2 * a["BLOCK_S"] * wide, 2 * tile,
+        programs * busy // parts, read + sum(_size(a[x]) for x in ("q", "k", "v")), _size(a["y"]), step, 2 * a["BLOCK_S"] * wide, 2 * tile,
+        cached=2 * sums, after=sums / (programs // parts),
     )  # fmt: skip
-
-
-def _join(a: dict[str, Any], programs: int) -> Work:
-    return Work(programs, 0.0, _size(a["out"]), cached=_size(a["partial"]))
 
 
 def _rest(a: dict[str, Any], programs: int, name: str) -> Work:

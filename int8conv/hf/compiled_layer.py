@@ -87,7 +87,8 @@ class LayerStep:
             return None
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or _has_any_global_hook():  # type: ignore[no-untyped-call]
             return None
-        layer = cache_layer(options.get("past_key_values"), self.parts.layer)
+        cache = options.get("cache", options.get("past_key_values"))  # the name up to 5.23
+        layer = cache_layer(cache, self.parts.layer)
         if layer is None or layer.keys.shape[0] != batch:
             return None
         if self._find_tables(options, batch) is None:

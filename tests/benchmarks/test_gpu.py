@@ -62,7 +62,7 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     monkeypatch.setattr(correctness, "gemm", wrong)
     monkeypatch.setattr(correctness, "few_tokens", lambda session: [])
-    for name in ("mixtures", "fused", "rotations", "attentions", "draws"):
+    for name in ("norms", "mixtures", "fused", "rotations", "attentions", "draws"):
         monkeypatch.setattr(correctness, name, lambda session: [])
     with pytest.raises(SystemExit, match="a kernel is wrong"):
         run.main([*REHEARSAL, "--only", "correctness", "--out", str(tmp_path / "gpu")])

@@ -60,7 +60,9 @@ def test_scores_of_a_task_do_not_depend_on_the_batch(example_int8: Path) -> None
     assert perplexity[0] == pytest.approx(perplexity[1], rel=1e-6)
 
 
-def test_likelihoods_are_those_of_the_logits(model: Int8convLM) -> None:
+def test_likelihoods_are_those_of_the_logits(example_int8: Path) -> None:
+    """In W8A16: in W8A8, a last bit that differs behind a shared prefix can give an activation the next code."""
+    model = Int8convLM(str(example_int8), mode="w8a16")
     rows = [json.loads(line) for line in CHOICES.read_text().splitlines()]
     pairs = [(row["text"], choice) for row in rows[:3] for choice in row["choices"]]
     found = model.loglikelihood(instances(*pairs), disable_tqdm=True)
@@ -69,7 +71,7 @@ def test_likelihoods_are_those_of_the_logits(model: Int8convLM) -> None:
         logits = model.model.logits(torch.tensor([prefix + ids]))[0, len(prefix) - 1 : -1]
         wanted = torch.tensor(ids)
         expected = logits.log_softmax(-1).gather(1, wanted[:, None]).sum().item()
-        assert total == pytest.approx(expected, abs=1e-3)
+        assert total == pytest.approx(expected, abs=2e-4)
         assert greedy == bool((logits.argmax(-1) == wanted).all())
 
 

@@ -99,7 +99,7 @@ def experts_kernel(
     first = tl.program_id(0) * results
     y = rows_times_x(
         x + token * x_stride, words_x + token * (x_stride // 2), codes, scale, channels, columns, None, first, N, 1, K, x_stride,
-        num_outliers, gated, 8, ROWS, SLICES, UNROLL, K_FITS,
+        num_outliers, None, None, None, 0.0, 0, gated, 8, ROWS, SLICES, UNROLL, K_FITS, "none", 1, False,
     )  # fmt: skip
     if gated:
         y = combine(y, ACTIVATION)

@@ -49,9 +49,14 @@ compiler: Final[ContextVar[Compiler | None]] = ContextVar("compiler", default=No
 
 
 def launch(kernel: Kernel, grid: tuple[int, ...], *args: object, **meta: object) -> None:
-    """Launch a kernel. Contraction of ``a * b + c`` is pinned, as its default changes between Triton releases."""
+    """Launch a kernel. Contraction of ``a * b + c`` is pinned, as its default changes between Triton releases.
+
+    One with a true constant ``PDL`` may begin before the one before it has ended (``primitives.after_previous``).
+    """
     if not all(grid):
         return
+    if meta.get("PDL"):
+        meta["launch_pdl"] = True
     only_compiled = compiler.get()
     if only_compiled is not None:
         only_compiled.compile(kernel, *args, **meta, enable_fp_fusion=True)
@@ -92,6 +97,26 @@ def check_rows(name: str, x: Tensor, columns: int) -> None:
         raise ArgumentError(f"stride of {name}'s last axis", expected=1, found=x.stride(1))
 
 
+def check_heads(
+    q: Tensor, k: Tensor | None, v: Tensor | None, tables: tuple[Tensor, Tensor] | None, keys: Tensor, values: Tensor
+) -> int:  # fmt: skip
+    """Check rows of queries, keys and values of new tokens for a cache; how many elements of a head are rotated.
+
+    Raises:
+        ArgumentError: a shape, dtype or stride is invalid.
+    """
+    kv_heads, size = keys.shape[1], keys.shape[3]
+    for name, x, columns in (("q", q, q.shape[1] // size), ("k", k, kv_heads), ("v", v, kv_heads)):
+        if x is not None:
+            check_rows(name, x, columns * size)
+    if values.shape != keys.shape or values.stride() != keys.stride() or keys.stride(3) != 1:
+        raise ArgumentError("layout of values", expected="that of keys, last axis contiguous", found=values.stride())  # fmt: skip
+    rotated = 0 if tables is None else 2 * tables[0].shape[1]
+    if rotated > size:
+        raise ArgumentError("width of the tables", expected=f"at most {size // 2}", found=rotated // 2)  # fmt: skip
+    return rotated
+
+
 def cache_scales(
     keys: Tensor, values: Tensor, scales: tuple[Tensor, Tensor] | None, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None, tuple[int, int]]:
@@ -128,6 +153,11 @@ def _capability(device: torch.device) -> int:
         return 80
     major, minor = torch.cuda.get_device_capability(device)
     return major * 10 + minor
+
+
+def overlaps(device: torch.device) -> bool:
+    """Whether kernels can wait for the one before on the device: programmatic dependent launch, from Hopper on."""
+    return not INTERPRETED and capability(device) >= 90
 
 
 def empty(*shape: int, like: Tensor, dtype: torch.dtype) -> Tensor:

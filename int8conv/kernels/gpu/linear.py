@@ -2,7 +2,7 @@
 
 - ``w8a8``: ``quantize`` (including the preceding norm or activation function), then ``gemm`` (with bias and residual). Inputs
   that keep 16-bit activations on a CPU, as they are heavy-tailed, have smaller blocks of channels with a scale.
-- ``w8a16``: that norm or function alone, then ``gemv`` or ``skinny`` (with bias, gate and residual).
+- ``w8a16``: that norm or function alone, unless ``gemv`` applies the norm, then ``gemv`` or ``skinny`` (with bias, gate and residual).
 
 An input is passed as ``Operand``, a matrix with a pending prologue, which the next kernel to read it applies on the fly. The mode
 depends on the number of tokens, by the table's crossover.
@@ -22,7 +22,7 @@ from .configs import choose
 from .gemm import gemm
 from .prologue import NO_PROLOGUE, Prologue
 from .quantize import HEAVY_BLOCK, SCALE_BLOCK, QuantizedTokens, apply, quantize
-from .skinny import MAX_TOKENS, w8a16
+from .skinny import MAX_TOKENS, takes_norm, w8a16
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def linear(
     mode = _mode(mode, operand)
     if mode == "w8a8":
         return gemm(_quantized(operand, weight), weight, bias, residual)
-    return _few(operand.value(), weight, bias, residual, "none")
+    return _few(operand, weight, bias, residual, "none")
 
 
 def gated(
@@ -84,7 +84,7 @@ def gated(
     """
     mode = _mode(mode, operand)
     if mode == "w8a16":
-        return Operand(_few(operand.value(), weight, bias, None, activation))
+        return Operand(_few(operand, weight, bias, None, activation))
     gate, up = gemm(_quantized(operand, weight), weight, bias).chunk(2, dim=1)
     return Operand(gate, Prologue(activation=activation, times=up))
 
@@ -106,9 +106,12 @@ def _quantized(operand: Operand, weight: MixedWeight) -> QuantizedTokens:
 
 
 def _few(
-    x: Tensor, weight: MixedWeight, bias: Tensor | None, residual: Tensor | None, activation: str
-) -> Tensor:
+    operand: Operand, weight: MixedWeight, bias: Tensor | None, residual: Tensor | None, activation: str
+) -> Tensor:  # fmt: skip
     """Any number of tokens in ``w8a16``, ``MAX_TOKENS`` at a time."""
+    if takes_norm(operand.x, operand.prologue):
+        return w8a16(operand.x, weight, bias, residual, activation=activation, norm=operand.prologue)  # fmt: skip
+    x = operand.value()
     if x.shape[0] <= MAX_TOKENS:
         return w8a16(x, weight, bias, residual, activation=activation)
     parts = [slice(i, i + MAX_TOKENS) for i in range(0, x.shape[0], MAX_TOKENS)]

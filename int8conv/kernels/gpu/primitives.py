@@ -21,6 +21,18 @@ INTERPRETED = tl.constexpr(_INTERPRETED)
 
 
 @triton.jit
+def after_previous(PDL: tl.constexpr):  # noqa: N803
+    """Wait until the launch before has ended and its results are visible; then allow the next one to begin.
+
+    Before this call a kernel may only read what no launch of the step writes; every program has to make it. In this order whatever
+    runs early is behind the end of the launch before last, so that each launch's end implies that of all earlier ones.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def rint(x):
     """float32 to the nearest integer, half to even; exact for |x| <= 2^22."""
     return (x + 12582912.0) - 12582912.0

@@ -102,9 +102,11 @@ def w8a16(
     residual: Tensor | None = None,
     *,
     activation: str = "none",
+    norm: Prologue = Prologue(),  # noqa: B008  (frozen)
     config: object = None,
 ) -> Tensor:
     """16-bit tokens times an int8 weight with outlier columns; gated by an activation if the weight is ``[gate; up]``."""
+    x = x if norm.is_empty else apply(x, norm)
     dense = weight.codes.double() * weight.scale.double()[:, None]
     if weight.outlier_index is not None and weight.outlier_weight is not None:
         dense[:, weight.outlier_index.long()] = weight.outlier_weight.double()
@@ -141,9 +143,12 @@ def _finished(y: Tensor, bias: Tensor | None, residual: Tensor | None, dtype: to
 
 def attend(
     q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    tables: tuple[Tensor, Tensor] | None,
+    lengths: Tensor,
     keys: Tensor,
     values: Tensor,
-    lengths: Tensor,
     *,
     scale: float,
     scales: tuple[Tensor, Tensor] | None = None,
@@ -151,28 +156,44 @@ def attend(
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    interleaved: bool = False,
     config: object = None,
 ) -> Tensor:
-    """Attention of the newest token of each sequence over its cache."""
-    y = torch.zeros_like(q)
-    group = q.shape[1] // keys.shape[1]
-    if scales is not None:
-        keys, values = (
-            codes.double() * each for codes, each in zip((keys, values), scales, strict=True)
-        )
-    for i, length in enumerate(lengths.tolist()):
-        first = 0 if window is None else max(length - window, 0)
-        k, v = (t[i, :, first:length].double().repeat_interleave(group, 0) for t in (keys, values))
-        scores = (k @ q[i].double()[:, :, None]).squeeze(2) * scale
+    """Attention of a new token of each sequence over its cache, to which it is added."""
+    positions, capacity = lengths - 1, keys.shape[2]
+    longer = [_with_room(x, int(lengths.max())) for x in (keys, values, *(scales or ()))]
+    if k is None or v is None:
+        size = keys.shape[3]
+        queries = q.reshape(len(q), -1, size)
+        if tables is not None:
+            cos, sin = (table[positions.long()].double()[:, None] for table in tables)
+            queries = _rotate(queries, cos, sin, interleaved)
+    else:
+        rows = (q, k, v, tables, positions)
+        rotate_and_store(*rows, keys, values, scales=scales, interleaved=interleaved)
+        new_scales = (longer[2], longer[3]) if scales is not None else None
+        queries = rotate_and_store(*rows, longer[0], longer[1], scales=new_scales, interleaved=interleaved)  # fmt: skip
+    y, group = torch.empty_like(queries), queries.shape[1] // keys.shape[1]
+    for i, position in enumerate(positions.tolist()):
+        first = 0 if window is None else max(position + 1 - window, 0)
+        seen = torch.tensor([*range(first, min(position, capacity)), position])
+        wide = [x[i, :, seen].double().repeat_interleave(group, 0) for x in longer]
+        wide_keys, wide_values = wide if scales is None else (wide[0] * wide[2], wide[1] * wide[3])
+        scores = (wide_keys @ queries[i].double()[:, :, None]).squeeze(2) * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         if slopes is not None:
-            scores += slopes.double()[:, None] * torch.arange(first - length + 1, 1)
-        if length:
-            if sinks is not None:  # a position without a value
-                scores = torch.cat([scores, sinks.double()[:, None]], dim=1)
-            shares = scores.softmax(-1)[:, None, : k.shape[1]]
-            y[i] = (shares @ v).squeeze(1).to(q.dtype)
+            scores += slopes.double()[:, None] * (seen - position)
+        if sinks is not None:  # a position without a value
+            scores = torch.cat([scores, sinks.double()[:, None]], dim=1)
+        y[i] = (scores.softmax(-1)[:, None, : len(seen)] @ wide_values).squeeze(1).to(q.dtype)
+    return y
+
+
+def _with_room(x: Tensor, capacity: int) -> Tensor:
+    """A copy of a cache with another capacity."""
+    y = x.new_zeros(*x.shape[:2], capacity, x.shape[3])
+    y[:, :, : x.shape[2]] = x[:, :, :capacity]
     return y
 
 

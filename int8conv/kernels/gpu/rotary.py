@@ -95,14 +95,52 @@ def _turn(
         tl.store(target + i, passed, mask=rest)
     else:
         largest = tl.maximum(_largest(first), tl.maximum(_largest(second), _largest(passed)))
-        step = tl.minimum(tl.maximum(tl.div_rn(largest, 127.0), _SMALLEST), _LARGEST)
         missing = _not_numbers(first) + _not_numbers(second) + _not_numbers(passed) > 0
-        step = tl.where(missing, float("nan"), step).to(tl.float16)
+        step = _step(largest, missing)
         tl.store(scales + scale_slot, step, mask=width > 0)
         if ROTATED > 0:
             tl.store(target + a, _codes(first, step), mask=pair)
             tl.store(target + b, _codes(second, step), mask=pair)
         tl.store(target + i, _codes(passed, step), mask=rest)
+
+
+@triton.jit
+def turned(head, d, inside, cos, sin, position, ROTATED: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """Elements ``d`` of heads that begin at ``head``, rotated, in their dtype; 0 where not ``inside``."""
+    x = tl.load(head + d, mask=inside, other=0.0)
+    if ROTATED > 0:
+        half: tl.constexpr = ROTATED // 2
+        turns = d < ROTATED
+        if INTERLEAVED:
+            other = d ^ 1
+            pair = d // 2
+            is_first = d % 2 == 0
+        else:
+            other = tl.where(d < half, d + half, d - half)
+            pair = d % half
+            is_first = d < half
+        y = tl.load(head + other, mask=inside & turns, other=0.0).to(tl.float32)
+        row = tl.maximum(position, 0).to(tl.int64) * half
+        c = tl.load(cos + row + pair, mask=turns, other=1.0)
+        s = tl.load(sin + row + pair, mask=turns, other=0.0)
+        rotated = narrow(x.to(tl.float32) * c + y * tl.where(is_first, -s, s), x.dtype)
+        x = tl.where(turns, rotated, x)
+    return x
+
+
+@triton.jit
+def in_codes(x):
+    """int8 codes of a head and their float16 scale."""
+    missing = _not_numbers(x) > 0
+    step = _step(_largest(x), missing)
+    return _codes(x, step), step
+
+
+@triton.jit
+def _step(largest, missing):
+    """The float16 scale of a head by its largest magnitude; NaN if numbers are ``missing``."""
+    step = tl.minimum(tl.maximum(tl.div_rn(largest, 127.0), _SMALLEST), _LARGEST)
+    return tl.where(missing, float("nan"), step).to(tl.float16)
 
 
 @triton.jit
@@ -160,15 +198,9 @@ def rotate_and_store(
     """
     batch, kv_heads, capacity, size = keys.shape
     rows, heads = q.shape[0], q.shape[1] // size
-    for name, x, columns in (("q", q, heads), ("k", k, kv_heads), ("v", v, kv_heads)):
-        L.check_rows(name, x, columns * size)
     if rows % max(batch, 1):
         raise ArgumentError("rows of q", expected=f"a multiple of {batch}", found=rows)
-    if values.shape != keys.shape or values.stride() != keys.stride() or keys.stride(3) != 1:
-        raise ArgumentError("layout of values", expected="that of keys, last axis contiguous", found=values.stride())  # fmt: skip
-    rotated = 0 if tables is None else 2 * tables[0].shape[1]
-    if rotated > size:
-        raise ArgumentError("width of the tables", expected=f"at most {size // 2}", found=rotated // 2)  # fmt: skip
+    rotated = L.check_heads(q, k, v, tables, keys, values)
     key_scales, value_scales, scale_strides = L.cache_scales(keys, values, scales, q.dtype)
     y = L.empty(rows, heads, size, like=q, dtype=q.dtype)
     cos, sin = (None, None) if tables is None else tables

@@ -27,8 +27,9 @@ from ..weight import MixedWeight
 from . import launch as L
 from .configs import Config, by_alignment, choose
 from .gemm import check_contiguous
-from .gemv import MOST_TOKENS, fits, gemv
-from .primitives import activate, dot16, halve_codes, narrow
+from .gemv import MOST_TOKENS, NORM_TOKENS, fits, gemv
+from .primitives import activate, after_previous, dot16, halve_codes, narrow
+from .prologue import NO_PROLOGUE, Prologue
 from .workspace import take
 
 MAX_TOKENS: Final = 64
@@ -92,9 +93,10 @@ def skinny_kernel(
     x, codes_w, scale_w, index, outlier_w, bias, residual, out, partial, arrived,
     M, N, K, num_outliers, x_stride, residual_stride, out_stride,
     ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    SPLIT: tl.constexpr, K_FITS: tl.constexpr, STAGES: tl.constexpr,
+    SPLIT: tl.constexpr, K_FITS: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One part of K for one row block; the last part to arrive writes ``[M, BLOCK_N]`` results."""
+    after_previous(PDL)
     tile = tl.program_id(0)
     part = tl.program_id(1)
     halves: tl.constexpr = 1 if ACTIVATION == "none" else 2
@@ -135,6 +137,12 @@ def skinny_kernel(
         tl.store(out + m[None, :] * out_stride + row[:, None], narrow(y, out.dtype.element_ty), mask=inside)  # fmt: skip
 
 
+def takes_norm(x: Tensor, prologue: Prologue) -> bool:
+    """Whether ``w8a16`` applies it to so many tokens itself."""
+    tokens, channels = x.shape
+    return prologue.norm != "none" and prologue.activation == "none" and tokens <= min(NORM_TOKENS, MOST_TOKENS) and fits(channels)  # fmt: skip
+
+
 def w8a16(
     x: Tensor,
     weight: MixedWeight,
@@ -142,6 +150,7 @@ def w8a16(
     residual: Tensor | None = None,
     *,
     activation: str = "none",
+    norm: Prologue = NO_PROLOGUE,
     config: Config | None = None,
 ) -> Tensor:
     """Few 16-bit tokens times an int8 weight with outlier columns.
@@ -152,6 +161,7 @@ def w8a16(
         bias: float, one value per row of the weight.
         residual: 16-bit ``[tokens, out]``, added before rounding.
         activation: "none", or the function applied to gate before multiplying by up.
+        norm: of ``x``, to be applied first; only where ``takes_norm``.
         config: the launch configuration; None: from the table.
 
     Returns:
@@ -172,7 +182,10 @@ def w8a16(
     if residual is not None:
         L.check_rows("residual", residual, out_features)
     if fits(channels) and (tokens <= MOST_TOKENS if config is None else "split" not in config):
-        return gemv(x, weight, bias, residual, activation=activation, config=config)
+        norm.check(x)
+        return gemv(x, weight, bias, residual, activation=activation, norm=norm, config=config)
+    if not norm.is_empty:
+        raise ArgumentError("norm", expected="none", found=norm.norm)
     y = L.empty(tokens, out_features, like=x, dtype=x.dtype)
     kind = by_alignment("skinny", channels)
     config = config or choose(kind, L.capability(x.device), tokens=tokens, out=out_features)
@@ -188,7 +201,7 @@ def w8a16(
         tokens, out_features, channels, k,
         x.stride(0), 0 if residual is None else residual.stride(0), y.stride(0),
         ACTIVATION=activation, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k,
-        SPLIT=split, K_FITS=channels % block_k == 0, STAGES=config["num_stages"],
+        SPLIT=split, K_FITS=channels % block_k == 0, STAGES=config["num_stages"], PDL=L.overlaps(x.device),
         num_warps=config["num_warps"], num_stages=config["num_stages"],
     )  # fmt: skip
     return y

@@ -57,16 +57,11 @@ def attention(qkv: Tensor, capacity: int, scales: tuple[Tensor, Tensor] | None) 
     cache = empty(1, KV_HEADS, capacity, SIZE, dtype=BF16 if scales is None else I8)
     tables = empty(8192, SIZE // 2, dtype=F32)
     q, k, v = qkv.split([HEADS * SIZE, KV_HEADS * SIZE, KV_HEADS * SIZE], 1)
-    rotate_and_store(q, k, v, (tables, tables), empty(1, dtype=I32), cache, cache, scales=scales)
     if len(q) == 1:
-        attend(
-            empty(1, HEADS, SIZE, dtype=BF16),
-            cache,
-            cache,
-            empty(1, dtype=I32),
-            scale=0.1,
-            scales=scales,
-        )
+        lengths = empty(1, dtype=I32)
+        attend(q, k, v, (tables, tables), lengths, cache, cache, scale=0.1, scales=scales)
+    else:
+        rotate_and_store(q, k, v, (tables, tables), empty(1, dtype=I32), cache, cache, scales=scales)  # fmt: skip
 
 
 def key(launched: Recorded) -> tuple[str, str, str]:

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from int8conv.kernels.gpu import (
     sampling,
     skinny,
 )
-from int8conv.kernels.gpu.prologue import Prologue
+from int8conv.kernels.gpu.prologue import NO_PROLOGUE, Prologue
 from int8conv.kernels.gpu.quantize import QuantizedTokens
 from int8conv.kernels.weight import MixedWeight
 
@@ -100,11 +100,11 @@ def run_gemm(row: Any, dtype: torch.dtype, channels: int, k: int, bias: bool, re
     gemm.gemm(x, weight(out, channels, k, dtype), added, rest, config=row)
 
 
-def run_w8a16(row: Any, tokens: int, dtype: torch.dtype, channels: int, activation: str) -> None:
+def run_w8a16(row: Any, tokens: int, dtype: torch.dtype, channels: int, activation: str, norm: Prologue = NO_PROLOGUE) -> None:  # fmt: skip
     out = 4096 if activation == "none" else 8192
     w = weight(out, channels, 32, dtype)
-    residual = empty(tokens, 4096, dtype=dtype)
-    skinny.w8a16(empty(tokens, channels, dtype=dtype), w, empty(out, dtype=dtype), residual, activation=activation, config=row)  # fmt: skip
+    residual = empty(tokens, 4096, dtype=dtype) if norm.is_empty else None
+    skinny.w8a16(empty(tokens, channels, dtype=dtype), w, empty(out, dtype=dtype), residual, activation=activation, norm=norm, config=row)  # fmt: skip
 
 
 def run_experts(row: Any, dtype: torch.dtype, channels: int, activation: str) -> None:
@@ -115,16 +115,13 @@ def run_experts(row: Any, dtype: torch.dtype, channels: int, activation: str) ->
     experts.chosen_experts(empty(2, channels, dtype=dtype), weights, chosen, activation=activation, config=row)  # fmt: skip
 
 
-def run_attention(row: Any, dtype: torch.dtype, size: int, **options: Any) -> None:
-    cache = empty(2, 8, 4096, size, dtype=dtype)
-    lengths = empty(2, dtype=I32)
-    attention.attend(empty(2, 32, size, dtype=dtype), cache, cache, lengths, scale=0.1, config=row, **options)  # fmt: skip
-
-
-def run_int8_attention(row: Any, dtype: torch.dtype, size: int, **options: Any) -> None:
-    cache, scales = empty(2, 8, 4096, size, dtype=I8), empty(2, 8, 4096, 1)
-    q, lengths = empty(2, 32, size, dtype=dtype), empty(2, dtype=I32)
-    attention.attend(q, cache, cache, lengths, scale=0.1, scales=(scales, scales), config=row, **options)  # fmt: skip
+def run_attention(row: Any, dtype: torch.dtype, size: int, *, int8: bool = False, rotated: int | None = None, **options: Any) -> None:  # fmt: skip
+    cache = empty(2, 8, 4096, size, dtype=I8 if int8 else dtype)
+    scales = (empty(2, 8, 4096, 1),) * 2 if int8 else None
+    qkv = empty(2, 48 * size, dtype=dtype).split([32 * size, 8 * size, 8 * size], 1)
+    tables = (empty(4096, (size if rotated is None else rotated) // 2, dtype=F32),) * 2
+    rope = None if rotated == 0 else tables
+    attention.attend(*qkv, rope, empty(2, dtype=I32), cache, cache, scale=0.1, scales=scales, config=row, **options)  # fmt: skip
 
 
 def run_rotary(dtype: torch.dtype, size: int, rotated: int, interleaved: bool, int8: bool = False) -> None:  # fmt: skip
@@ -182,7 +179,13 @@ def variants(kernel: str) -> dict[str, Callable[[Any], None]]:
             for tokens in (1, 16) if kernel == "gemv" else (64, 32):
                 for channels in (4104,) if "unaligned" in kernel else (4096, 4112):
                     for activation in ("silu", "none", "gelu"):
-                        add(f"{half} M {tokens} K {channels} {activation}", run_w8a16, tokens, dtype, channels, activation)  # fmt: skip
+                        name = f"{half} M {tokens} K {channels} {activation}"
+                        gain = empty(channels, dtype=dtype)
+                        if tokens == 1 and activation == "silu":  # what a step launches most
+                            rms = Prologue("rms", gain, eps=1e-5)
+                            add(f"{name}, rms", run_w8a16, tokens, dtype, channels, activation, rms)
+                            add(f"{name}, layer", run_w8a16, tokens, dtype, channels, activation, replace(rms, norm="layer", bias=gain))  # fmt: skip
+                        add(name, run_w8a16, tokens, dtype, channels, activation)
         elif kernel == "experts":
             for channels in (4096, 4112):
                 for activation in ("silu", "none", "gelu"):
@@ -193,16 +196,37 @@ def variants(kernel: str) -> dict[str, Callable[[Any], None]]:
                         channels,
                         activation,
                     )
-        elif kernel == "attention":
+        elif kernel in ("attention", "int8 attention"):
+            int8 = kernel != "attention"
             for size in (128, 64, 80, 256):
-                add(f"{half} head {size}", run_attention, dtype, size)
-            add(f"{half} alibi", run_attention, dtype, 128, slopes=empty(32, dtype=F32))
-            add(f"{half} softcap window", run_attention, dtype, 128, softcap=30.0, window=4096)
-        elif kernel == "int8 attention":
-            for size in (128, 64, 80, 256):
-                add(f"{half} head {size}", run_int8_attention, dtype, size)
-            add(f"{half} alibi", run_int8_attention, dtype, 128, slopes=empty(32, dtype=F32))
-            add(f"{half} softcap window", run_int8_attention, dtype, 128, softcap=30.0, window=4096)
+                add(f"{half} head {size}", run_attention, dtype, size, int8=int8)
+            add(
+                f"{half} alibi",
+                run_attention,
+                dtype,
+                128,
+                int8=int8,
+                rotated=0,
+                slopes=empty(32, dtype=F32),
+            )
+            add(
+                f"{half} softcap window",
+                run_attention,
+                dtype,
+                128,
+                int8=int8,
+                softcap=30.0,
+                window=4096,
+            )
+            add(
+                f"{half} neighbours, in part",
+                run_attention,
+                dtype,
+                80,
+                int8=int8,
+                rotated=32,
+                interleaved=True,
+            )
         elif kernel == "quantize":
             for norm, activation in (("rms", "none"), ("layer", "none"), ("none", "silu"), ("none", "gelu"), ("none", "gelu_tanh"), ("none", "relu"), ("none", "none")):  # fmt: skip
                 for channels in (4096, 1000):
@@ -224,13 +248,13 @@ TABLE_OF = {"gemm TMA": "gemm", "experts": "gemv", "int8 attention": "attention"
 KERNELS = (*TABLED, "quantize", "rotary", "int8 rotary", "sampling")
 
 
-def _rows(kernel: str, capability: int) -> list[int]:
-    """Rows of the table that differ in what is compiled."""
+def _rows(kernel: str, capability: int, subset: bool) -> list[int]:
+    """Rows of the table that differ in what is compiled; in the subset, numbers of parts do not count."""
     if kernel not in TABLED:
         return [0]
     if kernel == "gemm TMA" and capability < 90:
         return []
-    ignored = {"max_tokens", "max_out", "splits"}
+    ignored = {"max_tokens", "max_out", *(("splits",) if subset else ())}
     seen: dict[str, int] = {}
     for i, row in enumerate(configs.shipped(TABLE_OF.get(kernel, kernel), capability)):
         seen.setdefault(str({k: v for k, v in row.items() if k not in ignored}), i)
@@ -246,7 +270,7 @@ def cases(subset: bool) -> Iterator[Case]:
     """All launches, or one variant of each configuration."""
     for capability in configs.GENERATIONS:
         for kernel in LARGE if subset and capability in ALIKE else KERNELS:
-            for row in _rows(kernel, capability):
+            for row in _rows(kernel, capability, subset):
                 names = list(variants(kernel))
                 both = kernel == "gemv" and row == 0  # float16 has bounds of its own
                 few = [names[0], names[0].replace("bf16", "fp16")] if both else names[:1]

@@ -76,9 +76,8 @@ def test_operands_come_through_the_tensor_memory_accelerator(compiled: list[dict
 @pytest.mark.parametrize("kernel", ["gemm", "skinny", "attention", "int8 attention"])
 def test_operands_are_copied_asynchronously(compiled: list[dict[str, Any]], kernel: str) -> None:
     for c in of(compiled, kernel):
-        if c["kernel"] != "join_kernel":
-            assert c["copies"] + c["bulk_copies"] > 0, c
-            assert c["half_dots"] > 0, c
+        assert c["copies"] + c["bulk_copies"] > 0, c
+        assert c["half_dots"] > 0, c
 
 
 BOUNDS = {("gemv", "fp16"): 2.0, ("gemv", "bf16"): 2.7, ("experts", "bf16"): 2.7}
@@ -100,4 +99,4 @@ def test_no_length_of_a_prompt_compiles_what_another_has_not() -> None:
     found = run_compiler("tests.kernels.gpu.prompt_lengths", "--tokens", "520")
     assert {row["kernel"] for row in found} >= {"gemm_kernel", "skinny_kernel", "rotary_kernel", "attention_kernel"}  # fmt: skip
     assert len(found) == len({(row["kernel"], row["constants"]) for row in found})
-    assert {row["first"] for row in found} <= {1, 2, 9, 17, 33, 65, 129}
+    assert {row["first"] for row in found} <= {1, 2, 5, 9, 17, 33, 65, 129}

@@ -31,6 +31,22 @@ def test_a_kernel_is_started_once_with_contraction_pinned() -> None:
     assert kernel.started == [((2, 3), (1, "a"), {"BLOCK": 4, "num_warps": 8, "enable_fp_fusion": True})]  # fmt: skip
 
 
+def test_a_kernel_that_waits_may_begin_early() -> None:
+    kernel = Kernel()
+    for waits in (False, True):
+        L.launch(kernel, (1,), PDL=waits)
+    assert [meta.get("launch_pdl", False) for _, _, meta in kernel.started] == [False, True]
+
+
+def test_launches_overlap_from_hopper_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    assert not L.overlaps(torch.device("cpu"))
+    monkeypatch.setattr(L, "INTERPRETED", False)
+    for capability, wanted in ((80, False), (89, False), (90, True), (100, True), (120, True)):
+        monkeypatch.setattr(L, "capability", lambda device, found=capability: found)
+        assert L.overlaps(device) is wanted
+
+
 @pytest.mark.parametrize("grid", [(0,), (3, 0), (0, 3)])
 def test_no_programs_are_no_start(grid: tuple[int, ...]) -> None:
     kernel = Kernel()

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from int8conv.errors import ArgumentError
 from int8conv.kernels.gpu import configs, gemv, primitives, reference, skinny, workspace
+from int8conv.kernels.gpu.prologue import Prologue
+from int8conv.kernels.gpu.quantize import apply
 from int8conv.kernels.weight import MixedWeight
 
 from .tensors import HALVES, check, dense, make_tokens, make_weight
@@ -125,6 +127,39 @@ def test_gated(activation: str, tokens: int, config: dict[str, int], dtype: torc
     options = {"activation": activation, "config": config}
     check(skinny.w8a16(x, weight, bias, residual, **options), expected, magnitude)
     check(reference.w8a16(x, weight, bias, residual, activation=activation), expected, magnitude)
+
+
+@pytest.mark.parametrize("norm", ["rms", "rms, gain of 32 bits", "layer"])
+def test_a_norm_in_the_prologue_is_that_of_a_launch_of_its_own(norm: str) -> None:
+    """Bit for bit: for more programs than copies, for several tokens in rows of a wider matrix, in several blocks."""
+    tokens, channels, out, k, dtype, activation = {
+        "rms": (1, 68, 280, 16, torch.float16, "none"), "rms, gain of 32 bits": (gemv.NORM_TOKENS, 40, 9, 0, torch.bfloat16, "none"),
+        "layer": (2, 1036, 12, 16, torch.float16, "silu"),
+    }[norm]  # fmt: skip
+    g = torch.Generator().manual_seed(5)
+    weight = make_weight(out, channels, k, dtype=dtype)
+    x = make_tokens(tokens, 2 * channels, dtype, large=30.0)[:, channels:]
+    gain, shift = torch.rand(2, channels, generator=g).to(dtype)
+    prologue = {
+        "rms": Prologue("rms", gain, eps=1e-5), "rms, gain of 32 bits": Prologue("rms", gain.float() + 1, eps=1e-5),
+        "layer": Prologue("layer", gain, shift, 1e-5),
+    }[norm]  # fmt: skip
+    assert skinny.takes_norm(x, prologue)
+    config = {"block_n": 16, "block_k": 64, "num_warps": 1}
+    found = skinny.w8a16(x, weight, norm=prologue, activation=activation, config=config)
+    wanted = skinny.w8a16(apply(x, prologue), weight, activation=activation, config=config)
+    assert torch.equal(found, wanted)
+
+
+def test_which_norms_come_first() -> None:
+    norm, x = Prologue("rms", eps=1e-5), torch.zeros(gemv.NORM_TOKENS, 64)
+    assert skinny.takes_norm(x, norm)
+    assert not skinny.takes_norm(torch.cat([x, x[:1]]), norm)
+    assert not skinny.takes_norm(x[:, :62], norm)
+    assert not skinny.takes_norm(x, Prologue(activation="silu"))
+    assert not skinny.takes_norm(x, Prologue("rms", activation="silu"))
+    with pytest.raises(ArgumentError, match="norm: expected none, found rms"):
+        skinny.w8a16(make_tokens(1, 66, torch.float16), make_weight(8, 66), norm=norm)
 
 
 @pytest.mark.parametrize("kernel", ["gemv", "skinny"])

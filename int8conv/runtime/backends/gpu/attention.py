@@ -1,4 +1,4 @@
-"""Attention on a GPU: one new token per sequence with the Triton kernel, prompts with PyTorch; imports triton.
+"""Attention on a GPU: one new token per sequence with the Triton kernel, cache and rotation included, prompts with PyTorch; imports triton.
 
 A prompt with plain causal attention goes through PyTorch's ``scaled_dot_product_attention`` at once, after earlier positions with a mask that
 exists as a bias of FlashAttention only (where that runs; a dense one would be written out per head). Others are split into parts of their tokens, to bound the tensors of size tokens x positions. Query heads of one key head are stacked in one matrix, as
@@ -46,12 +46,15 @@ class DeviceAttention:
             self._slopes[key] = (alibi_slopes(spec.heads) * spec.alibi).to(self._device)
         return self._slopes[key]
 
-    def step(self, q: Tensor, keys: Stored, values: Stored, filled: Tensor, spec: AttentionSpec) -> Tensor:  # fmt: skip
-        """One token per sequence: q ``[b, h, d]``, keys and values of the whole cache -> ``[b, h, d]``."""
-        k, v, scales = tensors_of(keys, values)
+    def step(
+        self, qkv: tuple[Tensor, Tensor | None, Tensor | None], tables: tuple[Tensor, Tensor] | None, keys: Stored, values: Stored,
+        filled: Tensor, spec: AttentionSpec,
+    ) -> Tensor:  # fmt: skip
+        """One new token per sequence, q, k and v ``[b, h * d]``, rotated and added to the whole cache -> ``[b, h, d]``; without k and v it is there."""
+        stored_keys, stored_values, scales = tensors_of(keys, values)
         return attend(
-            q, k, v, filled, scales=scales,
-            scale=spec.scale, slopes=self.slopes(spec), window=spec.window, softcap=spec.softcap, sinks=spec.sinks,
+            *qkv, tables, filled, stored_keys, stored_values, scales=scales, scale=spec.scale, slopes=self.slopes(spec),
+            window=spec.window, softcap=spec.softcap, sinks=spec.sinks, interleaved=spec.interleaved,
         )  # fmt: skip
 
     def prompt(self, q: Tensor, keys: Stored, values: Stored, past: int, spec: AttentionSpec) -> Tensor:  # fmt: skip

@@ -17,7 +17,7 @@ from ....kernels.gpu.prologue import Prologue
 from ....kernels.gpu.rotary import rotate_and_store
 from ....kernels.weight import FallbackCounter
 from ...decoder.attention_spec import AttentionSpec
-from ...decoder.cache import Cache, Stored
+from ...decoder.cache import Cache
 from ...decoder.norms import NormWeights
 from ...decoder.rotary import Rotary
 from ...generate.sampler import Request
@@ -132,22 +132,31 @@ class GpuBackend:
         assert isinstance(positions, DevicePositions)
         assert cache is None or isinstance(cache, DeviceCache)
         batch, tokens = qkv[0].shape[:2]
-        if cache is None:
+        q, k, v, tables = self._ready(qkv, spec, positions)
+        if cache is not None:
+            keys, values = cache.layer(spec.layer)
+            if tokens == 1:
+                y = self._attention.step((q, k, v), tables, keys, values, positions.filled, spec)
+                return y.view(batch, 1, -1)
+        else:
             shape = (2, batch, spec.kv_heads, tokens, spec.size)
             keys, values = torch.empty(shape, dtype=qkv[0].dtype, device=qkv[0].device)
-            q = self._stored(qkv, spec, positions, keys, values)
-        else:
-            stored = cache.layer(spec.layer)
-            q = self._stored(qkv, spec, positions, *stored)
-            if tokens == 1:
-                return self._attention.step(q, *stored, positions.filled, spec).view(batch, 1, -1)
-            return self._attention.prompt(q.view(batch, tokens, spec.heads, -1), *stored, positions.past, spec)  # fmt: skip
-        return self._attention.prompt(q.view(batch, tokens, spec.heads, -1), keys, values, 0, spec)
+        ids = positions.ids.flatten()
+        if k is not None and v is not None:
+            stored_keys, stored_values, scales = tensors_of(keys, values)
+            q = rotate_and_store(
+                q, k, v, tables, ids, stored_keys, stored_values, scales=scales, interleaved=spec.interleaved,
+            )  # fmt: skip
+        elif tables is not None:
+            q = rotated(q, tables, ids, spec)
+        past = 0 if cache is None else positions.past
+        return self._attention.prompt(q.view(batch, tokens, spec.heads, -1), keys, values, past, spec)  # fmt: skip
 
-    def _stored(
-        self, qkv: Sequence[Tensor], spec: AttentionSpec, positions: DevicePositions, keys: Stored, values: Stored
-    ) -> Tensor:  # fmt: skip
-        """The queries ``[b * t, heads, d]``, normalised and rotated; keys and values, if they are the layer's own, are stored."""
+    def _ready(
+        self, qkv: Sequence[Tensor], spec: AttentionSpec, positions: DevicePositions
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
+        """Normalised queries, keys and values ``[b * t, h * d]``, and the tables to rotate them by; of a layer that reads another's
+        keys and values, its queries alone."""
         ids, tables = positions.ids, spec.own(positions.tables)
         q, *own = (y.flatten(0, 1) for y in qkv)
         if spec.norm_rotated and tables is not None:
@@ -157,14 +166,9 @@ class GpuBackend:
         if spec.growth:
             q = spec.grown(q.view(*ids.shape, -1, spec.size), ids).view(len(q), -1)
         if spec.reads_only:
-            q = q if tables is None else rotated(q, tables, ids.flatten(), spec)
-            return q.view(len(q), -1, spec.size)
+            return q, None, None, tables
         k = normed(own[0], spec.key_norm, spec.size, spec.by_head)
-        v = normed(own[1], spec.value_norm, spec.size, True)
-        stored_keys, stored_values, scales = tensors_of(keys, values)
-        return rotate_and_store(
-            q, k, v, tables, ids.flatten(), stored_keys, stored_values, scales=scales, interleaved=spec.interleaved,
-        )  # fmt: skip
+        return q, k, normed(own[1], spec.value_norm, spec.size, True), tables
 
     def rotated(self, x: Tensor, spec: AttentionSpec, positions: Positions) -> Tensor:
         assert isinstance(positions, DevicePositions)

@@ -111,15 +111,19 @@ def test_prompts_with_an_int8_cache(variant: str, widened: int, monkeypatch: pyt
 @pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("variant", ["plain", "cap, alibi, window", "sinks, window"])
 def test_a_token_of_each_sequence(variant: str, narrow: bool) -> None:
-    """By the kernel, each after its own length."""
+    """By the kernel, each after its own length, and added to the cache."""
     spec = replace(SPEC, **VARIANTS[variant])
     q, k, v = inputs(spec, 1, 9)
-    stored: list[Any] = [k, v]
+    new = [torch.stack([x[0, :, 8], x[1, :, 3]]).flatten(1) for x in (k, v)]
+    stored: list[Any] = [k.clone(), v.clone()]
     if narrow:
         (keys, k), (values, v) = quantized(k), quantized(v)
         stored = [keys, values]
+    for cache in (x.codes for x in stored) if narrow else stored:
+        cache[0, :, 8] = cache[1, :, 3] = 0
     filled = torch.tensor([9, 4], dtype=torch.int32)
-    found = DeviceAttention(CPU).step(q[:, 0], *stored, filled, spec)
+    qkv = (q[:, 0].flatten(1), new[0], new[1])
+    found = DeviceAttention(CPU).step(qkv, None, stored[0], stored[1], filled, spec)
     wanted = truth(q.transpose(1, 2), k, v, spec, torch.tensor([[8], [3]]))[:, :, 0]
     close(found, wanted)
 

@@ -132,10 +132,10 @@ def test_an_int8_cache_as_it_is_loaded(folder: Path) -> None:
         int8conv.load(folder, device=device, dtype="float16", kv_cache="int8", mode="w8a16").decoder
         for device in ("cuda", "cpu")
     )
-    cache, expected = (d.cache(batch=2, capacity=20) for d in (gpu, cpu))
+    cache, expected = (d.cache(batch=2, capacity=32) for d in (gpu, cpu))
     assert isinstance(cache, DeviceCache)
     assert isinstance(expected, QuantizedCache)
-    predicted = predict_footprint(folder, context=20, batch=2, device="cuda", kv_cache="int8")
+    predicted = predict_footprint(folder, context=32, batch=2, device="cuda", kv_cache="int8")
     assert cache.nbytes == expected.nbytes == predicted.kv_cache
     parts = tokens(2, 10).split([8, 1, 1], dim=1)
     found = [gpu.forward(part, cache) for part in parts]

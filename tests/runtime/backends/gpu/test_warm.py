@@ -28,7 +28,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-KERNELS = {"attention_kernel", "join_kernel", "quantize_kernel", "rotary_kernel", "sampling_kernel"}
+KERNELS = {"attention_kernel", "quantize_kernel", "rotary_kernel", "sampling_kernel"}
 LINEARS = {
     "llama": {"gemv_kernel", "skinny_kernel", "gemm_kernel"}, "mixtral": {"gemv_kernel", "skinny_kernel", "experts_kernel"},
     "gpt2": {"gemm_kernel"}, "gemma2, a source": set(),
