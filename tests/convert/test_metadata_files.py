@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def test_the_manifest_of_a_plan_and_its_results() -> None:
                 "a": {"dtype": "F32", "shape": [300], "xxh3_128": "3" * 32},
             },
         },
-        options=asdict(OPTIONS), calibration={"tokens": 7}, inputs=INPUTS, rounded=5, skipped={"c": "computed"}, files={},
+        options=OPTIONS.to_json(), calibration={"tokens": 7}, inputs=INPUTS, rounded=5, skipped={"c": "computed"}, files={},
     )  # fmt: skip
     assert make_manifest(source, OPTIONS, PLAN, RESULTS, None).calibration is None
     with pytest.raises(ValueError, match="shorter"):

@@ -328,7 +328,8 @@ def attend(
     if block_d > _WIDEST:
         block_s, warps = block_s * _WIDEST // block_d, 2 * warps
     if scales is not None:  # widened codes take registers, and masks take more of them
-        block_s, warps = block_s if block_d == size else block_s // 2, 2 * warps
+        whole = config.get("int8_block_s", block_s)
+        block_s, warps = whole if block_d == size else block_s // 2, 2 * warps
     most = L.power_of_two(parts)
     at_once = max(min(most, _JOINED_AT_ONCE // (L.power_of_two(group) * block_d)), 1)
     cos, sin = (None, None) if tables is None else tables

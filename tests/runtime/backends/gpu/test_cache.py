@@ -100,7 +100,8 @@ def test_the_footprint_counts_latents_other_heads_and_states(name: str) -> None:
     config = read_architecture(config_of(name).to_dict(), ()).config
     for dtype in ("float16", "int8"):
         made = GpuBackend(8, CPU).cache(config, batch=3, capacity=10, dtype=getattr(torch, dtype))
-        assert made.nbytes == kv_cache_bytes(config, 10, 3, dtype)
+        assert made.capacity == 16
+        assert made.nbytes == kv_cache_bytes(config, made.capacity, 3, dtype)
 
 
 def test_states_cannot_go_back() -> None:
