@@ -128,7 +128,7 @@ def _ranked(
         score[chosen] += absmax.max()
         return np.argsort(-score, kind="stable"), len(chosen)
     if rule == "error":
-        error = np.sqrt(found.squares[0]) * found.weight_error
+        error = np.sqrt(found.squares.sum(0)) * found.weight_error
         return np.argsort(-error, kind="stable"), len(absmax)
     large = int(np.count_nonzero(absmax >= FACTOR * np.median(absmax)))
     return np.argsort(-absmax, kind="stable"), max(large, OUTLIER_MULTIPLE)

@@ -62,6 +62,7 @@ class Tokenizer:
             if os.path.lexists(folder / FILE):
                 data = read_bounded(folder / FILE, MOST_BYTES)
                 _check_charsmaps(data)
+                _check_normalizer(data)
                 built = RustTokenizer.from_buffer(data)
                 byte_level_files.add_tokens(built, settings)
                 return cls(_harmless(built), folder)
@@ -189,6 +190,26 @@ def _check_charsmaps(data: bytes) -> None:
             raise ValueError("precompiled_charsmap is truncated")
 
 
+_REPLACES: Final = re.compile(rb"Replace|\\u00[4-7]")
+"""In a file that may name replacements, also spelled with escapes."""
+
+
+def _check_normalizer(data: bytes) -> None:
+    """Raise ValueError for one that blows up texts: the library applies it to added tokens while it reads the file."""
+    if not _REPLACES.search(data):
+        return
+    try:
+        growth = _growth(json.loads(data)["normalizer"] or {})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return  # nothing that the library reads, either
+    _check_growth(growth)
+
+
+def _check_growth(growth: float) -> None:
+    if growth > MOST_GROWTH:
+        raise ValueError(f"its replacements make a text more than {MOST_GROWTH:,} times as long")
+
+
 def _harmless(tokenizer: RustTokenizer) -> RustTokenizer:
     """Disable truncation and padding, and refuse tokenizers that would blow up texts.
 
@@ -198,10 +219,8 @@ def _harmless(tokenizer: RustTokenizer) -> RustTokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()  # a file may ask for padding to 2^60 tokens
     for part in (tokenizer.normalizer, tokenizer.decoder):
-        if part is not None and _growth(json.loads(part.__getstate__())) > MOST_GROWTH:
-            raise ValueError(
-                f"its replacements make a text more than {MOST_GROWTH:,} times as long"
-            )
+        if part is not None:
+            _check_growth(_growth(json.loads(part.__getstate__())))
     return tokenizer
 
 

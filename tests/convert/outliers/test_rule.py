@@ -253,6 +253,12 @@ def test_by_expected_error() -> None:
     squares[20:36] = 101.0  # more than ten times the error of the weight makes up for
     steady = replace(found, squares=pair(squares))
     assert choose(steady, TOKENS).columns.tolist() == list(range(20, 36))
+    split = np.stack(
+        [np.full(64, -1.0), squares + 1]
+    )  # the two rows together are a sum: the first alone may be negative
+    with np.errstate(invalid="raise"):
+        found = replace(found, squares=split)
+        assert choose(found, TOKENS).columns.tolist() == list(range(20, 36))
 
 
 def layers(hits: dict[int, tuple[int, int]], count: int = 8) -> Stats:

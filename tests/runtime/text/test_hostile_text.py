@@ -141,6 +141,19 @@ def test_faults_of_tokenizers(
     assert capfd.readouterr().err == "stderr is back\n"
 
 
+@pytest.mark.parametrize("escaped", [False, True])
+def test_added_tokens_are_normalized_while_the_file_is_read(tmp_path: Path, escaped: bool) -> None:
+    """Before anything could be asked of the tokenizer: 10^12 letters here."""
+    token = {"id": 5, "content": "l", "single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}  # fmt: skip
+    endless = {"type": "Sequence", "normalizers": [REPLACE] * 12}
+    write_tokenizer(tmp_path, normalizer=endless, added_tokens=[token])
+    file = tmp_path / "tokenizer.json"
+    if escaped:
+        file.write_text(file.read_text().replace("Replace", "R\\u0065place"))
+    with pytest.raises(TokenizerError, match="more than 10,000 times as long"):
+        Tokenizer.load(tmp_path)
+
+
 def test_a_table_that_claims_eight_gigabytes(tmp_path: Path) -> None:
     """The library would allocate them, and end the process where there is not so much."""
     claim = {"type": "Precompiled", "precompiled_charsmap": "////////AAAA"}
