@@ -10,10 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from int8conv.kernels.gpu.linear import Operand
-from int8conv.kernels.gpu.prologue import Prologue
 from int8conv.runtime.backends.gpu.backend import GpuBackend
 from int8conv.runtime.backends.gpu.deferred import operand_of
-from int8conv.runtime.backends.gpu.projections import DeviceProjection, QuantizedProjection
+from int8conv.runtime.backends.gpu.projections import (
+    DeviceProjection,
+    QuantizedProjection,
+    inner_of,
+)
 from int8conv.runtime.backends.interface import Backend
 from int8conv.runtime.backends.parts import Hidden, Projection
 from int8conv.runtime.decoder.decoder import Decoder
@@ -66,9 +69,7 @@ class FusedDense(DeviceProjection):
         return y.view(*shape, -1).split_with_sizes(self.sizes, dim=-1)
 
     def inner(self, x: Operand, activation: Activation, gated: bool) -> Operand:
-        y = F.linear(x.value(), self.weight, self.bias)
-        gate, *up = y.chunk(2, dim=1) if gated else (y,)
-        return Operand(gate, Prologue(activation=activation, times=up[0] if up else None))
+        return inner_of([F.linear(x.value(), self.weight, self.bias)], activation, gated)
 
 
 class RandomWeights:

@@ -105,22 +105,17 @@ def ahead_of_time(target: Target, jobs: int, *, ignore_errors: bool = False) -> 
 @contextmanager
 def listening(on_compiled: OnCompiled) -> Iterator[None]:
     """Hear of every kernel that Triton compiles or finds in its cache within the block."""
-    knobs = triton.knobs.compilation
-    before = knobs.listener
-    listen(on_compiled)
-    try:
-        yield
-    finally:
-        knobs.listener = before
-
-
-def listen(on_compiled: OnCompiled) -> None:
-    """Hear of every kernel that Triton compiles or finds in its cache from now on."""
 
     def listener(*, metadata: Mapping[str, object], times: triton.knobs.CompileTimes, cache_hit: bool, **_rest: object) -> None:  # fmt: skip
         on_compiled(str(metadata["name"]), 0.0 if cache_hit else times.total / 1e6)
 
-    triton.knobs.compilation.listener = listener
+    knobs = triton.knobs.compilation
+    before = knobs.listener
+    knobs.listener = listener
+    try:
+        yield
+    finally:
+        knobs.listener = before
 
 
 def cache_folder() -> str:

@@ -24,7 +24,6 @@ from ....kernels.gpu import configs
 from ....kernels.weight import MixedWeight
 from ....progress import Progress, silent
 from ...decoder.block import Block
-from ...decoder.cache import Cache
 from ...decoder.decoder import Decoder
 from ...decoder.ffn.mixture import Expert, MixtureOfExperts
 from ...decoder.working_sizes import PREFILL_TOKENS
@@ -112,14 +111,13 @@ def warm(
 def launch_everything(decoder: Decoder, capability: int, batches: Sequence[int]) -> None:
     """Prompts of every length, steps of every batch up to those, and their samplers."""
     for tokens in lengths(capability):
-        cache = _cache(decoder, 1, PREFILL_TOKENS["cuda"])
         ids = torch.empty(1, tokens, dtype=torch.int64, device=META)
-        decoder.forward(ids, cache, last_only=True)
-        if tokens <= _FEW:
-            decoder.forward(ids, _cache(decoder, 1, PREFILL_TOKENS["cuda"]))
+        for last_only in (True, False) if tokens <= _FEW else (True,):
+            cache = decoder.cache(batch=1, capacity=PREFILL_TOKENS["cuda"])
+            decoder.forward(ids, cache, last_only=last_only)
     for batch in _steps(capability, decoder.config.num_kv_heads, batches):
         ids = torch.empty(batch, 1, dtype=torch.int64, device=META)
-        decoder.forward(ids, _cache(decoder, batch, 64), last_only=True)
+        decoder.forward(ids, decoder.cache(batch=batch, capacity=64), last_only=True)
         _draw(decoder.config.vocab_size, batch)
 
 
@@ -142,10 +140,6 @@ def _steps(capability: int, kv_heads: int, batches: Sequence[int]) -> list[int]:
     counted = bounds | {bound // kv_heads for bound in bounds}
     found = {n for bound in counted for n in (bound, bound + 1) if 0 < n <= max(batches)}
     return sorted(found | set(batches))
-
-
-def _cache(decoder: Decoder, batch: int, capacity: int) -> Cache:
-    return decoder.cache(batch=batch, capacity=capacity)
 
 
 class _Sampler(DeviceSampler):
